@@ -1,0 +1,11 @@
+"""firp: lossless multi-token decoding for large language models.
+
+`Engine` and `SamplingParams` are what an application needs; see README.md.
+"""
+
+from firp.runtime.engine import Chunk, Engine, Generation, Stats
+from firp.runtime.errors import FirpError
+from firp.runtime.sampling import SamplingParams
+from firp.runtime.tree import TreeConfig
+
+__all__ = ["Chunk", "Engine", "FirpError", "Generation", "SamplingParams", "Stats", "TreeConfig"]

@@ -1,0 +1,215 @@
+"""From a model directory to a bundle: weights, graphs, tree, tokenizer, manifest.
+
+In: `ExportOptions`. Out: a bundle that appears whole or not at all: it is written to a folder beside the target, verified
+there, and renamed when complete. Interrupted or failed, the target stays as it was.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from firp.export import weights
+from firp.export.checkpoint import Checkpoint, open_checkpoint
+from firp.export.graphs import write_graphs
+from firp.export.predictor_dir import Predictors, open_predictors
+from firp.runtime.bundle import (
+    FORMAT_VERSION, MANIFEST_NAME, FileEntry, Manifest, graph_names, sha256_file, to_json,
+)  # fmt: skip
+from firp.runtime.errors import CheckpointError, FirpError
+from firp.runtime.tree import TreeConfig
+
+COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+Progress = Callable[[str, int, int], None]  # (stage, done, total)
+Verify = Callable[[Path], dict[str, Any]]  # bundle folder -> record; raises when a check fails
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    model: Path
+    output: Path
+    predictors: Path | None = None
+    prediction_layer: int | None = None  # None: that of the predictors, or three quarters of the layers
+    dtype: str = "float32"  # the type in which drafted decoding is exactly plain decoding, and that every CPU runs
+    tree: TreeConfig = dataclasses.field(default_factory=TreeConfig)
+    force: bool = False
+
+
+def export_bundle(options: ExportOptions, verify: Verify | None = None, progress: Progress | None = None) -> Manifest:
+    """Write the bundle and return its manifest. `verify` sees the finished folder before it gets its name.
+
+    Raises FirpError: the model or the predictors cannot be used, the target exists, a check failed, the disk is full.
+    """
+    check_target(options.output, options.force)
+    checkpoint = open_checkpoint(options.model)
+    predictors = open_predictors(options.predictors, checkpoint) if options.predictors else None
+    layer = prediction_layer(checkpoint, predictors, options.prediction_layer)
+    if predictors:
+        options.tree.validate(predictors.info.num_predictors)
+    with _folder_for(options.output) as folder:
+        try:
+            _check_space(checkpoint, options.dtype, folder)
+            manifest = _write(folder, options, checkpoint, predictors, layer, progress or (lambda *_: None))
+            if verify:
+                manifest = dataclasses.replace(manifest, verification=verify(folder))
+                write_manifest(folder, manifest)
+        except OSError as error:
+            raise FirpError("cannot write the bundle", got=f"{error.strerror} at '{error.filename or folder}'", fix="free some disk") from error
+        _install(folder, options.output)
+    return manifest
+
+
+def prediction_layer(checkpoint: Checkpoint, predictors: Predictors | None, requested: int | None) -> int:
+    """The split: requested, or that of the predictors, or three quarters of the layers. Raises CheckpointError."""
+    layers = checkpoint.config.num_hidden_layers
+    trained = predictors.info.prediction_layer if predictors else None
+    if requested is not None and not 1 <= requested < layers:
+        raise CheckpointError("prediction layer out of range", got=requested, expected=f"1 to {layers - 1}")
+    if trained is not None and requested not in (None, trained):
+        raise CheckpointError(
+            "predictors for another layer", got=f"--prediction-layer {requested}", expected=trained, fix="leave the option out"
+        )
+    return requested or trained or max(1, layers * 3 // 4)
+
+
+def _write(
+    folder: Path, options: ExportOptions, checkpoint: Checkpoint, predictors: Predictors | None, layer: int, progress: Progress
+) -> Manifest:
+    records = _write_weights(folder, options.dtype, checkpoint, predictors, progress)
+    num_predictors = predictors.info.num_predictors if predictors else 0
+    graphs = write_graphs(folder, checkpoint.config, layer, num_predictors, options.dtype, records)
+    for name in COPIED:
+        if (options.model / name).is_file():
+            shutil.copyfile(options.model / name, folder / name)
+    _write_json(folder / "generation_config.json", {"eos_token_id": list(checkpoint.eos_token_ids)})
+    source = {"model": checkpoint.path.resolve().name, "fingerprint": checkpoint.fingerprint(), "predictors": None}
+    if predictors:
+        _write_json(folder / "tree.json", to_json(options.tree))
+        source["predictors"] = {"training": predictors.info.training, "held_out": predictors.info.held_out}
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST_NAME)
+    total, done, entries = sum(path.stat().st_size for path in files), 0, {}
+    for path in files:
+        progress("hashing", done, total)
+        entries[path.name] = FileEntry(path.stat().st_size, sha256_file(path))
+        done += entries[path.name].size
+    progress("hashing", total, total)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        model=checkpoint.config,
+        prediction_layer=layer,
+        num_predictors=num_predictors,
+        dtype=options.dtype,
+        quantization=None,
+        graphs={name: graphs[name] for name in graph_names(num_predictors)},
+        files=entries,
+        written_by={name: version(name) for name in ("firp", "onnx_ir", "transformers")},
+        source=source,
+        verification=None,
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _write_weights(
+    folder: Path, dtype: str, checkpoint: Checkpoint, predictors: Predictors | None, progress: Progress
+) -> dict[str, weights.TensorRecord]:
+    outputs = [weights.from_checkpoint(weight, checkpoint.tensors) for weight in checkpoint.weights()]
+    cos, sin = checkpoint.rope_tables()
+    outputs += [weights.from_array("rope.cos", cos), weights.from_array("rope.sin", sin)]
+    total = _bundle_bytes(checkpoint, dtype)
+    records = weights.write_safetensors(
+        folder / "model.safetensors", outputs, dtype, lambda done: progress("weights", done, total)
+    )
+    if predictors:
+        k, size = predictors.info.num_predictors, predictors.info.hidden_size
+        stacked = weights.Output(
+            "predictors.weight", (k * size, size), lambda: weights.read_chunks("predictors.weight", predictors.tensor)
+        )
+        records |= weights.write_safetensors(folder / "predictors.safetensors", [stacked], dtype)
+    return records
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replace firp.json in one move, so that a bundle never holds half of it."""
+    temporary = folder / f"{MANIFEST_NAME}.partial"
+    _write_json(temporary, to_json(manifest))
+    temporary.replace(folder / MANIFEST_NAME)
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+
+
+def _bundle_bytes(checkpoint: Checkpoint, dtype: str) -> int:
+    size = weights.NUMPY_DTYPES[dtype].itemsize
+    config = checkpoint.config
+    values = sum(record.nbytes // weights.NUMPY_DTYPES[record.dtype].itemsize for record in checkpoint.tensors.values())
+    return (values + config.max_position_embeddings * config.head_dim) * size
+
+
+def _check_space(checkpoint: Checkpoint, dtype: str, folder: Path) -> None:
+    needed, free = _bundle_bytes(checkpoint, dtype), shutil.disk_usage(folder).free
+    if needed > free:
+        raise FirpError("not enough disk space", got=f"{free / 2**30:.2f} GiB free at '{folder.parent}'", expected=f"{needed / 2**30:.2f} GiB")
+
+
+def check_target(output: Path, force: bool) -> None:
+    """Raises FirpError when the target exists, unless it is a bundle and may be replaced."""
+    if not os.path.lexists(output):
+        return
+    if not (output / MANIFEST_NAME).is_file():
+        raise FirpError("output exists and is no bundle", got=f"'{output}'", fix="choose another path")
+    if not force:
+        raise FirpError("bundle exists", got=f"'{output}'", fix="add --force to replace it, or choose another path")
+
+
+@contextmanager
+def _folder_for(output: Path) -> Iterator[Path]:
+    """A new folder beside the target; gone at the end, whatever happens. Folders of killed exports are removed too."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for stale in output.parent.glob(f".{output.name}.partial-*"):
+            pid = stale.name.rpartition("-")[2]
+            if not (pid.isdigit() and _alive(int(pid))):
+                shutil.rmtree(stale, ignore_errors=True)
+        folder = output.parent / f".{output.name}.partial-{os.getpid()}"
+        folder.mkdir()
+    except OSError as error:
+        raise FirpError("cannot write beside the target", got=f"'{output.parent}': {error.strerror}") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _install(folder: Path, output: Path) -> None:
+    """Give the finished folder its name; a bundle that it replaces is moved aside first and put back if that fails."""
+    aside = output.with_name(f".{output.name}.replaced-{os.getpid()}")
+    replaces = output.exists()
+    if replaces:
+        output.rename(aside)
+    try:
+        folder.rename(output)
+    except OSError:
+        if replaces:
+            aside.rename(output)
+        raise
+    if replaces:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,90 @@
+"""Streams weights from one safetensors file to another, a few megabytes at a time.
+
+In: the bundle's `Weight` list and the checkpoint's tensor table. Out: a safetensors file and where in it each weight lies.
+Joins, dtype conversion and the check for NaN happen on the way; nothing larger than a chunk is ever in memory.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from firp.export.checkpoint import SAFETENSORS_DTYPES, TensorRecord, Weight
+from firp.runtime.errors import CheckpointError
+
+NUMPY_DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_EXPONENT = {"float32": (np.uint32, 0x7F800000), "float16": (np.uint16, 0x7C00), "bfloat16": (np.uint16, 0x7F80)}
+_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+_CHUNK_BYTES = 8 << 20
+
+
+class Output(NamedTuple):
+    """One tensor to write: `chunks` yields its values in order, in any dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterator[np.ndarray]]
+
+
+def from_checkpoint(weight: Weight, tensors: dict[str, TensorRecord]) -> Output:
+    return Output(weight.name, weight.shape, lambda: (c for source in weight.sources for c in read_chunks(source, tensors[source])))
+
+
+def from_array(name: str, array: np.ndarray) -> Output:
+    return Output(name, array.shape, lambda: iter([array.reshape(-1)]))
+
+
+def read_chunks(name: str, record: TensorRecord) -> Iterator[np.ndarray]:
+    """A tensor's values, flat, in its own dtype. Raises CheckpointError for a value that is not finite."""
+    dtype = NUMPY_DTYPES[record.dtype]
+    unsigned, exponent = _EXPONENT[record.dtype]
+    with record.file.open("rb", buffering=0) as file:
+        file.seek(record.offset)
+        for start in range(0, record.nbytes, _CHUNK_BYTES):
+            chunk = np.empty(min(_CHUNK_BYTES, record.nbytes - start) // dtype.itemsize, dtype)
+            if file.readinto(memoryview(chunk.view(np.uint8))) != chunk.nbytes:
+                raise CheckpointError("truncated weight file", got=f"'{record.file}' ends inside {name}")
+            if ((chunk.view(unsigned) & exponent) == exponent).any():
+                raise CheckpointError(f"{name} holds NaN or infinity", got=f"'{record.file}'", fix="use an undamaged checkpoint")
+            yield chunk
+
+
+def write_safetensors(
+    path: Path, outputs: list[Output], dtype: str, progress: Callable[[int], None] | None = None
+) -> dict[str, TensorRecord]:
+    """Write all outputs as `dtype`; returns where each one lies. `progress` is told the bytes written so far.
+
+    Raises CheckpointError when a finite value does not fit the dtype (float16 ends at 65504).
+    """
+    target, records, offset = NUMPY_DTYPES[dtype], {}, 0
+    for output in outputs:
+        nbytes = math.prod(output.shape) * target.itemsize
+        records[output.name] = TensorRecord(path, dtype, tuple(output.shape), offset, nbytes)
+        offset += nbytes
+    entries = {
+        name: {"dtype": _NAMES[dtype], "shape": list(r.shape), "data_offsets": [r.offset, r.offset + r.nbytes]}
+        for name, r in records.items()
+    }
+    header = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
+    header += b" " * (-(len(header) + 8) % 4096)  # data begins on a page
+    unsigned, exponent = _EXPONENT[dtype]
+    written = 0
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for output in outputs:
+            for chunk in output.chunks():
+                if chunk.dtype != target:
+                    with np.errstate(over="ignore"):
+                        chunk = chunk.astype(target)
+                    if ((chunk.view(unsigned) & exponent) == exponent).any():
+                        raise CheckpointError(f"{output.name} does not fit {dtype}", fix="export with --dtype bfloat16 or float32")
+                file.write(memoryview(chunk.view(np.uint8)))
+                written += chunk.nbytes
+                if progress:
+                    progress(written)
+    start = 8 + len(header)
+    return {name: record._replace(offset=start + record.offset) for name, record in records.items()}

@@ -1,0 +1,244 @@
+"""The bundle format, version 1: what the exporter writes and every backend reads.
+
+In: a bundle directory. Out: a validated `Bundle` (manifest + tree), or a BundleError before any graph is loaded.
+
+A bundle is a directory. It MUST hold
+    firp.json               the manifest below; keys that this version does not know are refused
+    lower.onnx upper.onnx   graphs as declared in the manifest; their weights are external data in model.safetensors
+    model.safetensors       every weight once, in the layout the graphs use
+    generation_config.json  `eos_token_id` (int, list or null) is what ends a sequence
+and, when `num_predictors` > 0, MUST hold
+    predictors.onnx, predictors.safetensors, tree.json (a `TreeConfig`).
+It MAY hold tokenizer.json, tokenizer_config.json and chat_template.jinja. Without tokenizer.json it decodes token ids only.
+Every file but firp.json MUST be listed in `files` with its size and sha256; a file that is not listed is ignored.
+
+Shape letters: B batch, T rows of a pass, P cached tokens in view, M draft sources, R = T + M*K, G rows decoded to logits.
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from firp.runtime.errors import BundleError
+from firp.runtime.tree import TreeConfig
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "firp.json"
+GRAPH_NAMES = ("lower", "predictors", "upper")
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The blueprint of a decoder-only model: everything the graphs depend on, and nothing of the weights."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    max_position_embeddings: int  # context length in tokens
+    tie_word_embeddings: bool
+    rope_type: str  # informative: cos and sin are tables in model.safetensors
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False  # RMSNorm over head_dim on queries and keys (Qwen3)
+    sliding_window: int | None = None  # tokens a row sees, itself included; None sees all
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One graph input or output: name, dtype and shape; a string dimension is dynamic and named by its shape letter."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """A graph's inputs and outputs in order. Exporter, backends, docs and tests read this one declaration."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def output(self, name: str) -> TensorSpec:
+        return next(spec for spec in self.outputs if spec.name == name)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """firp.json."""
+
+    format_version: int
+    model: ModelConfig
+    prediction_layer: int  # t: the lower graph runs layers [0, t), the upper graph [t, num_hidden_layers)
+    num_predictors: int  # K; 0 means that the bundle decodes plainly
+    dtype: str
+    quantization: None
+    graphs: dict[str, GraphSpec]
+    files: dict[str, FileEntry]
+    written_by: dict[str, str]  # package name -> version
+    source: dict[str, Any]  # the checkpoint and predictors it came from: names, fingerprint, training record
+    verification: dict[str, Any] | None  # the record of `firp verify`; None: never verified
+
+
+@dataclass(frozen=True)
+class Bundle:
+    path: Path
+    manifest: Manifest
+    tree: TreeConfig | None  # None when num_predictors is 0
+    eos_token_ids: tuple[int, ...]
+
+    def graph_path(self, name: str) -> Path:
+        return self.path / f"{name}.onnx"
+
+
+def load_bundle(path: Path | str, check_hashes: bool = True) -> Bundle:
+    """Read and validate a bundle; nothing of it is executed.
+
+    check_hashes: compare every file's sha256 (reads the whole bundle, about 1 s a GB); sizes are always compared.
+    Raises BundleError, one message for each way a bundle can be bad.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise BundleError("no such bundle", got=f"'{path}'", expected="a directory", fix="write one with firp export")
+    manifest = _read_manifest(path / MANIFEST_NAME)
+    _check_files(path, manifest, check_hashes)
+    tree = None
+    if manifest.num_predictors:
+        tree = from_json(TreeConfig, read_json(path / "tree.json"), "tree.json")
+        tree.validate(manifest.num_predictors)
+    return Bundle(path, manifest, tree, _eos_token_ids(path, manifest.model.vocab_size))
+
+
+def _read_manifest(path: Path) -> Manifest:
+    if not path.is_file():
+        raise BundleError("not a bundle", got=f"'{path.parent}' without {MANIFEST_NAME}", fix="write one with firp export")
+    data = read_json(path)
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if type(version) is not int:
+        raise BundleError("not a bundle manifest", got=f"format_version {version!r} in {path}", expected=FORMAT_VERSION)
+    if version > FORMAT_VERSION:
+        raise BundleError(
+            "bundle of a newer format", got=f"version {version} in {path}", expected=f"at most {FORMAT_VERSION}",
+            fix="upgrade firp, or export the model again",
+        )  # fmt: skip
+    manifest = from_json(Manifest, data, MANIFEST_NAME)
+    if manifest.dtype not in DTYPES:
+        raise BundleError(f"unknown dtype in {path}", got=manifest.dtype, expected=" or ".join(DTYPES))
+    required = graph_names(manifest.num_predictors)
+    missing = [name for name in required if name not in manifest.graphs or f"{name}.onnx" not in manifest.files]
+    if missing:
+        raise BundleError(f"{MANIFEST_NAME} lists no {', '.join(missing)} graph", got=sorted(manifest.graphs), expected=list(required))
+    needed = {"model.safetensors", "generation_config.json"}
+    needed |= {"predictors.safetensors", "tree.json"} if manifest.num_predictors else set()
+    if absent := sorted(needed - set(manifest.files)):
+        raise BundleError(f"{MANIFEST_NAME} lists no {', '.join(absent)}", fix="export the model again")
+    return manifest
+
+
+def graph_names(num_predictors: int) -> tuple[str, ...]:
+    """The graphs that a bundle holds: all three, or the two halves when it has no predictors."""
+    return GRAPH_NAMES if num_predictors else ("lower", "upper")
+
+
+def _check_files(path: Path, manifest: Manifest, check_hashes: bool) -> None:
+    fix = "copy the bundle again, or export it again"
+    for name, entry in manifest.files.items():
+        file = path / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise BundleError("file outside the bundle", got=f"'{name}' in {MANIFEST_NAME}", fix=fix)
+        if not file.is_file():
+            raise BundleError("missing file in bundle", got=f"no '{file}'", expected=f"{entry.size} bytes", fix=fix)
+        if file.stat().st_size != entry.size:
+            raise BundleError(
+                "wrong file size in bundle", got=f"{file.stat().st_size} bytes in '{file}'", expected=entry.size, fix=fix
+            )
+    for name, entry in manifest.files.items() if check_hashes else ():
+        digest = sha256_file(path / name)
+        if digest != entry.sha256:
+            raise BundleError(
+                "corrupted file in bundle", got=f"sha256 {digest[:12]}… of '{path / name}'",
+                expected=f"{entry.sha256[:12]}…", fix=fix,
+            )  # fmt: skip
+
+
+def _eos_token_ids(path: Path, vocab_size: int) -> tuple[int, ...]:
+    value = read_json(path / "generation_config.json").get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
+        raise BundleError("bad eos_token_id in generation_config.json", got=value, expected=f"ids in [0, {vocab_size})")
+    return tuple(ids)
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError("missing file", got=f"no '{path}'") from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise BundleError("not JSON", got=f"'{path}': {error}", fix="copy the file again, or write it again") from error
+
+
+def to_json(value: Any) -> Any:
+    """A dataclass as JSON data; tuples become lists."""
+    return dataclasses.asdict(value)
+
+
+def from_json(kind: Any, data: Any, where: str) -> Any:
+    """Build `kind` (a dataclass or a type annotation) from JSON data, strictly: no unknown key, none missing, types as declared."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(data, dict):
+            raise BundleError(f"bad value at {where}", got=repr(data), expected="an object")
+        fields = {field.name: field for field in dataclasses.fields(kind)}
+        if unknown := sorted(set(data) - set(fields)):
+            raise BundleError(f"unknown key in {where}", got=", ".join(unknown), expected=", ".join(fields), fix="upgrade firp")
+        required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+        if absent := sorted(required - set(data)):
+            raise BundleError(f"missing key in {where}", got=f"no {', '.join(absent)}")
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: from_json(hints[name], value, f"{where}: {name}") for name, value in data.items()})
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple and isinstance(data, list):
+        return tuple(from_json(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+    if origin is dict and isinstance(data, dict):
+        return {key: from_json(arguments[1], item, f"{where}: {key}") for key, item in data.items()}
+    options = arguments if origin in (typing.Union, types.UnionType) else (kind,)
+    if kind is Any or any(_is_plain(data, option) for option in options):
+        return float(data) if kind is float else data
+    for option in options:
+        if option is not kind and typing.get_origin(option) is tuple and isinstance(data, list):
+            return from_json(option, data, where)
+    names = [getattr(option, "__name__", str(option)) for option in options]
+    raise BundleError(f"bad value at {where}", got=repr(data), expected=" or ".join(names))
+
+
+def _is_plain(data: Any, kind: Any) -> bool:
+    if data is None or kind is types.NoneType or kind is None:
+        return data is None and kind in (None, types.NoneType)
+    if kind is float:
+        return type(data) in (int, float)
+    return kind in (int, str, bool) and type(data) is kind

@@ -1,0 +1,33 @@
+"""The error that a user's mistake gets: one line of what, got, expected and how to fix it. Anything else is a bug."""
+
+
+class FirpError(Exception):
+    """A mistake that the user can mend. `str(error)` is one line: what | got X, expected Y. Fix: Z."""
+
+    def __init__(self, what: str, *, got: object = None, expected: object = None, fix: str | None = None):
+        self.what, self.got, self.expected, self.fix = what, got, expected, fix
+        found = [f"{word} {value}" for word, value in (("got", got), ("expected", expected)) if value is not None]
+        line = what + (" | " + ", ".join(found) if found else "")
+        if fix:
+            line += f". Fix: {fix}"
+        super().__init__(" ".join(line.split()))
+
+
+class CheckpointError(FirpError):
+    """The model directory, or the predictor directory, cannot be used."""
+
+
+class BundleError(FirpError):
+    """The bundle cannot be read, or is not whole."""
+
+
+class PromptError(FirpError):
+    """A prompt, or a file of prompts, cannot be used."""
+
+
+class SessionBusyError(FirpError):
+    """A second caller entered a session that is already decoding."""
+
+
+class CheckFailedError(FirpError):
+    """A verification ran and found a difference beyond its limit."""

@@ -1,0 +1,260 @@
+"""The loop: prefill → propose → run → accept → commit.
+
+In: a model's loaded graphs, prompt ids, sampling params. Out: a `Step` for every pass, with the tokens it emitted.
+A `Session` holds one batch's buffers and belongs to one caller; the graphs it runs are shared. Drafted decoding emits the
+tokens that plain decoding emits: the tree decides only how many of them come from one pass.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from firp.runtime import sampling
+from firp.runtime.backend import Graph
+from firp.runtime.bundle import Manifest
+from firp.runtime.errors import PromptError, SessionBusyError
+from firp.runtime.kv_buffer import KVBuffer
+from firp.runtime.sampling import SamplingParams
+from firp.runtime.tree import (
+    DraftTree, Guesses, TreeConfig, attention_bias, build_tree, draft_sources, layout, root_only,
+)  # fmt: skip
+
+PREFILL_ROWS = 256  # rows of one prefill pass; a longer prompt takes several
+
+Pick = Callable[[np.ndarray, int, SamplingParams], int]
+
+
+class Pass(NamedTuple):
+    """What one pass through the graphs left behind; views, valid until the next pass."""
+
+    logits: np.ndarray  # [G, V] f32
+    top_ids: np.ndarray  # [G, k] i64
+    top_logprobs: np.ndarray  # [G, k] f32
+
+
+class StepTimes(NamedTuple):
+    """Milliseconds of one step in each graph; `total_ms` less their sum is what the loop itself took."""
+
+    lower_ms: float = 0.0
+    predictors_ms: float = 0.0
+    upper_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+class Step(NamedTuple):
+    """One decoding step. The first step of a sequence is its prefill: one token, no drafts."""
+
+    tokens: list[int]  # emitted by this step: the accepted drafts and the bonus token
+    rows: int  # T: tree nodes that were verified
+    accept_length: int  # accepted drafts, the bonus token not counted
+    times: StepTimes
+
+
+class Drafter(Protocol):
+    """Where draft trees come from."""
+
+    def propose(self, root: int, guesses: Guesses | None, max_depth: int) -> DraftTree:
+        """The tree that the next pass verifies: node 0 is `root`, no node deeper than `max_depth`."""
+
+    def sources(self, tree: DraftTree) -> list[int]:
+        """The rows of that tree whose pseudo rows ride in its pass, ascending."""
+
+
+class FirpDrafter:
+    """Trees from the pseudo rows of the previous pass."""
+
+    def __init__(self, tree: TreeConfig):
+        self.tree = tree
+
+    def propose(self, root: int, guesses: Guesses | None, max_depth: int) -> DraftTree:
+        return root_only(root) if guesses is None else build_tree(self.tree, root, guesses, max_depth)
+
+    def sources(self, tree: DraftTree) -> list[int]:
+        return draft_sources(tree, self.tree.draft_sources)
+
+
+class Session:
+    """Buffers for one sequence. `capacity`: tokens it may grow to, prompt included; `rows`: the most rows of one pass."""
+
+    def __init__(self, manifest: Manifest, graphs: dict[str, Graph], capacity: int, rows: int):
+        self.manifest, self.model = manifest, manifest.model
+        self._runners = {name: graph.runner() for name, graph in graphs.items()}
+        split, layers = manifest.prediction_layer, self.model.num_hidden_layers
+        self._slabs = {"lower": _slab_names(range(split)), "upper": _slab_names(range(split, layers))}
+        self._lock = threading.Lock()
+        model, dtype = self.model, np.dtype(manifest.dtype)
+        logits_rows = rows + manifest.num_predictors
+        top_k = graphs["upper"].spec.output("top_ids").shape[-1]
+        self.kv = KVBuffer(model.num_hidden_layers, capacity, rows, 1, model.num_key_value_heads, model.head_dim, dtype)
+        self._hidden = np.empty((2, rows, model.hidden_size), dtype)  # lower's output, predictors' output
+        self._bias = np.empty(rows * (capacity + rows), dtype)
+        self._logits = np.empty((1, logits_rows, model.vocab_size), np.float32)
+        self._top_ids = np.empty((1, logits_rows, top_k), np.int64)
+        self._top_logprobs = np.empty((1, logits_rows, top_k), np.float32)
+        self.graph_ms = dict.fromkeys(graphs, 0.0)
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the session for one caller; a second one gets a SessionBusyError and the cache stays whole."""
+        if not self._lock.acquire(blocking=False):
+            raise SessionBusyError(
+                "session in use", got="a second caller", expected="one at a time", fix="give each thread its own session"
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def forward(self, tree: DraftTree, sources: list[int], logits_rows: list[int] | None = None) -> Pass:
+        """One pass over a tree (or a chain of prompt tokens), and over the pseudo rows of its sources, after the cached tokens.
+
+        logits_rows: the tree rows to decode, all by default; the pseudo rows are always decoded, after them.
+        """
+        split, cached = len(tree.tokens), self.kv.length
+        visible, depths = layout(tree.parents, tree.depths, sources, self.manifest.num_predictors)
+        rows = len(depths)
+        positions = np.minimum(depths + cached, self.model.max_position_embeddings - 1)[None]  # [1, R]
+        token_ids = np.array([tree.tokens], np.int64)  # [1, T]
+        hidden = self._hidden[:1, :split]
+        self._run("lower", split, visible[:split, :split], positions[:, :split], {"input_ids": token_ids}, {"hidden_states": hidden})
+        if sources:
+            started = time.perf_counter()
+            with_pseudo = self._hidden[1:, :rows]
+            inputs = {"hidden_states": hidden, "source_rows": np.array([sources], np.int64)}
+            self._runners["predictors"].run(inputs, {"hidden_states_out": with_pseudo})
+            hidden = with_pseudo
+            self.graph_ms["predictors"] += (time.perf_counter() - started) * 1e3
+        decoded = np.arange(rows) if logits_rows is None else np.array([*logits_rows, *range(split, rows)])  # [G]
+        count = len(decoded)
+        outputs = {
+            "logits": self._logits[:, :count],
+            "top_ids": self._top_ids[:, :count],
+            "top_logprobs": self._top_logprobs[:, :count],
+        }
+        self._run("upper", rows, visible, positions, {"hidden_states": hidden, "logits_rows": decoded[None]}, outputs)
+        return Pass(self._logits[0, :count], self._top_ids[0, :count], self._top_logprobs[0, :count])
+
+    def _run(self, graph: str, rows: int, visible: np.ndarray, positions: np.ndarray, inputs: dict, outputs: dict) -> None:
+        """Run one half of the model; its mask, positions and cache views are the same for both halves."""
+        keys = self.kv.length + rows
+        bias = self._bias[: rows * keys].reshape(rows, keys)
+        attention_bias(visible, positions[0], self.kv.length, self.model.sliding_window, bias)
+        inputs |= {"position_ids": positions, "attention_bias": bias[None, None]}
+        for past, new, slab in self._slabs[graph]:
+            inputs[past] = self.kv.past(slab)
+            outputs[new] = self.kv.new(slab, rows)
+        started = time.perf_counter()
+        self._runners[graph].run(inputs, outputs)
+        self.graph_ms[graph] += (time.perf_counter() - started) * 1e3
+
+
+def _slab_names(layers: range) -> list[tuple[str, str, int]]:
+    """Graph input, graph output and slab of the KV buffer, for the keys and values of each layer."""
+    parts = [(layer, slab, part) for layer in layers for slab, part in enumerate(("key", "value"))]
+    return [(f"past_{part}.{layer}", f"new_{part}.{layer}", 2 * layer + slab) for layer, slab, part in parts]
+
+
+def decode(
+    session: Session,
+    prompt: list[int],
+    params: SamplingParams,
+    eos_token_ids: tuple[int, ...],
+    drafter: Drafter | None = None,
+    pick: Pick = sampling.pick,
+) -> Iterator[Step]:
+    """Decode one sequence; plainly when `drafter` is None. Ends at an end-of-sequence token (emitted), at
+    `params.max_new_tokens`, or when the context is full. The consumer may stop at any time.
+    """
+    with session.exclusive():
+        limit = min(params.max_new_tokens, session.model.max_position_embeddings - len(prompt))
+        ends = () if params.ignore_eos else eos_token_ids
+        clock = _Clock(session)
+        root, guesses = prefill(session, prompt, params, pick, drafter is not None and limit > 1)
+        yield Step([root], 1, 0, clock.lap())
+        emitted = 1
+        while emitted < limit and root not in ends:
+            clock.start()
+            max_depth = limit - emitted - 1  # a step emits one token more than it accepts
+            tree = drafter.propose(root, guesses, max_depth) if drafter else root_only(root)
+            sources = drafter.sources(tree) if drafter and max_depth > 0 else []
+            result = session.forward(tree, sources)
+            path, tokens = accept(tree, result.logits, session.kv.length, params, ends, pick)
+            session.kv.commit(path)
+            guesses = guesses_of(path[-1], sources, len(tree.tokens), session.manifest.num_predictors, result)
+            root = tokens[-1]
+            emitted += len(tokens)
+            yield Step(tokens, len(tree.tokens), len(path) - 1, clock.lap())
+
+
+def prefill(session: Session, prompt: list[int], params: SamplingParams, pick: Pick, draft: bool) -> tuple[int, Guesses | None]:
+    """Fill an empty cache with the prompt, in passes of PREFILL_ROWS; the first picked token, and guesses for what follows."""
+    check_prompt(prompt, session.model.vocab_size, session.model.max_position_embeddings)
+    session.kv.length = 0
+    for start in range(0, len(prompt), PREFILL_ROWS):
+        tokens = prompt[start : start + PREFILL_ROWS]
+        rows = len(tokens)
+        chain = DraftTree(tokens, list(range(-1, rows - 1)), list(range(rows)), [1.0] * rows)
+        sources = [rows - 1] if draft and start + rows == len(prompt) else []
+        result = session.forward(chain, sources, logits_rows=[rows - 1])
+        session.kv.commit(range(rows))
+    guesses = Guesses(result.top_ids[1:], result.top_logprobs[1:]) if draft else None
+    return pick(result.logits[0], len(prompt), params), guesses
+
+
+def accept(
+    tree: DraftTree, logits: np.ndarray, cached: int, params: SamplingParams, ends: tuple[int, ...], pick: Pick
+) -> tuple[list[int], list[int]]:
+    """Walk from the root along the target's own picks. Returns the accepted rows, root first, and the emitted tokens.
+
+    logits: [T or more, V]; cached: the root's position. The walk stops at a token that no child holds, or that ends the text.
+    """
+    path, tokens = [0], []
+    while True:
+        row = path[-1]
+        token = pick(logits[row], cached + tree.depths[row] + 1, params)
+        tokens.append(token)
+        child = next((n for n in range(row + 1, len(tree.tokens)) if tree.parents[n] == row and tree.tokens[n] == token), None)
+        if child is None or token in ends:
+            return path, tokens
+        path.append(child)
+
+
+def guesses_of(row: int, sources: list[int], tree_rows: int, num_predictors: int, result: Pass) -> Guesses | None:
+    """The guesses of one source's pseudo rows, or None when the row was no source."""
+    if row not in sources:
+        return None
+    start = tree_rows + sources.index(row) * num_predictors
+    return Guesses(result.top_ids[start : start + num_predictors], result.top_logprobs[start : start + num_predictors])
+
+
+def check_prompt(prompt: list[int], vocab_size: int, context_tokens: int) -> None:
+    """Raises PromptError for a prompt that cannot be decoded."""
+    if not prompt:
+        raise PromptError("empty prompt", got="0 tokens", expected="at least 1")
+    wrong = next((token for token in prompt if not 0 <= token < vocab_size), None)
+    if wrong is not None:
+        raise PromptError("token id out of range", got=wrong, expected=f"0 to {vocab_size - 1}")
+    if len(prompt) >= context_tokens:
+        raise PromptError(
+            "prompt longer than the context", got=f"{len(prompt)} tokens", expected=f"at most {context_tokens - 1}",
+            fix="shorten the prompt",
+        )  # fmt: skip
+
+
+class _Clock:
+    """Times one step; what the consumer does between two steps is not counted."""
+
+    def __init__(self, session: Session):
+        self._session = session
+        self.start()
+
+    def start(self) -> None:
+        self._began, self._graphs = time.perf_counter(), dict(self._session.graph_ms)
+
+    def lap(self) -> StepTimes:
+        spent = {f"{name}_ms": value - self._graphs[name] for name, value in self._session.graph_ms.items()}
+        return StepTimes(**spent, total_ms=(time.perf_counter() - self._began) * 1e3)

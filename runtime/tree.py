@@ -1,0 +1,181 @@
+"""Draft trees: which guesses a step verifies, their masks and positions, and which rows draft the next step.
+
+In: this step's guesses (top-k ids and log-probabilities for each offset). Out: a DraftTree, its Layout, its draft sources.
+A tree is a list of nodes in topological order; node 0 is the root, the decided token that has no keys and values yet.
+"""
+
+import heapq
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from firp.runtime.errors import FirpError
+
+
+@dataclass(frozen=True)
+class TreeConfig:
+    """How a step's tree is made, and from which of its rows the next step's guesses come (tree.json).
+
+    kind "static": the same paths every step; a path is a tuple of ranks, (0, 1) = the second guess after the first guess.
+    kind "dynamic": the most probable paths by this step's own log-probabilities, as many as fit in `rows`.
+    """
+
+    kind: str = "dynamic"
+    rows: int = 8  # T: nodes with the root
+    draft_sources: int | None = 4  # M: how many of the rows draft for the next step; None: every row
+    paths: tuple[tuple[int, ...], ...] = ()
+
+    @staticmethod
+    def chain(depth: int, draft_sources: int | None = None) -> "TreeConfig":
+        """The best guess of each offset, one after the other."""
+        return TreeConfig.static([(0,) * (d + 1) for d in range(depth)], draft_sources)
+
+    @staticmethod
+    def static(paths: list[tuple[int, ...]], draft_sources: int | None = None) -> "TreeConfig":
+        return TreeConfig("static", len(paths) + 1, draft_sources, tuple(tuple(path) for path in paths))
+
+    def validate(self, num_predictors: int) -> None:
+        """Raises FirpError when the tree is malformed, or deeper than the predictors reach."""
+        if self.kind not in ("static", "dynamic"):
+            raise FirpError("unknown tree kind", got=repr(self.kind), expected="static or dynamic")
+        if self.rows < 1 or (self.draft_sources is not None and self.draft_sources < 1):
+            raise FirpError("bad tree size", got=f"rows {self.rows}, draft_sources {self.draft_sources}", expected="at least 1")
+        if self.kind == "dynamic":
+            if self.paths:
+                raise FirpError("a dynamic tree has no paths", got=f"{len(self.paths)} paths", fix="use kind static")
+            return
+        if self.rows != len(self.paths) + 1:
+            raise FirpError("rows do not match the paths", got=f"rows {self.rows}", expected=len(self.paths) + 1)
+        seen = {()}
+        for path in self.paths:
+            if not path or path in seen or path[:-1] not in seen or min(path) < 0:
+                raise FirpError("bad tree path", got=path, expected="each path once, after its own prefix")
+            if len(path) > num_predictors:
+                raise FirpError("tree path deeper than the predictors", got=path, expected=f"at most {num_predictors} ranks")
+            seen.add(path)
+
+
+class Guesses(NamedTuple):
+    """What the pseudo rows of one source say: row j guesses the token j + 1 after the bonus token."""
+
+    top_ids: np.ndarray  # [K, k] i64, best first
+    top_logprobs: np.ndarray  # [K, k] f32
+
+
+class DraftTree(NamedTuple):
+    tokens: list[int]  # [T] token ids
+    parents: list[int]  # [T] index of each node's parent, always smaller than its own; -1 for the root
+    depths: list[int]  # [T]
+    probabilities: list[float]  # [T] of the path to each node, as the guesses see it
+
+
+class Layout(NamedTuple):
+    """What each row of a pass sees and where it stands. R = T + M*K rows: the tree, then K pseudo rows for each source."""
+
+    visible: np.ndarray  # [R, R] bool: row i attends to row j of this pass
+    depths: np.ndarray  # [R] i64: position minus that of the root
+
+
+def root_only(token: int) -> DraftTree:
+    return DraftTree([token], [-1], [0], [1.0])
+
+
+def build_tree(config: TreeConfig, root: int, guesses: Guesses, max_depth: int) -> DraftTree:
+    """The tree of this step, no deeper than `max_depth`, from the root token and the guesses of its source."""
+    depth = min(max_depth, len(guesses.top_ids))
+    if config.kind == "static":
+        return _static_tree(config.paths, root, guesses, depth)
+    return _dynamic_tree(config.rows, root, guesses, depth)
+
+
+def _static_tree(paths: tuple[tuple[int, ...], ...], root: int, guesses: Guesses, max_depth: int) -> DraftTree:
+    tree = root_only(root)
+    node_of = {(): 0}
+    ids, logprobs = guesses.top_ids.tolist(), guesses.top_logprobs.tolist()
+    for path in paths:
+        depth, rank = len(path), path[-1]
+        if depth > max_depth or rank >= len(ids[0]) or path[:-1] not in node_of:
+            continue
+        parent = node_of[path[:-1]]
+        node_of[path] = len(tree.tokens)
+        _append(tree, parent, ids[depth - 1][rank], tree.probabilities[parent] * np.exp(logprobs[depth - 1][rank]))
+    return tree
+
+
+def _dynamic_tree(rows: int, root: int, guesses: Guesses, max_depth: int) -> DraftTree:
+    """The `rows` - 1 most probable paths. Offsets are independent, so a node's candidates are the top-k list of its depth
+    and the frontier holds one sibling and one child for each node taken: the greedy order is the exact one.
+    """
+    tree = root_only(root)
+    if rows == 1 or max_depth < 1:
+        return tree
+    ids, probabilities = guesses.top_ids.tolist(), np.exp(guesses.top_logprobs).tolist()
+    width = len(ids[0])
+    heap = [(-probabilities[0][0], 0, 1, 0)]  # (-path probability, parent, depth, rank)
+    while heap and len(tree.tokens) < rows:
+        probability, parent, depth, rank = heapq.heappop(heap)
+        node = len(tree.tokens)
+        _append(tree, parent, ids[depth - 1][rank], -probability)
+        if rank + 1 < width:
+            sibling = tree.probabilities[parent] * probabilities[depth - 1][rank + 1]
+            heapq.heappush(heap, (-sibling, parent, depth, rank + 1))
+        if depth < max_depth:
+            heapq.heappush(heap, (probability * probabilities[depth][0], node, depth + 1, 0))
+    return tree
+
+
+def _append(tree: DraftTree, parent: int, token: int, probability: float) -> None:
+    tree.tokens.append(token)
+    tree.parents.append(parent)
+    tree.depths.append(tree.depths[parent] + 1)
+    tree.probabilities.append(float(probability))
+
+
+def draft_sources(tree: DraftTree, count: int | None) -> list[int]:
+    """The rows most likely to end the accepted path, in row order: P(path) minus that of the node's own children."""
+    if count is None or count >= len(tree.tokens):
+        return list(range(len(tree.tokens)))
+    ends = list(tree.probabilities)
+    for node, parent in enumerate(tree.parents[1:], 1):
+        ends[parent] -= tree.probabilities[node]
+    ranked = sorted(range(len(ends)), key=lambda node: (-ends[node], node))
+    return sorted(ranked[:count])
+
+
+def layout(parents: list[int], depths: list[int], sources: list[int], num_predictors: int) -> Layout:
+    """Masks and positions of one pass: a chain of prompt tokens, a tree, and the pseudo rows of its sources.
+
+    A tree row sees its ancestors and itself; a pseudo row sees its source, what its source sees, and the pseudo rows of that
+    source up to itself, at position source + 1, + 2, ... (method.md, "One decode step").
+    """
+    rows, pseudo = len(parents), len(sources) * num_predictors
+    visible = np.zeros((rows + pseudo, rows + pseudo), bool)  # [R, R]
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            visible[node, :node] = visible[parent, :node]
+        visible[node, node] = True
+    all_depths = np.empty(rows + pseudo, np.int64)
+    all_depths[:rows] = depths
+    if pseudo:
+        offsets = np.arange(1, num_predictors + 1)
+        visible[rows:, :rows] = np.repeat(visible[sources, :rows], num_predictors, axis=0)
+        all_depths[rows:] = (all_depths[sources][:, None] + offsets).ravel()
+        triangle = np.tri(num_predictors, dtype=bool)
+        for start in range(rows, rows + pseudo, num_predictors):
+            visible[start : start + num_predictors, start : start + num_predictors] = triangle
+    return Layout(visible, all_depths)
+
+
+def attention_bias(visible: np.ndarray, positions: np.ndarray, cached_tokens: int, window: int | None, out: np.ndarray) -> None:
+    """Write the additive mask of one pass into out [R, P+R]: 0 where a row sees a key, the dtype's lowest value where not.
+
+    visible: [R, R] from `layout`; positions: [R] absolute. Cached slot s holds position s. A sliding window hides keys whose
+    position is `window` or more behind the row's.
+    """
+    lowest = np.finfo(out.dtype).min
+    out[:, :cached_tokens] = 0
+    np.copyto(out[:, cached_tokens:], np.where(visible, out.dtype.type(0), lowest))
+    if window is not None:
+        keys = np.concatenate([np.arange(cached_tokens), positions])  # [P+R]
+        out[positions[:, None] - keys[None, :] >= window] = lowest
