@@ -6,21 +6,26 @@ there, and renamed when complete. Interrupted or failed, the target stays as it 
 
 import dataclasses
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from firp.export import weights
 from firp.export.checkpoint import Checkpoint, open_checkpoint
 from firp.export.graphs import write_graphs
 from firp.export.predictor_dir import Predictors, open_predictors
+from firp.export.target_folder import check_target, target_folder
 from firp.runtime.bundle import (
-    FORMAT_VERSION, MANIFEST_NAME, FileEntry, Manifest, graph_names, sha256_file, to_json,
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    graph_names,
+    sha256_file,
+    to_json,
 )  # fmt: skip
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.tree import TreeConfig
@@ -47,23 +52,36 @@ def export_bundle(options: ExportOptions, verify: Verify | None = None, progress
 
     Raises FirpError: the model or the predictors cannot be used, the target exists, a check failed, the disk is full.
     """
-    check_target(options.output, options.force)
+    checkpoint, predictors, layer = prepare(options)
+    if verify and options.dtype == "bfloat16":
+        raise FirpError(
+            "bfloat16 graphs cannot be verified on a CPU", got="ONNX Runtime without bfloat16 kernels",
+            fix="add --no-verify, or export float32 or float16",
+        )  # fmt: skip
+    with target_folder(options.output, MANIFEST_NAME, options.force) as folder:
+        _check_space(checkpoint, options.dtype, folder)
+        manifest = _write(folder, options, checkpoint, predictors, layer, progress or (lambda *_: None))
+        if verify:
+            manifest = dataclasses.replace(manifest, verification=verify(folder))
+            write_manifest(folder, manifest)
+    return manifest
+
+
+class Prepared(NamedTuple):
+    checkpoint: Checkpoint
+    predictors: Predictors | None
+    prediction_layer: int
+
+
+def prepare(options: ExportOptions) -> Prepared:
+    """Check everything that can be checked before anything is written. Raises FirpError."""
+    check_target(options.output, MANIFEST_NAME, options.force)
     checkpoint = open_checkpoint(options.model)
     predictors = open_predictors(options.predictors, checkpoint) if options.predictors else None
     layer = prediction_layer(checkpoint, predictors, options.prediction_layer)
     if predictors:
         options.tree.validate(predictors.info.num_predictors)
-    with _folder_for(options.output) as folder:
-        try:
-            _check_space(checkpoint, options.dtype, folder)
-            manifest = _write(folder, options, checkpoint, predictors, layer, progress or (lambda *_: None))
-            if verify:
-                manifest = dataclasses.replace(manifest, verification=verify(folder))
-                write_manifest(folder, manifest)
-        except OSError as error:
-            raise FirpError("cannot write the bundle", got=f"{error.strerror} at '{error.filename or folder}'", fix="free some disk") from error
-        _install(folder, options.output)
-    return manifest
+    return Prepared(checkpoint, predictors, layer)
 
 
 def prediction_layer(checkpoint: Checkpoint, predictors: Predictors | None, requested: int | None) -> int:
@@ -124,9 +142,7 @@ def _write_weights(
     cos, sin = checkpoint.rope_tables()
     outputs += [weights.from_array("rope.cos", cos), weights.from_array("rope.sin", sin)]
     total = _bundle_bytes(checkpoint, dtype)
-    records = weights.write_safetensors(
-        folder / "model.safetensors", outputs, dtype, lambda done: progress("weights", done, total)
-    )
+    records = weights.write_safetensors(folder / "model.safetensors", outputs, dtype, lambda done: progress("weights", done, total))
     if predictors:
         k, size = predictors.info.num_predictors, predictors.info.hidden_size
         stacked = weights.Output(
@@ -157,59 +173,6 @@ def _bundle_bytes(checkpoint: Checkpoint, dtype: str) -> int:
 def _check_space(checkpoint: Checkpoint, dtype: str, folder: Path) -> None:
     needed, free = _bundle_bytes(checkpoint, dtype), shutil.disk_usage(folder).free
     if needed > free:
-        raise FirpError("not enough disk space", got=f"{free / 2**30:.2f} GiB free at '{folder.parent}'", expected=f"{needed / 2**30:.2f} GiB")
-
-
-def check_target(output: Path, force: bool) -> None:
-    """Raises FirpError when the target exists, unless it is a bundle and may be replaced."""
-    if not os.path.lexists(output):
-        return
-    if not (output / MANIFEST_NAME).is_file():
-        raise FirpError("output exists and is no bundle", got=f"'{output}'", fix="choose another path")
-    if not force:
-        raise FirpError("bundle exists", got=f"'{output}'", fix="add --force to replace it, or choose another path")
-
-
-@contextmanager
-def _folder_for(output: Path) -> Iterator[Path]:
-    """A new folder beside the target; gone at the end, whatever happens. Folders of killed exports are removed too."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        for stale in output.parent.glob(f".{output.name}.partial-*"):
-            pid = stale.name.rpartition("-")[2]
-            if not (pid.isdigit() and _alive(int(pid))):
-                shutil.rmtree(stale, ignore_errors=True)
-        folder = output.parent / f".{output.name}.partial-{os.getpid()}"
-        folder.mkdir()
-    except OSError as error:
-        raise FirpError("cannot write beside the target", got=f"'{output.parent}': {error.strerror}") from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _install(folder: Path, output: Path) -> None:
-    """Give the finished folder its name; a bundle that it replaces is moved aside first and put back if that fails."""
-    aside = output.with_name(f".{output.name}.replaced-{os.getpid()}")
-    replaces = output.exists()
-    if replaces:
-        output.rename(aside)
-    try:
-        folder.rename(output)
-    except OSError:
-        if replaces:
-            aside.rename(output)
-        raise
-    if replaces:
-        shutil.rmtree(aside, ignore_errors=True)
+        raise FirpError(
+            "not enough disk space", got=f"{free / 2**30:.2f} GiB free at '{folder.parent}'", expected=f"{needed / 2**30:.2f} GiB"
+        )

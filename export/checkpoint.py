@@ -274,7 +274,9 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
     tensors, weights = checkpoint.tensors, checkpoint.weights()
     used = {source for weight in weights for source in weight.sources}
     if missing := sorted(used - set(tensors)):
-        raise CheckpointError(f"{len(missing)} tensors missing in '{checkpoint.path}'", got=_some(missing), fix="complete the checkpoint")
+        raise CheckpointError(
+            f"{len(missing)} tensors missing in '{checkpoint.path}'", got=_some(missing), fix="complete the checkpoint"
+        )
     unused = {name for name in set(tensors) - used if not name.endswith("rotary_emb.inv_freq")}
     if checkpoint.config.tie_word_embeddings and "lm_head.weight" in unused:
         if not _same_bytes(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
@@ -285,7 +287,8 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
         unused.remove("lm_head.weight")
     if unused:
         raise CheckpointError(
-            f"{len(unused)} tensors in '{checkpoint.path}' that {checkpoint.config.architecture} does not use", got=_some(sorted(unused))
+            f"{len(unused)} tensors in '{checkpoint.path}' that {checkpoint.config.architecture} does not use",
+            got=_some(sorted(unused)),
         )
     for weight in weights:
         shapes = [tensors[source].shape for source in weight.sources]

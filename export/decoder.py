@@ -98,9 +98,7 @@ def decoder_layer(
     return stream, new
 
 
-def _attention(
-    b: GraphBuilder, name: str, rows: ir.Value, shared: Attention, past: LayerCache
-) -> tuple[ir.Value, LayerCache]:
+def _attention(b: GraphBuilder, name: str, rows: ir.Value, shared: Attention, past: LayerCache) -> tuple[ir.Value, LayerCache]:
     c = b.config
     query_size, kv_size = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     query, key, value = b.split(b.linear(rows, f"{name}.qkv_proj", c.qkv_bias), [query_size, kv_size, kv_size])

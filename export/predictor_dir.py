@@ -46,7 +46,9 @@ def open_predictors(path: Path, checkpoint: Checkpoint) -> Predictors:
         raise CheckpointError("predictors for another hidden size", got=info.hidden_size, expected=config.hidden_size)
     if not 1 <= info.prediction_layer < config.num_hidden_layers:
         raise CheckpointError(
-            "predictors for a layer that the model lacks", got=info.prediction_layer, expected=f"1 to {config.num_hidden_layers - 1}"
+            "predictors for a layer that the model lacks",
+            got=info.prediction_layer,
+            expected=f"1 to {config.num_hidden_layers - 1}",
         )
     if info.model_fingerprint != checkpoint.fingerprint():
         raise CheckpointError(

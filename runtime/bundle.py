@@ -62,7 +62,7 @@ class TensorSpec:
 
     name: str
     dtype: str
-    shape: tuple[int | str, ...]
+    shape: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Manifest:
     prediction_layer: int  # t: the lower graph runs layers [0, t), the upper graph [t, num_hidden_layers)
     num_predictors: int  # K; 0 means that the bundle decodes plainly
     dtype: str
-    quantization: None
+    quantization: types.NoneType  # reserved
     graphs: dict[str, GraphSpec]
     files: dict[str, FileEntry]
     written_by: dict[str, str]  # package name -> version
@@ -147,7 +147,9 @@ def _read_manifest(path: Path) -> Manifest:
     required = graph_names(manifest.num_predictors)
     missing = [name for name in required if name not in manifest.graphs or f"{name}.onnx" not in manifest.files]
     if missing:
-        raise BundleError(f"{MANIFEST_NAME} lists no {', '.join(missing)} graph", got=sorted(manifest.graphs), expected=list(required))
+        raise BundleError(
+            f"{MANIFEST_NAME} lists no {', '.join(missing)} graph", got=sorted(manifest.graphs), expected=list(required)
+        )
     needed = {"model.safetensors", "generation_config.json"}
     needed |= {"predictors.safetensors", "tree.json"} if manifest.num_predictors else set()
     if absent := sorted(needed - set(manifest.files)):
@@ -222,23 +224,15 @@ def from_json(kind: Any, data: Any, where: str) -> Any:
         hints = typing.get_type_hints(kind)
         return kind(**{name: from_json(hints[name], value, f"{where}: {name}") for name, value in data.items()})
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if data is None and types.NoneType in arguments:
+            return None
+        (kind,) = set(arguments) - {types.NoneType}  # only "or None" is used
+        return from_json(kind, data, where)
     if origin is tuple and isinstance(data, list):
-        return tuple(from_json(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+        return tuple(from_json(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(data))
     if origin is dict and isinstance(data, dict):
         return {key: from_json(arguments[1], item, f"{where}: {key}") for key, item in data.items()}
-    options = arguments if origin in (typing.Union, types.UnionType) else (kind,)
-    if kind is Any or any(_is_plain(data, option) for option in options):
-        return float(data) if kind is float else data
-    for option in options:
-        if option is not kind and typing.get_origin(option) is tuple and isinstance(data, list):
-            return from_json(option, data, where)
-    names = [getattr(option, "__name__", str(option)) for option in options]
-    raise BundleError(f"bad value at {where}", got=repr(data), expected=" or ".join(names))
-
-
-def _is_plain(data: Any, kind: Any) -> bool:
-    if data is None or kind is types.NoneType or kind is None:
-        return data is None and kind in (None, types.NoneType)
-    if kind is float:
-        return type(data) in (int, float)
-    return kind in (int, str, bool) and type(data) is kind
+    if kind is Any or type(data) is kind or (kind is float and type(data) is int):
+        return data
+    raise BundleError(f"bad value at {where}", got=f"{data!r:.60}", expected=getattr(kind, "__name__", str(kind)))

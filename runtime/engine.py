@@ -187,6 +187,4 @@ class Engine:
         for chunk in self.stream(prompt, params, **options):
             token_ids += chunk.token_ids
             text += chunk.text
-        return Generation(
-            chunk.stats.prompt_tokens, token_ids, text if self.tokenizer else None, chunk.finish_reason, chunk.stats
-        )
+        return Generation(chunk.stats.prompt_tokens, token_ids, text if self.tokenizer else None, chunk.finish_reason, chunk.stats)

@@ -20,7 +20,14 @@ from firp.runtime.errors import PromptError, SessionBusyError
 from firp.runtime.kv_buffer import KVBuffer
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.tree import (
-    DraftTree, Guesses, TreeConfig, attention_bias, build_tree, draft_sources, layout, root_only,
+    DraftTree,
+    Guesses,
+    TreeConfig,
+    attention_bias,
+    build_tree,
+    draft_sources,
+    layout,
+    root_only,
 )  # fmt: skip
 
 PREFILL_ROWS = 256  # rows of one prefill pass; a longer prompt takes several
@@ -31,6 +38,7 @@ Pick = Callable[[np.ndarray, int, SamplingParams], int]
 class Pass(NamedTuple):
     """What one pass through the graphs left behind; views, valid until the next pass."""
 
+    hidden_states: np.ndarray  # [T, D] at the prediction layer
     logits: np.ndarray  # [G, V] f32
     top_ids: np.ndarray  # [G, k] i64
     top_logprobs: np.ndarray  # [G, k] f32
@@ -120,7 +128,9 @@ class Session:
         positions = np.minimum(depths + cached, self.model.max_position_embeddings - 1)[None]  # [1, R]
         token_ids = np.array([tree.tokens], np.int64)  # [1, T]
         hidden = self._hidden[:1, :split]
-        self._run("lower", split, visible[:split, :split], positions[:, :split], {"input_ids": token_ids}, {"hidden_states": hidden})
+        self._run(
+            "lower", split, visible[:split, :split], positions[:, :split], {"input_ids": token_ids}, {"hidden_states": hidden}
+        )
         if sources:
             started = time.perf_counter()
             with_pseudo = self._hidden[1:, :rows]
@@ -136,7 +146,7 @@ class Session:
             "top_logprobs": self._top_logprobs[:, :count],
         }
         self._run("upper", rows, visible, positions, {"hidden_states": hidden, "logits_rows": decoded[None]}, outputs)
-        return Pass(self._logits[0, :count], self._top_ids[0, :count], self._top_logprobs[0, :count])
+        return Pass(self._hidden[0, :split], self._logits[0, :count], self._top_ids[0, :count], self._top_logprobs[0, :count])
 
     def _run(self, graph: str, rows: int, visible: np.ndarray, positions: np.ndarray, inputs: dict, outputs: dict) -> None:
         """Run one half of the model; its mask, positions and cache views are the same for both halves."""

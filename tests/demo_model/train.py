@@ -100,17 +100,17 @@ def main(out, init, packages, minutes, batch, learning_rate, vocab_size, threads
     texts = read(files)
     tokenizer = Tokenizer.from_file(str(init / "tokenizer.json")) if init else train_tokenizer(texts, vocab_size)
     stream, held_out_stream = token_stream(tokenizer, texts), token_stream(tokenizer, read(held_out))
-    if init:
-        model = AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32)
-    else:
-        model = new_model(tokenizer.get_vocab_size())
+    model = AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32) if init else new_model(tokenizer.get_vocab_size())
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], lr=0.0, betas=(0.9, 0.95)
     )
     curve = [{"tokens": 0, "minutes": 0.0, "train": None, "held_out": mean_loss(model, held_out_stream)}]
-    print(f"{len(files)} files, {len(stream)} tokens; held out {len(held_out_stream)} tokens, loss {curve[0]['held_out']:.3f}", flush=True)
+    print(
+        f"{len(files)} files, {len(stream)} tokens; held out {len(held_out_stream)} tokens, loss {curve[0]['held_out']:.3f}",
+        flush=True,
+    )
     started, last_report, recent, step = time.monotonic(), time.monotonic(), [], 0
     order = generator.permutation(len(stream) // SEQUENCE_TOKENS)
     while (elapsed := time.monotonic() - started) < minutes * 60:

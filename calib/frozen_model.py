@@ -1,0 +1,88 @@
+"""A frozen Hugging Face model, run as its two halves: real rows once without gradients, pseudo rows with them.
+
+In: a decoder-only model of a supported family. Out: hidden states at the prediction layer, and the logits of pseudo rows that
+attend to the real rows' keys and values. Mask and positions are those of method.md, "Training the predictors".
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class RealRows(NamedTuple):
+    hidden: Tensor  # [B, S, D] at the input of the prediction layer
+    final: Tensor  # [B, S, D] after the last layer and norm
+    keys: dict[int, tuple[Tensor, Tensor]]  # upper layer -> keys, values [B, Hkv, S, Dh]
+
+
+class _Recorder:
+    """The part of a Hugging Face cache that a decoder layer calls: keeps what it is given."""
+
+    def __init__(self):
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_, **__) -> tuple[Tensor, Tensor]:
+        self.layers[layer] = (keys, values)
+        return keys, values
+
+
+class _Prefix:
+    """Puts the real rows' keys and values before those of the pseudo rows, and keeps nothing."""
+
+    def __init__(self, layers: dict[int, tuple[Tensor, Tensor]]):
+        self._layers = layers
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_, **__) -> tuple[Tensor, Tensor]:
+        past_keys, past_values = self._layers[layer]
+        return torch.cat([past_keys, keys], 2), torch.cat([past_values, values], 2)
+
+
+class FrozenModel(nn.Module):
+    def __init__(self, model: nn.Module, prediction_layer: int, sliding_window: int | None):
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.prediction_layer, self.window = prediction_layer, sliding_window
+
+    @torch.no_grad()
+    def real_rows(self, input_ids: Tensor) -> RealRows:
+        """input_ids [B, S]."""
+        length = input_ids.shape[1]
+        positions = torch.arange(length)[None]
+        bias = self._bias(positions[:, :, None] >= positions[:, None, :], positions, positions)
+        decoder, cache = self.model.model, _Recorder()
+        rows, rope = decoder.embed_tokens(input_ids), None
+        rope = decoder.rotary_emb(rows, position_ids=positions)
+        for index, layer in enumerate(decoder.layers):
+            if index == self.prediction_layer:
+                hidden, cache = rows, _Recorder()
+            rows = layer(rows, attention_mask=bias, position_ids=positions, past_key_values=cache, position_embeddings=rope)
+        return RealRows(hidden, decoder.norm(rows), cache.layers)
+
+    def pseudo_rows(self, pseudo: Tensor, real: RealRows, anchors: Tensor) -> Tensor:
+        """pseudo [B, A, K, D], anchors [B, A] positions -> final hidden states [B, A, K, D] of the pseudo rows."""
+        batch, count, k, size = pseudo.shape
+        decoder, length = self.model.model, real.hidden.shape[1]
+        positions = (anchors[:, :, None] + torch.arange(1, k + 1)).reshape(batch, count * k)
+        owner = torch.arange(count).repeat_interleave(k)
+        to_real = torch.arange(length)[None, None] <= anchors[:, owner, None]  # [B, A*K, S]
+        offset = torch.arange(k).repeat(count)
+        to_pseudo = (owner[:, None] == owner[None]) & (offset[:, None] >= offset[None])  # [A*K, A*K]
+        visible = torch.cat([to_real, to_pseudo.expand(batch, -1, -1)], 2)
+        keys = torch.cat([torch.arange(length).expand(batch, -1), positions], 1)
+        bias = self._bias(visible, positions, keys)
+        rows = pseudo.reshape(batch, count * k, size)
+        rope, cache = decoder.rotary_emb(rows, position_ids=positions), _Prefix(real.keys)
+        for layer in decoder.layers[self.prediction_layer :]:
+            rows = layer(rows, attention_mask=bias, position_ids=positions, past_key_values=cache, position_embeddings=rope)
+        return decoder.norm(rows).reshape(pseudo.shape)
+
+    def logits(self, final: Tensor) -> Tensor:
+        return self.model.lm_head(final)
+
+    def _bias(self, visible: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
+        """The additive mask [B, 1, rows, keys] of what is visible, the sliding window included."""
+        if self.window is not None:
+            visible = visible & (rows[:, :, None] - keys[:, None, :] < self.window)
+        bias = torch.zeros(visible.shape, dtype=self.model.dtype)
+        return bias.masked_fill_(~visible, torch.finfo(self.model.dtype).min)[:, None]

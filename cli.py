@@ -1,0 +1,311 @@
+"""The command line: export · calibrate · generate · bench · verify · inspect · demo.
+
+Results go to stdout, progress and messages to stderr. Exit status: 0 success, 1 a user's mistake or a failed check (one line,
+no traceback), 2 wrong usage. Defaults are those of the dataclasses that the options fill.
+"""
+
+import json
+import signal
+import sys
+import tempfile
+import threading
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import click
+
+from firp.runtime.bench import bench
+from firp.runtime.bundle import DTYPES, load_bundle, to_json
+from firp.runtime.engine import BACKENDS, Engine, Generation
+from firp.runtime.errors import CheckFailedError, FirpError
+from firp.runtime.sampling import SamplingParams
+from firp.runtime.terminal import messages, print_bench, print_table, progress_bar, results, summary
+from firp.runtime.text import Prompt, read_prompts
+
+DEMO_MODEL = Path(__file__).parent / "tests" / "demo_model"
+PATH = click.Path(path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="firp")
+def cli():
+    """Export a Hugging Face model for lossless multi-token decoding, and decode from the bundle."""
+
+
+@cli.command()
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="The bundle to write.")
+@click.option("--predictors", type=PATH, help="Predictor directory, from firp calibrate.")
+@click.option("--calib-data", type=PATH, multiple=True, help="Train predictors on this text file first; may be repeated.")
+@click.option("--prediction-layer", type=int, help="Where to split; default: that of the predictors, or 3/4 of the layers.")
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of weights and cache.")
+@click.option("--verify/--no-verify", default=True, help="Check against the Hugging Face model; on by default.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+def export(model, output, predictors, calib_data, prediction_layer, dtype, verify, force):
+    """Turn the Hugging Face model directory MODEL into a bundle."""
+    with _extra("export"):
+        from firp.export.bundle_writer import ExportOptions, export_bundle, prepare
+        from firp.export.verify import verify_or_fail
+    if calib_data and predictors:
+        raise click.UsageError("--predictors and --calib-data exclude each other: data trains new predictors.")
+    with tempfile.TemporaryDirectory() if calib_data else nullcontext() as scratch:
+        options = ExportOptions(model, output, predictors, prediction_layer, dtype, force=force)
+        if calib_data:
+            prepare(options)  # before minutes of training
+            _calibrate(model, Path(scratch) / "predictors", calib_data, prediction_layer=prediction_layer)
+            options = ExportOptions(model, output, Path(scratch) / "predictors", prediction_layer, dtype, force=force)
+        with progress_bar() as bar:
+            check = (lambda folder: verify_or_fail(folder, model, bar.stage)) if verify else None
+            manifest = export_bundle(options, check, bar.update)
+    size = sum(entry.size for entry in manifest.files.values())
+    messages.print(f"wrote {output}: {manifest.dtype}, split at layer {manifest.prediction_layer}, {size / 2**20:.1f} MiB")
+    if manifest.verification:
+        messages.print(f"verified: {len(manifest.verification['checks'])} checks, {_ties(manifest.verification['near_ties'])}")
+    if not manifest.num_predictors:
+        messages.print("no predictors: this bundle decodes plainly; add --predictors or --calib-data for drafts")
+
+
+@cli.command()
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="The predictor directory to write.")
+@click.option("--data", type=PATH, multiple=True, required=True, help="Text file to train on; may be repeated.")
+@click.option("--prediction-layer", type=int, help="Layer whose input the predictors read; default: 3/4 of the layers.")
+@click.option("--num-predictors", type=int, default=3, show_default=True, help="K: tokens guessed ahead.")
+@click.option("--minutes", type=float, help="How long to train.  [default: 10]")
+@click.option("--steps", type=int, help="Train for this many steps instead.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def calibrate(model, output, data, prediction_layer, num_predictors, minutes, steps, seed):
+    """Train predictors for MODEL on text."""
+    if minutes is not None and steps is not None:
+        raise click.UsageError("--minutes and --steps exclude each other.")
+    options = {"minutes": minutes} if minutes is not None else {"minutes": None, "steps": steps} if steps is not None else {}
+    info = _calibrate(model, output, data, prediction_layer=prediction_layer, num_predictors=num_predictors, seed=seed, **options)
+    accuracy = zip(info.held_out["top1"], info.held_out["top5"], strict=True)
+    print_table(
+        ("offset", "top-1", "top-5"),
+        [(str(offset), f"{top1:.3f}", f"{top5:.3f}") for offset, (top1, top5) in enumerate(accuracy, 1)],
+        f"held-out accuracy against the model's own greedy tokens ({info.held_out['anchors']} guesses)",
+    )
+
+
+def _calibrate(model: Path, output: Path, data: tuple[Path, ...], **options):
+    with _extra("export"):
+        from firp.calib.predictors import TrainOptions, calibrate
+    with progress_bar() as bar:
+
+        def report(state):
+            losses = " ".join(f"{loss:.2f}" for loss in state.loss)
+            bar.update(f"training, step {state.step}, loss by offset {losses}", int(state.done * 1000), 1000)
+
+        return calibrate(model, output, list(data), TrainOptions(**options), report)
+
+
+def _sampling_options(command):
+    """The options that fill SamplingParams, its defaults shown."""
+    defaults = SamplingParams()
+    for name, kind, text in (
+        ("seed", int, "The same seed gives the same tokens."),
+        ("top_p", float, "Keep the smallest set of best candidates with this probability."),
+        ("top_k", int, "Keep this many best candidates; 0: all."),
+        ("temperature", float, "0: greedy."),
+        ("max_new_tokens", int, "Tokens to decode at most."),
+    ):
+        flag = "--" + name.replace("_", "-")
+        command = click.option(flag, type=kind, default=getattr(defaults, name), show_default=True, help=text)(command)
+    return command
+
+
+@cli.command()
+@click.argument("bundle", type=PATH)
+@click.option("--prompt", multiple=True, help="Text to continue; may be repeated.")
+@click.option("--prompts", type=PATH, help="File with one JSON object a line: prompt or input_ids, optional id.")
+@_sampling_options
+@click.option("--stop", multiple=True, help="End before this text; may be repeated.")
+@click.option("--plain", is_flag=True, help="One token a pass, no drafts.")
+@click.option("--backend", type=click.Choice(list(BACKENDS)), default="cpu", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a prompt.")
+def generate(bundle, prompt, prompts, stop, plain, backend, as_json, **sampling):
+    """Continue prompts from BUNDLE; drafted decoding gives the same tokens as plain decoding, in fewer passes."""
+    if bool(prompt) == bool(prompts):
+        raise click.UsageError("give either --prompt or --prompts.")
+    params = SamplingParams(**sampling, stop=tuple(stop))
+    requests = read_prompts(prompts) if prompts else [Prompt(str(i), text) for i, text in enumerate(prompt, 1)]
+    engine = Engine.load(bundle, backend)
+    if not engine.drafts and not plain:
+        messages.print("the bundle has no predictors: decoding plainly")
+    for request in requests:
+        engine.encode(_content(request))  # all prompts are checked before the first is decoded
+    with _cancel_on_interrupt() as cancel:
+        for request in requests:
+            if len(requests) > 1 and not as_json:
+                messages.print(f"[{request.id}]", style="bold")
+            result = _generate(engine, request, params, plain, cancel, show=not as_json)
+            if as_json:
+                print(json.dumps(_generation_json(request.id, result)), flush=True)
+            else:
+                messages.print(summary(result), style="dim")
+            if cancel.is_set():
+                raise FirpError("interrupted", got=f"{result.stats.decoded_tokens} tokens of prompt {request.id}")
+
+
+def _generate(engine: Engine, request: Prompt, params: SamplingParams, plain: bool, cancel, show: bool) -> Generation:
+    token_ids, text = [], ""
+    for chunk in engine.stream(_content(request), params, plain=plain, cancel=cancel):
+        token_ids += chunk.token_ids
+        text += chunk.text
+        if show:
+            piece = chunk.text if engine.tokenizer else "".join(f"{token} " for token in chunk.token_ids)
+            print(piece, end="", flush=True)
+    if show:
+        print()
+    return Generation(chunk.stats.prompt_tokens, token_ids, text if engine.tokenizer else None, chunk.finish_reason, chunk.stats)
+
+
+def _content(request: Prompt) -> str | list[int]:
+    return request.input_ids if request.text is None else request.text
+
+
+def _generation_json(request_id: str, result: Generation) -> dict:
+    return {
+        "id": request_id, "prompt_tokens": result.prompt_tokens, "token_ids": result.token_ids, "text": result.text,
+        "finish_reason": result.finish_reason, "steps": result.stats.steps, "tokens_per_step": result.stats.tokens_per_step,
+    }  # fmt: skip
+
+
+@cli.command("bench")
+@click.argument("bundle", type=PATH)
+@click.option("--prompts", type=PATH, required=True, help="Prompt file, as for generate.")
+@_sampling_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def bench_command(bundle, prompts, as_json, **sampling):
+    """Decode the prompts plainly and drafted, alternating in one process, and compare."""
+    params, requests = SamplingParams(**sampling), read_prompts(prompts)
+    result = bench(Engine.load(bundle), [_content(request) for request in requests], params)
+    if as_json:
+        print(json.dumps(result.to_json()))
+    else:
+        print_bench(result)
+    if result.differing_prompts:
+        raise CheckFailedError("drafted decoding differs from plain", got=f"{result.differing_prompts} prompts", expected=0)
+
+
+@cli.command()
+@click.argument("bundle", type=PATH)
+@click.option("--model", type=PATH, help="The model directory it came from: compares ONNX with Hugging Face too.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(bundle, model, as_json):
+    """Check BUNDLE: file hashes, drafted against plain decoding, and the ONNX graphs against Hugging Face with --model."""
+    with _extra("export"):
+        from firp.export.verify import verify
+    with progress_bar() as bar:
+        report = verify(bundle, model, bar.stage)
+    if as_json:
+        print(json.dumps(report.to_json()))
+    else:
+        rows = [(c.name, f"{c.value:.3g}", f"{c.limit:.3g}", "yes" if c.passed else "NO") for c in report.checks]
+        print_table(("check", "value", "limit", "passed"), rows)
+        for tie in report.near_ties:
+            messages.print(f"near tie: {tie['tree']}, prompt {tie['prompt']}, token {tie['position']}, margin {tie['margin']:.2g}")
+    if not report.passed:
+        failed = [check.name for check in report.checks if not check.passed]
+        raise CheckFailedError("verification failed", got=", ".join(failed), expected="every check within its limit")
+
+
+@cli.command()
+@click.argument("bundle", type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest and the tree as one JSON object.")
+def inspect(bundle, as_json):
+    """Show what BUNDLE holds; its files are checked, nothing is loaded."""
+    loaded = load_bundle(bundle)
+    m = loaded.manifest
+    if as_json:
+        print(json.dumps({**to_json(m), "tree": to_json(loaded.tree) if loaded.tree else None}))
+        return
+    c, out = m.model, results
+    out.print(
+        f"{c.architecture} '{m.source['model']}': {c.num_hidden_layers} layers, hidden {c.hidden_size}, vocabulary {c.vocab_size}"
+    )
+    out.print(
+        f"{c.num_attention_heads} query and {c.num_key_value_heads} key/value heads of {c.head_dim}, context {c.max_position_embeddings} tokens"
+    )
+    out.print(
+        f"{m.dtype}, split at layer {m.prediction_layer}, {m.num_predictors or 'no'} predictors, end of sequence {list(loaded.eos_token_ids)}"
+    )
+    if loaded.tree:
+        sources = "every row" if loaded.tree.draft_sources is None else f"{loaded.tree.draft_sources} rows"
+        out.print(f"tree: {loaded.tree.kind}, {loaded.tree.rows} rows, drafts from {sources}")
+        held_out = m.source["predictors"]["held_out"]
+        out.print(f"held-out accuracy by offset: top-1 {held_out['top1']}, top-5 {held_out['top5']}")
+    verified = f"{len(m.verification['checks'])} checks, {_ties(m.verification['near_ties'])}" if m.verification else "never"
+    out.print(f"verified: {verified}; written by firp {m.written_by['firp']}")
+    for name, entry in m.files.items():
+        out.print(f"{entry.size:>12,}  {entry.sha256[:12]}  {name}")
+
+
+@cli.command()
+@click.option("-o", "--output", type=PATH, default="demo-bundle", show_default=True, help="Where to keep the bundle.")
+def demo(output):
+    """Export the demo model, verify it, decode with and without drafts, and compare."""
+    from firp.runtime.demo import run_demo
+
+    if not (DEMO_MODEL / "config.json").is_file():
+        raise FirpError("the demo model is not installed", got=f"no '{DEMO_MODEL}'", fix="run firp demo from a checkout")
+    click.get_current_context().invoke(
+        export, model=DEMO_MODEL, output=output, predictors=DEMO_MODEL / "predictors", calib_data=(), prediction_layer=None,
+        dtype="float32", verify=True, force=True,
+    )  # fmt: skip
+    prompts = [prompt.text for prompt in read_prompts(DEMO_MODEL / "demo_prompts.jsonl")]
+    run_demo(Engine.load(output), prompts, SamplingParams(max_new_tokens=64))
+
+
+def _ties(near_ties: list) -> str:
+    return f"{len(near_ties)} near ties" if near_ties else "no near tie"
+
+
+@contextmanager
+def _extra(name: str):
+    """Turn the absence of an optional package into a line that says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("firp"):
+            raise
+        raise FirpError(f"this command needs {error.name}", fix=f"pip install 'firp[{name}]'") from error
+    if "transformers" in sys.modules:
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+
+
+@contextmanager
+def _cancel_on_interrupt():
+    """An event that Ctrl-C sets, so that a request ends after its current step and its tokens are kept."""
+    cancel = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: cancel.set())
+    try:
+        yield cancel
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as an exception, so that unfinished folders are removed
+    try:
+        cli.main(standalone_mode=False)
+    except FirpError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("error: interrupted; nothing was changed", err=True)
+        sys.exit(1)
+    except BrokenPipeError:  # the reader of our output left
+        sys.stderr.close()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""A folder that appears under its name whole or not at all.
+
+In: the path it is to have. Out: a folder beside it to fill, renamed at the end of the `with` block if nothing was raised.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from firp.runtime.errors import FirpError
+
+
+def check_target(output: Path, marker: str, force: bool) -> None:
+    """Raises FirpError when `output` exists, unless it may be replaced and holds `marker`, so is of the kind to be written."""
+    if not os.path.lexists(output):
+        return
+    if not (output / marker).is_file():
+        raise FirpError("output exists and is something else", got=f"'{output}' without {marker}", fix="choose another path")
+    if not force:
+        raise FirpError("output exists", got=f"'{output}'", fix="choose another path, or replace it with --force")
+
+
+@contextmanager
+def target_folder(output: Path, marker: str, force: bool = False) -> Iterator[Path]:
+    """Yield a new folder to fill. It gets its name at the end; on any exception it is removed and `output` stays as it was.
+
+    Folders that killed processes left behind are removed too. Raises FirpError when the target exists (see `check_target`) or
+    the disk refuses.
+    """
+    check_target(output, marker, force)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for stale in output.parent.glob(f".{output.name}.partial-*"):
+            pid = stale.name.rpartition("-")[2]
+            if not (pid.isdigit() and _alive(int(pid))):
+                shutil.rmtree(stale, ignore_errors=True)
+        folder = output.parent / f".{output.name}.partial-{os.getpid()}"
+        folder.mkdir()
+    except OSError as error:
+        raise FirpError("cannot write beside the target", got=f"'{output.parent}': {error.strerror}") from error
+    try:
+        yield folder
+        check_target(output, marker, force)  # again: it may have appeared meanwhile
+        _install(folder, output)
+    except OSError as error:
+        raise FirpError(
+            f"cannot write '{output}'", got=f"{error.strerror or error}", fix="free some disk, or write elsewhere"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _install(folder: Path, output: Path) -> None:
+    """Give the folder its name; what it replaces is moved aside first, and put back if the renaming fails."""
+    if not output.exists():
+        folder.rename(output)
+        return
+    aside = output.with_name(f".{output.name}.replaced-{os.getpid()}")
+    output.rename(aside)
+    try:
+        folder.rename(output)
+    except BaseException:
+        aside.rename(output)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

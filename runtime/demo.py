@@ -1,0 +1,54 @@
+"""The demo's second half: the same prompts decoded plainly and drafted, both streamed, then compared.
+
+In: an engine with drafts and prompts. Out: text and a table on stdout; raises CheckFailedError if a token differs.
+"""
+
+from typing import NamedTuple
+
+from firp.runtime.engine import Engine, Stats
+from firp.runtime.errors import CheckFailedError
+from firp.runtime.sampling import SamplingParams
+from firp.runtime.terminal import StepMarks, print_table, results
+
+
+class DemoRun(NamedTuple):
+    token_ids: list[int]
+    stats: Stats
+
+
+def run_demo(engine: Engine, prompts: list[str], params: SamplingParams) -> None:
+    engine.generate(prompts[0], SamplingParams(max_new_tokens=8))  # warm-up
+    runs: dict[bool, list[DemoRun]] = {True: [], False: []}
+    for prompt in prompts:
+        for plain in (True, False):
+            how = "plain, one token a step" if plain else "drafted, the tokens of one step marked together"
+            results.print(f"\n── {how} " + "─" * (60 - len(how)), style="bold")
+            print(prompt, end="")
+            runs[plain].append(_stream(engine, prompt, params, plain))
+    print()
+    rows = []
+    for plain, name in ((True, "plain"), (False, "drafted")):
+        steps = sum(run.stats.steps for run in runs[plain])
+        tokens = sum(run.stats.decoded_tokens for run in runs[plain])
+        seconds = sum(run.stats.decode_ms for run in runs[plain]) / 1e3
+        same = "" if plain else "yes" if _same(runs) else "NO"
+        rows.append((name, f"{tokens / seconds:.0f}", str(steps), f"{tokens / steps:.2f}", same))
+    print_table(("decoding", "tokens/s", "steps", "tokens per step", "identical"), rows)
+    if not _same(runs):
+        raise CheckFailedError("drafted decoding differs from plain", expected="the same tokens")
+
+
+def _same(runs: dict[bool, list[DemoRun]]) -> bool:
+    return [run.token_ids for run in runs[True]] == [run.token_ids for run in runs[False]]
+
+
+def _stream(engine: Engine, prompt: str, params: SamplingParams, plain: bool) -> DemoRun:
+    marks, token_ids = StepMarks(), []
+    for chunk in engine.stream(prompt, params, plain=plain):
+        token_ids += chunk.token_ids
+        if plain:
+            print(chunk.text, end="", flush=True)
+        else:
+            marks.write(chunk.text)
+    print()
+    return DemoRun(token_ids, chunk.stats)
