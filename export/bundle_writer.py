@@ -165,9 +165,8 @@ def _write_json(path: Path, data: Any) -> None:
 
 def _bundle_bytes(checkpoint: Checkpoint, dtype: str) -> int:
     size = weights.NUMPY_DTYPES[dtype].itemsize
-    config = checkpoint.config
     values = sum(record.nbytes // weights.NUMPY_DTYPES[record.dtype].itemsize for record in checkpoint.tensors.values())
-    return (values + config.max_position_embeddings * config.head_dim) * size
+    return (values + checkpoint.rope_rows * checkpoint.config.head_dim) * size
 
 
 def _check_space(checkpoint: Checkpoint, dtype: str, folder: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from firp.runtime.bundle import ModelConfig
 from firp.runtime.errors import CheckpointError
+from firp.runtime.tree import MAX_PASS_ROWS
 
 SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -88,13 +89,18 @@ class Checkpoint:
             out.append(Weight("lm_head.weight", (c.vocab_size, c.hidden_size), ("lm_head.weight",)))
         return out
 
+    @property
+    def rope_rows(self) -> int:
+        """Positions in the rope tables. ONNX Runtime refuses a pass of more rows than that, whatever their positions."""
+        return max(self.config.max_position_embeddings, MAX_PASS_ROWS)
+
     def rope_tables(self) -> tuple[np.ndarray, np.ndarray]:
-        """cos and sin [max_position_embeddings, head_dim / 2] f32, scaling included, as Hugging Face's own module has them."""
+        """cos and sin [positions, head_dim / 2] f32, scaling included, as Hugging Face's own module has them."""
         import torch
         from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
         rope = LlamaRotaryEmbedding(self.hf_config)
-        positions = torch.arange(self.config.max_position_embeddings, dtype=torch.float32)
+        positions = torch.arange(self.rope_rows, dtype=torch.float32)
         angles = positions[:, None] * rope.inv_freq.float()[None]
         return (angles.cos() * rope.attention_scaling).numpy(), (angles.sin() * rope.attention_scaling).numpy()
 

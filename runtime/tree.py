@@ -12,6 +12,8 @@ import numpy as np
 
 from firp.runtime.errors import FirpError
 
+MAX_PASS_ROWS = 1024  # of one pass, pseudo rows included: a bound for buffers, not a target
+
 
 @dataclass(frozen=True)
 class TreeConfig:
@@ -41,6 +43,9 @@ class TreeConfig:
             raise FirpError("unknown tree kind", got=repr(self.kind), expected="static or dynamic")
         if self.rows < 1 or (self.draft_sources is not None and self.draft_sources < 1):
             raise FirpError("bad tree size", got=f"rows {self.rows}, draft_sources {self.draft_sources}", expected="at least 1")
+        rows = self.rows + min(self.draft_sources or self.rows, self.rows) * num_predictors
+        if rows > MAX_PASS_ROWS:
+            raise FirpError("tree too large", got=f"{rows} rows with its pseudo rows", expected=f"at most {MAX_PASS_ROWS}")
         if self.kind == "dynamic":
             if self.paths:
                 raise FirpError("a dynamic tree has no paths", got=f"{len(self.paths)} paths", fix="use kind static")

@@ -1,0 +1,170 @@
+"""Model directories, whole and broken: every way to be wrong has its own message, and no tensor goes unused."""
+
+import json
+import shutil
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from small_models import make_model
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from firp.export.bundle_writer import ExportOptions, export_bundle
+from firp.export.checkpoint import open_checkpoint
+from firp.export.weights import from_checkpoint, read_chunks, write_safetensors
+from firp.runtime.errors import CheckpointError, FirpError
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("checkpoint") / "model", "llama_untied_biases")
+
+
+@pytest.fixture
+def model(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "model")
+
+
+def edit_config(model, **changes):
+    file = model / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def edit_weights(model, change):
+    tensors = load_file(model / "model.safetensors")
+    change(tensors)
+    save_file(tensors, model / "model.safetensors")
+
+
+def test_sharded_and_single_file_give_the_same_bundle(tmp_path):
+    single = make_model(tmp_path / "single", "qwen2", torch.bfloat16)
+    sharded = make_model(tmp_path / "sharded", "qwen2", torch.bfloat16, max_shard_size="50KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    first = export_bundle(ExportOptions(single, tmp_path / "a"))
+    second = export_bundle(ExportOptions(sharded, tmp_path / "b"))
+    assert first.files["model.safetensors"] == second.files["model.safetensors"]
+
+
+@pytest.mark.parametrize("source", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("target", ["float32", "float16", "bfloat16"])
+def test_dtype_conversion_rounds_as_torch_does(source, target, tmp_path):
+    model = make_model(tmp_path / "model", "llama", source)
+    checkpoint = open_checkpoint(model)
+    weight = next(weight for weight in checkpoint.weights() if weight.name == "layers.1.qkv_proj.weight")
+    write_safetensors(tmp_path / "out.safetensors", [from_checkpoint(weight, checkpoint.tensors)], target)
+    with safe_open(tmp_path / "out.safetensors", "pt") as file:
+        written = file.get_tensor("layers.1.qkv_proj.weight")
+    tensors = load_file(model / "model.safetensors")
+    expected = torch.cat([tensors[f"model.layers.1.self_attn.{x}_proj.weight"] for x in "qkv"]).to(getattr(torch, target))
+    assert torch.equal(written, expected)
+
+
+def test_a_value_beyond_float16_is_an_error(model, tmp_path):
+    edit_weights(model, lambda t: t["model.layers.0.mlp.up_proj.weight"].view(-1)[3:4].fill_(1e6))
+    with pytest.raises(CheckpointError, match="does not fit float16"):
+        export_bundle(ExportOptions(model, tmp_path / "bundle", dtype="float16"))
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_nan_and_infinity_are_named(value, dtype, tmp_path):
+    model = make_model(tmp_path / "model", "llama", dtype)
+    edit_weights(model, lambda t: t["model.layers.2.self_attn.o_proj.weight"].view(-1)[-1:].fill_(value))
+    with pytest.raises(CheckpointError, match=r"layers\.2\.self_attn\.o_proj\.weight holds NaN or infinity"):
+        export_bundle(ExportOptions(model, tmp_path / "bundle"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_missing_tensor_is_named(model):
+    edit_weights(model, lambda t: t.pop("model.layers.3.mlp.gate_proj.bias"))
+    with pytest.raises(CheckpointError, match=r"1 tensors missing.*model\.layers\.3\.mlp\.gate_proj\.bias"):
+        open_checkpoint(model)
+
+
+def test_unused_tensor_is_named(model):
+    edit_weights(model, lambda t: t.update({"model.layers.0.self_attn.sinks": torch.zeros(4)}))
+    with pytest.raises(CheckpointError, match=r"does not use.*self_attn\.sinks"):
+        open_checkpoint(model)
+
+
+def test_wrong_shape_is_named(model):
+    edit_weights(model, lambda t: t.update({"model.norm.weight": torch.ones(32)}))
+    with pytest.raises(CheckpointError, match=r"wrong shape of model\.norm\.weight.*\(32,\).*\[64\]"):
+        open_checkpoint(model)
+
+
+def test_tied_head_that_differs_is_an_error_and_an_equal_one_is_not(tmp_path):
+    model = make_model(tmp_path / "model", "llama")
+    edit_weights(model, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    assert "lm_head.weight" in open_checkpoint(model).tensors
+    edit_weights(model, lambda t: t["lm_head.weight"].view(-1)[0:1].add_(1))
+    with pytest.raises(CheckpointError, match="tie_word_embeddings is true"):
+        open_checkpoint(model)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda m: (m / "config.json").unlink(), "not a model"),
+        (lambda m: (m / "config.json").write_text("{"), "cannot read JSON"),
+        (lambda m: (m / "config.json").write_text("[1]"), "expected a JSON object"),
+        (lambda m: edit_config(m, architectures=["GPT2LMHeadModel"]), "unsupported architecture.*GPT2LMHeadModel.*Qwen3ForCausalLM"),
+        (lambda m: edit_config(m, architectures=None), "unsupported architecture"),
+        (lambda m: edit_config(m, quantization_config={"quant_method": "gptq"}), "quantized checkpoint.*gptq"),
+        (lambda m: edit_config(m, hidden_act="gelu"), "unsupported activation.*gelu"),
+        (lambda m: edit_config(m, hidden_size=0), "bad"),
+        (lambda m: edit_config(m, num_hidden_layers=1), "too few layers"),
+        (lambda m: edit_config(m, num_hidden_layers=5), "9 tensors missing|tensors missing"),
+        (lambda m: edit_config(m, num_hidden_layers=3), "does not use"),
+        (lambda m: edit_config(m, rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0,
+                                                   "short_factor": [1.0] * 16, "long_factor": [1.0] * 16}), "unsupported rope"),
+        (lambda m: (m / "model.safetensors").unlink(), "no weights"),
+        (lambda m: (m / "model.safetensors").write_bytes((m / "model.safetensors").read_bytes()[:-100]), "truncated"),
+        (lambda m: (m / "model.safetensors").write_bytes(b"1234"), "truncated"),
+        (lambda m: (m / "model.safetensors").write_bytes((8).to_bytes(8, "little") + b"garbage!"), "not a safetensors file"),
+        (lambda m: shutil.rmtree(m), "no such model directory"),
+    ],
+)  # fmt: skip
+def test_each_broken_directory_has_its_message(model, break_it, message):
+    break_it(model)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_checkpoint(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_truncated_shards(tmp_path):
+    model = make_model(tmp_path / "model", "llama", max_shard_size="100KB")
+    shard = sorted(model.glob("model-*.safetensors"))[1]
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    with pytest.raises(CheckpointError, match=f"truncated weight file.*{shard.name}"):
+        open_checkpoint(model)
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=f"missing shard.*{shard.name}"):
+        open_checkpoint(model)
+
+
+def test_layers_with_different_windows_are_refused(tmp_path):
+    model = make_model(tmp_path / "model", "qwen2")
+    edit_config(model, layer_types=["full_attention", "sliding_attention"] * 2, sliding_window=8, use_sliding_window=True)
+    with pytest.raises(CheckpointError, match="different attention windows"):
+        open_checkpoint(model)
+
+
+def test_chunks_are_small_whatever_the_tensor(tmp_path, monkeypatch):
+    monkeypatch.setattr("firp.export.weights._CHUNK_BYTES", 256)
+    model = make_model(tmp_path / "model", "llama", torch.bfloat16)
+    record = open_checkpoint(model).tensors["model.embed_tokens.weight"]
+    chunks = list(read_chunks("embedding", record))
+    assert max(chunk.nbytes for chunk in chunks) == 256
+    whole = np.concatenate(chunks).reshape(record.shape)
+    assert whole.dtype == ml_dtypes.bfloat16
+    expected = load_file(model / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(torch.from_numpy(whole.astype(np.float32)), expected.float())
+
+
+def test_errors_are_firp_errors():
+    assert issubclass(CheckpointError, FirpError)

@@ -1,0 +1,103 @@
+"""Bundles, whole and broken: each way to be bad has its own error, before any graph is loaded."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from firp.runtime.bundle import load_bundle, to_json
+from firp.runtime.engine import Engine
+from firp.runtime.errors import BundleError, FirpError
+
+
+@pytest.fixture
+def bundle(family_bundle, tmp_path):
+    return shutil.copytree(family_bundle("llama")[1], tmp_path / "bundle")
+
+
+def edit_manifest(bundle, change):
+    file = bundle / "firp.json"
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data))
+
+
+def flip_byte(file, at):
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+def test_the_manifest_survives_the_round_trip(bundle):
+    loaded = load_bundle(bundle)
+    assert json.loads((bundle / "firp.json").read_text()) == json.loads(json.dumps(to_json(loaded.manifest)))
+    names = [tensor.name for tensor in loaded.manifest.graphs["lower"].inputs]
+    assert names[:3] == ["input_ids", "position_ids", "attention_bias"]
+    assert names[3:] == ["past_key.0", "past_value.0", "past_key.1", "past_value.1"]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda b: shutil.rmtree(b), "no such bundle"),
+        (lambda b: (b / "firp.json").unlink(), "not a bundle"),
+        (lambda b: (b / "firp.json").write_text("{"), "not JSON"),
+        (lambda b: (b / "firp.json").write_text("[]"), "not a bundle manifest"),
+        (lambda b: edit_manifest(b, lambda d: d.update(format_version=2)), "newer format.*version 2.*upgrade"),
+        (lambda b: edit_manifest(b, lambda d: d.update(format_version="1")), "not a bundle manifest"),
+        (lambda b: edit_manifest(b, lambda d: d.update(speed=9)), "unknown key in firp.json.*speed"),
+        (lambda b: edit_manifest(b, lambda d: d["model"].update(colour=1)), "unknown key in firp.json: model.*colour"),
+        (lambda b: edit_manifest(b, lambda d: d.pop("dtype")), "missing key in firp.json.*dtype"),
+        (lambda b: edit_manifest(b, lambda d: d["model"].update(head_dim="x")), "bad value.*head_dim.*'x'.*int"),
+        (lambda b: edit_manifest(b, lambda d: d.update(dtype="int3")), "unknown dtype.*int3"),
+        (lambda b: edit_manifest(b, lambda d: d["graphs"].pop("upper")), "lists no upper graph"),
+        (lambda b: edit_manifest(b, lambda d: d["files"].pop("tree.json")), "lists no tree.json"),
+        (lambda b: edit_manifest(b, lambda d: d["files"].update({"../x": d["files"]["tree.json"]})), "outside the bundle"),
+        (lambda b: (b / "upper.onnx").unlink(), "missing file in bundle.*upper.onnx"),
+        (lambda b: (b / "model.safetensors").write_bytes(b"short"), "wrong file size in bundle.*5 bytes"),
+        (lambda b: flip_byte(b / "model.safetensors", 9000), "corrupted file in bundle.*model.safetensors"),
+        (lambda b: flip_byte(b / "lower.onnx", 200), "corrupted file in bundle.*lower.onnx"),
+        (lambda b: flip_byte(b / "tree.json", 10), "corrupted file in bundle.*tree.json"),
+    ],
+)
+def test_each_broken_bundle_has_its_message(bundle, break_it, message, monkeypatch):
+    def no_session(*_):
+        raise AssertionError("a graph was loaded")
+
+    monkeypatch.setattr("firp.runtime.onnxruntime_backend.OnnxRuntimeBackend.load", no_session)
+    break_it(bundle)
+    with pytest.raises(BundleError, match=message) as caught:
+        Engine.load(bundle)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_graph_that_is_not_the_declared_one_is_refused(bundle):
+    def rename(data):
+        data["graphs"]["lower"]["inputs"][0]["name"] = "tokens"
+
+    edit_manifest(bundle, rename)
+    with pytest.raises(BundleError, match="not the graph its bundle declares"):
+        Engine.load(bundle)
+
+
+def test_a_graph_that_does_not_parse_is_refused_without_hashes(bundle):
+    file = bundle / "lower.onnx"
+    file.write_bytes(b"\xff" * file.stat().st_size)
+    with pytest.raises(BundleError, match="graph does not load"):
+        Engine.load(bundle, check_hashes=False)
+
+
+def test_bfloat16_is_refused_by_name_on_the_cpu(family_bundle, tmp_path):
+    from firp.export.bundle_writer import ExportOptions, export_bundle
+
+    model, _ = family_bundle("llama")
+    manifest = export_bundle(ExportOptions(model, tmp_path / "bundle", dtype="bfloat16"))
+    assert manifest.dtype == "bfloat16" and manifest.verification is None
+    with pytest.raises(FirpError, match="no CPU kernels for bfloat16"):
+        Engine.load(tmp_path / "bundle")
+
+
+def test_manifest_is_immutable(bundle):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load_bundle(bundle).manifest.dtype = "float16"

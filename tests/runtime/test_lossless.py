@@ -1,0 +1,92 @@
+"""The anchor: drafted decoding gives the tokens of plain decoding, whatever the tree, the sources and the sampling."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from firp.runtime import session as session_module
+from firp.runtime.engine import Engine
+from firp.runtime.parity import Comparison, compare, compare_trees, plain_run
+from firp.runtime.sampling import SamplingParams
+from firp.runtime.text import read_prompts
+from firp.runtime.tree import TreeConfig
+
+TREES = {
+    "chain": lambda m: TreeConfig.chain(3, m),
+    "static": lambda m: TreeConfig.static([(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0)], m),
+    "dynamic": lambda m: TreeConfig("dynamic", rows=12, draft_sources=m),
+}
+SOURCES = (1, 2, None)
+PARAMS = [
+    SamplingParams(40, ignore_eos=True),
+    SamplingParams(40, temperature=0.8, top_p=0.95, seed=1, ignore_eos=True),
+    SamplingParams(40, temperature=1.2, top_k=5, seed=2),
+]
+
+
+def random_prompts(engine, count):
+    rng = np.random.default_rng(0)
+    return [rng.integers(2, engine.model.vocab_size, rng.integers(1, 20)).tolist() for _ in range(count)]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral_window", "llama3_rope"])
+def test_drafted_equals_plain_on_random_models(family, family_bundle):
+    engine = Engine.load(family_bundle(family)[1])
+    trees = {f"{kind}, M={m}": make(m) for (kind, make), m in itertools.product(TREES.items(), SOURCES)}
+    for comparison in compare_trees(engine, random_prompts(engine, 4), PARAMS, trees):
+        assert comparison.differences == [], comparison.name
+        assert comparison.tokens > 300
+
+
+def test_drafted_equals_plain_on_the_demo_model(demo_engine, pytestconfig):
+    prompts = read_prompts(pytestconfig.rootpath / "tests" / "demo_model" / "held_out_prompts.jsonl")[:6]
+    encoded = [demo_engine.encode(prompt.text) for prompt in prompts]
+    params = [SamplingParams(48), SamplingParams(48, temperature=0.8, top_p=0.95, seed=5)]
+    trees = {f"{kind}, M={m}": make(m) for (kind, make), m in itertools.product(TREES.items(), SOURCES)}
+    comparisons = {c.name: c for c in compare_trees(demo_engine, encoded, params, trees)}
+    for comparison in comparisons.values():
+        assert comparison.unexcused == [], comparison.name
+    assert comparisons["dynamic, M=None"].tokens_per_step > 1.2  # and the drafts are of use
+
+
+def test_a_wrong_tree_mask_would_be_seen(family_bundle, monkeypatch):
+    """The test above can fail: with siblings visible to each other, drafted decoding leaves plain decoding."""
+    engine = Engine.load(family_bundle("llama")[1])
+    prompts = random_prompts(engine, 6)
+    plain = [plain_run(engine, prompt, PARAMS[0]) for prompt in prompts]
+
+    def leaky(parents, depths, sources, num_predictors, real=session_module.layout):
+        visible, positions = real(parents, depths, sources, num_predictors)
+        return session_module_layout(np.tril(np.ones_like(visible)), positions)
+
+    session_module_layout = type(session_module.layout([-1], [0], [], 3))
+    monkeypatch.setattr(session_module, "layout", leaky)
+    comparison = Comparison("leaky")
+    for index, prompt in enumerate(prompts):
+        compare(comparison, engine, index, prompt, PARAMS[0], TREES["dynamic"](None), plain[index])
+    assert comparison.unexcused
+
+
+def test_a_prompt_in_several_passes_gives_the_same_tokens(family_bundle, monkeypatch):
+    engine = Engine.load(family_bundle("mistral_window")[1])
+    prompt = np.random.default_rng(1).integers(2, 190, 70).tolist()
+    whole = engine.generate(prompt, PARAMS[0])
+    monkeypatch.setattr(session_module, "PREFILL_ROWS", 16)
+    monkeypatch.setattr("firp.runtime.engine.PREFILL_ROWS", 16)
+    chunked = engine.generate(prompt, PARAMS[0])
+    assert chunked.token_ids == whole.token_ids
+    assert engine.generate(prompt, PARAMS[0], plain=True).token_ids == whole.token_ids
+
+
+def test_decoding_to_the_end_of_the_context_ends_with_length(family_bundle):
+    engine = Engine.load(family_bundle("llama")[1])
+    context = engine.model.max_position_embeddings
+    params = SamplingParams(10_000, ignore_eos=True)
+    for length in (context - 1, context - 2, context - 9, 5):
+        prompt = np.random.default_rng(length).integers(2, 190, length).tolist()
+        plain = engine.generate(prompt, params, plain=True)
+        assert len(plain.token_ids) == context - length and plain.finish_reason == "length"
+        for make in TREES.values():
+            drafted = engine.generate(prompt, params, tree=make(None))
+            assert drafted.token_ids == plain.token_ids and drafted.finish_reason == "length"

@@ -1,0 +1,93 @@
+"""The pick: greedy, temperature, top-k and top-p as Hugging Face has them; a pure function of (logits, position, params)."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from firp.runtime.errors import FirpError
+from firp.runtime.sampling import SamplingParams, candidates, margin, pick, uniform
+
+
+def hugging_face_probabilities(logits, params):
+    scores = torch.from_numpy(logits)[None].double()
+    warpers = [TemperatureLogitsWarper(params.temperature)]
+    warpers += [TopKLogitsWarper(params.top_k)] if params.top_k else []
+    warpers += [TopPLogitsWarper(params.top_p)] if params.top_p < 1 else []
+    for warper in warpers:
+        scores = warper(None, scores)
+    return scores.softmax(-1)[0].numpy()
+
+
+@pytest.mark.parametrize("vocabulary", [5, 200, 5000])
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0.8),
+        SamplingParams(temperature=1.3, top_k=7),
+        SamplingParams(temperature=0.8, top_p=0.95),
+        SamplingParams(temperature=2.0, top_p=0.3),
+        SamplingParams(temperature=1.0, top_k=50, top_p=0.9),
+        SamplingParams(temperature=0.7, top_k=100000, top_p=0.999),
+    ],
+)
+def test_candidates_have_the_probabilities_of_hugging_face(vocabulary, params):
+    rng = np.random.default_rng(vocabulary)
+    for scale in (0.5, 3.0):
+        logits = (rng.normal(size=vocabulary) * scale).astype(np.float32)
+        drawn = candidates(logits, params)
+        ours = np.zeros(vocabulary)
+        ours[drawn.ids] = np.diff(drawn.bounds, prepend=0.0)
+        np.testing.assert_allclose(ours, hugging_face_probabilities(logits, params), atol=1e-9)
+        assert (np.diff(drawn.ids) > 0).all()
+
+
+def test_draws_follow_the_distribution():
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    params = SamplingParams(temperature=1.0, seed=3)
+    counts = np.bincount([pick(logits, position, params) for position in range(20000)], minlength=4)
+    expected = np.array([0.5, 0.3, 0.15, 0.05]) * 20000
+    assert ((counts - expected) ** 2 / expected).sum() < 16.3  # chi-squared, 3 degrees of freedom, p = 0.001
+
+
+def test_greedy_takes_the_first_of_equals():
+    assert pick(np.array([1, 3, 3, 2], np.float32), 9, SamplingParams()) == 1
+
+
+def test_the_draw_depends_on_seed_and_position_alone():
+    first = [uniform(5, position) for position in range(100)]
+    np.random.default_rng().random(10)
+    assert first == [uniform(5, position) for position in range(100)]
+    assert len({*first, *(uniform(6, position) for position in range(100))}) == 200
+    assert all(0 <= value < 1 for value in first)
+    assert uniform(2**64 - 1, 2**40) != uniform(2**64 - 2, 2**40)
+
+
+def test_margin_is_the_distance_to_another_pick():
+    logits = np.array([2.0, 1.5, -1.0], np.float32)
+    assert margin(logits, 0, SamplingParams()) == pytest.approx(0.5)
+    params = SamplingParams(temperature=1.0, seed=1)
+    for position in range(50):
+        draw, bounds = uniform(1, position), candidates(logits, params).bounds
+        assert margin(logits, position, params) == pytest.approx(min(abs(draw - bounds[0]), abs(draw - bounds[1])))
+
+
+def test_margin_sees_a_candidate_set_about_to_change():
+    # 0.5 + 0.45 is just above top_p: a little less and the third token would be kept
+    logits = np.log(np.array([0.5, 0.45, 0.05]))
+    params = SamplingParams(temperature=1.0, top_p=0.949999)
+    assert margin(logits, 0, params) < 2e-6
+    tied = np.log(np.array([0.4, 0.3, 0.3 - 1e-7]))
+    assert margin(tied, 0, SamplingParams(temperature=1.0, top_k=2)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"temperature": -1}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_p": 0}, {"top_p": 1.5},
+        {"top_k": -1}, {"max_new_tokens": 0}, {"seed": -1}, {"seed": 2**64}, {"stop": ("",)}, {"stop": "text"},
+    ],
+)  # fmt: skip
+def test_impossible_params_are_refused(bad):
+    with pytest.raises(FirpError, match=f"bad {next(iter(bad))}"):
+        SamplingParams(**bad)

@@ -1,0 +1,111 @@
+"""Streaming text and prompt files."""
+
+import random
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from firp.runtime.errors import PromptError
+from firp.runtime.text import TextStream, read_prompts
+
+
+@pytest.fixture(scope="module")
+def byte_tokenizer():
+    """One token a byte: every character beyond ASCII spans several tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+TEXT = "naïve 🙂 日本語 – “quoted” STOP and more 👩‍👩‍👧 end"
+
+
+def stream(tokenizer, ids, stop=()):
+    text = TextStream(tokenizer, stop)
+    pieces = []
+    for token in ids:
+        pieces.append(text.push(token))
+        if text.stopped:
+            break
+    pieces.append(text.finish())
+    return pieces, text.stopped
+
+
+def test_pieces_are_whole_characters_and_add_up(byte_tokenizer):
+    pieces, stopped = stream(byte_tokenizer, byte_tokenizer.encode(TEXT).ids)
+    assert "".join(pieces) == TEXT and not stopped
+    assert all("�" not in piece for piece in pieces)
+    assert sum(bool(piece) for piece in pieces) > 20  # it streams
+
+
+def test_an_unfinished_character_comes_out_at_the_end(byte_tokenizer):
+    ids = byte_tokenizer.encode("ab🙂").ids[:-1]
+    pieces, _ = stream(byte_tokenizer, ids)
+    assert "".join(pieces[:-1]) == "ab" and set(pieces[-1]) == {"�"}
+
+
+@pytest.mark.parametrize("stop", [("STOP",), ("STOP", "“"), ("zzz", "P a"), ("日本語 – ",), ("n",), (TEXT[-3:],)])
+def test_text_ends_right_before_the_first_stop_string(byte_tokenizer, stop):
+    pieces, stopped = stream(byte_tokenizer, byte_tokenizer.encode(TEXT).ids, stop)
+    assert stopped
+    assert "".join(pieces) == TEXT[: min(TEXT.find(s) for s in stop if s in TEXT)]
+
+
+def test_what_only_begins_like_a_stop_string_is_released(byte_tokenizer):
+    pieces, stopped = stream(byte_tokenizer, byte_tokenizer.encode("a STOX STO").ids, ("STOP",))
+    assert "".join(pieces) == "a STOX STO" and not stopped
+    assert pieces[-1] == "STO"
+
+
+def test_held_text_is_never_released_too_early(byte_tokenizer):
+    rng = random.Random(0)
+    for _ in range(300):
+        text = "".join(rng.choice("abé") for _ in range(rng.randrange(1, 15)))
+        stop = tuple("".join(rng.choice("abé") for _ in range(rng.randrange(1, 4))) for _ in range(2))
+        pieces, stopped = stream(byte_tokenizer, byte_tokenizer.encode(text).ids, stop)
+        # the stop string that is complete first ends the text, at its own beginning
+        ends = [(text.find(s) + len(s), text.find(s)) for s in stop if s in text]
+        if not ends:
+            assert ("".join(pieces), stopped) == (text, False)
+        else:
+            first = min(end for end, _ in ends)
+            assert stopped and "".join(pieces) == text[: min(begin for end, begin in ends if end == first)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"prompt": "a"}\n{"prompt": 3}\n', r"line 2.*prompt 3.*expected a string"),
+        ('{"prompt": "a"}\n\n{oops\n', "line 3"),
+        ('{"input_ids": [1, "x"]}\n', r"line 1.*list of integers"),
+        ('{"input_ids": [true]}\n', r"line 1.*list of integers"),
+        ('{"prompt": "a", "input_ids": [1]}\n', "line 1"),
+        ('{"text": "a"}\n', "line 1"),
+        ('[1, 2]\n', "line 1"),
+        ('{"prompt": ""}\n', "empty prompt at .* line 1"),
+        ('{"input_ids": []}\n', "empty prompt at .* line 1"),
+        ("\n\n", "no prompts"),
+    ],
+)  # fmt: skip
+def test_malformed_prompt_files_name_the_line(tmp_path, content, message):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(content)
+    with pytest.raises(PromptError, match=message) as caught:
+        read_prompts(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_unreadable_prompt_files(tmp_path):
+    with pytest.raises(PromptError, match="cannot read prompt file"):
+        read_prompts(tmp_path / "absent.jsonl")
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PromptError, match="not UTF-8"):
+        read_prompts(tmp_path / "binary.jsonl")
+
+
+def test_prompts_keep_their_ids(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a", "id": "x"}\n\n{"input_ids": [1, 2]}\n')
+    assert [(p.id, p.text, p.input_ids) for p in read_prompts(file)] == [("x", "a", None), ("3", None, [1, 2])]

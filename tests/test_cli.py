@@ -1,0 +1,208 @@
+"""The command line as a user runs it: results, JSON, messages, exit status, and that nothing is damaged."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from small_models import make_model, make_predictors
+
+FIRP = [sys.executable, "-m", "firp.cli"]
+
+
+def firp(*arguments, **options):
+    return subprocess.run([*FIRP, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
+
+
+def fails(*arguments, status=1, **options):
+    """Run, expect failure, and return the one line that says why."""
+    result = firp(*arguments, **options)
+    assert result.returncode == status, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    if status == 1:
+        assert len(lines) == 1 and result.stderr.strip().splitlines()[-1] == lines[0], result.stderr
+        return lines[0]
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("cli") / "model", "llama")
+
+
+def test_export_verifies_and_records_it(model, tmp_path):
+    predictors = make_predictors(tmp_path / "predictors", model)
+    result = firp("export", model, "-o", tmp_path / "bundle", "--predictors", predictors)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "" and "verified: " in result.stderr
+    shown = json.loads(firp("inspect", tmp_path / "bundle", "--json").stdout)
+    assert shown["verification"]["passed"] is True
+    assert {check["name"] for check in shown["verification"]["checks"]} >= {"tree logits, random tokens", "drafted = plain, chain"}
+    assert shown["num_predictors"] == 3 and shown["prediction_layer"] == 2 and shown["tree"]["kind"] == "dynamic"
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "bundle").iterdir())
+    assert "output exists" in fails("export", model, "-o", tmp_path / "bundle")
+    assert before == sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "bundle").iterdir())
+    assert firp("export", model, "-o", tmp_path / "bundle", "--force", "--no-verify").returncode == 0
+    shown = json.loads(firp("inspect", tmp_path / "bundle", "--json").stdout)
+    assert shown["verification"] is None and shown["num_predictors"] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "predictors"]
+
+
+def test_export_without_predictors_says_so_and_decodes_plainly(model, tmp_path):
+    result = firp("export", model, "-o", tmp_path / "bundle", "--no-verify")
+    assert result.returncode == 0 and "decodes plainly" in result.stderr
+    (tmp_path / "prompts.jsonl").write_text('{"input_ids": [5, 6, 7], "id": "a"}\n{"input_ids": [9]}\n')
+    result = firp("generate", tmp_path / "bundle", "--prompts", tmp_path / "prompts.jsonl", "--json", "--max-new-tokens", 6)
+    assert "decoding plainly" in result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["id"] for line in lines] == ["a", "2"]
+    assert set(lines[0]) == {"id", "prompt_tokens", "token_ids", "text", "finish_reason", "steps", "tokens_per_step"}
+    assert lines[0]["text"] is None and lines[0]["tokens_per_step"] == 1.0
+    assert "no predictors" in fails("bench", tmp_path / "bundle", "--prompts", tmp_path / "prompts.jsonl")
+
+
+def test_export_trains_on_calibration_data(pytestconfig, tmp_path):
+    """--calib-data is checked before minutes of training begin."""
+    demo = pytestconfig.rootpath / "tests" / "demo_model"
+    assert "too little calibration data" in fails("export", demo, "-o", tmp_path / "b", "--calib-data", demo / "config.json")
+    assert "exclude each other" in fails(
+        "export", demo, "-o", tmp_path / "b", "--calib-data", "x", "--predictors", "y", status=2
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_calibrate_then_export(pytestconfig, tmp_path):
+    demo, data = pytestconfig.rootpath / "tests" / "demo_model", pytestconfig.rootpath / "runtime" / "session.py"
+    result = firp("calibrate", demo, "-o", tmp_path / "p", "--data", data, "--steps", 2, "--num-predictors", 2)
+    assert result.returncode == 0, result.stderr
+    assert "held-out accuracy" in result.stdout
+    result = firp("export", demo, "-o", tmp_path / "b", "--predictors", tmp_path / "p", "--no-verify")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(firp("inspect", tmp_path / "b", "--json").stdout)["num_predictors"] == 2
+
+
+def test_generate_plain_and_drafted_give_the_same(demo_bundle):
+    arguments = ["generate", demo_bundle, "--prompt", "def add(a, b):", "--max-new-tokens", 24, "--json"]
+    for sampling in ([], ["--temperature", 0.8, "--top-p", 0.9, "--top-k", 40, "--seed", 3]):
+        drafted = json.loads(firp(*arguments, *sampling).stdout)
+        plain = json.loads(firp(*arguments, *sampling, "--plain").stdout)
+        assert drafted["token_ids"] == plain["token_ids"] and drafted["text"] == plain["text"]
+        assert plain["steps"] == 23 and plain["tokens_per_step"] == 1.0
+    text = firp(*arguments[:-1])
+    assert text.stdout == json.loads(firp(*arguments).stdout)["text"] + "\n"
+    assert "24 tokens (length)" in text.stderr
+
+
+def test_bench_and_verify_json(demo_bundle, pytestconfig, tmp_path):
+    demo = pytestconfig.rootpath / "tests" / "demo_model"
+    prompts = (demo / "held_out_prompts.jsonl").read_text().splitlines()[:2]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(prompts))
+    result = json.loads(firp("bench", demo_bundle, "--prompts", tmp_path / "prompts.jsonl", "--max-new-tokens", 24, "--json").stdout)
+    assert {"plain", "drafted", "speedup", "identical", "tokens", "backend", "device"} <= set(result)
+    assert result["identical"] is True and result["tokens"] == 46
+    assert result["drafted"]["tokens_per_step"] > 1 == result["plain"]["tokens_per_step"]
+    report = json.loads(firp("verify", demo_bundle, "--json").stdout)
+    assert report["passed"] and {"name", "passed", "value", "limit"} == set(report["checks"][0])
+    result = firp("verify", demo_bundle, "--model", demo)
+    assert result.returncode == 0 and "plain = generate" in result.stdout
+
+
+def test_verify_refuses_another_model(demo_bundle, model):
+    assert "made from another model" in fails("verify", demo_bundle, "--model", model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "absent", "-o", "OUT"], "no such model directory"),
+        (["export", "MODEL", "-o", "OUT", "--prediction-layer", "4"], "prediction layer out of range | got 4, expected 1 to 3"),
+        (["export", "MODEL", "-o", "OUT", "--predictors", "absent"], "not a predictor directory"),
+        (["export", "MODEL", "-o", "OUT", "--dtype", "bfloat16"], "bfloat16 graphs cannot be verified on a CPU"),
+        (["export", "MODEL", "-o", "MODEL"], "output exists and is something else"),
+        (["generate", "absent", "--prompt", "x"], "no such bundle"),
+        (["generate", "DEMO", "--prompt", ""], "empty prompt"),
+        (["generate", "DEMO", "--prompt", "x " * 3000], "prompt longer than the context"),
+        (["generate", "DEMO", "--prompt", "x", "--temperature", "-1"], "bad temperature"),
+        (["generate", "DEMO", "--prompts", "absent.jsonl"], "cannot read prompt file"),
+        (["bench", "DEMO", "--prompts", "absent.jsonl"], "cannot read prompt file"),
+        (["inspect", "MODEL"], "not a bundle"),
+        (["calibrate", "MODEL", "-o", "OUT", "--data", "x"], "the model has no tokenizer"),
+    ],
+)
+def test_each_mistake_gets_one_line(arguments, message, model, demo_bundle, tmp_path):
+    places = {"MODEL": model, "DEMO": demo_bundle, "OUT": tmp_path / "out"}
+    before = sorted(path.name for path in model.parent.iterdir())
+    assert message in fails(*(places.get(argument, argument) for argument in arguments), cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == [] and sorted(path.name for path in model.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [["generate", "x"], ["generate", "x", "--prompt", "a", "--prompts", "b"], ["export"], ["fly"], ["calibrate", "m", "-o", "p"]]
+)
+def test_wrong_usage_is_status_2(arguments):
+    fails(*arguments, status=2)
+
+
+def test_malformed_prompts_are_found_before_anything_is_decoded(demo_bundle, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": 1}\n')
+    assert "line 2" in fails("generate", demo_bundle, "--prompts", tmp_path / "p.jsonl")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"input_ids": [99999]}\n')
+    result = firp("generate", demo_bundle, "--prompts", tmp_path / "p.jsonl", "--json")
+    assert result.returncode == 1 and result.stdout == "" and "token id out of range" in result.stderr
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, model):
+    """The export meets a file size limit in the middle of the weights, as on a full disk."""
+    import resource
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit then fails with EFBIG
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    line = fails("export", model, "-o", tmp_path / "out", "--no-verify", preexec_fn=limit)
+    assert "cannot write" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_export_leaves_the_old_bundle_and_nothing_else(how, demo_bundle, tmp_path, pytestconfig):
+    bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
+    before = (bundle / "firp.json").read_bytes()
+    demo = pytestconfig.rootpath / "tests" / "demo_model"
+    process = subprocess.Popen(
+        [*FIRP, "export", demo, "-o", bundle, "--force"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".bundle.partial-*/upper.onnx")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, how)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1 and "Traceback" not in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert (bundle / "firp.json").read_bytes() == before
+
+
+def test_leftovers_of_a_killed_export_are_removed(model, tmp_path):
+    process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
+    (tmp_path / f".out.partial-{process.stdout.strip()}").mkdir()
+    assert firp("export", model, "-o", tmp_path / "out", "--no-verify").returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_interrupted_generation_keeps_its_tokens(demo_bundle):
+    process = subprocess.Popen(
+        [*FIRP, "generate", str(demo_bundle), "--prompt", "def f():", "--max-new-tokens", "2000", "--temperature", "1", "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    time.sleep(2.0)
+    os.kill(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in stderr
+    if stdout:  # decoding had begun
+        assert json.loads(stdout)["finish_reason"] in ("cancelled", "stop", "length")
