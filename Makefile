@@ -1,5 +1,5 @@
 # make demo: set up and run the main job end to end.  make test: lint and all tests.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 

@@ -19,11 +19,29 @@ from firp.runtime.bundle import DTYPES, load_bundle, to_json
 from firp.runtime.engine import BACKENDS, Engine, Generation
 from firp.runtime.errors import CheckFailedError, FirpError
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.terminal import messages, print_bench, print_table, progress_bar, results, summary
+from firp.runtime.terminal import count_ties, messages, print_bench, print_bundle, print_table, progress_bar, summary
 from firp.runtime.text import Prompt, read_prompts
 
 DEMO_MODEL = Path(__file__).parent / "tests" / "demo_model"
 PATH = click.Path(path_type=Path)
+
+
+class Repeating(click.Command):
+    """After its argument, a repeatable option takes several values at once: `--data A B` is `--data A --data B`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        repeatable = {flag for param in self.params if getattr(param, "multiple", False) for flag in param.opts}
+        expanded, flag, taken = [], None, 0
+        greedy = bool(args) and not args[0].startswith("-")
+        for arg in args:
+            if arg.startswith("-") and len(arg) > 1:
+                flag, taken = (arg if greedy and arg in repeatable else None), 0
+            elif flag:
+                if taken:
+                    expanded.append(flag)
+                taken += 1
+            expanded.append(arg)
+        return super().parse_args(ctx, expanded)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,11 +50,11 @@ def cli():
     """Export a Hugging Face model for lossless multi-token decoding, and decode from the bundle."""
 
 
-@cli.command()
+@cli.command(cls=Repeating)
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="The bundle to write.")
 @click.option("--predictors", type=PATH, help="Predictor directory, from firp calibrate.")
-@click.option("--calib-data", type=PATH, multiple=True, help="Train predictors on this text file first; may be repeated.")
+@click.option("--calib-data", type=PATH, multiple=True, help="Train predictors on these text files first.")
 @click.option("--prediction-layer", type=int, help="Where to split; default: that of the predictors, or 3/4 of the layers.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of weights and cache.")
 @click.option("--verify/--no-verify", default=True, help="Check against the Hugging Face model; on by default.")
@@ -60,15 +78,15 @@ def export(model, output, predictors, calib_data, prediction_layer, dtype, verif
     size = sum(entry.size for entry in manifest.files.values())
     messages.print(f"wrote {output}: {manifest.dtype}, split at layer {manifest.prediction_layer}, {size / 2**20:.1f} MiB")
     if manifest.verification:
-        messages.print(f"verified: {len(manifest.verification['checks'])} checks, {_ties(manifest.verification['near_ties'])}")
+        messages.print(f"verified: {len(manifest.verification['checks'])} checks, {count_ties(manifest.verification)}")
     if not manifest.num_predictors:
         messages.print("no predictors: this bundle decodes plainly; add --predictors or --calib-data for drafts")
 
 
-@cli.command()
+@cli.command(cls=Repeating)
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="The predictor directory to write.")
-@click.option("--data", type=PATH, multiple=True, required=True, help="Text file to train on; may be repeated.")
+@click.option("--data", type=PATH, multiple=True, required=True, help="Text files to train on.")
 @click.option("--prediction-layer", type=int, help="Layer whose input the predictors read; default: 3/4 of the layers.")
 @click.option("--num-predictors", type=int, default=3, show_default=True, help="K: tokens guessed ahead.")
 @click.option("--minutes", type=float, help="How long to train.  [default: 10]")
@@ -115,12 +133,12 @@ def _sampling_options(command):
     return command
 
 
-@cli.command()
+@cli.command(cls=Repeating)
 @click.argument("bundle", type=PATH)
-@click.option("--prompt", multiple=True, help="Text to continue; may be repeated.")
+@click.option("--prompt", multiple=True, help="Texts to continue.")
 @click.option("--prompts", type=PATH, help="File with one JSON object a line: prompt or input_ids, optional id.")
 @_sampling_options
-@click.option("--stop", multiple=True, help="End before this text; may be repeated.")
+@click.option("--stop", multiple=True, help="End before any of these texts.")
 @click.option("--plain", is_flag=True, help="One token a pass, no drafts.")
 @click.option("--backend", type=click.Choice(list(BACKENDS)), default="cpu", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a prompt.")
@@ -217,29 +235,10 @@ def verify(bundle, model, as_json):
 def inspect(bundle, as_json):
     """Show what BUNDLE holds; its files are checked, nothing is loaded."""
     loaded = load_bundle(bundle)
-    m = loaded.manifest
     if as_json:
-        print(json.dumps({**to_json(m), "tree": to_json(loaded.tree) if loaded.tree else None}))
+        print(json.dumps({**to_json(loaded.manifest), "tree": to_json(loaded.tree) if loaded.tree else None}))
         return
-    c, out = m.model, results
-    out.print(
-        f"{c.architecture} '{m.source['model']}': {c.num_hidden_layers} layers, hidden {c.hidden_size}, vocabulary {c.vocab_size}"
-    )
-    out.print(
-        f"{c.num_attention_heads} query and {c.num_key_value_heads} key/value heads of {c.head_dim}, context {c.max_position_embeddings} tokens"
-    )
-    out.print(
-        f"{m.dtype}, split at layer {m.prediction_layer}, {m.num_predictors or 'no'} predictors, end of sequence {list(loaded.eos_token_ids)}"
-    )
-    if loaded.tree:
-        sources = "every row" if loaded.tree.draft_sources is None else f"{loaded.tree.draft_sources} rows"
-        out.print(f"tree: {loaded.tree.kind}, {loaded.tree.rows} rows, drafts from {sources}")
-        held_out = m.source["predictors"]["held_out"]
-        out.print(f"held-out accuracy by offset: top-1 {held_out['top1']}, top-5 {held_out['top5']}")
-    verified = f"{len(m.verification['checks'])} checks, {_ties(m.verification['near_ties'])}" if m.verification else "never"
-    out.print(f"verified: {verified}; written by firp {m.written_by['firp']}")
-    for name, entry in m.files.items():
-        out.print(f"{entry.size:>12,}  {entry.sha256[:12]}  {name}")
+    print_bundle(loaded)
 
 
 @cli.command()
@@ -256,10 +255,6 @@ def demo(output):
     )  # fmt: skip
     prompts = [prompt.text for prompt in read_prompts(DEMO_MODEL / "demo_prompts.jsonl")]
     run_demo(Engine.load(output), prompts, SamplingParams(max_new_tokens=64))
-
-
-def _ties(near_ties: list) -> str:
-    return f"{len(near_ties)} near ties" if near_ties else "no near tie"
 
 
 @contextmanager

@@ -38,9 +38,9 @@ class TrainOptions:
     steps: int | None = None  # train for this many steps instead
     seed: int = 0
     window: int = 256  # tokens of one training sequence
-    batch: int = 8  # sequences of one step
-    anchors: int = 96  # draft sources sampled from each sequence
-    learning_rate: float = 2e-3
+    batch: int = 4  # sequences of one step
+    anchors: int = 128  # draft sources sampled from each sequence
+    learning_rate: float = 5e-3
 
 
 class TrainProgress(NamedTuple):

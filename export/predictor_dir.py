@@ -50,11 +50,14 @@ def open_predictors(path: Path, checkpoint: Checkpoint) -> Predictors:
             got=info.prediction_layer,
             expected=f"1 to {config.num_hidden_layers - 1}",
         )
-    if info.model_fingerprint != checkpoint.fingerprint():
+    fingerprint = checkpoint.fingerprint()
+    if info.model_fingerprint != fingerprint:
         raise CheckpointError(
-            "predictors of another model", got=f"'{info.model_name}' ({info.model_fingerprint[:12]})",
-            expected=f"'{checkpoint.path.name}' ({checkpoint.fingerprint()[:12]})", fix="train predictors for this model with firp calibrate",
-        )  # fmt: skip
+            "predictors of another model",
+            got=f"'{info.model_name}' ({info.model_fingerprint[:12]})",
+            expected=f"'{checkpoint.path.name}' ({fingerprint[:12]})",
+            fix="train predictors for this model with firp calibrate",
+        )
     tensors = read_safetensors(path / "predictors.safetensors")
     shape = (info.num_predictors, info.hidden_size, info.hidden_size)
     if set(tensors) != {TENSOR_NAME} or tensors[TENSOR_NAME].shape != shape:

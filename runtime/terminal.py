@@ -3,12 +3,14 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from firp.runtime.bench import BenchResult
+from firp.runtime.bundle import Bundle
 from firp.runtime.engine import Generation
 
 messages = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
@@ -63,7 +65,32 @@ def summary(result: Generation) -> str:
     """One line about a finished request."""
     stats, count = result.stats, len(result.token_ids)
     rate = stats.decoded_tokens / stats.decode_ms * 1e3 if stats.decode_ms else 0.0
-    return f"{count} tokens ({result.finish_reason}), {stats.steps} steps, {stats.tokens_per_step:.2f} tokens/step, {rate:.0f} tokens/s"
+    steps = f"{stats.steps} steps, {stats.tokens_per_step:.2f} tokens/step"
+    return f"{count} tokens ({result.finish_reason}), {steps}, {rate:.0f} tokens/s"
+
+
+def print_bundle(bundle: Bundle) -> None:
+    m, c, tree = bundle.manifest, bundle.manifest.model, bundle.tree
+    heads = f"{c.num_attention_heads} query and {c.num_key_value_heads} key/value heads of {c.head_dim}"
+    results.print(
+        f"{c.architecture} '{m.source['model']}': {c.num_hidden_layers} layers, hidden {c.hidden_size}, vocabulary {c.vocab_size}"
+    )
+    results.print(f"{heads}, context {c.max_position_embeddings} tokens, end of sequence {list(bundle.eos_token_ids)}")
+    results.print(f"{m.dtype}, split at layer {m.prediction_layer}, {m.num_predictors or 'no'} predictors")
+    if tree:
+        held_out = m.source["predictors"]["held_out"]
+        sources = "every row" if tree.draft_sources is None else f"{tree.draft_sources} rows"
+        results.print(f"tree: {tree.kind}, {tree.rows} rows, drafts from {sources}")
+        results.print(f"held-out accuracy by offset: top-1 {held_out['top1']}, top-5 {held_out['top5']}")
+    checks = f"{len(m.verification['checks'])} checks, {count_ties(m.verification)}" if m.verification else "never"
+    results.print(f"verified: {checks}; written by firp {m.written_by['firp']}")
+    for name, entry in m.files.items():
+        results.print(f"{entry.size:>12,}  {entry.sha256[:12]}  {name}")
+
+
+def count_ties(verification: dict[str, Any]) -> str:
+    count = len(verification["near_ties"])
+    return f"{count} near ties" if count else "no near tie"
 
 
 class StepMarks:

@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from firp.calib.predictors import Predictors
 from firp.export.checkpoint import open_checkpoint
 
-_SMALL = dict(
-    vocab_size=193, hidden_size=64, intermediate_size=112, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=256, eos_token_id=1, bos_token_id=0, initializer_range=0.2,
-)  # fmt: skip
+_SMALL = {
+    "vocab_size": 193,
+    "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 256, "eos_token_id": 1, "bos_token_id": 0, "initializer_range": 0.2,
+}  # fmt: skip
 LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,

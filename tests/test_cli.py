@@ -70,9 +70,7 @@ def test_export_trains_on_calibration_data(pytestconfig, tmp_path):
     """--calib-data is checked before minutes of training begin."""
     demo = pytestconfig.rootpath / "tests" / "demo_model"
     assert "too little calibration data" in fails("export", demo, "-o", tmp_path / "b", "--calib-data", demo / "config.json")
-    assert "exclude each other" in fails(
-        "export", demo, "-o", tmp_path / "b", "--calib-data", "x", "--predictors", "y", status=2
-    )
+    assert "exclude each other" in fails("export", demo, "-o", tmp_path / "b", "--calib-data", "x", "--predictors", "y", status=2)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -98,11 +96,19 @@ def test_generate_plain_and_drafted_give_the_same(demo_bundle):
     assert "24 tokens (length)" in text.stderr
 
 
+def test_several_values_may_follow_one_flag(demo_bundle):
+    together = firp("generate", demo_bundle, "--prompt", "import os", "class A", "--max-new-tokens", 4, "--json")
+    apart = firp("generate", "--prompt", "import os", "--prompt", "class A", "--max-new-tokens", 4, "--json", demo_bundle)
+    assert together.stdout == apart.stdout and len(together.stdout.splitlines()) == 2
+
+
 def test_bench_and_verify_json(demo_bundle, pytestconfig, tmp_path):
     demo = pytestconfig.rootpath / "tests" / "demo_model"
     prompts = (demo / "held_out_prompts.jsonl").read_text().splitlines()[:2]
     (tmp_path / "prompts.jsonl").write_text("\n".join(prompts))
-    result = json.loads(firp("bench", demo_bundle, "--prompts", tmp_path / "prompts.jsonl", "--max-new-tokens", 24, "--json").stdout)
+    result = json.loads(
+        firp("bench", demo_bundle, "--prompts", tmp_path / "prompts.jsonl", "--max-new-tokens", 24, "--json").stdout
+    )
     assert {"plain", "drafted", "speedup", "identical", "tokens", "backend", "device"} <= set(result)
     assert result["identical"] is True and result["tokens"] == 46
     assert result["drafted"]["tokens_per_step"] > 1 == result["plain"]["tokens_per_step"]
@@ -142,10 +148,11 @@ def test_each_mistake_gets_one_line(arguments, message, model, demo_bundle, tmp_
 
 
 @pytest.mark.parametrize(
-    "arguments", [["generate", "x"], ["generate", "x", "--prompt", "a", "--prompts", "b"], ["export"], ["fly"], ["calibrate", "m", "-o", "p"]]
+    "arguments",
+    ["generate x", "generate x --prompt a --prompts b", "export", "fly", "calibrate m -o p", "calibrate m -o p --data a --dtype b"],
 )
 def test_wrong_usage_is_status_2(arguments):
-    fails(*arguments, status=2)
+    fails(*arguments.split(), status=2)
 
 
 def test_malformed_prompts_are_found_before_anything_is_decoded(demo_bundle, tmp_path):
@@ -196,10 +203,19 @@ def test_leftovers_of_a_killed_export_are_removed(model, tmp_path):
 
 
 def test_interrupted_generation_keeps_its_tokens(demo_bundle):
-    process = subprocess.Popen(
-        [*FIRP, "generate", str(demo_bundle), "--prompt", "def f():", "--max-new-tokens", "2000", "--temperature", "1", "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
+    command = [
+        *FIRP,
+        "generate",
+        str(demo_bundle),
+        "--prompt",
+        "def f():",
+        "--max-new-tokens",
+        "2000",
+        "--temperature",
+        "1",
+        "--json",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     time.sleep(2.0)
     os.kill(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)

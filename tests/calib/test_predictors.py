@@ -149,7 +149,7 @@ class TestPredictorDirectory:
         assert not (tmp_path / "bundle").exists()
 
     def test_layer_that_contradicts_the_option(self, pair, tmp_path):
-        with pytest.raises(CheckpointError, match="predictors for another layer.*--prediction-layer 3.*expected 2"):
+        with pytest.raises(CheckpointError, match=r"predictors for another layer.*prediction.layer 3.*expected 2"):
             export_bundle(ExportOptions(pair[0], tmp_path / "bundle", pair[1], prediction_layer=3))
 
     def test_missing_files(self, pair, tmp_path):

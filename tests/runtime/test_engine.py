@@ -1,6 +1,7 @@
 """The public interface: stops, streaming, statistics, cancellation, threads."""
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 import threading
@@ -171,7 +172,7 @@ def test_commits_move_the_accepted_rows_alone(demo_engine):
     for step in decode(session, prompt, SamplingParams(60), (), drafter):
         moved.append((session.kv.moved_bytes, step.accept_length))
     assert moved[0][0] == len(prompt) * slot_bytes
-    for (before, _), (after, accept_length) in zip(moved, moved[1:], strict=False):
+    for (before, _), (after, accept_length) in itertools.pairwise(moved):
         assert after - before == (accept_length + 1) * slot_bytes
 
 

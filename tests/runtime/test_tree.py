@@ -48,9 +48,7 @@ def test_dynamic_tree_holds_the_most_probable_paths(rows):
         found = sorted((everything[path] for path in paths_of(tree)), reverse=True)
         np.testing.assert_allclose(found, best, rtol=1e-5)
         assert tree.tokens[0] == 7 and len(tree.tokens) == rows
-        np.testing.assert_allclose(
-            [tree.probabilities[n] for n in range(1, rows)], np.exp(found), rtol=1e-4
-        )  # taken best first
+        np.testing.assert_allclose([tree.probabilities[n] for n in range(1, rows)], np.exp(found), rtol=1e-4)  # taken best first
 
 
 def test_static_tree_takes_the_ranks_of_its_paths():

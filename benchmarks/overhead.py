@@ -1,0 +1,54 @@
+"""Python time per step outside the graphs, and cache bytes moved per step, at a tree of 16 rows.
+
+python benchmarks/overhead.py BUNDLE [--steps 1000] [--rows 16]
+"""
+
+import statistics
+from pathlib import Path
+
+import click
+
+from firp.runtime.engine import Engine
+from firp.runtime.sampling import SamplingParams
+from firp.runtime.session import decode
+from firp.runtime.text import read_prompts
+from firp.runtime.tree import TreeConfig
+
+PROMPTS = Path(__file__).parent.parent / "tests" / "demo_model" / "held_out_prompts.jsonl"
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--steps", default=1000, show_default=True)
+@click.option("--rows", default=16, show_default=True)
+def main(bundle, steps, rows):
+    engine = Engine.load(bundle)
+    c = engine.model
+    slot_bytes = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * (4 if engine.manifest.dtype == "float32" else 2)
+    for sources in (1, 4, None):
+        for temperature in (0.0, 0.8):
+            params = SamplingParams(400, temperature=temperature, top_p=0.95 if temperature else 1.0, ignore_eos=True)
+            outside, moved_ratio = [], []
+            for prompt in read_prompts(PROMPTS):
+                ids = engine.encode(prompt.text)
+                session = engine.session(len(ids) + 400, max(len(ids), rows) + rows * engine.manifest.num_predictors)
+                before = 0
+                for step in decode(session, ids, params, (), engine.drafter(TreeConfig("dynamic", rows, sources))):
+                    times, moved = step.times, session.kv.moved_bytes - before
+                    before = session.kv.moved_bytes
+                    if step.rows == rows:
+                        outside.append(times.total_ms - times.lower_ms - times.predictors_ms - times.upper_ms)
+                        moved_ratio.append(moved / ((step.accept_length + 1) * slot_bytes))
+                if len(outside) >= steps:
+                    break
+            outside = outside[:steps]
+            quartiles = statistics.quantiles(outside, n=100)
+            print(
+                f"M {sources or 'T'}, temperature {temperature}: {len(outside)} steps of {rows} rows, outside the graphs: "
+                f"median {quartiles[49]:.3f} ms, p90 {quartiles[89]:.3f}, p99 {quartiles[98]:.3f}; "
+                f"cache bytes moved / accepted rows' bytes: {min(moved_ratio):.2f} to {max(moved_ratio):.2f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""ONNX graphs against Hugging Face in float32: logits of every family, and greedy tokens of the demo model.
+
+    python benchmarks/parity.py [--prompts 50] [--tokens 128]
+
+Families are the small random models of the tests, each with random prompts in prefill, chained decoding and a random tree.
+The demo model decodes held-out prompts plainly; Hugging Face `generate` (eager, float32) decodes the same.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, logging
+
+from firp.export.bundle_writer import ExportOptions, export_bundle
+from firp.export.verify import verify
+from firp.runtime.engine import Engine
+from firp.runtime.sampling import SamplingParams
+from firp.runtime.text import read_prompts
+
+ROOT = Path(__file__).parent.parent
+DEMO_MODEL = ROOT / "tests" / "demo_model"
+sys.path.insert(0, str(ROOT / "tests"))
+
+from small_models import CONFIGS, make_model  # noqa: E402
+
+
+def family_parity(folder: Path) -> dict[str, dict[str, float]]:
+    """Largest absolute logit difference of each family in each stage."""
+    rows = {}
+    for family in CONFIGS:
+        model = make_model(folder / family, family)
+        export_bundle(ExportOptions(model, folder / f"{family}-bundle"))
+        rows[family] = _logit_differences(folder / f"{family}-bundle", model)
+    export_bundle(ExportOptions(DEMO_MODEL, folder / "demo-bundle"))
+    rows["demo model"] = _logit_differences(folder / "demo-bundle", DEMO_MODEL)
+    return rows
+
+
+def _logit_differences(bundle: Path, model: Path) -> dict[str, float]:
+    checks = verify(bundle, model).checks
+    worst = {}
+    for check in checks:
+        stage, _, rest = check.name.partition(" ")
+        if rest.startswith("logits"):
+            worst[stage] = max(worst.get(stage, 0.0), check.value)
+    return worst
+
+
+def greedy_parity(engine: Engine, prompts: list[list[int]], tokens: int) -> int:
+    """Prompts whose plain tokens differ from those of Hugging Face generate."""
+    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32, attn_implementation="eager")
+    eos = list(engine.bundle.eos_token_ids)
+    model.generation_config = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=eos, pad_token_id=0)
+    differing = 0
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        theirs = model.generate(ids, attention_mask=torch.ones_like(ids))[0, len(prompt) :].tolist()
+        differing += engine.generate(prompt, SamplingParams(tokens), plain=True).token_ids != theirs
+    return differing
+
+
+@click.command()
+@click.option("--prompts", default=50, show_default=True)
+@click.option("--tokens", default=128, show_default=True)
+def main(prompts, tokens):
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        families = family_parity(Path(folder))
+        engine = Engine.load(Path(folder) / "demo-bundle")
+        texts = read_prompts(DEMO_MODEL / "held_out_prompts.jsonl")[:prompts]
+        differing = greedy_parity(engine, [engine.encode(prompt.text) for prompt in texts], tokens)
+    for family, stages in families.items():
+        print(f"{family:22}", " ".join(f"{stage} {value:.1e}" for stage, value in stages.items()))
+    print(f"plain = generate: {len(texts) - differing} of {len(texts)} prompts x {tokens} tokens identical")
+    worst = max(value for stages in families.values() for value in stages.values())
+    print(json.dumps({"worst_logit_difference": worst, "prompts": len(texts), "differing": differing}))
+    sys.exit(worst > 1e-4 or differing > 0)
+
+
+if __name__ == "__main__":
+    main()
