@@ -67,12 +67,12 @@ class Checkpoint:
     eos_token_ids: tuple[int, ...]
     hf_config: Any
 
-    def weights(self, layers: range | None = None) -> list[Weight]:
+    def weights(self) -> list[Weight]:
         """The bundle's weights in file order, from the checkpoint's tensors."""
         c, out = self.config, []
         query, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
         out.append(Weight("embed_tokens.weight", (c.vocab_size, c.hidden_size), ("model.embed_tokens.weight",)))
-        for i in range(c.num_hidden_layers) if layers is None else layers:
+        for i in range(c.num_hidden_layers):
             at, src = f"layers.{i}", f"model.layers.{i}"
             attention, mlp = f"{src}.self_attn", f"{src}.mlp"
             qkv, gate_up = [f"{attention}.{x}_proj" for x in "qkv"], [f"{mlp}.gate_proj", f"{mlp}.up_proj"]
