@@ -14,15 +14,18 @@ from pathlib import Path
 
 import click
 
+from firp.calib.options import TrainOptions
 from firp.runtime.bench import bench
-from firp.runtime.bundle import DTYPES, load_bundle, to_json
-from firp.runtime.engine import BACKENDS, Engine, Generation
+from firp.runtime.bundle import load_bundle, to_json
+from firp.runtime.engine import BACKENDS, Chunk, Engine, Generation, collect
 from firp.runtime.errors import CheckFailedError, FirpError
+from firp.runtime.graph_spec import DTYPES
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.terminal import count_ties, messages, print_bench, print_bundle, print_table, progress_bar, summary
 from firp.runtime.text import Prompt, read_prompts
 
 DEMO_MODEL = Path(__file__).parent / "tests" / "demo_model"
+DEMO_BUNDLE = Path("demo-bundle")
 PATH = click.Path(path_type=Path)
 
 
@@ -56,20 +59,21 @@ def cli():
 @click.option("--predictors", type=PATH, help="Predictor directory, from firp calibrate.")
 @click.option("--calib-data", type=PATH, multiple=True, help="Train predictors on these text files first.")
 @click.option("--prediction-layer", type=int, help="Where to split; default: that of the predictors, or 3/4 of the layers.")
-@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of weights and cache.")
+@click.option("--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True, help="Of weights and cache.")
 @click.option("--verify/--no-verify", default=True, help="Check against the Hugging Face model; on by default.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 def export(model, output, predictors, calib_data, prediction_layer, dtype, verify, force):
     """Turn the Hugging Face model directory MODEL into a bundle."""
-    with _extra("export"):
-        from firp.export.bundle_writer import ExportOptions, export_bundle, prepare
-        from firp.export.verify import verify_or_fail
+    from firp.export.bundle_writer import ExportOptions, export_bundle, prepare
+    from firp.export.verify import verify_or_fail
+
+    _quiet_transformers()
     if calib_data and predictors:
         raise click.UsageError("--predictors and --calib-data exclude each other: data trains new predictors.")
     with tempfile.TemporaryDirectory() if calib_data else nullcontext() as scratch:
         options = ExportOptions(model, output, predictors, prediction_layer, dtype, force=force)
         if calib_data:
-            prepare(options)  # before minutes of training
+            prepare(options, verify)  # before minutes of training
             _calibrate(model, Path(scratch) / "predictors", calib_data, prediction_layer=prediction_layer)
             options = ExportOptions(model, output, Path(scratch) / "predictors", prediction_layer, dtype, force=force)
         with progress_bar() as bar:
@@ -88,27 +92,28 @@ def export(model, output, predictors, calib_data, prediction_layer, dtype, verif
 @click.option("-o", "--output", type=PATH, required=True, help="The predictor directory to write.")
 @click.option("--data", type=PATH, multiple=True, required=True, help="Text files to train on.")
 @click.option("--prediction-layer", type=int, help="Layer whose input the predictors read; default: 3/4 of the layers.")
-@click.option("--num-predictors", type=int, default=3, show_default=True, help="K: tokens guessed ahead.")
-@click.option("--minutes", type=float, help="How long to train.  [default: 10]")
+@click.option("--num-predictors", type=int, default=TrainOptions.num_predictors, show_default=True, help="K: tokens guessed ahead.")
+@click.option("--minutes", type=float, help=f"How long to train.  [default: {TrainOptions.minutes:g}]")
 @click.option("--steps", type=int, help="Train for this many steps instead.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=TrainOptions.seed, show_default=True)
 def calibrate(model, output, data, prediction_layer, num_predictors, minutes, steps, seed):
     """Train predictors for MODEL on text."""
     if minutes is not None and steps is not None:
         raise click.UsageError("--minutes and --steps exclude each other.")
     options = {"minutes": minutes} if minutes is not None else {"minutes": None, "steps": steps} if steps is not None else {}
     info = _calibrate(model, output, data, prediction_layer=prediction_layer, num_predictors=num_predictors, seed=seed, **options)
-    accuracy = zip(info.held_out["top1"], info.held_out["top5"], strict=True)
+    accuracy = zip(info.held_out.top1, info.held_out.top5, strict=True)
     print_table(
         ("offset", "top-1", "top-5"),
         [(str(offset), f"{top1:.3f}", f"{top5:.3f}") for offset, (top1, top5) in enumerate(accuracy, 1)],
-        f"held-out accuracy against the model's own greedy tokens ({info.held_out['anchors']} guesses)",
+        f"held-out accuracy against the model's own greedy tokens ({info.held_out.guesses} guesses each)",
     )
 
 
 def _calibrate(model: Path, output: Path, data: tuple[Path, ...], **options):
-    with _extra("export"):
-        from firp.calib.predictors import TrainOptions, calibrate
+    from firp.calib.predictors import calibrate
+
+    _quiet_transformers()
     with progress_bar() as bar:
 
         def report(state):
@@ -144,7 +149,7 @@ def _sampling_options(command):
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a prompt.")
 def generate(bundle, prompt, prompts, stop, plain, backend, as_json, **sampling):
     """Continue prompts from BUNDLE; drafted decoding gives the same tokens as plain decoding, in fewer passes."""
-    if bool(prompt) == bool(prompts):
+    if bool(prompt) == (prompts is not None):
         raise click.UsageError("give either --prompt or --prompts.")
     params = SamplingParams(**sampling, stop=tuple(stop))
     requests = read_prompts(prompts) if prompts else [Prompt(str(i), text) for i, text in enumerate(prompt, 1)]
@@ -157,26 +162,19 @@ def generate(bundle, prompt, prompts, stop, plain, backend, as_json, **sampling)
         for request in requests:
             if len(requests) > 1 and not as_json:
                 messages.print(f"[{request.id}]", style="bold")
-            result = _generate(engine, request, params, plain, cancel, show=not as_json)
+            chunks = engine.stream(_content(request), params, plain=plain, cancel=cancel)
+            result = collect(chunks) if as_json else collect(chunks, _show)
             if as_json:
                 print(json.dumps(_generation_json(request.id, result)), flush=True)
             else:
+                print()
                 messages.print(summary(result), style="dim")
             if cancel.is_set():
                 raise FirpError("interrupted", got=f"{result.stats.decoded_tokens} tokens of prompt {request.id}")
 
 
-def _generate(engine: Engine, request: Prompt, params: SamplingParams, plain: bool, cancel, show: bool) -> Generation:
-    token_ids, text = [], ""
-    for chunk in engine.stream(_content(request), params, plain=plain, cancel=cancel):
-        token_ids += chunk.token_ids
-        text += chunk.text
-        if show:
-            piece = chunk.text if engine.tokenizer else "".join(f"{token} " for token in chunk.token_ids)
-            print(piece, end="", flush=True)
-    if show:
-        print()
-    return Generation(chunk.stats.prompt_tokens, token_ids, text if engine.tokenizer else None, chunk.finish_reason, chunk.stats)
+def _show(chunk: Chunk) -> None:
+    print("".join(f"{token} " for token in chunk.token_ids) if chunk.text is None else chunk.text, end="", flush=True)
 
 
 def _content(request: Prompt) -> str | list[int]:
@@ -213,8 +211,9 @@ def bench_command(bundle, prompts, as_json, **sampling):
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(bundle, model, as_json):
     """Check BUNDLE: file hashes, drafted against plain decoding, and the ONNX graphs against Hugging Face with --model."""
-    with _extra("export"):
-        from firp.export.verify import verify
+    from firp.export.verify import verify
+
+    _quiet_transformers()
     with progress_bar() as bar:
         report = verify(bundle, model, bar.stage)
     if as_json:
@@ -242,7 +241,7 @@ def inspect(bundle, as_json):
 
 
 @cli.command()
-@click.option("-o", "--output", type=PATH, default="demo-bundle", show_default=True, help="Where to keep the bundle.")
+@click.option("-o", "--output", type=PATH, default=DEMO_BUNDLE, show_default=True, help="Where to keep the bundle.")
 def demo(output):
     """Export the demo model, verify it, decode with and without drafts, and compare."""
     from firp.runtime.demo import run_demo
@@ -251,41 +250,45 @@ def demo(output):
         raise FirpError("the demo model is not installed", got=f"no '{DEMO_MODEL}'", fix="run firp demo from a checkout")
     click.get_current_context().invoke(
         export, model=DEMO_MODEL, output=output, predictors=DEMO_MODEL / "predictors", calib_data=(), prediction_layer=None,
-        dtype="float32", verify=True, force=True,
+        dtype="float32", verify=True, force=output == DEMO_BUNDLE,
     )  # fmt: skip
     prompts = [prompt.text for prompt in read_prompts(DEMO_MODEL / "demo_prompts.jsonl")]
     run_demo(Engine.load(output), prompts, SamplingParams(max_new_tokens=64))
 
 
-@contextmanager
-def _extra(name: str):
-    """Turn the absence of an optional package into a line that says what to install."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("firp"):
-            raise
-        raise FirpError(f"this command needs {error.name}", fix=f"pip install 'firp[{name}]'") from error
-    if "transformers" in sys.modules:
-        import transformers
+def _quiet_transformers() -> None:
+    """Its progress bars and advice are not ours to show."""
+    import transformers
 
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 @contextmanager
 def _cancel_on_interrupt():
-    """An event that Ctrl-C sets, so that a request ends after its current step and its tokens are kept."""
+    """An event that Ctrl-C or SIGTERM sets, so that a request ends after its current step and its tokens are kept."""
     cancel = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda *_: cancel.set())
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore():
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def first(*_):
+        cancel.set()
+        restore()  # a second one interrupts at once
+
+    for number in before:
+        signal.signal(number, first)
     try:
         yield cancel
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as an exception, so that unfinished folders are removed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as an exception, so that unfinished folders are removed
+    sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
     try:
         cli.main(standalone_mode=False)
     except FirpError as error:
@@ -295,10 +298,18 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("error: interrupted; nothing was changed", err=True)
+        click.echo("error: interrupted", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if (error.name or "firp").startswith("firp"):
+            raise
+        click.echo(f"error: this command needs {error.name}. Fix: pip install 'firp[export]'", err=True)
         sys.exit(1)
     except BrokenPipeError:  # the reader of our output left
         sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:  # a full disk behind stdout, a path too long
+        click.echo(f"error: {error.strerror or error} | got '{error.filename or 'standard output'!s:.200}'", err=True)
         sys.exit(1)
 
 

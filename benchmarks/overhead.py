@@ -34,10 +34,10 @@ def main(bundle, steps, rows):
                 session = engine.session(len(ids) + 400, max(len(ids), rows) + rows * engine.manifest.num_predictors)
                 before = 0
                 for step in decode(session, ids, params, (), engine.drafter(TreeConfig("dynamic", rows, sources))):
-                    times, moved = step.times, session.kv.moved_bytes - before
+                    moved = session.kv.moved_bytes - before
                     before = session.kv.moved_bytes
                     if step.rows == rows:
-                        outside.append(times.total_ms - times.lower_ms - times.predictors_ms - times.upper_ms)
+                        outside.append(step.times.outside_ms)
                         moved_ratio.append(moved / ((step.accept_length + 1) * slot_bytes))
                 if len(outside) >= steps:
                     break

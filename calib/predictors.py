@@ -9,52 +9,32 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from firp.calib.dataset import Dataset, load_dataset
 from firp.calib.frozen_model import FrozenModel, RealRows
+from firp.calib.options import TrainOptions
+from firp.export import weights
 from firp.export.checkpoint import Checkpoint, open_checkpoint
-from firp.export.predictor_dir import FORMAT_VERSION, TENSOR_NAME, PredictorInfo
-from firp.export.target_folder import check_target, target_folder
+from firp.export.predictor_dir import FORMAT_VERSION, TENSOR_NAME, Accuracy, PredictorInfo
+from firp.export.target_folder import check_target, disk_errors, target_folder
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.text import load_tokenizer
 
 MARKER = "predictors.json"
 
 
-@dataclass(frozen=True)
-class TrainOptions:
-    num_predictors: int = 3  # K, as in the paper
-    prediction_layer: int | None = None  # None: three quarters of the layers
-    minutes: float | None = 10.0  # how long to train; the learning rate falls to 0 at the end
-    steps: int | None = None  # train for this many steps instead
-    seed: int = 0
-    window: int = 256  # tokens of one training sequence
-    batch: int = 4  # sequences of one step
-    anchors: int = 128  # draft sources sampled from each sequence
-    learning_rate: float = 5e-3
-
-
 class TrainProgress(NamedTuple):
     done: float  # 0 to 1
     step: int
     loss: list[float]  # [K] nats, a running mean for each offset
-
-
-class Accuracy(NamedTuple):
-    """Share of held-out anchors whose guess is the model's own greedy token, for each offset."""
-
-    top1: list[float]  # [K]
-    top5: list[float]  # [K]
-    anchors: int
 
 
 class Predictors(nn.Module):
@@ -85,7 +65,8 @@ def calibrate(
     if not tokenizer_file.is_file():
         raise CheckpointError("the model has no tokenizer", got=f"'{model_dir}' without tokenizer.json", fix="add it")
     separator = checkpoint.eos_token_ids[0] if checkpoint.eos_token_ids else None
-    dataset = load_dataset(data, load_tokenizer(tokenizer_file), options.window, separator)
+    window = min(options.window, checkpoint.config.max_position_embeddings)
+    dataset = load_dataset(data, load_tokenizer(tokenizer_file), window, separator)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, local_files_only=True)
     frozen = FrozenModel(model, layer, checkpoint.config.sliding_window)
     with target_folder(output, MARKER) as folder:
@@ -103,10 +84,12 @@ def calibrate(
                 "data": [file.name for file in data[:10]], "files": len(data), "tokens": dataset.tokens, "steps": steps,
                 "minutes": round(minutes, 2), **{k: v for k, v in asdict(options).items() if k not in ("steps", "minutes")},
             },
-            held_out=accuracy._asdict(),
+            held_out=accuracy,
         )  # fmt: skip
-        save_file({TENSOR_NAME: predictors.weight.detach().contiguous()}, folder / "predictors.safetensors")
-        (folder / MARKER).write_text(json.dumps(asdict(info), indent=1) + "\n", "utf-8")
+        output_tensor = weights.from_array(TENSOR_NAME, predictors.weight.detach().numpy())
+        with disk_errors(output):
+            weights.write_safetensors(folder / "predictors.safetensors", [output_tensor], "float32")
+            (folder / MARKER).write_text(json.dumps(asdict(info), indent=1) + "\n", "utf-8")
     return info
 
 
@@ -202,8 +185,7 @@ def measure(frozen: FrozenModel, predictors: Predictors, windows: Any, anchors: 
         chosen = _sample_anchors(window, anchors, k, generator)
         target = frozen.logits(_gather(real.final, _targets(chosen, k))).argmax(-1)  # [B, A, K]
         guessed = _guess(frozen, predictors, real, chosen).topk(5, -1).indices == target[..., None]
-        hits[0] += guessed[..., 0].sum((0, 1))
-        hits[1] += guessed.any(-1).sum((0, 1))
+        hits += torch.stack([guessed[..., 0].sum((0, 1)), guessed.any(-1).sum((0, 1))])
         total += chosen.numel()
-    top1, top5 = (hits / total).tolist()
-    return Accuracy([round(x, 4) for x in top1], [round(x, 4) for x in top5], total)
+    top1, top5 = (tuple(round(share, 4) for share in row) for row in (hits / total).tolist())
+    return Accuracy(top1, top5, total)

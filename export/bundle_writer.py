@@ -5,7 +5,9 @@ there, and renamed when complete. Interrupted or failed, the target stays as it 
 """
 
 import dataclasses
+import functools
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,20 +16,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from firp.export import weights
-from firp.export.checkpoint import Checkpoint, open_checkpoint
+from firp.export.checkpoint import Checkpoint, Weight, open_checkpoint
 from firp.export.graphs import write_graphs
-from firp.export.predictor_dir import Predictors, open_predictors
-from firp.export.target_folder import check_target, target_folder
+from firp.export.predictor_dir import TENSOR_NAME, Predictors, open_predictors
+from firp.export.safetensors_file import TensorRecord
+from firp.export.target_folder import check_target, disk_errors, target_folder
 from firp.runtime.bundle import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     FileEntry,
     Manifest,
-    graph_names,
+    manifest_digest,
+    read_json,
     sha256_file,
     to_json,
 )  # fmt: skip
 from firp.runtime.errors import CheckpointError, FirpError
+from firp.runtime.graph_spec import DTYPES
+from firp.runtime.text import load_tokenizer
 from firp.runtime.tree import TreeConfig
 
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -42,7 +48,7 @@ class ExportOptions:
     output: Path
     predictors: Path | None = None
     prediction_layer: int | None = None  # None: that of the predictors, or three quarters of the layers
-    dtype: str = "float32"  # the type in which drafted decoding is exactly plain decoding, and that every CPU runs
+    dtype: str = DTYPES[0]  # the type in which drafted decoding is exactly plain decoding, and that every CPU runs
     tree: TreeConfig = dataclasses.field(default_factory=TreeConfig)
     force: bool = False
 
@@ -52,18 +58,14 @@ def export_bundle(options: ExportOptions, verify: Verify | None = None, progress
 
     Raises FirpError: the model or the predictors cannot be used, the target exists, a check failed, the disk is full.
     """
-    checkpoint, predictors, layer = prepare(options)
-    if verify and options.dtype == "bfloat16":
-        raise FirpError(
-            "bfloat16 graphs cannot be verified on a CPU", got="ONNX Runtime without bfloat16 kernels",
-            fix="add --no-verify, or export float32 or float16",
-        )  # fmt: skip
+    checkpoint, predictors, layer = prepare(options, verify is not None)
     with target_folder(options.output, MANIFEST_NAME, options.force) as folder:
-        _check_space(checkpoint, options.dtype, folder)
-        manifest = _write(folder, options, checkpoint, predictors, layer, progress or (lambda *_: None))
+        with disk_errors(options.output):
+            manifest = _write(folder, options, checkpoint, predictors, layer, progress or (lambda *_: None))
         if verify:
             manifest = dataclasses.replace(manifest, verification=verify(folder))
-            write_manifest(folder, manifest)
+            with disk_errors(options.output):
+                write_manifest(folder, manifest)
     return manifest
 
 
@@ -73,15 +75,47 @@ class Prepared(NamedTuple):
     prediction_layer: int
 
 
-def prepare(options: ExportOptions) -> Prepared:
+def prepare(options: ExportOptions, verify: bool) -> Prepared:
     """Check everything that can be checked before anything is written. Raises FirpError."""
     check_target(options.output, MANIFEST_NAME, options.force)
+    _check_apart(options)
+    if options.force and options.output.exists():
+        _check_own_files(options.output)
+    if verify and options.dtype == "bfloat16":
+        raise FirpError(
+            "bfloat16 graphs cannot be verified on a CPU",
+            got="ONNX Runtime without bfloat16 kernels",
+            fix="add --no-verify, or export float32 or float16",
+        )
     checkpoint = open_checkpoint(options.model)
+    if os.path.lexists(options.model / "tokenizer.json"):
+        load_tokenizer(options.model / "tokenizer.json")
     predictors = open_predictors(options.predictors, checkpoint) if options.predictors else None
     layer = prediction_layer(checkpoint, predictors, options.prediction_layer)
     if predictors:
         options.tree.validate(predictors.info.num_predictors)
     return Prepared(checkpoint, predictors, layer)
+
+
+def _check_apart(options: ExportOptions) -> None:
+    """The bundle neither is, nor holds, nor lies inside what it is made from: replacing it must not delete an input."""
+    output = options.output.resolve()
+    for source in (options.model, options.predictors):
+        if source and (output.is_relative_to(source.resolve()) or source.resolve().is_relative_to(output)):
+            raise FirpError("output and input overlap", got=f"'{options.output}' and '{source}'", fix="choose another path")
+
+
+def _check_own_files(bundle: Path) -> None:
+    """A bundle that is to be replaced holds nothing that its manifest does not list."""
+    data = read_json(bundle / MANIFEST_NAME)
+    listed = data.get("files") if isinstance(data, dict) else None
+    if not isinstance(listed, dict) or "format_version" not in data:
+        raise FirpError("output exists and is something else", got=f"'{bundle}'", fix="choose another path")
+    foreign = sorted(path.name for path in bundle.iterdir() if path.name not in {*listed, MANIFEST_NAME, "engines"})
+    if foreign:
+        raise FirpError(
+            "the bundle to replace holds other files", got=", ".join(foreign[:5]), fix="move them, or choose another path"
+        )
 
 
 def prediction_layer(checkpoint: Checkpoint, predictors: Predictors | None, requested: int | None) -> int:
@@ -110,7 +144,7 @@ def _write(
     source = {"model": checkpoint.path.resolve().name, "fingerprint": checkpoint.fingerprint(), "predictors": None}
     if predictors:
         _write_json(folder / "tree.json", to_json(options.tree))
-        source["predictors"] = {"training": predictors.info.training, "held_out": predictors.info.held_out}
+        source["predictors"] = {"training": predictors.info.training, "held_out": to_json(predictors.info.held_out)}
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST_NAME)
     total, done, entries = sum(path.stat().st_size for path in files), 0, {}
     for path in files:
@@ -125,7 +159,7 @@ def _write(
         num_predictors=num_predictors,
         dtype=options.dtype,
         quantization=None,
-        graphs={name: graphs[name] for name in graph_names(num_predictors)},
+        graphs=graphs,
         files=entries,
         written_by={name: version(name) for name in ("firp", "onnx_ir", "transformers")},
         source=source,
@@ -137,41 +171,38 @@ def _write(
 
 def _write_weights(
     folder: Path, dtype: str, checkpoint: Checkpoint, predictors: Predictors | None, progress: Progress
-) -> dict[str, weights.TensorRecord]:
+) -> dict[str, TensorRecord]:
     outputs = [weights.from_checkpoint(weight, checkpoint.tensors) for weight in checkpoint.weights()]
     cos, sin = checkpoint.rope_tables()
     outputs += [weights.from_array("rope.cos", cos), weights.from_array("rope.sin", sin)]
-    total = _bundle_bytes(checkpoint, dtype)
-    records = weights.write_safetensors(folder / "model.safetensors", outputs, dtype, lambda done: progress("weights", done, total))
+    files = {"model.safetensors": outputs}
     if predictors:
         k, size = predictors.info.num_predictors, predictors.info.hidden_size
-        stacked = weights.Output(
-            "predictors.weight", (k * size, size), lambda: weights.read_chunks("predictors.weight", predictors.tensor)
-        )
-        records |= weights.write_safetensors(folder / "predictors.safetensors", [stacked], dtype)
+        stacked = Weight("predictors.weight", (k * size, size), (TENSOR_NAME,))
+        files["predictors.safetensors"] = [weights.from_checkpoint(stacked, {TENSOR_NAME: predictors.tensor})]
+    total = sum(weights.size_bytes(each, dtype) for each in files.values())
+    free = shutil.disk_usage(folder).free
+    if total > free:
+        raise FirpError("not enough disk space", got=f"{free / 2**30:.2f} GiB free", expected=f"{total / 2**30:.2f} GiB")
+    records, done = {}, 0
+    for name, each in files.items():
+        report = functools.partial(_report, progress, done, total)
+        records |= weights.write_safetensors(folder / name, each, dtype, report)
+        done += weights.size_bytes(each, dtype)
     return records
+
+
+def _report(progress: Progress, before: int, total: int, written: int) -> None:
+    progress("weights", before + written, total)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace firp.json in one move, so that a bundle never holds half of it."""
     temporary = folder / f"{MANIFEST_NAME}.partial"
-    _write_json(temporary, to_json(manifest))
+    data = to_json(manifest)
+    _write_json(temporary, {**data, "sha256": manifest_digest(data)})
     temporary.replace(folder / MANIFEST_NAME)
 
 
 def _write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-
-
-def _bundle_bytes(checkpoint: Checkpoint, dtype: str) -> int:
-    size = weights.NUMPY_DTYPES[dtype].itemsize
-    values = sum(record.nbytes // weights.NUMPY_DTYPES[record.dtype].itemsize for record in checkpoint.tensors.values())
-    return (values + checkpoint.rope_rows * checkpoint.config.head_dim) * size
-
-
-def _check_space(checkpoint: Checkpoint, dtype: str, folder: Path) -> None:
-    needed, free = _bundle_bytes(checkpoint, dtype), shutil.disk_usage(folder).free
-    if needed > free:
-        raise FirpError(
-            "not enough disk space", got=f"{free / 2**30:.2f} GiB free at '{folder.parent}'", expected=f"{needed / 2**30:.2f} GiB"
-        )

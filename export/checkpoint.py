@@ -5,8 +5,7 @@ which weights the graphs are made of. No tensor is read here, except to identify
 """
 
 import hashlib
-import json
-import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from firp.runtime.bundle import ModelConfig
-from firp.runtime.errors import CheckpointError
+from firp.export.safetensors_file import TensorRecord, read_checkpoint_tensors, read_json, same_bytes
+from firp.runtime.bundle import eos_token_ids
+from firp.runtime.errors import BundleError, CheckpointError
+from firp.runtime.graph_spec import ModelConfig
 from firp.runtime.tree import MAX_PASS_ROWS
-
-SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-class TensorRecord(NamedTuple):
-    """Where one tensor lies. `offset` counts bytes from the beginning of the file."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
 
 
 class Weight(NamedTuple):
@@ -62,7 +51,6 @@ FAMILIES: dict[str, Callable[[Any], dict[str, Any]]] = {
 class Checkpoint:
     path: Path
     config: ModelConfig
-    dtype: str  # of the embedding
     tensors: dict[str, TensorRecord]
     eos_token_ids: tuple[int, ...]
     hf_config: Any
@@ -99,10 +87,16 @@ class Checkpoint:
         import torch
         from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-        rope = LlamaRotaryEmbedding(self.hf_config)
-        positions = torch.arange(self.rope_rows, dtype=torch.float32)
-        angles = positions[:, None] * rope.inv_freq.float()[None]
-        return (angles.cos() * rope.attention_scaling).numpy(), (angles.sin() * rope.attention_scaling).numpy()
+        try:
+            rope = LlamaRotaryEmbedding(self.hf_config)
+            positions = torch.arange(self.rope_rows, dtype=torch.float32)
+            angles = positions[:, None] * rope.inv_freq.float()[None]
+            tables = (angles.cos() * rope.attention_scaling).numpy(), (angles.sin() * rope.attention_scaling).numpy()
+        except (TypeError, ValueError, ArithmeticError, AttributeError, KeyError, RuntimeError) as error:
+            raise CheckpointError("bad rope parameters", got=f"{error!r:.120}", expected="those of a working model") from error
+        if not all(np.isfinite(table).all() for table in tables):
+            raise CheckpointError("bad rope parameters", got=self.hf_config.rope_parameters, expected="finite frequencies")
+        return tables
 
     def fingerprint(self) -> str:
         """Identifies the weights: sha256 over every tensor's name, dtype, shape and first 4 KiB (a quick look, not a proof)."""
@@ -130,11 +124,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     path = Path(path)
     raw = _read_config(path)
     config, hf_config = _model_config(path, raw)
-    tensors = _read_index(path)
-    checkpoint = Checkpoint(
-        path, config, tensors.get("model.embed_tokens.weight", next(iter(tensors.values()))).dtype, tensors,
-        _eos_token_ids(path, raw), hf_config,
-    )  # fmt: skip
+    checkpoint = Checkpoint(path, config, read_checkpoint_tensors(path), _eos_token_ids(path, raw, config.vocab_size), hf_config)
     _check_tensors(checkpoint)
     return checkpoint
 
@@ -145,25 +135,25 @@ def _read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():
         raise CheckpointError("not a model", got=f"'{path}' without config.json", expected="a Hugging Face model directory")
-    raw = _read_json(file)
+    raw = read_json(file)
     if not isinstance(raw, dict):
         raise CheckpointError("not a model configuration", got=f"'{file}'", expected="a JSON object")
-    architecture = (raw.get("architectures") or ["none"])[0]
-    if architecture not in FAMILIES:
-        raise CheckpointError("unsupported architecture", got=architecture, expected="one of " + ", ".join(FAMILIES))
-    if raw.get("quantization_config"):
+    architectures = raw.get("architectures")
+    architecture = architectures[0] if isinstance(architectures, list) and architectures else architectures
+    if not isinstance(architecture, str) or architecture not in FAMILIES:
+        raise CheckpointError("unsupported architecture", got=f"{architecture!r:.60}", expected="one of " + ", ".join(FAMILIES))
+    if raw.get("model_type") != architecture.removesuffix("ForCausalLM").lower():
         raise CheckpointError(
-            "quantized checkpoint", got=raw["quantization_config"].get("quant_method", "quantization_config"),
-            expected="float32, float16 or bfloat16 weights", fix="export the original checkpoint",
-        )  # fmt: skip
+            "architecture and model_type disagree", got=f"{architecture}, model_type {raw.get('model_type')!r:.60}"
+        )
+    if quantization := raw.get("quantization_config"):
+        raise CheckpointError(
+            "quantized checkpoint",
+            got=quantization.get("quant_method") if isinstance(quantization, dict) else f"{quantization!r:.60}",
+            expected="float32, float16 or bfloat16 weights",
+            fix="export the original checkpoint",
+        )
     return raw
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError("cannot read JSON", got=f"'{file}': {error}") from error
 
 
 def _model_config(path: Path, raw: dict[str, Any]) -> tuple[ModelConfig, Any]:
@@ -172,11 +162,14 @@ def _model_config(path: Path, raw: dict[str, Any]) -> tuple[ModelConfig, Any]:
     try:
         c = AutoConfig.from_pretrained(path, local_files_only=True)
     except Exception as error:  # whatever validation transformers does
-        raise CheckpointError("bad model configuration", got=f"'{path / 'config.json'}': {error}") from error
+        reason = " ".join(str(error).split())
+        raise CheckpointError("bad model configuration", got=f"'{path / 'config.json'}': {reason:.200}") from error
     architecture = raw["architectures"][0]
     if c.hidden_act not in ("silu", "swish"):
         raise CheckpointError("unsupported activation", got=c.hidden_act, expected="silu")
     rope = c.rope_parameters
+    if not isinstance(rope, dict) or "rope_type" not in rope:
+        raise CheckpointError("unsupported rope parameters", got=f"{rope!r:.120}", expected="one rope_type for all layers")
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise CheckpointError("partial rotary embedding", got=rope["partial_rotary_factor"], expected=1.0)
     supported = ("default", "linear", "dynamic", "yarn", "llama3")
@@ -202,6 +195,8 @@ def _model_config(path: Path, raw: dict[str, Any]) -> tuple[ModelConfig, Any]:
     for name in (*sizes, "max_position_embeddings"):
         if not isinstance(getattr(config, name), int) or getattr(config, name) < 1:
             raise CheckpointError(f"bad {name} in config.json", got=getattr(config, name), expected="a positive integer")
+    if not 0 < config.rms_norm_eps < 1:
+        raise CheckpointError("bad rms_norm_eps in config.json", got=config.rms_norm_eps, expected="between 0 and 1")
     if config.num_hidden_layers < 2:
         raise CheckpointError("too few layers to split", got=config.num_hidden_layers, expected="at least 2")
     if config.num_attention_heads % config.num_key_value_heads:
@@ -211,73 +206,22 @@ def _model_config(path: Path, raw: dict[str, Any]) -> tuple[ModelConfig, Any]:
     return config, c
 
 
-def _eos_token_ids(path: Path, raw: dict[str, Any]) -> tuple[int, ...]:
-    """From generation_config.json, which overrides config.json, as Hugging Face generate does."""
+def _eos_token_ids(path: Path, raw: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
+    """From generation_config.json, which overrides config.json, as Hugging Face generate does; else from config.json."""
     file = path / "generation_config.json"
-    value = _read_json(file).get("eos_token_id") if file.is_file() else raw.get("eos_token_id")
-    return tuple(value) if isinstance(value, list) else () if value is None else (value,)
-
-
-def _read_index(path: Path) -> dict[str, TensorRecord]:
-    index, single = path / "model.safetensors.index.json", path / "model.safetensors"
-    if not index.is_file():
-        if not single.is_file():
-            other = sorted(file.name for pattern in ("*.bin", "*.pt", "*.gguf") for file in path.glob(pattern))
-            raise CheckpointError(
-                "no weights", got=f"'{path}' with {', '.join(other) or 'no weight file'}", expected="model.safetensors",
-                fix="save the model with save_pretrained (transformers 5 writes safetensors)",
-            )  # fmt: skip
-        return read_safetensors(single)
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError("bad weight index", got=f"'{index}' without weight_map")
-    tensors: dict[str, TensorRecord] = {}
-    for shard in sorted(set(weight_map.values())):
-        if not (path / shard).is_file():
-            raise CheckpointError("missing shard", got=f"no '{path / shard}'", fix="download the checkpoint again")
-        found = read_safetensors(path / shard)
-        listed = {name for name, file in weight_map.items() if file == shard}
-        if found.keys() != listed:
-            wrong = sorted(found.keys() ^ listed)
-            raise CheckpointError("shard and index disagree", got=f"{wrong[:3]} in '{path / shard}'", fix="download both again")
-        tensors |= found
-    return tensors
-
-
-def read_safetensors(file: Path) -> dict[str, TensorRecord]:
-    """The tensor table of one safetensors file (format: 8-byte header length, JSON header, data), checked against its size."""
-    size = file.stat().st_size
-    fix = "download the file again"
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise CheckpointError("truncated weight file", got=f"{size} bytes in '{file}'", expected=f"over {length + 8}", fix=fix)
-        try:
-            header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            entries = {
-                name: (item["dtype"], tuple(item["shape"]), *map(int, item["data_offsets"])) for name, item in header.items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError("not a safetensors file", got=f"'{file}': {error!r}", fix=fix) from error
-    start = 8 + length
-    end = start + max((item[3] for item in entries.values()), default=0)
-    if size != end:
-        raise CheckpointError("truncated weight file", got=f"{size} bytes in '{file}'", expected=end, fix=fix)
-    tensors = {}
-    for name, (dtype, shape, begin, stop) in entries.items():
-        if dtype not in SAFETENSORS_DTYPES:
-            raise CheckpointError(f"unsupported dtype of {name}", got=dtype, expected=" or ".join(SAFETENSORS_DTYPES))
-        expected = math.prod(shape) * (4 if dtype == "F32" else 2)
-        if not 0 <= begin <= stop or stop - begin != expected:
-            raise CheckpointError(f"bad size of {name}", got=f"{stop - begin} bytes in '{file}'", expected=expected, fix=fix)
-        tensors[name] = TensorRecord(file, SAFETENSORS_DTYPES[dtype], shape, start + begin, stop - begin)
-    return tensors
+    generation = read_json(file) if os.path.lexists(file) else {}
+    try:
+        return eos_token_ids(generation, vocab_size, str(file)) or eos_token_ids(raw, vocab_size, str(path / "config.json"))
+    except BundleError as error:
+        raise CheckpointError(error.what, got=error.got, expected=error.expected, fix="correct the file") from error
 
 
 def _check_tensors(checkpoint: Checkpoint) -> None:
     """Every tensor is used exactly as the graphs need it, or named in an error."""
-    tensors, weights = checkpoint.tensors, checkpoint.weights()
+    tensors, layers = checkpoint.tensors, checkpoint.config.num_hidden_layers
+    if layers > len(tensors):
+        raise CheckpointError(f"tensors missing in '{checkpoint.path}'", got=f"{len(tensors)} tensors", expected=f"{layers} layers")
+    weights = checkpoint.weights()
     used = {source for weight in weights for source in weight.sources}
     if missing := sorted(used - set(tensors)):
         raise CheckpointError(
@@ -285,7 +229,7 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
         )
     unused = {name for name in set(tensors) - used if not name.endswith("rotary_emb.inv_freq")}
     if checkpoint.config.tie_word_embeddings and "lm_head.weight" in unused:
-        if not _same_bytes(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
+        if not same_bytes(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
             raise CheckpointError(
                 "tie_word_embeddings is true but lm_head.weight differs from model.embed_tokens.weight",
                 got=f"'{checkpoint.path}'", fix="set tie_word_embeddings to false in config.json, or remove lm_head.weight",
@@ -298,21 +242,9 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
         )
     for weight in weights:
         shapes = [tensors[source].shape for source in weight.sources]
-        if any(s[1:] != weight.shape[1:] for s in shapes) or sum(s[0] for s in shapes) != weight.shape[0]:
+        fits = all(len(s) == len(weight.shape) and s[1:] == weight.shape[1:] for s in shapes)
+        if not fits or sum(s[0] for s in shapes) != weight.shape[0]:
             raise CheckpointError(f"wrong shape of {' + '.join(weight.sources)}", got=shapes, expected=list(weight.shape))
-
-
-def _same_bytes(a: TensorRecord, b: TensorRecord) -> bool:
-    if a[1:3] != b[1:3]:
-        return False
-    with a.file.open("rb") as left, b.file.open("rb") as right:
-        left.seek(a.offset)
-        right.seek(b.offset)
-        for done in range(0, a.nbytes, 1 << 24):
-            step = min(1 << 24, a.nbytes - done)
-            if left.read(step) != right.read(step):
-                return False
-    return True
 
 
 def _some(names: list[str]) -> str:

@@ -1,68 +1,19 @@
-"""The three graphs of a bundle: their declarations (GraphSpec) and their ONNX models.
+"""The three graphs of a bundle as ONNX models.
 
-In: a ModelConfig, the prediction layer, the dtype, and where each weight lies. Out: one GraphSpec and one ONNX file a graph.
-Shape letters: `firp.runtime.bundle`.
+In: a ModelConfig, the prediction layer, the dtype, and where each weight lies. Out: one ONNX file a graph, with the inputs and
+outputs that `firp.runtime.graph_spec` declares.
 """
 
 from pathlib import Path
 
 import onnx_ir as ir
 
-from firp.export.checkpoint import TensorRecord
 from firp.export.decoder import Attention, GraphBuilder, LayerCache, decoder_layer
-from firp.runtime.bundle import GraphSpec, ModelConfig, TensorSpec
+from firp.export.safetensors_file import TensorRecord
+from firp.runtime.graph_spec import GraphSpec, ModelConfig, TensorSpec, graph_specs
 
 OPSET = 24
 IR_VERSION = 11
-TOP_K = 32  # guesses listed for each row: the path correction re-ranks them, so more than a tree is wide
-
-
-def graph_specs(config: ModelConfig, prediction_layer: int, num_predictors: int, dtype: str) -> dict[str, GraphSpec]:
-    """The declarations of all graphs that a bundle with `num_predictors` holds (none: no predictors graph)."""
-    c, split = config, prediction_layer
-    specs = {
-        "lower": GraphSpec(
-            "lower",
-            (
-                TensorSpec("input_ids", "int64", ("B", "T")),
-                *_attention_inputs("T", dtype),
-                *_cache(c, range(split), "past", "P", dtype),
-            ),
-            (TensorSpec("hidden_states", dtype, ("B", "T", c.hidden_size)), *_cache(c, range(split), "new", "T", dtype)),
-        ),
-        "predictors": GraphSpec(
-            "predictors",
-            (TensorSpec("hidden_states", dtype, ("B", "T", c.hidden_size)), TensorSpec("source_rows", "int64", ("B", "M"))),
-            (TensorSpec("hidden_states_out", dtype, ("B", "R", c.hidden_size)),),
-        ),
-        "upper": GraphSpec(
-            "upper",
-            (
-                TensorSpec("hidden_states", dtype, ("B", "R", c.hidden_size)),
-                *_attention_inputs("R", dtype),
-                TensorSpec("logits_rows", "int64", ("B", "G")),
-                *_cache(c, range(split, c.num_hidden_layers), "past", "P", dtype),
-            ),
-            (
-                TensorSpec("logits", "float32", ("B", "G", c.vocab_size)),
-                TensorSpec("top_ids", "int64", ("B", "G", min(TOP_K, c.vocab_size))),
-                TensorSpec("top_logprobs", "float32", ("B", "G", min(TOP_K, c.vocab_size))),
-                *_cache(c, range(split, c.num_hidden_layers), "new", "R", dtype),
-            ),
-        ),
-    }
-    if not num_predictors:
-        del specs["predictors"]
-    return specs
-
-
-def _attention_inputs(rows: str, dtype: str) -> tuple[TensorSpec, TensorSpec]:
-    return TensorSpec("position_ids", "int64", ("B", rows)), TensorSpec("attention_bias", dtype, ("B", 1, rows, f"P+{rows}"))
-
-
-def _cache(c: ModelConfig, layers: range, kind: str, slots: str, dtype: str) -> tuple[TensorSpec, ...]:
-    shape = (slots, "B", c.num_key_value_heads, c.head_dim)
-    return tuple(TensorSpec(f"{kind}_{part}.{layer}", dtype, shape) for layer in layers for part in ("key", "value"))
 
 
 def write_graphs(

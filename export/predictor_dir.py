@@ -8,12 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from firp.export.checkpoint import Checkpoint, TensorRecord, read_safetensors
+from firp.export.checkpoint import Checkpoint
+from firp.export.safetensors_file import TensorRecord, read_safetensors
 from firp.runtime.bundle import from_json, read_json
 from firp.runtime.errors import BundleError, CheckpointError
 
 FORMAT_VERSION = 1
 TENSOR_NAME = "predictors.weight"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of held-out guesses that are the model's own greedy token, for each offset."""
+
+    top1: tuple[float, ...]  # [K]
+    top5: tuple[float, ...]  # [K]
+    guesses: int  # at each offset
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,7 @@ class PredictorInfo:
     model_name: str
     model_fingerprint: str  # Checkpoint.fingerprint of the model they were trained on
     training: dict[str, Any]  # data, steps, seed, minutes
-    held_out: dict[str, Any]  # top-1 and top-5 accuracy for each offset
+    held_out: Accuracy
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ In: the path it is to have. Out: a folder beside it to fill, renamed at the end 
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,26 +31,48 @@ def target_folder(output: Path, marker: str, force: bool = False) -> Iterator[Pa
     the disk refuses.
     """
     check_target(output, marker, force)
-    try:
+    with disk_errors(output):
+        made = [parent for parent in output.absolute().parents if not parent.exists()]
         output.parent.mkdir(parents=True, exist_ok=True)
-        for stale in output.parent.glob(f".{output.name}.partial-*"):
-            pid = stale.name.rpartition("-")[2]
-            if not (pid.isdigit() and _alive(int(pid))):
-                shutil.rmtree(stale, ignore_errors=True)
-        folder = output.parent / f".{output.name}.partial-{os.getpid()}"
-        folder.mkdir()
-    except OSError as error:
-        raise FirpError("cannot write beside the target", got=f"'{output.parent}': {error.strerror}") from error
+        _remove_leftovers(output)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-{os.getpid()}-", dir=output.parent))
+        folder.chmod(0o777 & ~_umask())
     try:
         yield folder
         check_target(output, marker, force)  # again: it may have appeared meanwhile
-        _install(folder, output)
-    except OSError as error:
-        raise FirpError(
-            f"cannot write '{output}'", got=f"{error.strerror or error}", fix="free some disk, or write elsewhere"
-        ) from error
+        with disk_errors(output):
+            _install(folder, output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if not output.exists():
+            for parent in made:  # innermost first
+                parent.rmdir()
+
+
+@contextmanager
+def disk_errors(output: Path) -> Iterator[None]:
+    """Turn the disk's refusal to write into one line."""
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or output.parent
+        raise FirpError(
+            f"cannot write '{output}'", got=f"{error.strerror or error} at '{place}'", fix="free some disk, or write elsewhere"
+        ) from error
+
+
+def _remove_leftovers(output: Path) -> None:
+    prefix = f".{output.name}.partial-"
+    for path in output.parent.iterdir():
+        pid = path.name.removeprefix(prefix).partition("-")[0]
+        if path.name.startswith(prefix) and pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _alive(pid: int) -> bool:
@@ -64,7 +87,7 @@ def _alive(pid: int) -> bool:
 
 def _install(folder: Path, output: Path) -> None:
     """Give the folder its name; what it replaces is moved aside first, and put back if the renaming fails."""
-    if not output.exists():
+    if not os.path.lexists(output):
         folder.rename(output)
         return
     aside = output.with_name(f".{output.name}.replaced-{os.getpid()}")
@@ -74,4 +97,7 @@ def _install(folder: Path, output: Path) -> None:
     except BaseException:
         aside.rename(output)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    if aside.is_symlink():
+        aside.unlink()
+    else:
+        shutil.rmtree(aside, ignore_errors=True)

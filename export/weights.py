@@ -13,7 +13,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from firp.export.checkpoint import SAFETENSORS_DTYPES, TensorRecord, Weight
+from firp.export.checkpoint import Weight
+from firp.export.safetensors_file import SAFETENSORS_DTYPES, TensorRecord
 from firp.runtime.errors import CheckpointError
 
 NUMPY_DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -36,6 +37,10 @@ def from_checkpoint(weight: Weight, tensors: dict[str, TensorRecord]) -> Output:
 
 def from_array(name: str, array: np.ndarray) -> Output:
     return Output(name, array.shape, lambda: iter([array.reshape(-1)]))
+
+
+def size_bytes(outputs: list[Output], dtype: str) -> int:
+    return sum(math.prod(output.shape) for output in outputs) * NUMPY_DTYPES[dtype].itemsize
 
 
 def read_chunks(name: str, record: TensorRecord) -> Iterator[np.ndarray]:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from firp.runtime.bundle import GraphSpec
+from firp.runtime.graph_spec import GraphSpec
 
 
 class Runner(Protocol):

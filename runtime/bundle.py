@@ -3,7 +3,8 @@
 In: a bundle directory. Out: a validated `Bundle` (manifest + tree), or a BundleError before any graph is loaded.
 
 A bundle is a directory. It MUST hold
-    firp.json               the manifest below; keys that this version does not know are refused
+    firp.json               the manifest below and `sha256`, the digest of its other keys (`manifest_digest`); keys that this
+                            version does not know are refused
     lower.onnx upper.onnx   graphs as declared in the manifest; their weights are external data in model.safetensors
     model.safetensors       every weight once, in the layout the graphs use
     generation_config.json  `eos_token_id` (int, list or null) is what ends a sequence
@@ -11,8 +12,6 @@ and, when `num_predictors` > 0, MUST hold
     predictors.onnx, predictors.safetensors, tree.json (a `TreeConfig`).
 It MAY hold tokenizer.json, tokenizer_config.json and chat_template.jinja. Without tokenizer.json it decodes token ids only.
 Every file but firp.json MUST be listed in `files` with its size and sha256; a file that is not listed is ignored.
-
-Shape letters: B batch, T rows of a pass, P cached tokens in view, M draft sources, R = T + M*K, G rows decoded to logits.
 """
 
 import dataclasses
@@ -25,56 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from firp.runtime.errors import BundleError
+from firp.runtime.graph_spec import DTYPES, GraphSpec, ModelConfig, graph_specs
 from firp.runtime.tree import TreeConfig
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "firp.json"
-GRAPH_NAMES = ("lower", "predictors", "upper")
-DTYPES = ("float32", "float16", "bfloat16")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The blueprint of a decoder-only model: everything the graphs depend on, and nothing of the weights."""
-
-    architecture: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    max_position_embeddings: int  # context length in tokens
-    tie_word_embeddings: bool
-    rope_type: str  # informative: cos and sin are tables in model.safetensors
-    qkv_bias: bool = False
-    o_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False  # RMSNorm over head_dim on queries and keys (Qwen3)
-    sliding_window: int | None = None  # tokens a row sees, itself included; None sees all
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One graph input or output: name, dtype and shape; a string dimension is dynamic and named by its shape letter."""
-
-    name: str
-    dtype: str
-    shape: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """A graph's inputs and outputs in order. Exporter, backends, docs and tests read this one declaration."""
-
-    name: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-    def output(self, name: str) -> TensorSpec:
-        return next(spec for spec in self.outputs if spec.name == name)
 
 
 @dataclass(frozen=True)
@@ -126,7 +80,8 @@ def load_bundle(path: Path | str, check_hashes: bool = True) -> Bundle:
     if manifest.num_predictors:
         tree = from_json(TreeConfig, read_json(path / "tree.json"), "tree.json")
         tree.validate(manifest.num_predictors)
-    return Bundle(path, manifest, tree, _eos_token_ids(path, manifest.model.vocab_size))
+    file = path / "generation_config.json"
+    return Bundle(path, manifest, tree, eos_token_ids(read_json(file), manifest.model.vocab_size, str(file)))
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -134,32 +89,36 @@ def _read_manifest(path: Path) -> Manifest:
         raise BundleError("not a bundle", got=f"'{path.parent}' without {MANIFEST_NAME}", fix="write one with firp export")
     data = read_json(path)
     version = data.get("format_version") if isinstance(data, dict) else None
-    if type(version) is not int:
+    if type(version) is not int or version < 1:
         raise BundleError("not a bundle manifest", got=f"format_version {version!r} in {path}", expected=FORMAT_VERSION)
     if version > FORMAT_VERSION:
         raise BundleError(
             "bundle of a newer format", got=f"version {version} in {path}", expected=f"at most {FORMAT_VERSION}",
             fix="upgrade firp, or export the model again",
         )  # fmt: skip
+    digest = data.pop("sha256", None)
     manifest = from_json(Manifest, data, MANIFEST_NAME)
+    if digest != manifest_digest(data):
+        raise BundleError(
+            f"corrupted {MANIFEST_NAME}", got=f"sha256 {str(digest)[:12]}… in it", expected=f"{manifest_digest(data)[:12]}…",
+            fix="copy the bundle again, or export it again",
+        )  # fmt: skip
     if manifest.dtype not in DTYPES:
         raise BundleError(f"unknown dtype in {path}", got=manifest.dtype, expected=" or ".join(DTYPES))
-    required = graph_names(manifest.num_predictors)
-    missing = [name for name in required if name not in manifest.graphs or f"{name}.onnx" not in manifest.files]
-    if missing:
-        raise BundleError(
-            f"{MANIFEST_NAME} lists no {', '.join(missing)} graph", got=sorted(manifest.graphs), expected=list(required)
-        )
+    for name, value in dataclasses.asdict(manifest.model).items():
+        if type(value) is int and not 1 <= value < (10_000 if name == "num_hidden_layers" else 2**31):
+            raise BundleError(f"bad model in {path}", got=f"{name} {value}", expected="a size of a real model")
+    layers, split = manifest.model.num_hidden_layers, manifest.prediction_layer
+    if not 1 <= split < layers or manifest.num_predictors < 0:
+        raise BundleError(f"bad split in {path}", got=f"layer {split} of {layers}, {manifest.num_predictors} predictors")
+    if manifest.graphs != graph_specs(manifest.model, split, manifest.num_predictors, manifest.dtype):
+        raise BundleError(f"{MANIFEST_NAME} does not declare the graphs of its model", fix="export the model again")
     needed = {"model.safetensors", "generation_config.json"}
+    needed |= {f"{name}.onnx" for name in manifest.graphs}
     needed |= {"predictors.safetensors", "tree.json"} if manifest.num_predictors else set()
     if absent := sorted(needed - set(manifest.files)):
         raise BundleError(f"{MANIFEST_NAME} lists no {', '.join(absent)}", fix="export the model again")
     return manifest
-
-
-def graph_names(num_predictors: int) -> tuple[str, ...]:
-    """The graphs that a bundle holds: all three, or the two halves when it has no predictors."""
-    return GRAPH_NAMES if num_predictors else ("lower", "upper")
 
 
 def _check_files(path: Path, manifest: Manifest, check_hashes: bool) -> None:
@@ -183,12 +142,18 @@ def _check_files(path: Path, manifest: Manifest, check_hashes: bool) -> None:
             )  # fmt: skip
 
 
-def _eos_token_ids(path: Path, vocab_size: int) -> tuple[int, ...]:
-    value = read_json(path / "generation_config.json").get("eos_token_id")
+def eos_token_ids(config: Any, vocab_size: int, where: str) -> tuple[int, ...]:
+    """`eos_token_id` of a generation_config.json (an id, a list or null) as a tuple. Raises BundleError for anything else."""
+    value = config.get("eos_token_id") if isinstance(config, dict) else config
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
-        raise BundleError("bad eos_token_id in generation_config.json", got=value, expected=f"ids in [0, {vocab_size})")
+    if not isinstance(config, dict) or not all(type(token) is int and 0 <= token < vocab_size for token in ids):
+        raise BundleError(f"bad eos_token_id in {where}", got=f"{value!r:.60}", expected=f"ids in [0, {vocab_size})")
     return tuple(ids)
+
+
+def manifest_digest(data: dict[str, Any]) -> str:
+    """sha256 of the manifest's keys and values, however they are laid out in the file."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
@@ -201,7 +166,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise BundleError("missing file", got=f"no '{path}'") from error
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError("not JSON", got=f"'{path}': {error}", fix="copy the file again, or write it again") from error
 
 

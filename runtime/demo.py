@@ -3,22 +3,15 @@
 In: an engine with drafts and prompts. Out: text and a table on stdout; raises CheckFailedError if a token differs.
 """
 
-from typing import NamedTuple
-
-from firp.runtime.engine import Engine, Stats
+from firp.runtime.engine import Engine, Generation, collect
 from firp.runtime.errors import CheckFailedError
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.terminal import StepMarks, print_table, results
 
 
-class DemoRun(NamedTuple):
-    token_ids: list[int]
-    stats: Stats
-
-
 def run_demo(engine: Engine, prompts: list[str], params: SamplingParams) -> None:
     engine.generate(prompts[0], SamplingParams(max_new_tokens=8))  # warm-up
-    runs: dict[bool, list[DemoRun]] = {True: [], False: []}
+    runs: dict[bool, list[Generation]] = {True: [], False: []}
     for prompt in prompts:
         for plain in (True, False):
             how = "plain, one token a step" if plain else "drafted, the tokens of one step marked together"
@@ -38,17 +31,12 @@ def run_demo(engine: Engine, prompts: list[str], params: SamplingParams) -> None
         raise CheckFailedError("drafted decoding differs from plain", expected="the same tokens")
 
 
-def _same(runs: dict[bool, list[DemoRun]]) -> bool:
+def _same(runs: dict[bool, list[Generation]]) -> bool:
     return [run.token_ids for run in runs[True]] == [run.token_ids for run in runs[False]]
 
 
-def _stream(engine: Engine, prompt: str, params: SamplingParams, plain: bool) -> DemoRun:
-    marks, token_ids = StepMarks(), []
-    for chunk in engine.stream(prompt, params, plain=plain):
-        token_ids += chunk.token_ids
-        if plain:
-            print(chunk.text, end="", flush=True)
-        else:
-            marks.write(chunk.text)
+def _stream(engine: Engine, prompt: str, params: SamplingParams, plain: bool) -> Generation:
+    write = StepMarks().write if not plain else lambda text: print(text, end="", flush=True)
+    result = collect(engine.stream(prompt, params, plain=plain), lambda chunk: write(chunk.text))
     print()
-    return DemoRun(token_ids, chunk.stats)
+    return result

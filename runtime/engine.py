@@ -7,30 +7,30 @@ An `Engine` holds graphs and weights and may be shared between threads; every re
 """
 
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from firp.runtime.backend import Backend
-from firp.runtime.bundle import Bundle, graph_names, load_bundle
+from firp.runtime.bundle import Bundle, load_bundle
 from firp.runtime.errors import FirpError, PromptError
 from firp.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.session import PREFILL_ROWS, Drafter, FirpDrafter, Session, Step, check_prompt, decode
-from firp.runtime.text import TextStream, load_tokenizer
+from firp.runtime.text import TextStream, check_text, load_tokenizer
 from firp.runtime.tree import TreeConfig
 
 BACKENDS = {"cpu": OnnxRuntimeBackend}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Stats:
-    """What one request cost. The first step is the prefill: it emits one token and is not counted in the decode figures."""
+    """What one request cost so far. The prefill emits the first token and is not counted in the decoding figures."""
 
     prompt_tokens: int = 0
     steps: int = 0  # decoding passes, the prefill not counted
-    decoded_tokens: int = 0  # emitted by those steps
+    decoded_tokens: int = 0  # emitted by those steps, with what the last one emitted past a stop string
     accepted_by_depth: list[int] = field(default_factory=list)  # [d]: steps that accepted at least d + 1 drafts
     prefill_ms: float = 0.0
     lower_ms: float = 0.0  # decoding steps only, as are the next three
@@ -47,27 +47,29 @@ class Stats:
     def decode_ms(self) -> float:
         return self.lower_ms + self.predictors_ms + self.upper_ms + self.outside_ms
 
-    def add(self, step: Step) -> None:
-        graphs_ms = step.times.lower_ms + step.times.predictors_ms + step.times.upper_ms
-        if not self.prefill_ms:
-            self.prefill_ms = step.times.total_ms
-            return
-        self.steps += 1
-        self.decoded_tokens += len(step.tokens)
-        self.lower_ms += step.times.lower_ms
-        self.predictors_ms += step.times.predictors_ms
-        self.upper_ms += step.times.upper_ms
-        self.outside_ms += step.times.total_ms - graphs_ms
-        self.accepted_by_depth += [0] * (step.accept_length - len(self.accepted_by_depth))
-        for depth in range(step.accept_length):
-            self.accepted_by_depth[depth] += 1
+    def after(self, step: Step) -> "Stats":
+        """These statistics with one step more."""
+        if step.rows == 0:
+            return replace(self, prefill_ms=step.times.total_ms)
+        times = step.times
+        by_depth = [*self.accepted_by_depth, *[0] * (step.accept_length - len(self.accepted_by_depth))]
+        return replace(
+            self,
+            steps=self.steps + 1,
+            decoded_tokens=self.decoded_tokens + len(step.tokens),
+            accepted_by_depth=[count + (depth < step.accept_length) for depth, count in enumerate(by_depth)],
+            lower_ms=self.lower_ms + times.lower_ms,
+            predictors_ms=self.predictors_ms + times.predictors_ms,
+            upper_ms=self.upper_ms + times.upper_ms,
+            outside_ms=self.outside_ms + times.outside_ms,
+        )
 
 
 class Chunk(NamedTuple):
     """What one step added to a stream."""
 
     token_ids: list[int]  # [] in the closing chunk
-    text: str  # released by these tokens; may lag behind them
+    text: str | None  # released by these tokens, may lag behind them; None when the bundle has no tokenizer
     finish_reason: str | None  # set in the closing chunk: "stop", "length" or "cancelled"
     stats: Stats  # of the request so far
 
@@ -87,10 +89,10 @@ class Engine:
     def __init__(self, bundle: Bundle, backend: Backend):
         self.bundle, self.backend = bundle, backend
         self.manifest, self.model = bundle.manifest, bundle.manifest.model
-        names = graph_names(self.manifest.num_predictors)
-        self.graphs = {name: backend.load(bundle.graph_path(name), self.manifest.graphs[name]) for name in names}
+        self.graphs = {name: backend.load(bundle.graph_path(name), spec) for name, spec in self.manifest.graphs.items()}
         file = bundle.path / "tokenizer.json"
         self.tokenizer = load_tokenizer(file) if "tokenizer.json" in self.manifest.files else None
+        self._added_tokens = self.tokenizer.get_added_tokens_decoder() if self.tokenizer else {}
 
     @classmethod
     def load(cls, path: Path | str, backend: str = "cpu", threads: int | None = None, check_hashes: bool = True) -> "Engine":
@@ -115,12 +117,12 @@ class Engine:
                 raise PromptError("empty prompt", got="''", expected="at least one character")
             if self.tokenizer is None:
                 raise PromptError("the bundle has no tokenizer", got="a text prompt", expected="input_ids")
-            prompt = self.tokenizer.encode(prompt).ids
+            prompt = self.tokenizer.encode(check_text(prompt)).ids
         check_prompt(prompt, self.model.vocab_size, self.model.max_position_embeddings)
         return prompt
 
     def session(self, capacity: int, rows: int = PREFILL_ROWS) -> Session:
-        """Buffers for one sequence of up to `capacity` tokens and passes of up to `rows` rows, pseudo rows included."""
+        """A `Session`: for one caller, who decodes any number of sequences with it, one after the other."""
         return Session(self.manifest, self.graphs, capacity, rows)
 
     def drafter(self, tree: TreeConfig | None = None) -> Drafter:
@@ -133,11 +135,16 @@ class Engine:
 
     def steps(self, prompt: list[int], params: SamplingParams, tree: TreeConfig | None = None, **options) -> Iterator[Step]:
         """The decoding steps of one request, in a session of its own; plain when `tree` is None. `options`: of `decode`."""
-        drafter = self.drafter(tree) if tree else None
-        sources = (tree.draft_sources or tree.rows) if tree else 0
-        rows = max(min(len(prompt), PREFILL_ROWS), tree.rows if tree else 1) + sources * self.manifest.num_predictors
+        drafter, k = self.drafter(tree) if tree else None, self.manifest.num_predictors
+        rows = max(min(len(prompt), PREFILL_ROWS) + k, tree.pass_rows(k) if tree else 1)
         capacity = min(len(prompt) + params.max_new_tokens, self.model.max_position_embeddings)
-        return decode(self.session(capacity, rows), prompt, params, self.bundle.eos_token_ids, drafter, **options)
+        return decode(self.session(capacity, rows), prompt, params, self._ends(params), drafter, **options)
+
+    def _ends(self, params: SamplingParams) -> tuple[int, ...]:
+        """Tokens that end a sequence: those of the bundle, and the stop strings that are special tokens (never text)."""
+        special = {token.content: i for i, token in self._added_tokens.items() if token.special}
+        stops = tuple(special[stop] for stop in params.stop if stop in special)
+        return stops if params.ignore_eos else self.bundle.eos_token_ids + stops
 
     def stream(
         self,
@@ -162,29 +169,34 @@ class Engine:
         return self._stream(ids, self.steps(ids, params, chosen), params, cancel)
 
     def _stream(self, prompt: list[int], steps: Iterator[Step], params: SamplingParams, cancel) -> Iterator[Chunk]:
-        text = TextStream(self.tokenizer, params.stop) if self.tokenizer else None
-        stats, last, reason = Stats(prompt_tokens=len(prompt)), -1, None
+        text = TextStream(self.tokenizer, params.stop, prompt) if self.tokenizer else None
+        stats, ends, last, cancelled = Stats(prompt_tokens=len(prompt)), self._ends(params), -1, False
         for step in steps:
-            stats.add(step)
+            stats = stats.after(step)
             tokens, released = [], ""
             for last in step.tokens:
                 tokens.append(last)
                 released += text.push(last) if text else ""
                 if text and text.stopped:
-                    reason = "stop"
                     break
-            yield Chunk(tokens, released, None, stats)
-            if reason is None and cancel is not None and cancel.is_set():
-                reason = "cancelled"
-            if reason:
+            yield Chunk(tokens, released if text else None, None, stats)
+            cancelled = cancel is not None and cancel.is_set()
+            if cancelled or (text and text.stopped):
                 break
-        ended = not params.ignore_eos and last in self.bundle.eos_token_ids
-        yield Chunk([], text.finish() if text else "", "stop" if ended else reason or "length", stats)
+        rest = text.finish() if text else None
+        stopped = last in ends or (text is not None and text.stopped)
+        yield Chunk([], rest, "stop" if stopped else "cancelled" if cancelled else "length", stats)
 
     def generate(self, prompt: str | list[int], params: SamplingParams | None = None, **options) -> Generation:
         """Decode one request to its end. `options`: as for `stream`."""
-        token_ids, text = [], ""
-        for chunk in self.stream(prompt, params, **options):
-            token_ids += chunk.token_ids
-            text += chunk.text
-        return Generation(chunk.stats.prompt_tokens, token_ids, text if self.tokenizer else None, chunk.finish_reason, chunk.stats)
+        return collect(self.stream(prompt, params, **options))
+
+
+def collect(chunks: Iterable[Chunk], show: Callable[[Chunk], None] = lambda chunk: None) -> Generation:
+    """A whole stream as one result; each chunk is shown as it comes."""
+    token_ids, text = [], ""
+    for chunk in chunks:
+        show(chunk)
+        token_ids += chunk.token_ids
+        text += chunk.text or ""
+    return Generation(chunk.stats.prompt_tokens, token_ids, None if chunk.text is None else text, chunk.finish_reason, chunk.stats)

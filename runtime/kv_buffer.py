@@ -32,6 +32,8 @@ class KVBuffer:
     def commit(self, rows: Sequence[int]) -> None:
         """Append these rows of the last pass, in this order; the others are forgotten."""
         end = self.length + len(rows)
+        if end > self.capacity:
+            raise ValueError(f"commit of {len(rows)} rows at {self.length} exceeds the capacity of {self.capacity}")
         accepted = self.scratch[:, rows]  # [2N, n, B, Hkv, Dh]
         self.slots[:, self.length : end] = accepted
         self.length = end

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from firp.runtime.bundle import GraphSpec, TensorSpec
 from firp.runtime.errors import BundleError, FirpError
+from firp.runtime.graph_spec import GraphSpec, TensorSpec
 
 _EXECUTABLE_DTYPES = ("float32", "float16")
 _ORT_TYPE = {"float32": "tensor(float)", "float16": "tensor(float16)", "int64": "tensor(int64)"}
@@ -24,6 +24,8 @@ class OnnxRuntimeBackend:
         self.options = ort.SessionOptions()
         self.options.intra_op_num_threads = threads or 0
         self.options.inter_op_num_threads = 1
+        # Three graphs take turns, each with threads of its own: threads that spin after a run would slow the next graph down.
+        self.options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.options.log_severity_level = 3
 
     def load(self, path: Path, spec: GraphSpec) -> "OnnxRuntimeGraph":

@@ -4,6 +4,7 @@ In: an engine, prompts, params, trees. Out: a `Comparison` for each. The only ex
 counts sum in another order, and rounding can turn a pick whose margin is below NEAR_TIE.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,10 +13,22 @@ from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.tree import TreeConfig
 
-# Largest margin (logit gap, or distance in probability) that rounding is allowed to turn. float32: two orders above the largest
-# logit difference seen between row counts (about 1e-6); float16 and bfloat16 likewise, from their 2^-11 and 2^-8 precision.
-NEAR_TIE = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 4e-1}
-MAX_NEAR_TIES_PER_TOKEN = 1e-4  # float32: at most one in 10,000 tokens
+
+class NearTie(NamedTuple):
+    """What rounding may turn. Another number of rows in a pass sums in another order, which moves logits by a few units of the
+    type's precision: about 1e-6 in float32, and in the half types by their unit roundoff times the residual stream's magnitude.
+    """
+
+    logit_gap: float  # greedy: the two best logits are this close
+    probability: float  # sampled: the draw is this close to another token's interval
+    per_token: float  # how often it may happen
+
+
+NEAR_TIE = {
+    "float32": NearTie(1e-4, 1e-4, 1e-4),
+    "float16": NearTie(5e-2, 1e-2, 2e-2),
+    "bfloat16": NearTie(4e-1, 8e-2, 1e-1),
+}
 
 
 class PlainRun(NamedTuple):
@@ -40,6 +53,10 @@ class Comparison:
     steps: int = 0
     decoded_tokens: int = 0
     differences: list[Difference] = field(default_factory=list)
+
+    def allowed(self, dtype: str) -> int:
+        """Near ties that this many tokens may hold."""
+        return math.ceil(self.tokens * NEAR_TIE[dtype].per_token)
 
     @property
     def unexcused(self) -> list[Difference]:
@@ -74,10 +91,18 @@ def compare(
         comparison.tokens += len(drafted)
         return
     pairs = zip(drafted, plain.tokens, strict=False)
-    at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(drafted), len(plain.tokens)))
-    margin = plain.margins[at] if at < len(plain.margins) else float("inf")
+    at = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+    if at is None:  # one run ended early: no pick differed, so no tie excuses it
+        at, margin = min(len(drafted), len(plain.tokens)), math.inf
+    else:
+        margin = plain.margins[at]
     comparison.tokens += at + 1
-    comparison.differences.append(Difference(index, at, margin, margin < NEAR_TIE[engine.manifest.dtype]))
+    comparison.differences.append(Difference(index, at, margin, is_near_tie(margin, params, engine.manifest.dtype)))
+
+
+def is_near_tie(margin: float, params: SamplingParams, dtype: str) -> bool:
+    limits = NEAR_TIE[dtype]
+    return margin < (limits.logit_gap if params.temperature == 0 else limits.probability)
 
 
 def compare_trees(

@@ -39,34 +39,45 @@ class SamplingParams:
                 raise FirpError(f"bad {name}", got=repr(value), expected=expected)
 
 
-class Candidates(NamedTuple):
-    """What may be drawn: token ids in ascending order, and where each one's interval of [0, 1) ends."""
+class Ranked(NamedTuple):
+    """Candidates, and how many of them may be drawn: the first `count`. Where top-k or top-p cut, they are best first and one
+    or more follow the cut; where nothing is cut, they are the whole vocabulary in order.
+    """
 
     ids: np.ndarray  # [n] i64
-    bounds: np.ndarray  # [n] f64, the last is 1
-    cut_margin: float  # how far, in probability, top-k or top-p is from keeping another set
+    weights: np.ndarray  # [n] f64 probabilities, of those that top-k kept
+    count: int
 
 
 def pick(logits: np.ndarray, position: int, params: SamplingParams) -> int:
-    """The token at `position` (index in the whole sequence), given the logits [V] of the row before it."""
+    """The token at `position` (index in the whole sequence), given the logits [V] of the row before it.
+
+    Raises FirpError when the logits are not finite: the model overflowed, and no token would mean anything.
+    """
+    best = int(logits.argmax())
+    if not np.isfinite(logits[best]):  # argmax finds NaN first
+        raise FirpError("the model's logits are not finite", got=logits[best], fix="export it with --dtype float32 or bfloat16")
     if params.temperature == 0:
-        return int(logits.argmax())
-    drawn = candidates(logits, params)
-    return int(drawn.ids[np.searchsorted(drawn.bounds, uniform(params.seed, position), side="right")])
+        return best
+    ranked = candidates(logits, params)
+    return _draw(ranked.ids[: ranked.count], ranked.weights[: ranked.count], uniform(params.seed, position)).token
 
 
 def margin(logits: np.ndarray, position: int, params: SamplingParams) -> float:
-    """How near the pick was to another: the gap of the two best logits (greedy), or the distance of the draw from the end
-    of its interval, or of the candidate set from another set (sampled). Rounding can turn a pick whose margin is tiny.
+    """How near the pick was to another: the gap of the two best logits (greedy); the distance, in probability, of the draw from
+    the end of its interval, or of top-k or top-p from a cut that would change the pick. Rounding can turn a tiny margin.
     """
     if params.temperature == 0:
         second, best = np.partition(logits, -2)[-2:]
         return float(best - second)
-    drawn = candidates(logits, params)
-    draw = uniform(params.seed, position)
-    edges = np.concatenate([[0.0], drawn.bounds])
-    inner = edges[1:-1]  # 0 and 1 are no boundary between two tokens
-    return float(min(np.abs(inner - draw).min(initial=1.0), drawn.cut_margin))
+    ids, weights, count = candidates(logits, params)
+    uniform_draw = uniform(params.seed, position)
+    drawn = _draw(ids[:count], weights[:count], uniform_draw)
+    nearest = drawn.distance
+    for other, distance in _other_cuts(weights, count, params.top_p):
+        if _draw(ids[other], weights[other], uniform_draw).token != drawn.token:
+            nearest = min(nearest, distance)
+    return nearest
 
 
 def uniform(seed: int, position: int) -> float:
@@ -74,42 +85,58 @@ def uniform(seed: int, position: int) -> float:
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, position, 0, 0])).random()
 
 
-def candidates(logits: np.ndarray, params: SamplingParams) -> Candidates:
-    """Temperature, then top-k, then top-p, as the Hugging Face logits processors do it; intervals in order of token id.
-
-    Ascending ids keep a near tie between two candidates from swapping their intervals. Rows are computed in float64.
-    """
+def candidates(logits: np.ndarray, params: SamplingParams) -> Ranked:
+    """Temperature, then top-k, then top-p, as the Hugging Face logits processors do it, in float64."""
     scaled = logits.astype(np.float64)
-    scaled = (scaled - scaled.max()) / params.temperature
-    ids, cut_margin = np.arange(len(scaled)), 1.0
-    if 0 < params.top_k < len(scaled):
-        order = np.argpartition(-scaled, params.top_k)[: params.top_k + 1]
-        order = order[np.lexsort((order, -scaled[order]))]
-        weights = np.exp(scaled[order])
-        cut_margin = float((weights[-2] - weights[-1]) / np.exp(scaled).sum())
-        ids = np.sort(order[:-1])
-    weights = np.exp(scaled[ids])
-    weights /= weights.sum()
-    if params.top_p < 1:
-        kept, top_p_margin = _nucleus(weights, params.top_p)
-        ids, weights, cut_margin = ids[kept], weights[kept] / weights[kept].sum(), min(cut_margin, top_p_margin)
-    bounds = np.cumsum(weights)
-    bounds[-1] = 1.0
-    return Candidates(ids, bounds, cut_margin)
-
-
-def _nucleus(weights: np.ndarray, top_p: float) -> tuple[np.ndarray, float]:
-    """The smallest set of the largest weights that sums to top_p or more, ascending, and the distance to another set."""
-    count = min(64, len(weights))
-    while True:  # sort only as many of the largest as are needed
-        order = np.argpartition(-weights, count - 1)[:count]
-        order = order[np.lexsort((order, -weights[order]))]
-        total = np.cumsum(weights[order])
-        if total[-1] >= top_p + 1e-3 or count == len(weights):
+    weights = np.exp((scaled - scaled.max()) / params.temperature)
+    top_k = params.top_k if 0 < params.top_k < len(weights) else len(weights)
+    if top_k == len(weights) and params.top_p == 1:
+        return Ranked(np.arange(len(weights)), weights / weights.sum(), len(weights))
+    size = top_k + 1 if top_k < len(weights) else 64  # sort no more of the largest than are needed
+    while True:
+        ids = _largest(weights, min(size, len(weights)))
+        ranked = weights[ids] / (weights[ids[:top_k]] if top_k < len(weights) else weights).sum()
+        reached = np.cumsum(ranked[:top_k])
+        if top_k < len(weights) or reached[-1] > params.top_p + 1e-3 or len(ids) == len(weights):
             break
-        count = min(count * 8, len(weights))
-    size = min(int(np.searchsorted(total, top_p, side="left")) + 1, len(order))
-    distance = float(np.abs(total - top_p).min())
-    if size < len(order):
-        distance = min(distance, float(weights[order[size - 1]] - weights[order[size]]))
-    return np.sort(order[:size]), distance
+        size *= 8
+    count = min(int(np.searchsorted(reached, params.top_p, side="left")) + 1, len(reached)) if params.top_p < 1 else top_k
+    return Ranked(ids, ranked, count)
+
+
+def _largest(weights: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` largest, best first, the lower index first among equals."""
+    order = np.argpartition(-weights, count - 1)[:count]
+    return order[np.lexsort((order, -weights[order]))]
+
+
+class _Draw(NamedTuple):
+    token: int
+    distance: float  # of the draw from the nearest interval of another token, in probability
+
+
+def _draw(ids: np.ndarray, weights: np.ndarray, draw: float) -> _Draw:
+    """Intervals lie in order of token id, so that two candidates of nearly equal weight never swap places."""
+    order = np.argsort(ids)
+    bounds = np.cumsum(weights[order])
+    bounds /= bounds[-1]
+    bounds[-1] = 1.0
+    index = int(np.searchsorted(bounds, draw, side="right"))
+    below = draw - bounds[index - 1] if index else 1.0
+    above = bounds[index] - draw if index + 1 < len(bounds) else 1.0
+    return _Draw(int(ids[order[index]]), float(min(below, above)))
+
+
+def _other_cuts(weights: np.ndarray, count: int, top_p: float) -> list[tuple[np.ndarray, float]]:
+    """Sets that another rounding could keep instead of the first `count`, and how far, in probability, each is."""
+    if count == len(weights):
+        return []
+    kept = np.arange(count)
+    swapped = np.append(kept[:-1], count)
+    others = [(swapped, float(weights[count - 1] - weights[count]))]
+    if top_p < 1:
+        reached = np.cumsum(weights[:count])
+        others.append((np.arange(count + 1), abs(float(reached[-1]) - top_p)))
+        if count > 1:
+            others.append((kept[:-1], abs(float(reached[-2]) - top_p)))
+    return others

@@ -16,7 +16,7 @@ import numpy as np
 from firp.runtime import sampling
 from firp.runtime.backend import Graph
 from firp.runtime.bundle import Manifest
-from firp.runtime.errors import PromptError, SessionBusyError
+from firp.runtime.errors import FirpError, PromptError, SessionBusyError
 from firp.runtime.kv_buffer import KVBuffer
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.tree import (
@@ -25,6 +25,7 @@ from firp.runtime.tree import (
     TreeConfig,
     attention_bias,
     build_tree,
+    chain,
     draft_sources,
     layout,
     root_only,
@@ -45,19 +46,24 @@ class Pass(NamedTuple):
 
 
 class StepTimes(NamedTuple):
-    """Milliseconds of one step in each graph; `total_ms` less their sum is what the loop itself took."""
+    """Milliseconds of one step: in each graph, and in all."""
 
     lower_ms: float = 0.0
     predictors_ms: float = 0.0
     upper_ms: float = 0.0
     total_ms: float = 0.0
 
+    @property
+    def outside_ms(self) -> float:
+        """Spent in the loop itself: trees, masks, bindings, picks, commits."""
+        return self.total_ms - self.lower_ms - self.predictors_ms - self.upper_ms
+
 
 class Step(NamedTuple):
-    """One decoding step. The first step of a sequence is its prefill: one token, no drafts."""
+    """One decoding step. The first step of a sequence is its prefill: one token, no tree."""
 
     tokens: list[int]  # emitted by this step: the accepted drafts and the bonus token
-    rows: int  # T: tree nodes that were verified
+    rows: int  # T: tree nodes that were verified; 0 for the prefill
     accept_length: int  # accepted drafts, the bonus token not counted
     times: StepTimes
 
@@ -86,7 +92,9 @@ class FirpDrafter:
 
 
 class Session:
-    """Buffers for one sequence. `capacity`: tokens it may grow to, prompt included; `rows`: the most rows of one pass."""
+    """Buffers for one sequence. `capacity`: tokens that it may cache, prompt included; `rows`: the most rows of one pass, pseudo
+    rows included. A longer prompt is prefilled in several passes; a tree that does not fit is an error.
+    """
 
     def __init__(self, manifest: Manifest, graphs: dict[str, Graph], capacity: int, rows: int):
         self.manifest, self.model = manifest, manifest.model
@@ -95,14 +103,14 @@ class Session:
         self._slabs = {"lower": _slab_names(range(split)), "upper": _slab_names(range(split, layers))}
         self._lock = threading.Lock()
         model, dtype = self.model, np.dtype(manifest.dtype)
-        logits_rows = rows + manifest.num_predictors
+        self.rows = rows
         top_k = graphs["upper"].spec.output("top_ids").shape[-1]
         self.kv = KVBuffer(model.num_hidden_layers, capacity, rows, 1, model.num_key_value_heads, model.head_dim, dtype)
         self._hidden = np.empty((2, rows, model.hidden_size), dtype)  # lower's output, predictors' output
         self._bias = np.empty(rows * (capacity + rows), dtype)
-        self._logits = np.empty((1, logits_rows, model.vocab_size), np.float32)
-        self._top_ids = np.empty((1, logits_rows, top_k), np.int64)
-        self._top_logprobs = np.empty((1, logits_rows, top_k), np.float32)
+        self._logits = np.empty((1, rows, model.vocab_size), np.float32)
+        self._top_ids = np.empty((1, rows, top_k), np.int64)
+        self._top_logprobs = np.empty((1, rows, top_k), np.float32)
         self.graph_ms = dict.fromkeys(graphs, 0.0)
 
     @contextmanager
@@ -125,12 +133,13 @@ class Session:
         split, cached = len(tree.tokens), self.kv.length
         visible, depths = layout(tree.parents, tree.depths, sources, self.manifest.num_predictors)
         rows = len(depths)
+        if rows > self.rows:
+            raise FirpError("pass larger than the session", got=f"{rows} rows", expected=f"at most {self.rows}")
         positions = np.minimum(depths + cached, self.model.max_position_embeddings - 1)[None]  # [1, R]
         token_ids = np.array([tree.tokens], np.int64)  # [1, T]
         hidden = self._hidden[:1, :split]
-        self._run(
-            "lower", split, visible[:split, :split], positions[:, :split], {"input_ids": token_ids}, {"hidden_states": hidden}
-        )
+        shared = {"position_ids": positions[:, :split], "attention_bias": self._mask(visible[:split, :split], positions[0, :split])}
+        self._run("lower", split, {"input_ids": token_ids, **shared}, {"hidden_states": hidden})
         if sources:
             started = time.perf_counter()
             with_pseudo = self._hidden[1:, :rows]
@@ -138,6 +147,7 @@ class Session:
             self._runners["predictors"].run(inputs, {"hidden_states_out": with_pseudo})
             hidden = with_pseudo
             self.graph_ms["predictors"] += (time.perf_counter() - started) * 1e3
+            shared = {"position_ids": positions, "attention_bias": self._mask(visible, positions[0])}
         decoded = np.arange(rows) if logits_rows is None else np.array([*logits_rows, *range(split, rows)])  # [G]
         count = len(decoded)
         outputs = {
@@ -145,15 +155,18 @@ class Session:
             "top_ids": self._top_ids[:, :count],
             "top_logprobs": self._top_logprobs[:, :count],
         }
-        self._run("upper", rows, visible, positions, {"hidden_states": hidden, "logits_rows": decoded[None]}, outputs)
+        self._run("upper", rows, {"hidden_states": hidden, "logits_rows": decoded[None], **shared}, outputs)
         return Pass(self._hidden[0, :split], self._logits[0, :count], self._top_ids[0, :count], self._top_logprobs[0, :count])
 
-    def _run(self, graph: str, rows: int, visible: np.ndarray, positions: np.ndarray, inputs: dict, outputs: dict) -> None:
-        """Run one half of the model; its mask, positions and cache views are the same for both halves."""
-        keys = self.kv.length + rows
+    def _mask(self, visible: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """attention_bias [1, 1, R, P+R], in a buffer that the next mask reuses."""
+        rows, keys = len(positions), self.kv.length + len(positions)
         bias = self._bias[: rows * keys].reshape(rows, keys)
-        attention_bias(visible, positions[0], self.kv.length, self.model.sliding_window, bias)
-        inputs |= {"position_ids": positions, "attention_bias": bias[None, None]}
+        attention_bias(visible, positions, self.kv.length, self.model.sliding_window, bias)
+        return bias[None, None]
+
+    def _run(self, graph: str, rows: int, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> None:
+        """Run one half of the model on views of the cache."""
         for past, new, slab in self._slabs[graph]:
             inputs[past] = self.kv.past(slab)
             outputs[new] = self.kv.new(slab, rows)
@@ -172,19 +185,20 @@ def decode(
     session: Session,
     prompt: list[int],
     params: SamplingParams,
-    eos_token_ids: tuple[int, ...],
+    ends: tuple[int, ...],
     drafter: Drafter | None = None,
     pick: Pick = sampling.pick,
 ) -> Iterator[Step]:
-    """Decode one sequence; plainly when `drafter` is None. Ends at an end-of-sequence token (emitted), at
-    `params.max_new_tokens`, or when the context is full. The consumer may stop at any time.
+    """Decode one sequence; plainly when `drafter` is None. Ends at a token of `ends` (emitted), at `params.max_new_tokens`, or
+    when the context or the session's capacity is full. The consumer may stop at any time.
     """
     with session.exclusive():
-        limit = min(params.max_new_tokens, session.model.max_position_embeddings - len(prompt))
-        ends = () if params.ignore_eos else eos_token_ids
+        context = min(session.model.max_position_embeddings, session.kv.capacity + 1)
+        check_prompt(prompt, session.model.vocab_size, context)
+        limit = min(params.max_new_tokens, context - len(prompt))
         clock = _Clock(session)
         root, guesses = prefill(session, prompt, params, pick, drafter is not None and limit > 1)
-        yield Step([root], 1, 0, clock.lap())
+        yield Step([root], 0, 0, clock.lap())
         emitted = 1
         while emitted < limit and root not in ends:
             clock.start()
@@ -201,16 +215,15 @@ def decode(
 
 
 def prefill(session: Session, prompt: list[int], params: SamplingParams, pick: Pick, draft: bool) -> tuple[int, Guesses | None]:
-    """Fill an empty cache with the prompt, in passes of PREFILL_ROWS; the first picked token, and guesses for what follows."""
-    check_prompt(prompt, session.model.vocab_size, session.model.max_position_embeddings)
+    """Fill an empty cache with the prompt, in as few passes as fit; the first picked token, and guesses for what follows."""
     session.kv.length = 0
-    for start in range(0, len(prompt), PREFILL_ROWS):
-        tokens = prompt[start : start + PREFILL_ROWS]
-        rows = len(tokens)
-        chain = DraftTree(tokens, list(range(-1, rows - 1)), list(range(rows)), [1.0] * rows)
-        sources = [rows - 1] if draft and start + rows == len(prompt) else []
-        result = session.forward(chain, sources, logits_rows=[rows - 1])
-        session.kv.commit(range(rows))
+    size = min(PREFILL_ROWS, session.rows - session.manifest.num_predictors)
+    for start in range(0, len(prompt), size):
+        tokens = prompt[start : start + size]
+        last = len(tokens) - 1
+        sources = [last] if draft and start + len(tokens) == len(prompt) else []
+        result = session.forward(chain(tokens), sources, logits_rows=[last])
+        session.kv.commit(range(len(tokens)))
     guesses = Guesses(result.top_ids[1:], result.top_logprobs[1:]) if draft else None
     return pick(result.logits[0], len(prompt), params), guesses
 

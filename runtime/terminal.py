@@ -33,7 +33,7 @@ class Bar:
 @contextmanager
 def progress_bar() -> Iterator[Bar]:
     columns = (TextColumn("{task.description}"), BarColumn(24), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=messages, transient=True) as progress:
+    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
         yield Bar(progress)
 
 

@@ -24,8 +24,8 @@ class TreeConfig:
     """
 
     kind: str = "dynamic"
-    rows: int = 8  # T: nodes with the root
-    draft_sources: int | None = 4  # M: how many of the rows draft for the next step; None: every row
+    rows: int = 6  # T: nodes with the root
+    draft_sources: int | None = 3  # M: how many of the rows draft for the next step; None: every row
     paths: tuple[tuple[int, ...], ...] = ()
 
     @staticmethod
@@ -37,13 +37,17 @@ class TreeConfig:
     def static(paths: list[tuple[int, ...]], draft_sources: int | None = None) -> "TreeConfig":
         return TreeConfig("static", len(paths) + 1, draft_sources, tuple(tuple(path) for path in paths))
 
+    def pass_rows(self, num_predictors: int) -> int:
+        """R: the most rows of one pass, pseudo rows included."""
+        return self.rows + min(self.draft_sources or self.rows, self.rows) * num_predictors
+
     def validate(self, num_predictors: int) -> None:
         """Raises FirpError when the tree is malformed, or deeper than the predictors reach."""
         if self.kind not in ("static", "dynamic"):
             raise FirpError("unknown tree kind", got=repr(self.kind), expected="static or dynamic")
         if self.rows < 1 or (self.draft_sources is not None and self.draft_sources < 1):
             raise FirpError("bad tree size", got=f"rows {self.rows}, draft_sources {self.draft_sources}", expected="at least 1")
-        rows = self.rows + min(self.draft_sources or self.rows, self.rows) * num_predictors
+        rows = self.pass_rows(num_predictors)
         if rows > MAX_PASS_ROWS:
             raise FirpError("tree too large", got=f"{rows} rows with its pseudo rows", expected=f"at most {MAX_PASS_ROWS}")
         if self.kind == "dynamic":
@@ -84,6 +88,12 @@ class Layout(NamedTuple):
 
 def root_only(token: int) -> DraftTree:
     return DraftTree([token], [-1], [0], [1.0])
+
+
+def chain(tokens: list[int]) -> DraftTree:
+    """Tokens one after the other: a piece of a prompt."""
+    rows = len(tokens)
+    return DraftTree(tokens, list(range(-1, rows - 1)), list(range(rows)), [1.0] * rows)
 
 
 def build_tree(config: TreeConfig, root: int, guesses: Guesses, max_depth: int) -> DraftTree:
@@ -180,7 +190,8 @@ def attention_bias(visible: np.ndarray, positions: np.ndarray, cached_tokens: in
     """
     lowest = np.finfo(out.dtype).min
     out[:, :cached_tokens] = 0
-    np.copyto(out[:, cached_tokens:], np.where(visible, out.dtype.type(0), lowest))
     if window is not None:
-        keys = np.concatenate([np.arange(cached_tokens), positions])  # [P+R]
-        out[positions[:, None] - keys[None, :] >= window] = lowest
+        visible = visible & (positions[:, None] - positions[None, :] < window)
+        for row, position in enumerate(positions.tolist()):
+            out[row, : max(0, min(cached_tokens, position - window + 1))] = lowest
+    np.copyto(out[:, cached_tokens:], np.where(visible, out.dtype.type(0), lowest))

@@ -59,7 +59,7 @@ def make_predictors(folder: Path, model: Path, num_predictors: int = 3, predicti
     info = {
         "format_version": 1, "method": "firp", "num_predictors": num_predictors, "prediction_layer": prediction_layer,
         "hidden_size": checkpoint.config.hidden_size, "model_name": model.name,
-        "model_fingerprint": checkpoint.fingerprint(), "training": {}, "held_out": {"top1": [], "top5": [], "anchors": 0},
+        "model_fingerprint": checkpoint.fingerprint(), "training": {}, "held_out": {"top1": [], "top5": [], "guesses": 0},
     }  # fmt: skip
     (folder / "predictors.json").write_text(json.dumps(info))
     return folder

@@ -1,12 +1,13 @@
 """Bundles, whole and broken: each way to be bad has its own error, before any graph is loaded."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 
 import pytest
 
-from firp.runtime.bundle import load_bundle, to_json
+from firp.runtime.bundle import load_bundle, manifest_digest, to_json
 from firp.runtime.engine import Engine
 from firp.runtime.errors import BundleError, FirpError
 
@@ -19,8 +20,9 @@ def bundle(family_bundle, tmp_path):
 def edit_manifest(bundle, change):
     file = bundle / "firp.json"
     data = json.loads(file.read_text())
+    del data["sha256"]
     change(data)
-    file.write_text(json.dumps(data))
+    file.write_text(json.dumps({**data, "sha256": manifest_digest(data)}))
 
 
 def flip_byte(file, at):
@@ -31,7 +33,8 @@ def flip_byte(file, at):
 
 def test_the_manifest_survives_the_round_trip(bundle):
     loaded = load_bundle(bundle)
-    assert json.loads((bundle / "firp.json").read_text()) == json.loads(json.dumps(to_json(loaded.manifest)))
+    data = json.loads(json.dumps(to_json(loaded.manifest)))
+    assert json.loads((bundle / "firp.json").read_text()) == {**data, "sha256": manifest_digest(data)}
     names = [tensor.name for tensor in loaded.manifest.graphs["lower"].inputs]
     assert names[:3] == ["input_ids", "position_ids", "attention_bias"]
     assert names[3:] == ["past_key.0", "past_value.0", "past_key.1", "past_value.1"]
@@ -51,7 +54,15 @@ def test_the_manifest_survives_the_round_trip(bundle):
         (lambda b: edit_manifest(b, lambda d: d.pop("dtype")), "missing key in firp.json.*dtype"),
         (lambda b: edit_manifest(b, lambda d: d["model"].update(head_dim="x")), "bad value.*head_dim.*'x'.*int"),
         (lambda b: edit_manifest(b, lambda d: d.update(dtype="int3")), "unknown dtype.*int3"),
-        (lambda b: edit_manifest(b, lambda d: d["graphs"].pop("upper")), "lists no upper graph"),
+        (lambda b: edit_manifest(b, lambda d: d["graphs"].pop("upper")), "does not declare the graphs of its model"),
+        (lambda b: edit_manifest(b, lambda d: d["graphs"]["lower"]["inputs"][0].update(name="x")), "does not declare the graphs"),
+        (lambda b: edit_manifest(b, lambda d: d["model"].update(head_dim=8)), "does not declare the graphs"),
+        (lambda b: edit_manifest(b, lambda d: d["model"].update(hidden_size=-1)), "bad model in"),
+        (lambda b: edit_manifest(b, lambda d: d["model"].update(num_hidden_layers=10**20)), "bad model in"),
+        (lambda b: edit_manifest(b, lambda d: d.update(prediction_layer=4)), "bad split"),
+        (lambda b: edit_manifest(b, lambda d: d.update(num_predictors=-1)), "bad split"),
+        (lambda b: edit_manifest(b, lambda d: d["files"].pop("upper.onnx")), "lists no upper.onnx"),
+        (lambda b: (b / "firp.json").write_text((b / "firp.json").read_text().replace("1e-06", "2e-06")), "corrupted firp.json"),
         (lambda b: edit_manifest(b, lambda d: d["files"].pop("tree.json")), "lists no tree.json"),
         (lambda b: edit_manifest(b, lambda d: d["files"].update({"../x": d["files"]["tree.json"]})), "outside the bundle"),
         (lambda b: (b / "upper.onnx").unlink(), "missing file in bundle.*upper.onnx"),
@@ -73,12 +84,34 @@ def test_each_broken_bundle_has_its_message(bundle, break_it, message, monkeypat
 
 
 def test_a_graph_that_is_not_the_declared_one_is_refused(bundle):
-    def rename(data):
-        data["graphs"]["lower"]["inputs"][0]["name"] = "tokens"
+    shutil.copyfile(bundle / "upper.onnx", bundle / "lower.onnx")
+    content = (bundle / "lower.onnx").read_bytes()
 
-    edit_manifest(bundle, rename)
+    def rehash(data):
+        data["files"]["lower.onnx"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    edit_manifest(bundle, rehash)
     with pytest.raises(BundleError, match="not the graph its bundle declares"):
         Engine.load(bundle)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("generation_config.json", "[]", "bad eos_token_id"),
+        ("generation_config.json", '{"eos_token_id": 500}', r"bad eos_token_id.*500.*\[0, 193\)"),
+        ("generation_config.json", "[" * 100_000, "not JSON"),
+        ("tree.json", '{"kind": "dynamic", "rows": 4, "width": 2}', "unknown key in tree.json.*width"),
+        ("tree.json", '{"kind": "dynamic", "rows": 4.5}', "bad value at tree.json: rows"),
+        ("tree.json", '{"kind": "dynamic", "rows": 4000}', "tree too large"),
+    ],
+)
+def test_edited_parts_are_checked_too(bundle, name, content, message):
+    (bundle / name).write_text(content)
+    entry = {"size": len(content), "sha256": hashlib.sha256(content.encode()).hexdigest()}
+    edit_manifest(bundle, lambda data: data["files"].update({name: entry}))
+    with pytest.raises(FirpError, match=message):
+        load_bundle(bundle)
 
 
 def test_a_graph_that_does_not_parse_is_refused_without_hashes(bundle):

@@ -35,11 +35,10 @@ def test_candidates_have_the_probabilities_of_hugging_face(vocabulary, params):
     rng = np.random.default_rng(vocabulary)
     for scale in (0.5, 3.0):
         logits = (rng.normal(size=vocabulary) * scale).astype(np.float32)
-        drawn = candidates(logits, params)
+        ids, weights, count = candidates(logits, params)
         ours = np.zeros(vocabulary)
-        ours[drawn.ids] = np.diff(drawn.bounds, prepend=0.0)
+        ours[ids[:count]] = weights[:count] / weights[:count].sum()
         np.testing.assert_allclose(ours, hugging_face_probabilities(logits, params), atol=1e-9)
-        assert (np.diff(drawn.ids) > 0).all()
 
 
 def test_draws_follow_the_distribution():
@@ -67,18 +66,34 @@ def test_margin_is_the_distance_to_another_pick():
     logits = np.array([2.0, 1.5, -1.0], np.float32)
     assert margin(logits, 0, SamplingParams()) == pytest.approx(0.5)
     params = SamplingParams(temperature=1.0, seed=1)
+    bounds = np.cumsum(np.exp(logits) / np.exp(logits).sum())
     for position in range(50):
-        draw, bounds = uniform(1, position), candidates(logits, params).bounds
-        assert margin(logits, position, params) == pytest.approx(min(abs(draw - bounds[0]), abs(draw - bounds[1])))
+        draw = uniform(1, position)
+        expected = int(np.searchsorted(bounds, draw))
+        assert pick(logits, position, params) == expected
+        edges = [abs(draw - bound) for bound in bounds[:-1]]
+        assert margin(logits, position, params) == pytest.approx(min(edges[max(0, expected - 1) : expected + 1]), abs=1e-6)
 
 
-def test_margin_sees_a_candidate_set_about_to_change():
-    # 0.5 + 0.45 is just above top_p: a little less and the third token would be kept
+def test_margin_counts_a_cut_only_where_it_would_change_the_pick():
+    # 0.5 + 0.45 is just above top_p: a little less, and the third token would be kept, which moves the intervals
     logits = np.log(np.array([0.5, 0.45, 0.05]))
-    params = SamplingParams(temperature=1.0, top_p=0.949999)
-    assert margin(logits, 0, params) < 2e-6
+    params, wide = SamplingParams(temperature=1.0, top_p=0.949999), SamplingParams(temperature=1.0, top_p=0.99)
+    near = [margin(logits, position, params) < 2e-6 for position in range(400)]
+    turned = [pick(logits, position, params) != pick(logits, position, wide) for position in range(400)]
+    assert 5 < sum(near) < 100
+    assert [is_near for is_near, is_turned in zip(near, turned, strict=True) if is_turned] == [True] * sum(turned)
     tied = np.log(np.array([0.4, 0.3, 0.3 - 1e-7]))
-    assert margin(tied, 0, SamplingParams(temperature=1.0, top_k=2)) < 1e-6
+    margins = [margin(tied, position, SamplingParams(temperature=1.0, top_k=2)) for position in range(50)]
+    assert min(margins) < 1e-6 < max(margins)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_an_error(value, temperature):
+    logits = np.array([1.0, 2.0, value, 0.0], np.float32)
+    with pytest.raises(FirpError, match="not finite"):
+        pick(logits, 3, SamplingParams(temperature=temperature))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from firp.runtime.errors import PromptError
-from firp.runtime.text import TextStream, read_prompts
+from firp.runtime.text import TextStream, check_text, load_tokenizer, read_prompts
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,48 @@ def test_held_text_is_never_released_too_early(byte_tokenizer):
             assert stopped and "".join(pieces) == text[: min(begin for end, begin in ends if end == first)]
 
 
+@pytest.fixture(scope="module")
+def word_tokenizer():
+    """As Llama 2's: words carry their space, and the decoder strips the first one."""
+    words = ["<s>", "</s>", "▁Hello", "▁world", "▁again", "!", "▁a", "▁b"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="!"))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    return tokenizer
+
+
+def test_text_continues_the_prompt_with_its_space(word_tokenizer):
+    text = TextStream(word_tokenizer, prompt=[0, 2])
+    assert [text.push(3), text.push(5), text.push(4)] == [" world", "!", " again"]
+    assert TextStream(word_tokenizer, prompt=[0]).push(3) == "world"  # nothing before it
+
+
+def test_a_special_token_in_the_middle_takes_no_space_away(word_tokenizer):
+    text = TextStream(word_tokenizer, prompt=[0])
+    assert [text.push(6), text.push(1), text.push(7)] == ["a", "", " b"]
+
+
+def test_a_stop_string_ends_the_text_though_a_character_is_unfinished():
+    tokenizer = Tokenizer(models.WordLevel({"x": 0, "STOPð": 1}, unk_token="x"))  # STOP and the first byte of an emoji
+    tokenizer.decoder = decoders.ByteLevel()
+    text = TextStream(tokenizer, ("STOP",))
+    assert [text.push(0), text.push(1)] == ["x", ""] and text.stopped
+
+
+def test_saved_truncation_and_padding_are_off(byte_tokenizer, tmp_path):
+    other = Tokenizer.from_str(byte_tokenizer.to_str())
+    other.enable_truncation(4)
+    other.enable_padding(length=16)
+    other.save(str(tmp_path / "tokenizer.json"))
+    assert len(load_tokenizer(tmp_path / "tokenizer.json").encode("abcdefghij").ids) == 10
+
+
+def test_lone_surrogates_are_refused():
+    assert check_text("é🙂") == "é🙂"
+    with pytest.raises(PromptError, match="lone surrogate at character 1"):
+        check_text("a\ud800")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -86,6 +128,7 @@ def test_held_text_is_never_released_too_early(byte_tokenizer):
         ('[1, 2]\n', "line 1"),
         ('{"prompt": ""}\n', "empty prompt at .* line 1"),
         ('{"input_ids": []}\n', "empty prompt at .* line 1"),
+        ("[" * 100_000, "malformed prompt at .* line 1"),
         ("\n\n", "no prompts"),
     ],
 )  # fmt: skip
@@ -107,5 +150,5 @@ def test_unreadable_prompt_files(tmp_path):
 
 def test_prompts_keep_their_ids(tmp_path):
     file = tmp_path / "prompts.jsonl"
-    file.write_text('{"prompt": "a", "id": "x"}\n\n{"input_ids": [1, 2]}\n')
-    assert [(p.id, p.text, p.input_ids) for p in read_prompts(file)] == [("x", "a", None), ("3", None, [1, 2])]
+    file.write_bytes(b'\xef\xbb\xbf{"prompt": "a\xe2\x80\xa8b", "id": "x"}\r\n\r\n{"input_ids": [1, 2]}\n')
+    assert [(p.id, p.text, p.input_ids) for p in read_prompts(file)] == [("x", "a\u2028b", None), ("3", None, [1, 2])]
