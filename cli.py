@@ -253,7 +253,7 @@ def demo(output):
         dtype="float32", verify=True, force=output == DEMO_BUNDLE,
     )  # fmt: skip
     prompts = [prompt.text for prompt in read_prompts(DEMO_MODEL / "demo_prompts.jsonl")]
-    run_demo(Engine.load(output), prompts, SamplingParams(max_new_tokens=64))
+    run_demo(Engine.load(output), prompts, SamplingParams(max_new_tokens=48, stop=("\n\n",)))
 
 
 def _quiet_transformers() -> None:

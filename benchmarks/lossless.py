@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from firp.runtime.engine import Engine
-from firp.runtime.parity import MAX_NEAR_TIES_PER_TOKEN, Comparison, compare_trees
+from firp.runtime.parity import Comparison, compare_trees
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.text import read_prompts
 from firp.runtime.tree import TreeConfig
@@ -76,7 +76,7 @@ def main(bundle, prompts, tokens, seeds, processes):
         for parts in zip(*(result[kind] for result in results), strict=True):
             total = merge(list(parts))
             ties, wrong = len(total.differences) - len(total.unexcused), len(total.unexcused)
-            allowed = 0 if kind == "greedy" else total.tokens * MAX_NEAR_TIES_PER_TOKEN
+            allowed = 0 if kind == "greedy" else total.allowed("float32")
             good = good and wrong == 0 and ties <= allowed
             margins = " ".join(f"{difference.margin:.1e}" for difference in total.differences)
             print(

@@ -94,7 +94,7 @@ class Checkpoint:
             tables = (angles.cos() * rope.attention_scaling).numpy(), (angles.sin() * rope.attention_scaling).numpy()
         except (TypeError, ValueError, ArithmeticError, AttributeError, KeyError, RuntimeError) as error:
             raise CheckpointError("bad rope parameters", got=f"{error!r:.120}", expected="those of a working model") from error
-        if not all(np.isfinite(table).all() for table in tables):
+        if not all(np.isfinite(table).all() for table in tables) or not (rope.inv_freq > 0).all():
             raise CheckpointError("bad rope parameters", got=self.hf_config.rope_parameters, expected="finite frequencies")
         return tables
 

@@ -137,6 +137,8 @@ def test_verify_refuses_another_model(demo_bundle, model):
         (["generate", "DEMO", "--prompts", "absent.jsonl"], "cannot read prompt file"),
         (["bench", "DEMO", "--prompts", "absent.jsonl"], "cannot read prompt file"),
         (["inspect", "MODEL"], "not a bundle"),
+        (["inspect", "x" * 5000], "File name too long"),
+        (["generate", "DEMO", "--prompt", "a\udcffb"], "prompt is not Unicode text"),
         (["calibrate", "MODEL", "-o", "OUT", "--data", "x"], "the model has no tokenizer"),
     ],
 )
@@ -153,6 +155,29 @@ def test_each_mistake_gets_one_line(arguments, message, model, demo_bundle, tmp_
 )
 def test_wrong_usage_is_status_2(arguments):
     fails(*arguments.split(), status=2)
+
+
+@pytest.mark.parametrize("arguments", [["inspect"], ["generate", "--prompt", "x", "--max-new-tokens", "3"]])
+def test_a_full_disk_behind_stdout_gets_one_line(arguments, demo_bundle):
+    with open("/dev/full", "w") as full:
+        command = [*FIRP, arguments[0], str(demo_bundle), *arguments[1:]]
+        result = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        )
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "No space left on device" in result.stderr
+
+
+def test_a_reader_that_leaves_is_no_error_message(demo_bundle):
+    command = " ".join(FIRP) + f" generate {demo_bundle} --prompt x --max-new-tokens 300 --json | head -c 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert "Traceback" not in result.stderr
+
+
+def test_output_survives_a_terminal_without_the_characters(demo_bundle):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    arguments = ["--prompt", "é", "--max-new-tokens", 60, "--temperature", 3, "--seed", 3]
+    assert firp("generate", demo_bundle, *arguments, env=environment).returncode == 0
 
 
 def test_malformed_prompts_are_found_before_anything_is_decoded(demo_bundle, tmp_path):
@@ -190,7 +215,7 @@ def test_an_interrupted_export_leaves_the_old_bundle_and_nothing_else(how, demo_
         time.sleep(0.01)
     os.kill(process.pid, how)
     _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 1 and "Traceback" not in stderr
+    assert process.returncode == 1 and stderr.strip() == "error: interrupted"
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert (bundle / "firp.json").read_bytes() == before
 

@@ -38,6 +38,16 @@ def edit_weights(model, change):
     save_file(tensors, model / "model.safetensors")
 
 
+def edit_header(model, change):
+    """Change the safetensors header and leave the data as they are."""
+    content = (model / "model.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    change(header)
+    new = json.dumps(header).encode()
+    (model / "model.safetensors").write_bytes(len(new).to_bytes(8, "little") + new + content[8 + length :])
+
+
 def test_sharded_and_single_file_give_the_same_bundle(tmp_path):
     single = make_model(tmp_path / "single", "qwen2", torch.bfloat16)
     sharded = make_model(tmp_path / "sharded", "qwen2", torch.bfloat16, max_shard_size="50KB")
@@ -114,7 +124,16 @@ def test_tied_head_that_differs_is_an_error_and_an_equal_one_is_not(tmp_path):
         (lambda m: edit_config(m, architectures=["GPT2LMHeadModel"]), "unsupported architecture.*GPT2LM.*Qwen3"),
         (lambda m: edit_config(m, architectures=None), "unsupported architecture"),
         (lambda m: edit_config(m, quantization_config={"quant_method": "gptq"}), "quantized checkpoint.*gptq"),
+        (lambda m: edit_config(m, quantization_config=True), "quantized checkpoint"),
+        (lambda m: edit_config(m, architectures=5), "unsupported architecture.*got 5"),
+        (lambda m: edit_config(m, architectures="LlamaForCausalLM", model_type="bert"), "architecture and model_type disagree"),
         (lambda m: edit_config(m, hidden_act="gelu"), "unsupported activation.*gelu"),
+        (lambda m: edit_config(m, rms_norm_eps=1e400), "bad rms_norm_eps"),
+        (lambda m: edit_config(m, num_hidden_layers=10**7), "tensors missing.*expected 10000000 layers"),
+        (lambda m: [edit_config(m, eos_token_id=[500]), (m / "generation_config.json").unlink()], "bad eos_token_id in .*config"),
+        (lambda m: (m / "generation_config.json").write_text("[]"), "bad eos_token_id in .*generation_config.json"),
+        (lambda m: (m / "generation_config.json").write_text('{"eos_token_id": -1}'), "bad eos_token_id"),
+        (lambda m: (m / "config.json").write_text("[" * 100_000), "cannot read JSON"),
         (lambda m: edit_config(m, hidden_size=0), "bad"),
         (lambda m: edit_config(m, num_hidden_layers=1), "too few layers"),
         (lambda m: edit_config(m, num_hidden_layers=5), "9 tensors missing|tensors missing"),
@@ -125,6 +144,14 @@ def test_tied_head_that_differs_is_an_error_and_an_equal_one_is_not(tmp_path):
         (lambda m: (m / "model.safetensors").write_bytes((m / "model.safetensors").read_bytes()[:-100]), "truncated"),
         (lambda m: (m / "model.safetensors").write_bytes(b"1234"), "truncated"),
         (lambda m: (m / "model.safetensors").write_bytes((8).to_bytes(8, "little") + b"garbage!"), "not a safetensors file"),
+        (lambda m: edit_header(m, lambda h: h.clear()), "truncated weight file"),
+        (lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(data_offsets=[0, 256])), "bad place of"),
+        (lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(data_offsets=[-256, 0])), "not a safetensors file"),
+        (lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(data_offsets=[0])), "not a safetensors file"),
+        (lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(data_offsets=["0", "256"])), "not a safetensors file"),
+        (lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(shape="abc")), "not a safetensors file"),
+        (lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(dtype=["F32"])), "unsupported dtype"),
+        (lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(dtype="I32")), "unsupported dtype of model.norm.*I32"),
         (lambda m: shutil.rmtree(m), "no such model directory"),
     ],
 )  # fmt: skip
@@ -133,6 +160,46 @@ def test_each_broken_directory_has_its_message(model, break_it, message):
     with pytest.raises(CheckpointError, match=message) as caught:
         open_checkpoint(model)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("index", ["[]", "null", '{"weight_map": {}}', '{"weight_map": {"a": 5}}', '{"weight_map": {"a": "../x"}}'])
+def test_an_index_that_is_none_or_leads_outside_is_refused(model, index):
+    (model / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(CheckpointError, match="bad weight index"):
+        open_checkpoint(model)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "rope_theta": 0},
+        {"rope_type": "linear", "rope_theta": 1e4, "factor": 0},
+        {"rope_type": "linear", "rope_theta": 1e4, "factor": float("inf")},
+        {"rope_type": "default", "rope_theta": None},
+    ],
+)
+def test_rope_that_makes_no_numbers_is_refused(model, rope, tmp_path):
+    edit_config(model, rope_parameters=rope)
+    with pytest.raises(CheckpointError, match="rope|bad model configuration"):
+        export_bundle(ExportOptions(model, tmp_path / "bundle"))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_hugging_face_cache_links_are_followed(model, tmp_path):
+    (tmp_path / "blobs").mkdir()
+    for file in list(model.iterdir()):
+        file.rename(tmp_path / "blobs" / file.name)
+        file.symlink_to(f"../blobs/{file.name}")
+    manifest = export_bundle(ExportOptions(model, tmp_path / "bundle"))
+    assert not any(path.is_symlink() for path in (tmp_path / "bundle").iterdir()) and manifest.files
+
+
+def test_end_of_sequence_ids(model):
+    edit_config(model, eos_token_id=7)
+    (model / "generation_config.json").write_text('{"eos_token_id": [3, 4]}')
+    assert open_checkpoint(model).eos_token_ids == (3, 4)
+    (model / "generation_config.json").write_text("{}")
+    assert open_checkpoint(model).eos_token_ids == (7,)
 
 
 def test_missing_and_truncated_shards(tmp_path):
