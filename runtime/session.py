@@ -258,14 +258,16 @@ def check_prompt(prompt: list[int], vocab_size: int, context_tokens: int) -> Non
     """Raises PromptError for a prompt that cannot be decoded."""
     if not prompt:
         raise PromptError("empty prompt", got="0 tokens", expected="at least 1")
-    wrong = next((token for token in prompt if not 0 <= token < vocab_size), None)
+    wrong = next((token for token in prompt if not isinstance(token, int | np.integer) or not 0 <= token < vocab_size), None)
     if wrong is not None:
         raise PromptError("token id out of range", got=wrong, expected=f"0 to {vocab_size - 1}")
     if len(prompt) >= context_tokens:
         raise PromptError(
-            "prompt longer than the context", got=f"{len(prompt)} tokens", expected=f"at most {context_tokens - 1}",
+            "prompt longer than the context",
+            got=f"{len(prompt)} tokens",
+            expected=f"at most {context_tokens - 1}",
             fix="shorten the prompt",
-        )  # fmt: skip
+        )
 
 
 class _Clock:

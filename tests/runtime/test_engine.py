@@ -144,6 +144,7 @@ def test_threads_share_an_engine(demo_engine):
         ([], "empty prompt"),
         ([3, 193], "token id out of range.*193.*192"),
         ([-1], "token id out of range"),
+        ([1.5], "token id out of range"),
         ([5] * 256, "prompt longer than the context.*256 tokens.*at most 255"),
         ("text", "no tokenizer"),
     ],
