@@ -87,22 +87,20 @@ def compare(
     comparison.runs += 1
     comparison.steps += len(steps) - 1
     comparison.decoded_tokens += len(drafted) - 1
-    if drafted == plain.tokens:
-        comparison.tokens += len(drafted)
-        return
-    pairs = zip(drafted, plain.tokens, strict=False)
-    at = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+    difference = first_difference(index, plain, drafted, params, engine.manifest.dtype)
+    comparison.tokens += difference.position + 1 if difference else len(drafted)
+    comparison.differences += [difference] if difference else []
+
+
+def first_difference(prompt: int, plain: PlainRun, other: list[int], params: SamplingParams, dtype: str) -> Difference | None:
+    """Where another run of the same prompt leaves the plain run, and whether at a near tie; None when it never does."""
+    if other == plain.tokens:
+        return None
+    at = next((i for i, (a, b) in enumerate(zip(other, plain.tokens, strict=False)) if a != b), None)
     if at is None:  # one run ended early: no pick differed, so no tie excuses it
-        at, margin = min(len(drafted), len(plain.tokens)), math.inf
-    else:
-        margin = plain.margins[at]
-    comparison.tokens += at + 1
-    comparison.differences.append(Difference(index, at, margin, is_near_tie(margin, params, engine.manifest.dtype)))
-
-
-def is_near_tie(margin: float, params: SamplingParams, dtype: str) -> bool:
-    limits = NEAR_TIE[dtype]
-    return margin < (limits.logit_gap if params.temperature == 0 else limits.probability)
+        return Difference(prompt, min(len(other), len(plain.tokens)), math.inf, False)
+    limit = NEAR_TIE[dtype].logit_gap if params.temperature == 0 else NEAR_TIE[dtype].probability
+    return Difference(prompt, at, plain.margins[at], plain.margins[at] < limit)
 
 
 def compare_trees(
