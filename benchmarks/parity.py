@@ -29,7 +29,7 @@ from small_models import CONFIGS, make_model  # noqa: E402
 
 
 def family_parity(folder: Path) -> dict[str, dict[str, float]]:
-    """Largest absolute logit difference of each family in each stage."""
+    """Largest logit difference of each family in each stage, absolute for logits up to 16 (see firp.export.verify)."""
     rows = {}
     for family in CONFIGS:
         model = make_model(folder / family, family)

@@ -1,6 +1,7 @@
 """What the command line shows a person: progress on stderr, tables on stdout."""
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,16 +19,22 @@ results = Console(highlight=False, soft_wrap=True, markup=False)
 
 
 class Bar:
-    """One line of progress: what is being done, and how far."""
+    """One line of progress: what is being done, and how far. Where stderr is no terminal, a line now and then."""
+
+    _QUIET_SECONDS = 15.0
 
     def __init__(self, progress: Progress):
         self._progress, self._task = progress, progress.add_task("", total=None)
+        self._last_line = time.monotonic()
 
-    def update(self, stage: str, done: int, total: int) -> None:
+    def update(self, stage: str, done: int, total: int | None) -> None:
         self._progress.update(self._task, description=stage, completed=done, total=total)
+        if self._progress.disable and time.monotonic() - self._last_line > self._QUIET_SECONDS:
+            self._last_line = time.monotonic()
+            messages.print(f"{stage} ({done / total:.0%})" if total else stage)
 
     def stage(self, name: str) -> None:
-        self._progress.update(self._task, description=f"verified {name}", completed=0, total=None)
+        self.update(f"verified {name}", 0, None)
 
 
 @contextmanager

@@ -1,0 +1,25 @@
+"""What a person sees while a long command runs."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+from firp.runtime import terminal
+terminal.Bar._QUIET_SECONDS = {seconds}
+with terminal.progress_bar() as bar:
+    bar.update("training", 1, 4)
+    bar.stage("tree")
+"""
+
+
+def run(seconds):
+    return subprocess.run([sys.executable, "-c", SCRIPT.format(seconds=seconds)], capture_output=True, text=True, check=True)
+
+
+def test_without_a_terminal_a_long_command_speaks_now_and_then():
+    result = run(seconds=-1)
+    assert result.stderr.splitlines() == ["training (25%)", "verified tree"] and result.stdout == ""
+
+
+def test_and_a_short_one_is_silent():
+    assert run(seconds=100).stderr == ""
