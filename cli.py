@@ -58,11 +58,12 @@ def cli():
 @click.option("-o", "--output", type=PATH, required=True, help="The bundle to write.")
 @click.option("--predictors", type=PATH, help="Predictor directory, from firp calibrate.")
 @click.option("--calib-data", type=PATH, multiple=True, help="Train predictors on these text files first.")
+@click.option("--minutes", type=float, help=f"How long to train on --calib-data.  [default: {TrainOptions.minutes:g}]")
 @click.option("--prediction-layer", type=int, help="Where to split; default: that of the predictors, or 3/4 of the layers.")
 @click.option("--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True, help="Of weights and cache.")
 @click.option("--verify/--no-verify", default=True, help="Check against the Hugging Face model; on by default.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
-def export(model, output, predictors, calib_data, prediction_layer, dtype, verify, force):
+def export(model, output, predictors, calib_data, minutes, prediction_layer, dtype, verify, force):
     """Turn the Hugging Face model directory MODEL into a bundle."""
     from firp.export.bundle_writer import ExportOptions, export_bundle, prepare
     from firp.export.verify import verify_or_fail
@@ -70,11 +71,14 @@ def export(model, output, predictors, calib_data, prediction_layer, dtype, verif
     _quiet_transformers()
     if calib_data and predictors:
         raise click.UsageError("--predictors and --calib-data exclude each other: data trains new predictors.")
+    if minutes is not None and not calib_data:
+        raise click.UsageError("--minutes goes with --calib-data.")
     with tempfile.TemporaryDirectory() if calib_data else nullcontext() as scratch:
         options = ExportOptions(model, output, predictors, prediction_layer, dtype, force=force)
         if calib_data:
             prepare(options, verify)  # before minutes of training
-            _calibrate(model, Path(scratch) / "predictors", calib_data, prediction_layer=prediction_layer)
+            training = {} if minutes is None else {"minutes": minutes}
+            _calibrate(model, Path(scratch) / "predictors", calib_data, prediction_layer=prediction_layer, **training)
             options = ExportOptions(model, output, Path(scratch) / "predictors", prediction_layer, dtype, force=force)
         with progress_bar() as bar:
             check = (lambda folder: verify_or_fail(folder, model, bar.stage)) if verify else None
@@ -248,10 +252,8 @@ def demo(output):
 
     if not (DEMO_MODEL / "config.json").is_file():
         raise FirpError("the demo model is not installed", got=f"no '{DEMO_MODEL}'", fix="run firp demo from a checkout")
-    click.get_current_context().invoke(
-        export, model=DEMO_MODEL, output=output, predictors=DEMO_MODEL / "predictors", calib_data=(), prediction_layer=None,
-        dtype="float32", verify=True, force=output == DEMO_BUNDLE,
-    )  # fmt: skip
+    predictors, replace = DEMO_MODEL / "predictors", output == DEMO_BUNDLE
+    click.get_current_context().invoke(export, model=DEMO_MODEL, output=output, predictors=predictors, force=replace)
     prompts = [prompt.text for prompt in read_prompts(DEMO_MODEL / "demo_prompts.jsonl")]
     run_demo(Engine.load(output), prompts, SamplingParams(max_new_tokens=48, stop=("\n\n",)))
 

@@ -18,6 +18,18 @@ def firp(*arguments, **options):
     return subprocess.run([*FIRP, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
 
 
+def start(*arguments):
+    """A running command that Ctrl-C reaches, even where the tests themselves run in the background with SIGINT ignored."""
+    return subprocess.Popen(
+        [*FIRP, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
 def fails(*arguments, status=1, **options):
     """Run, expect failure, and return the one line that says why."""
     result = firp(*arguments, **options)
@@ -71,7 +83,13 @@ def test_export_trains_on_calibration_data(pytestconfig, tmp_path):
     demo = pytestconfig.rootpath / "tests" / "demo_model"
     assert "too little calibration data" in fails("export", demo, "-o", tmp_path / "b", "--calib-data", demo / "config.json")
     assert "exclude each other" in fails("export", demo, "-o", tmp_path / "b", "--calib-data", "x", "--predictors", "y", status=2)
+    assert "goes with --calib-data" in fails("export", demo, "-o", tmp_path / "b", "--minutes", 1, status=2)
     assert list(tmp_path.iterdir()) == []
+    data = sorted((pytestconfig.rootpath / "runtime").glob("*.py"))
+    result = firp("export", demo, "-o", tmp_path / "b", "--minutes", 0.05, "--no-verify", "--calib-data", *data)
+    assert result.returncode == 0, result.stderr
+    shown = json.loads(firp("inspect", tmp_path / "b", "--json").stdout)
+    assert shown["num_predictors"] == 3 and shown["source"]["predictors"]["training"]["files"] == len(data)
 
 
 def test_calibrate_then_export(pytestconfig, tmp_path):
@@ -206,9 +224,7 @@ def test_an_interrupted_export_leaves_the_old_bundle_and_nothing_else(how, demo_
     bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
     before = (bundle / "firp.json").read_bytes()
     demo = pytestconfig.rootpath / "tests" / "demo_model"
-    process = subprocess.Popen(
-        [*FIRP, "export", demo, "-o", bundle, "--force"], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = start("export", demo, "-o", bundle, "--force")
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".bundle.partial-*/upper.onnx")):
         assert process.poll() is None and time.monotonic() < deadline
@@ -228,19 +244,7 @@ def test_leftovers_of_a_killed_export_are_removed(model, tmp_path):
 
 
 def test_interrupted_generation_keeps_its_tokens(demo_bundle):
-    command = [
-        *FIRP,
-        "generate",
-        str(demo_bundle),
-        "--prompt",
-        "def f():",
-        "--max-new-tokens",
-        "2000",
-        "--temperature",
-        "1",
-        "--json",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = start("generate", demo_bundle, "--prompt", "def f():", "--max-new-tokens", 2000, "--temperature", 1, "--json")
     time.sleep(2.0)
     os.kill(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
