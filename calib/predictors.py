@@ -94,10 +94,7 @@ def calibrate(
 
 
 def _check_options(options: TrainOptions, checkpoint: Checkpoint) -> int:
-    layers = checkpoint.config.num_hidden_layers
-    layer = max(1, layers * 3 // 4) if options.prediction_layer is None else options.prediction_layer
-    if not 1 <= layer < layers:
-        raise CheckpointError("prediction layer out of range", got=layer, expected=f"1 to {layers - 1}")
+    layer = checkpoint.prediction_layer(options.prediction_layer)
     if not 1 <= options.num_predictors <= 16:
         raise FirpError("bad number of predictors", got=options.num_predictors, expected="1 to 16")
     amount = options.minutes or 0 if options.steps is None else options.steps

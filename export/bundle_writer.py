@@ -91,7 +91,7 @@ def prepare(options: ExportOptions, verify: bool) -> Prepared:
     if os.path.lexists(options.model / "tokenizer.json"):
         load_tokenizer(options.model / "tokenizer.json")
     predictors = open_predictors(options.predictors, checkpoint) if options.predictors else None
-    layer = prediction_layer(checkpoint, predictors, options.prediction_layer)
+    layer = _split(checkpoint, predictors, options.prediction_layer)
     if predictors:
         options.tree.validate(predictors.info.num_predictors)
     return Prepared(checkpoint, predictors, layer)
@@ -118,17 +118,15 @@ def _check_own_files(bundle: Path) -> None:
         )
 
 
-def prediction_layer(checkpoint: Checkpoint, predictors: Predictors | None, requested: int | None) -> int:
-    """The split: requested, or that of the predictors, or three quarters of the layers. Raises CheckpointError."""
-    layers = checkpoint.config.num_hidden_layers
+def _split(checkpoint: Checkpoint, predictors: Predictors | None, requested: int | None) -> int:
+    """The prediction layer: requested, or that of the predictors, or the default. Raises CheckpointError."""
     trained = predictors.info.prediction_layer if predictors else None
-    if requested is not None and not 1 <= requested < layers:
-        raise CheckpointError("prediction layer out of range", got=requested, expected=f"1 to {layers - 1}")
-    if trained is not None and requested not in (None, trained):
+    layer = checkpoint.prediction_layer(requested if requested is not None else trained)
+    if trained is not None and layer != trained:
         raise CheckpointError(
-            "predictors for another layer", got=f"--prediction-layer {requested}", expected=trained, fix="leave the option out"
+            "predictors for another layer", got=f"--prediction-layer {layer}", expected=trained, fix="leave the option out"
         )
-    return requested or trained or max(1, layers * 3 // 4)
+    return layer
 
 
 def _write(

@@ -55,6 +55,13 @@ class Checkpoint:
     eos_token_ids: tuple[int, ...]
     hf_config: Any
 
+    def prediction_layer(self, requested: int | None) -> int:
+        """The layer to split at: the requested one, or three quarters of the way up. Raises CheckpointError."""
+        layers = self.config.num_hidden_layers
+        if requested is not None and not 1 <= requested < layers:
+            raise CheckpointError("prediction layer out of range", got=requested, expected=f"1 to {layers - 1}")
+        return max(1, layers * 3 // 4) if requested is None else requested
+
     def weights(self) -> list[Weight]:
         """The bundle's weights in file order, from the checkpoint's tensors."""
         c, out = self.config, []
