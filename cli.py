@@ -8,8 +8,7 @@ import json
 import signal
 import sys
 import tempfile
-import threading
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -21,7 +20,16 @@ from firp.runtime.engine import BACKENDS, Chunk, Engine, Generation, collect
 from firp.runtime.errors import CheckFailedError, FirpError
 from firp.runtime.graph_spec import DTYPES
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.terminal import count_ties, messages, print_bench, print_bundle, print_table, progress_bar, summary
+from firp.runtime.terminal import (
+    cancel_on_interrupt,
+    count_ties,
+    messages,
+    print_bench,
+    print_bundle,
+    print_table,
+    progress_bar,
+    summary,
+)
 from firp.runtime.text import Prompt, read_prompts
 
 DEMO_MODEL = Path(__file__).parent / "tests" / "demo_model"
@@ -162,7 +170,7 @@ def generate(bundle, prompt, prompts, stop, plain, backend, as_json, **sampling)
         messages.print("the bundle has no predictors: decoding plainly")
     for request in requests:
         engine.encode(_content(request))  # all prompts are checked before the first is decoded
-    with _cancel_on_interrupt() as cancel:
+    with cancel_on_interrupt() as cancel:
         for request in requests:
             if len(requests) > 1 and not as_json:
                 messages.print(f"[{request.id}]", style="bold")
@@ -264,28 +272,6 @@ def _quiet_transformers() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-
-@contextmanager
-def _cancel_on_interrupt():
-    """An event that Ctrl-C or SIGTERM sets, so that a request ends after its current step and its tokens are kept."""
-    cancel = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore():
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def first(*_):
-        cancel.set()
-        restore()  # a second one interrupts at once
-
-    for number in before:
-        signal.signal(number, first)
-    try:
-        yield cancel
-    finally:
-        restore()
 
 
 def main() -> None:

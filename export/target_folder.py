@@ -20,7 +20,7 @@ def check_target(output: Path, marker: str, force: bool) -> None:
     if not (output / marker).is_file():
         raise FirpError("output exists and is something else", got=f"'{output}' without {marker}", fix="choose another path")
     if not force:
-        raise FirpError("output exists", got=f"'{output}'", fix="choose another path, or replace it with --force")
+        raise FirpError("output exists", got=f"'{output}'", fix="choose another path (firp export replaces a bundle with --force)")
 
 
 @contextmanager

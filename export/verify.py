@@ -5,6 +5,7 @@ Hidden states and logits are compared with the Hugging Face model (eager, float3
 random tree; plain tokens with its `generate`.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from firp.export.checkpoint import open_checkpoint
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError, CheckpointError
-from firp.runtime.parity import compare_trees, first_difference, plain_run
+from firp.runtime.parity import NEAR_TIE, compare_trees, first_difference, plain_run
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.session import Session
 from firp.runtime.tree import DraftTree, TreeConfig, chain
@@ -221,22 +222,24 @@ def _compare_values(name: str, ours: list[np.ndarray], theirs: list[np.ndarray],
 
 
 def _plain_against_generate(name: str, engine: Engine, model: Any, prompts: list[list[int]], ties: list[dict[str, Any]]) -> Check:
-    """Runs that differ, except those that part at a near tie of the plain run, which are recorded."""
+    """Runs that differ. One that parts at a near tie of the plain run is recorded and excused, as rarely as `NEAR_TIE` allows."""
     import torch
     from transformers import GenerationConfig
 
     count = min(32, engine.model.max_position_embeddings - max(map(len, prompts)))
     eos = list(engine.bundle.eos_token_ids) or None
     model.generation_config = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=eos, pad_token_id=0)
-    wrong, greedy = 0, SamplingParams(max_new_tokens=count)
+    wrong, excused, greedy = 0, [], SamplingParams(max_new_tokens=count)
     for index, prompt in enumerate(prompts):
         ids = torch.tensor([prompt])
         theirs = model.generate(ids, attention_mask=torch.ones_like(ids))[0, len(prompt) :].tolist()
         ours = plain_run(engine, prompt, greedy)
         difference = first_difference(index, ours, theirs, greedy, engine.manifest.dtype)
+        wrong += difference is not None
         if difference and difference.near_tie:
-            ties.append({"tree": "generate", **difference._asdict()})
-        wrong += bool(difference and not difference.near_tie)
+            excused.append({"tree": "generate", **difference._asdict()})
+    ties += excused
+    wrong -= min(len(excused), math.ceil(len(prompts) * count * NEAR_TIE[engine.manifest.dtype].per_token))
     return Check(name, wrong == 0, wrong, 0)
 
 

@@ -1,6 +1,8 @@
-"""What the command line shows a person: progress on stderr, tables on stdout."""
+"""The command line and the person before it: progress on stderr, tables on stdout, Ctrl-C."""
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +44,28 @@ def progress_bar() -> Iterator[Bar]:
     columns = (TextColumn("{task.description}"), BarColumn(24), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
         yield Bar(progress)
+
+
+@contextmanager
+def cancel_on_interrupt() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that a request ends after its current step and its tokens are kept."""
+    cancel = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore():
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def first(*_):
+        cancel.set()
+        restore()  # a second one interrupts at once
+
+    for number in before:
+        signal.signal(number, first)
+    try:
+        yield cancel
+    finally:
+        restore()
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
