@@ -1,4 +1,4 @@
-"""The command line: export · calibrate · generate · bench · verify · inspect · demo.
+"""The command line: export · calibrate (firp.calib.command) · tune · generate · bench · verify · inspect · demo.
 
 Results go to stdout, progress and messages to stderr. Exit status: 0 success, 1 a user's mistake or a failed check (one line,
 no traceback), 2 wrong usage. Defaults are those of the dataclasses that the options fill.
@@ -13,46 +13,35 @@ from pathlib import Path
 
 import click
 
+from firp.calib.command import calibrate, run_calibration
 from firp.calib.options import TrainOptions
 from firp.runtime.bench import bench
-from firp.runtime.bundle import load_bundle, to_json
+from firp.runtime.bundle import CALIBRATION_NAME, load_bundle, to_json
+from firp.runtime.choice import TEXTS
 from firp.runtime.engine import BACKENDS, Chunk, Engine, Generation, collect
 from firp.runtime.errors import CheckFailedError, FirpError
 from firp.runtime.graph_spec import DTYPES
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.terminal import (
+    Repeating,
     cancel_on_interrupt,
     count_ties,
     messages,
     print_bench,
     print_bundle,
+    print_choice,
+    print_latency,
     print_table,
     progress_bar,
     summary,
+    tuning_remark,
 )
 from firp.runtime.text import Prompt, read_prompts
+from firp.runtime.tune import tune as tune_engine
 
 DEMO_MODEL = Path(__file__).parent / "tests" / "demo_model"
 DEMO_BUNDLE = Path("demo-bundle")
 PATH = click.Path(path_type=Path)
-
-
-class Repeating(click.Command):
-    """After its argument, a repeatable option takes several values at once: `--data A B` is `--data A --data B`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        repeatable = {flag for param in self.params if getattr(param, "multiple", False) for flag in param.opts}
-        expanded, flag, taken = [], None, 0
-        greedy = bool(args) and not args[0].startswith("-")
-        for arg in args:
-            if arg.startswith("-") and len(arg) > 1:
-                flag, taken = (arg if greedy and arg in repeatable else None), 0
-            elif flag:
-                if taken:
-                    expanded.append(flag)
-                taken += 1
-            expanded.append(arg)
-        return super().parse_args(ctx, expanded)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,9 +59,11 @@ def cli():
 @click.option("--prediction-layer", type=int, help="Where to split; default: that of the predictors, or 3/4 of the layers.")
 @click.option("--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True, help="Of weights and cache.")
 @click.option("--verify/--no-verify", default=True, help="Check against the Hugging Face model; on by default.")
+@click.option("--tune/--no-tune", default=True, help="Choose the tree that is fastest on this machine; on by default.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
-def export(model, output, predictors, calib_data, minutes, prediction_layer, dtype, verify, force):
+def export(model, output, predictors, calib_data, minutes, prediction_layer, dtype, verify, tune, force):
     """Turn the Hugging Face model directory MODEL into a bundle."""
+    from firp.calib.calibrate import CalibrationRequest
     from firp.export.bundle_writer import ExportOptions, export_bundle, prepare
     from firp.export.verify import verify_or_fail
 
@@ -85,9 +76,10 @@ def export(model, output, predictors, calib_data, minutes, prediction_layer, dty
         options = ExportOptions(model, output, predictors, prediction_layer, dtype, force=force)
         if calib_data:
             prepare(options, verify)  # before minutes of training
-            training = {} if minutes is None else {"minutes": minutes}
-            _calibrate(model, Path(scratch) / "predictors", calib_data, prediction_layer=prediction_layer, **training)
-            options = ExportOptions(model, output, Path(scratch) / "predictors", prediction_layer, dtype, force=force)
+            training = TrainOptions(prediction_layer=prediction_layer, minutes=TrainOptions.minutes if minutes is None else minutes)
+            predictors = Path(scratch) / "predictors"
+            run_calibration(CalibrationRequest(model, predictors, calib_data, options=training))
+            options = ExportOptions(model, output, predictors, prediction_layer, dtype, force=force)
         with progress_bar() as bar:
             check = (lambda folder: verify_or_fail(folder, model, bar.stage)) if verify else None
             manifest = export_bundle(options, check, bar.update)
@@ -97,42 +89,12 @@ def export(model, output, predictors, calib_data, minutes, prediction_layer, dty
         messages.print(f"verified: {len(manifest.verification['checks'])} checks, {count_ties(manifest.verification)}")
     if not manifest.num_predictors:
         messages.print("no predictors: this bundle decodes plainly; add --predictors or --calib-data for drafts")
+    elif tune and CALIBRATION_NAME in manifest.files and dtype != "bfloat16":
+        with progress_bar() as bar:
+            print_choice(tune_engine(Engine.load(output, check_hashes=False), progress=bar.update))
 
 
-@cli.command(cls=Repeating)
-@click.argument("model", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="The predictor directory to write.")
-@click.option("--data", type=PATH, multiple=True, required=True, help="Text files to train on.")
-@click.option("--prediction-layer", type=int, help="Layer whose input the predictors read; default: 3/4 of the layers.")
-@click.option("--num-predictors", type=int, default=TrainOptions.num_predictors, show_default=True, help="K: tokens guessed ahead.")
-@click.option("--minutes", type=float, help=f"How long to train.  [default: {TrainOptions.minutes:g}]")
-@click.option("--steps", type=int, help="Train for this many steps instead.")
-@click.option("--seed", type=int, default=TrainOptions.seed, show_default=True)
-def calibrate(model, output, data, prediction_layer, num_predictors, minutes, steps, seed):
-    """Train predictors for MODEL on text."""
-    if minutes is not None and steps is not None:
-        raise click.UsageError("--minutes and --steps exclude each other.")
-    options = {"minutes": minutes} if minutes is not None else {"minutes": None, "steps": steps} if steps is not None else {}
-    info = _calibrate(model, output, data, prediction_layer=prediction_layer, num_predictors=num_predictors, seed=seed, **options)
-    accuracy = zip(info.held_out.top1, info.held_out.top5, strict=True)
-    print_table(
-        ("offset", "top-1", "top-5"),
-        [(str(offset), f"{top1:.3f}", f"{top5:.3f}") for offset, (top1, top5) in enumerate(accuracy, 1)],
-        f"held-out accuracy against the model's own greedy tokens ({info.held_out.guesses} guesses each)",
-    )
-
-
-def _calibrate(model: Path, output: Path, data: tuple[Path, ...], **options):
-    from firp.calib.predictors import calibrate
-
-    _quiet_transformers()
-    with progress_bar() as bar:
-
-        def report(state):
-            losses = " ".join(f"{loss:.2f}" for loss in state.loss)
-            bar.update(f"training, step {state.step}, loss by offset {losses}", int(state.done * 1000), 1000)
-
-        return calibrate(model, output, list(data), TrainOptions(**options), report)
+cli.add_command(calibrate)
 
 
 def _sampling_options(command):
@@ -166,8 +128,8 @@ def generate(bundle, prompt, prompts, stop, plain, backend, as_json, **sampling)
     params = SamplingParams(**sampling, stop=tuple(stop))
     requests = read_prompts(prompts) if prompts else [Prompt(str(i), text) for i, text in enumerate(prompt, 1)]
     engine = Engine.load(bundle, backend)
-    if not engine.drafts and not plain:
-        messages.print("the bundle has no predictors: decoding plainly")
+    if not plain and (remark := tuning_remark(engine)):
+        messages.print(remark)
     for request in requests:
         engine.encode(_content(request))  # all prompts are checked before the first is decoded
     with cancel_on_interrupt() as cancel:
@@ -200,6 +162,22 @@ def _generation_json(request_id: str, result: Generation) -> dict:
     }  # fmt: skip
 
 
+@cli.command()
+@click.argument("bundle", type=PATH)
+@click.option("--text", type=click.Choice(TEXTS), default=TEXTS[0], show_default=True, help="What it is to be fastest at.")
+@click.option("--backend", type=click.Choice(list(BACKENDS)), default="cpu", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the choice, with the latency table, as one JSON object.")
+def tune(bundle, text, backend, as_json):
+    """Measure latency against rows on this device, choose the fastest tree, and store the choice in BUNDLE."""
+    with progress_bar() as bar:
+        choice = tune_engine(Engine.load(bundle, backend), text, bar.update)
+    if as_json:
+        print(json.dumps(to_json(choice)))
+    else:
+        print_latency(choice.latency)
+        print_choice(choice)
+
+
 @cli.command("bench")
 @click.argument("bundle", type=PATH)
 @click.option("--prompts", type=PATH, required=True, help="Prompt file, as for generate.")
@@ -207,8 +185,10 @@ def _generation_json(request_id: str, result: Generation) -> dict:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bench_command(bundle, prompts, as_json, **sampling):
     """Decode the prompts plainly and drafted, alternating in one process, and compare."""
-    params, requests = SamplingParams(**sampling), read_prompts(prompts)
-    result = bench(Engine.load(bundle), [_content(request) for request in requests], params)
+    params, requests, engine = SamplingParams(**sampling), read_prompts(prompts), Engine.load(bundle)
+    if remark := tuning_remark(engine):
+        messages.print(remark)
+    result = bench(engine, [_content(request) for request in requests], params)
     if as_json:
         print(json.dumps(result.to_json()))
     else:

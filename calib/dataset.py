@@ -1,8 +1,11 @@
-"""Text files as windows of tokens, with a held-out part that training never sees.
+"""Calibration text as windows of tokens, with a held-out part that training never sees.
 
-In: UTF-8 text files and the model's tokenizer. Out: `Dataset`: training and held-out windows [n, window] i64.
+In: files (UTF-8 text; .jsonl with `text` or `messages` on each line) and directories, of which every text file below is read and
+others are passed over. Out: `Dataset`.
 """
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,21 +15,50 @@ from tokenizers import Tokenizer
 from firp.runtime.errors import FirpError
 
 HELD_OUT_SHARE = 0.05  # of the windows, the last ones; at least one
+_CHUNK = 256  # documents tokenized at once
 
 
 class Dataset(NamedTuple):
     training: np.ndarray  # [n, window] i64
     held_out: np.ndarray  # [m, window] i64
-    tokens: int  # in all files
+    tokens: int  # in all documents
 
 
-def load_dataset(files: list[Path], tokenizer: Tokenizer, window: int, separator: int | None) -> Dataset:
-    """Tokenize whole files, join them (each closed by `separator`) and cut windows. Raises FirpError for data that is too small."""
-    streams = []
-    for file in files:
-        ids = tokenizer.encode(_read_text(file), add_special_tokens=False).ids
-        streams.append(np.array(ids if separator is None else [*ids, separator], np.int64))
-    stream = np.concatenate(streams)
+class ChatTemplate:
+    """Renders `messages` as the model was trained to see them. Raises FirpError when the model has no template."""
+
+    def __init__(self, model_dir: Path):
+        self._model_dir, self._tokenizer = model_dir, None
+
+    def render(self, messages: list, where: str) -> str:
+        from transformers import AutoTokenizer
+
+        if self._tokenizer is None:
+            self._tokenizer = AutoTokenizer.from_pretrained(self._model_dir, local_files_only=True)
+        if not self._tokenizer.chat_template:
+            fix = 'give lines with "text", or a model with a chat_template'
+            raise FirpError("the model has no chat template", got=f"messages at {where}", fix=fix)
+        try:
+            return self._tokenizer.apply_chat_template(messages, tokenize=False)
+        except Exception as error:  # a template is a program of its own
+            raise FirpError(f"bad messages at {where}", got=f"{error}"[:200]) from error
+
+
+def load_documents(paths: list[Path], tokenizer: Tokenizer, chat: ChatTemplate) -> list[list[int]]:
+    """Token ids of every document, in order. Raises FirpError for what cannot be read or is not text."""
+    documents, texts = [], []
+    for text in (text for path in paths for file in _files(path) for text in _texts(file, chat)):
+        texts.append(text)
+        if len(texts) == _CHUNK:
+            documents += [each.ids for each in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+            texts.clear()
+    return documents + [each.ids for each in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def make_dataset(documents: list[list[int]], window: int, separator: int | None) -> Dataset:
+    """Join documents (each closed by `separator`) and cut windows. Raises FirpError for data that is too small."""
+    closing = [] if separator is None else [separator]
+    stream = np.fromiter((token for ids in documents for token in (*ids, *closing)), np.int64)
     windows = stream[: len(stream) // window * window].reshape(-1, window)
     if len(windows) < 2:
         raise FirpError(
@@ -36,10 +68,51 @@ def load_dataset(files: list[Path], tokenizer: Tokenizer, window: int, separator
     return Dataset(windows[:-held_out], windows[-held_out:], len(stream))
 
 
-def _read_text(file: Path) -> str:
+def _files(path: Path) -> list[Path]:
+    """The file itself, or all files below a directory, hidden ones left out, in a fixed order."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(
+        file for file in path.rglob("*")
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts) and _is_text(file)
+    )  # fmt: skip
+    if not files:
+        raise FirpError("no calibration data", got=f"'{path}' without a text file", fix="give a directory with text files")
+    return files
+
+
+def _is_text(file: Path) -> bool:
     try:
-        return file.read_text("utf-8")
+        file.read_text("utf-8")
+    except UnicodeDecodeError:
+        return False
+    except OSError:  # to be reported when it is read for its content
+        return True
+    return True
+
+
+def _texts(file: Path, chat: ChatTemplate) -> Iterator[str]:
+    try:
+        content = file.read_text("utf-8")
     except OSError as error:
         raise FirpError("cannot read calibration data", got=f"'{file}': {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise FirpError("calibration data is not text", got=f"'{file}': byte {error.start} is not UTF-8") from error
+    if file.suffix != ".jsonl":
+        yield content
+        return
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            yield _line_text(line, f"line {number} of '{file}'", chat)
+
+
+def _line_text(line: str, where: str, chat: ChatTemplate) -> str:
+    try:
+        item = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise FirpError("calibration data is not JSON", got=f"{where}: {error}") from error
+    if isinstance(item, dict) and isinstance(item.get("text"), str):
+        return item["text"]
+    if isinstance(item, dict) and isinstance(item.get("messages"), list):
+        return chat.render(item["messages"], where)
+    raise FirpError("no text in calibration data", got=f"{line[:60]!r} at {where}", expected='"text" or "messages"')

@@ -1,9 +1,10 @@
 """A frozen Hugging Face model, run as its two halves: real rows once without gradients, pseudo rows with them.
 
-In: a decoder-only model of a supported family. Out: hidden states at the prediction layer, and the logits of pseudo rows that
-attend to the real rows' keys and values. Mask and positions are those of method.md, "Training the predictors".
+In: a decoder-only model of a supported family, on any device. Out: hidden states at and above the prediction layer, and the
+final states of pseudo rows that attend to the real rows' keys and values (method.md, "Training the predictors").
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,9 +12,16 @@ from torch import Tensor, nn
 
 
 class RealRows(NamedTuple):
-    hidden: Tensor  # [B, S, D] at the input of the prediction layer
-    final: Tensor  # [B, S, D] after the last layer and norm
+    input_ids: Tensor  # [B, S]
+    states: list[Tensor]  # [B, S, D] at the input of the prediction layer and of every layer above it
+    last: Tensor  # [B, S, D] as they leave the last layer
+    final: Tensor  # [B, S, D] after the final norm
     keys: dict[int, tuple[Tensor, Tensor]]  # upper layer -> keys, values [B, Hkv, S, Dh]
+
+    @property
+    def hidden(self) -> Tensor:
+        """[B, S, D] at the input of the prediction layer."""
+        return self.states[0]
 
 
 class _Recorder:
@@ -35,7 +43,7 @@ class _Prefix:
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_, **__) -> tuple[Tensor, Tensor]:
         past_keys, past_values = self._layers[layer]
-        return torch.cat([past_keys, keys], 2), torch.cat([past_values, values], 2)
+        return torch.cat([past_keys, keys.to(past_keys.dtype)], 2), torch.cat([past_values, values.to(past_values.dtype)], 2)
 
 
 class FrozenModel(nn.Module):
@@ -44,45 +52,57 @@ class FrozenModel(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.prediction_layer, self.window = prediction_layer, sliding_window
 
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
     @torch.no_grad()
     def real_rows(self, input_ids: Tensor) -> RealRows:
         """input_ids [B, S]."""
-        length = input_ids.shape[1]
-        positions = torch.arange(length)[None]
+        positions = torch.arange(input_ids.shape[1], device=self.device)[None]
         bias = self._bias(positions[:, :, None] >= positions[:, None, :], positions, positions)
-        decoder, cache = self.model.model, _Recorder()
-        rows, rope = decoder.embed_tokens(input_ids), None
+        decoder, cache, states = self.model.model, _Recorder(), []
+        rows = decoder.embed_tokens(input_ids)
         rope = decoder.rotary_emb(rows, position_ids=positions)
         for index, layer in enumerate(decoder.layers):
             if index == self.prediction_layer:
-                hidden, cache = rows, _Recorder()
+                cache = _Recorder()
+            if index >= self.prediction_layer:
+                states.append(rows)
             rows = layer(rows, attention_mask=bias, position_ids=positions, past_key_values=cache, position_embeddings=rope)
-        return RealRows(hidden, decoder.norm(rows), cache.layers)
+        return RealRows(input_ids, states, rows, decoder.norm(rows), cache.layers)
 
     def pseudo_rows(self, pseudo: Tensor, real: RealRows, anchors: Tensor) -> Tensor:
         """pseudo [B, A, K, D], anchors [B, A] positions -> final hidden states [B, A, K, D] of the pseudo rows."""
+        return self.model.model.norm(self.pseudo_states(pseudo, real, anchors)[-1])
+
+    def pseudo_states(self, pseudo: Tensor, real: RealRows, anchors: Tensor) -> Sequence[Tensor]:
+        """The pseudo rows [B, A, K, D] as they enter each upper layer, and as they leave the last."""
         batch, count, k, size = pseudo.shape
-        decoder, length = self.model.model, real.hidden.shape[1]
-        positions = (anchors[:, :, None] + torch.arange(1, k + 1)).reshape(batch, count * k)
-        owner = torch.arange(count).repeat_interleave(k)
-        to_real = torch.arange(length)[None, None] <= anchors[:, owner, None]  # [B, A*K, S]
-        offset = torch.arange(k).repeat(count)
+        decoder, length, device = self.model.model, real.hidden.shape[1], self.device
+        positions = (anchors[:, :, None] + torch.arange(1, k + 1, device=device)).reshape(batch, count * k)
+        owner = torch.arange(count, device=device).repeat_interleave(k)
+        to_real = torch.arange(length, device=device)[None, None] <= anchors[:, owner, None]  # [B, A*K, S]
+        offset = torch.arange(k, device=device).repeat(count)
         to_pseudo = (owner[:, None] == owner[None]) & (offset[:, None] >= offset[None])  # [A*K, A*K]
         visible = torch.cat([to_real, to_pseudo.expand(batch, -1, -1)], 2)
-        keys = torch.cat([torch.arange(length).expand(batch, -1), positions], 1)
+        keys = torch.cat([torch.arange(length, device=device).expand(batch, -1), positions], 1)
         bias = self._bias(visible, positions, keys)
-        rows = pseudo.reshape(batch, count * k, size)
+        rows = pseudo.reshape(batch, count * k, size).to(self.model.dtype)
         rope, cache = decoder.rotary_emb(rows, position_ids=positions), _Prefix(real.keys)
+        states = [rows]
         for layer in decoder.layers[self.prediction_layer :]:
             rows = layer(rows, attention_mask=bias, position_ids=positions, past_key_values=cache, position_embeddings=rope)
-        return decoder.norm(rows).reshape(pseudo.shape)
+            states.append(rows)
+        return [state.reshape(pseudo.shape) for state in states]
 
     def logits(self, final: Tensor) -> Tensor:
-        return self.model.lm_head(final)
+        """[..., D] -> [..., V] float32."""
+        return self.model.lm_head(final).float()
 
     def _bias(self, visible: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
         """The additive mask [B, 1, rows, keys] of what is visible, the sliding window included."""
         if self.window is not None:
             visible = visible & (rows[:, :, None] - keys[:, None, :] < self.window)
-        bias = torch.zeros(visible.shape, dtype=self.model.dtype)
+        bias = torch.zeros(visible.shape, dtype=self.model.dtype, device=self.device)
         return bias.masked_fill_(~visible, torch.finfo(self.model.dtype).min)[:, None]

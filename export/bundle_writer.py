@@ -6,7 +6,6 @@ there, and renamed when complete. Interrupted or failed, the target stays as it 
 
 import dataclasses
 import functools
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -26,10 +25,11 @@ from firp.runtime.bundle import (
     MANIFEST_NAME,
     FileEntry,
     Manifest,
-    manifest_digest,
     read_json,
     sha256_file,
     to_json,
+    write_json,
+    write_manifest,
 )  # fmt: skip
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.graph_spec import DTYPES
@@ -138,10 +138,12 @@ def _write(
     for name in COPIED:
         if (options.model / name).is_file():
             shutil.copyfile(options.model / name, folder / name)
-    _write_json(folder / "generation_config.json", {"eos_token_id": list(checkpoint.eos_token_ids)})
+    write_json(folder / "generation_config.json", {"eos_token_id": list(checkpoint.eos_token_ids)})
     source = {"model": checkpoint.path.resolve().name, "fingerprint": checkpoint.fingerprint(), "predictors": None}
     if predictors:
-        _write_json(folder / "tree.json", to_json(options.tree))
+        write_json(folder / "tree.json", to_json(options.tree))
+        for name, path in predictors.files.items():
+            shutil.copyfile(path, folder / name)
         source["predictors"] = {"training": predictors.info.training, "held_out": to_json(predictors.info.held_out)}
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST_NAME)
     total, done, entries = sum(path.stat().st_size for path in files), 0, {}
@@ -161,6 +163,7 @@ def _write(
         files=entries,
         written_by={name: version(name) for name in ("firp", "onnx_ir", "transformers")},
         source=source,
+        choices={},
         verification=None,
     )
     write_manifest(folder, manifest)
@@ -192,15 +195,3 @@ def _write_weights(
 
 def _report(progress: Progress, before: int, total: int, written: int) -> None:
     progress("weights", before + written, total)
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replace firp.json in one move, so that a bundle never holds half of it."""
-    temporary = folder / f"{MANIFEST_NAME}.partial"
-    data = to_json(manifest)
-    _write_json(temporary, {**data, "sha256": manifest_digest(data)})
-    temporary.replace(folder / MANIFEST_NAME)
-
-
-def _write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1) + "\n", "utf-8")

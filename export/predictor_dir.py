@@ -1,19 +1,38 @@
 """The predictor directory: what calibration writes and export takes.
 
-It holds predictors.json (`PredictorInfo`) and predictors.safetensors with one tensor, `predictors.weight` [K, D, D]:
-pseudo_hidden_state[j] = weight[j] @ hidden_state (method.md). Nothing else is read from it.
+    predictors.json               `PredictorInfo`: method, K, layer, the model it belongs to, training, held-out accuracy
+    predictors.safetensors        one tensor, `predictors.weight` [K, D, D]: pseudo_hidden_state[j] = weight[j] @ hidden_state
+    path_correction.safetensors   `PathCorrection`, when correction_rank > 0
+    calibration.json              `Calibration`: trees with their expected tokens per step; optional
+A report may lie beside them. Nothing else is read.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from firp.export import weights
 from firp.export.checkpoint import Checkpoint
 from firp.export.safetensors_file import TensorRecord, read_safetensors
-from firp.runtime.bundle import from_json, read_json
+from firp.export.target_folder import disk_errors
+from firp.runtime.bundle import (
+    CALIBRATION_NAME,
+    CORRECTION_NAME,
+    from_json,
+    read_calibration,
+    read_json,
+    to_json,
+    write_json,
+)
+from firp.runtime.choice import Calibration
 from firp.runtime.errors import BundleError, CheckpointError
+from firp.runtime.guesses import PathCorrection
 
 FORMAT_VERSION = 1
+MARKER = "predictors.json"
+TENSOR_FILE = "predictors.safetensors"
 TENSOR_NAME = "predictors.weight"
 
 
@@ -22,7 +41,9 @@ class Accuracy:
     """Share of held-out guesses that are the model's own greedy token, for each offset."""
 
     top1: tuple[float, ...]  # [K]
-    top5: tuple[float, ...]  # [K]
+    top3: tuple[float, ...]
+    top5: tuple[float, ...]
+    top10: tuple[float, ...]
     guesses: int  # at each offset
 
 
@@ -33,6 +54,7 @@ class PredictorInfo:
     num_predictors: int  # K
     prediction_layer: int  # t: they read the hidden state at the input of layer t
     hidden_size: int  # D
+    correction_rank: int  # of the path correction; 0: there is none
     model_name: str
     model_fingerprint: str  # Checkpoint.fingerprint of the model they were trained on
     training: dict[str, Any]  # data, steps, seed, minutes
@@ -43,14 +65,15 @@ class PredictorInfo:
 class Predictors:
     info: PredictorInfo
     tensor: TensorRecord
+    files: dict[str, Path]  # name -> path of what a bundle takes as it is: path correction, calibration
 
 
 def open_predictors(path: Path, checkpoint: Checkpoint) -> Predictors:
     """Raises CheckpointError when the directory is not whole, or was made for another model."""
-    for name in ("predictors.json", "predictors.safetensors"):
+    for name in (MARKER, TENSOR_FILE):
         if not (path / name).is_file():
             raise CheckpointError("not a predictor directory", got=f"'{path}' without {name}", fix="write one with firp calibrate")
-    info = _read_info(path / "predictors.json")
+    info = _read_info(path / MARKER)
     config = checkpoint.config
     if info.hidden_size != config.hidden_size:
         raise CheckpointError("predictors for another hidden size", got=info.hidden_size, expected=config.hidden_size)
@@ -68,12 +91,43 @@ def open_predictors(path: Path, checkpoint: Checkpoint) -> Predictors:
             expected=f"'{checkpoint.path.name}' ({fingerprint[:12]})",
             fix="train predictors for this model with firp calibrate",
         )
-    tensors = read_safetensors(path / "predictors.safetensors")
+    tensors = read_safetensors(path / TENSOR_FILE)
     shape = (info.num_predictors, info.hidden_size, info.hidden_size)
     if set(tensors) != {TENSOR_NAME} or tensors[TENSOR_NAME].shape != shape:
         found = {name: record.shape for name, record in tensors.items()}
         raise CheckpointError("predictors.safetensors does not match predictors.json", got=found, expected={TENSOR_NAME: shape})
-    return Predictors(info, tensors[TENSOR_NAME])
+    return Predictors(info, tensors[TENSOR_NAME], _extras(path, info, config.vocab_size))
+
+
+def _extras(path: Path, info: PredictorInfo, vocab_size: int) -> dict[str, Path]:
+    files = {}
+    try:
+        if info.correction_rank:
+            files[CORRECTION_NAME] = path / CORRECTION_NAME
+            PathCorrection.load(path / CORRECTION_NAME, vocab_size, info.num_predictors)
+        if (path / CALIBRATION_NAME).is_file():
+            files[CALIBRATION_NAME] = path / CALIBRATION_NAME
+            read_calibration(path / CALIBRATION_NAME, info.num_predictors)
+    except BundleError as error:  # the runtime's own readers, but this is no bundle
+        raise CheckpointError(error.what, got=error.got, expected=error.expected, fix="write it with firp calibrate") from error
+    return files
+
+
+def write_predictors(
+    folder: Path,
+    info: PredictorInfo,
+    weight: np.ndarray,
+    correction: PathCorrection | None = None,
+    calibration: Calibration | None = None,
+) -> None:
+    """weight: [K, D, D] f32. The folder exists; the caller makes it appear whole."""
+    with disk_errors(folder):
+        weights.write_safetensors(folder / TENSOR_FILE, [weights.from_array(TENSOR_NAME, weight)], "float32")
+        if correction:
+            correction.save(folder / CORRECTION_NAME)
+        if calibration:
+            write_json(folder / CALIBRATION_NAME, to_json(calibration))
+        write_json(folder / MARKER, to_json(info))
 
 
 def _read_info(file: Path) -> PredictorInfo:
@@ -81,7 +135,7 @@ def _read_info(file: Path) -> PredictorInfo:
         info = from_json(PredictorInfo, read_json(file), str(file))
     except BundleError as error:  # the same strict reader, but this is no bundle
         raise CheckpointError(error.what, got=error.got, expected=error.expected, fix="write it with firp calibrate") from error
-    if info.format_version != FORMAT_VERSION or info.method != "firp" or info.num_predictors < 1:
+    if info.format_version != FORMAT_VERSION or info.method != "firp" or info.num_predictors < 1 or info.correction_rank < 0:
         raise CheckpointError(
             "unsupported predictors", got=f"format {info.format_version}, method {info.method}, {info.num_predictors} predictors",
             expected=f"format {FORMAT_VERSION}, method firp, at least 1",

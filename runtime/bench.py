@@ -57,7 +57,7 @@ def bench(engine: Engine, prompts: list[str | list[int]], params: SamplingParams
     runs: dict[bool, list[Generation]] = {True: [], False: []}
     for index, prompt in enumerate(encoded):
         for plain in (True, False) if index % 2 == 0 else (False, True):
-            runs[plain].append(engine.generate(prompt, params, plain=plain))
+            runs[plain].append(engine.generate(prompt, params, plain=plain, tree=None if plain else engine.best_tree))
     ratios = [
         _rate([drafted]).tokens_per_s / _rate([plain]).tokens_per_s
         for plain, drafted in zip(runs[True], runs[False], strict=True)

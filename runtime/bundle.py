@@ -10,7 +10,9 @@ A bundle is a directory. It MUST hold
     generation_config.json  `eos_token_id` (int, list or null) is what ends a sequence
 and, when `num_predictors` > 0, MUST hold
     predictors.onnx, predictors.safetensors, tree.json (a `TreeConfig`).
-It MAY hold tokenizer.json, tokenizer_config.json and chat_template.jinja. Without tokenizer.json it decodes token ids only.
+It MAY hold path_correction.safetensors (float32: previous and following [V, r], weight and temperature [K]; `PathCorrection`),
+calibration.json (`Calibration`: trees to choose from, with their expected tokens per step),
+tokenizer.json, tokenizer_config.json and chat_template.jinja. Without tokenizer.json it decodes token ids only.
 Every file but firp.json MUST be listed in `files` with its size and sha256; a file that is not listed is ignored.
 """
 
@@ -23,12 +25,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from firp.runtime.choice import Calibration, Choice, LatencyTable
 from firp.runtime.errors import BundleError
 from firp.runtime.graph_spec import DTYPES, GraphSpec, ModelConfig, graph_specs
+from firp.runtime.guesses import PathCorrection
 from firp.runtime.tree import TreeConfig
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "firp.json"
+CORRECTION_NAME = "path_correction.safetensors"
+CALIBRATION_NAME = "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class Manifest:
     graphs: dict[str, GraphSpec]
     files: dict[str, FileEntry]
     written_by: dict[str, str]  # package name -> version
+    choices: dict[str, Choice]  # device -> the tree that is fastest there (`firp tune`); others decode with tree.json
     source: dict[str, Any]  # the checkpoint and predictors it came from: names, fingerprint, training record
     verification: dict[str, Any] | None  # the record of `firp verify`; None: never verified
 
@@ -59,6 +66,8 @@ class Bundle:
     path: Path
     manifest: Manifest
     tree: TreeConfig | None  # None when num_predictors is 0
+    correction: PathCorrection | None  # None when the predictors were trained without
+    calibration: Calibration | None  # None when they were never calibrated
     eos_token_ids: tuple[int, ...]
 
     def graph_path(self, name: str) -> Path:
@@ -76,12 +85,18 @@ def load_bundle(path: Path | str, check_hashes: bool = True) -> Bundle:
         raise BundleError("no such bundle", got=f"'{path}'", expected="a directory", fix="write one with firp export")
     manifest = _read_manifest(path / MANIFEST_NAME)
     _check_files(path, manifest, check_hashes)
-    tree = None
+    tree = correction = calibration = None
     if manifest.num_predictors:
+        if CORRECTION_NAME in manifest.files:
+            correction = PathCorrection.load(path / CORRECTION_NAME, manifest.model.vocab_size, manifest.num_predictors)
+        if CALIBRATION_NAME in manifest.files:
+            calibration = read_calibration(path / CALIBRATION_NAME, manifest.num_predictors)
         tree = from_json(TreeConfig, read_json(path / "tree.json"), "tree.json")
         tree.validate(manifest.num_predictors)
     file = path / "generation_config.json"
-    return Bundle(path, manifest, tree, eos_token_ids(read_json(file), manifest.model.vocab_size, str(file)))
+    return Bundle(
+        path, manifest, tree, correction, calibration, eos_token_ids(read_json(file), manifest.model.vocab_size, str(file))
+    )
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -116,9 +131,33 @@ def _read_manifest(path: Path) -> Manifest:
     needed = {"model.safetensors", "generation_config.json"}
     needed |= {f"{name}.onnx" for name in manifest.graphs}
     needed |= {"predictors.safetensors", "tree.json"} if manifest.num_predictors else set()
+    for choice in manifest.choices.values():
+        choice.tree.validate(manifest.num_predictors)
     if absent := sorted(needed - set(manifest.files)):
         raise BundleError(f"{MANIFEST_NAME} lists no {', '.join(absent)}", fix="export the model again")
     return manifest
+
+
+def read_calibration(path: Path, num_predictors: int) -> Calibration:
+    """Raises BundleError, or FirpError for a tree that is malformed."""
+    calibration = from_json(Calibration, read_json(path), path.name)
+    for candidate in calibration.candidates:
+        candidate.tree.validate(num_predictors)
+    return calibration
+
+
+def read_latency(path: Path) -> LatencyTable:
+    """The table that `firp tune --json` printed. Raises BundleError."""
+    data = read_json(path)
+    return from_json(LatencyTable, data.get("latency") if isinstance(data, dict) else data, str(path))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replace firp.json in one move, so that a bundle never holds half of it."""
+    temporary = folder / f"{MANIFEST_NAME}.partial"
+    data = to_json(manifest)
+    write_json(temporary, {**data, "sha256": manifest_digest(data)})
+    temporary.replace(folder / MANIFEST_NAME)
 
 
 def _check_files(path: Path, manifest: Manifest, check_hashes: bool) -> None:
@@ -168,6 +207,10 @@ def read_json(path: Path) -> Any:
         raise BundleError("missing file", got=f"no '{path}'") from error
     except (ValueError, RecursionError) as error:
         raise BundleError("not JSON", got=f"'{path}': {error}", fix="copy the file again, or write it again") from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
 
 
 def to_json(value: Any) -> Any:

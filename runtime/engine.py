@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 from firp.runtime.backend import Backend
 from firp.runtime.bundle import Bundle, load_bundle
+from firp.runtime.choice import Choice
+from firp.runtime.drafter import Drafter, FirpDrafter
 from firp.runtime.errors import FirpError, PromptError
 from firp.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.session import PREFILL_ROWS, Drafter, FirpDrafter, Session, Step, check_prompt, decode
+from firp.runtime.session import PREFILL_ROWS, Session, Step, check_prompt, decode
 from firp.runtime.text import TextStream, check_text, load_tokenizer
 from firp.runtime.tree import TreeConfig
 
@@ -110,6 +112,21 @@ class Engine:
         """Whether the bundle has predictors; without them it decodes plainly."""
         return self.bundle.tree is not None
 
+    @property
+    def choice(self) -> Choice | None:
+        """What `firp tune` found for this device."""
+        return self.manifest.choices.get(self.backend.device)
+
+    @property
+    def best_tree(self) -> TreeConfig | None:
+        """The tree to draft with here, whether or not drafting pays; None without predictors."""
+        return self.choice.tree if self.choice else self.bundle.tree
+
+    @property
+    def tree(self) -> TreeConfig | None:
+        """The tree that requests decode with; None where plain decoding is faster, or all there is."""
+        return None if self.choice and not self.choice.drafts else self.best_tree
+
     def encode(self, prompt: str | list[int]) -> list[int]:
         """Token ids of a prompt, checked. Raises PromptError."""
         if isinstance(prompt, str):
@@ -126,12 +143,12 @@ class Engine:
         return Session(self.manifest, self.graphs, capacity, rows)
 
     def drafter(self, tree: TreeConfig | None = None) -> Drafter:
-        """FIRP drafts with this tree; the bundle's own by default. Raises FirpError when the bundle has no predictors."""
+        """FIRP drafts with this tree; by default the best one here. Raises FirpError when the bundle has no predictors."""
         if self.bundle.tree is None:
             raise FirpError("the bundle has no predictors", fix="export it with --predictors, or decode plainly")
-        tree = tree or self.bundle.tree
+        tree = tree or self.best_tree
         tree.validate(self.manifest.num_predictors)
-        return FirpDrafter(tree)
+        return FirpDrafter(tree, self.manifest.num_predictors, self.bundle.correction)
 
     def steps(self, prompt: list[int], params: SamplingParams, tree: TreeConfig | None = None, **options) -> Iterator[Step]:
         """The decoding steps of one request, in a session of its own; plain when `tree` is None. `options`: of `decode`."""
@@ -156,7 +173,7 @@ class Engine:
     ) -> Iterator[Chunk]:
         """Yield what each step adds, then a closing chunk with the finish reason.
 
-        prompt: text, or token ids; plain: decode one token a pass; tree: instead of the bundle's own; cancel: when set, the
+        prompt: text, or token ids; plain: decode one token a pass; tree: instead of the tuned one; cancel: when set, the
         stream closes after the current step. Raises PromptError at once for a prompt that cannot be decoded.
         """
         params = params or SamplingParams()
@@ -164,7 +181,7 @@ class Engine:
             raise FirpError("stop strings need a tokenizer", got="a bundle without one")
         if tree is not None and (plain or not self.drafts):
             raise FirpError("plain decoding has no tree", got=f"{tree.kind} tree", fix="leave out the tree")
-        chosen = None if plain else tree or self.bundle.tree
+        chosen = None if plain else tree or self.tree
         ids = self.encode(prompt)
         return self._stream(ids, self.steps(ids, params, chosen), params, cancel)
 

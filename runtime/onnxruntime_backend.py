@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU: one session a graph for prefill, decode and verify, bound to the caller's own arrays."""
 
+import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ class OnnxRuntimeBackend:
     name = "cpu"
 
     def __init__(self, threads: int | None = None):
-        self.device = f"{platform.machine()} CPU"
+        self.device = f"{_processor()}, {threads or len(os.sched_getaffinity(0))} threads"
         self.options = ort.SessionOptions()
         self.options.intra_op_num_threads = threads or 0
         self.options.inter_op_num_threads = 1
@@ -52,6 +53,16 @@ class OnnxRuntimeBackend:
                     f"'{path}' is not the graph its bundle declares", got=f"{kind}s that differ: {wrong[:2]}", fix="export again"
                 )
         return OnnxRuntimeGraph(session, spec)
+
+
+def _processor() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or 'CPU'} ({platform.machine()})"
 
 
 class OnnxRuntimeGraph:

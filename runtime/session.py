@@ -1,4 +1,4 @@
-"""The loop: prefill → propose → run → accept → commit.
+"""The loop: prefill → (draft →) propose → run → accept → commit.
 
 In: a model's loaded graphs, prompt ids, sampling params. Out: a `Step` for every pass, with the tokens it emitted.
 A `Session` holds one batch's buffers and belongs to one caller; the graphs it runs are shared. Drafted decoding emits the
@@ -9,27 +9,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from firp.runtime import sampling
 from firp.runtime.backend import Graph
 from firp.runtime.bundle import Manifest
+from firp.runtime.drafter import Drafter
 from firp.runtime.errors import FirpError, PromptError, SessionBusyError
+from firp.runtime.guesses import Guesses
 from firp.runtime.kv_buffer import KVBuffer
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.tree import (
-    DraftTree,
-    Guesses,
-    TreeConfig,
-    attention_bias,
-    build_tree,
-    chain,
-    draft_sources,
-    layout,
-    root_only,
-)  # fmt: skip
+from firp.runtime.tree import DraftTree, attention_bias, chain, layout, root_only
 
 PREFILL_ROWS = 256  # rows of one prefill pass; a longer prompt takes several
 
@@ -39,7 +31,7 @@ Pick = Callable[[np.ndarray, int, SamplingParams], int]
 class Pass(NamedTuple):
     """What one pass through the graphs left behind; views, valid until the next pass."""
 
-    hidden_states: np.ndarray  # [T, D] at the prediction layer
+    hidden_states: np.ndarray  # [T or more, D] at the prediction layer
     logits: np.ndarray  # [G, V] f32
     top_ids: np.ndarray  # [G, k] i64
     top_logprobs: np.ndarray  # [G, k] f32
@@ -66,29 +58,6 @@ class Step(NamedTuple):
     rows: int  # T: tree nodes that were verified; 0 for the prefill
     accept_length: int  # accepted drafts, the bonus token not counted
     times: StepTimes
-
-
-class Drafter(Protocol):
-    """Where draft trees come from."""
-
-    def propose(self, root: int, guesses: Guesses | None, max_depth: int) -> DraftTree:
-        """The tree that the next pass verifies: node 0 is `root`, no node deeper than `max_depth`."""
-
-    def sources(self, tree: DraftTree) -> list[int]:
-        """The rows of that tree whose pseudo rows ride in its pass, ascending."""
-
-
-class FirpDrafter:
-    """Trees from the pseudo rows of the previous pass."""
-
-    def __init__(self, tree: TreeConfig):
-        self.tree = tree
-
-    def propose(self, root: int, guesses: Guesses | None, max_depth: int) -> DraftTree:
-        return root_only(root) if guesses is None else build_tree(self.tree, root, guesses, max_depth)
-
-    def sources(self, tree: DraftTree) -> list[int]:
-        return draft_sources(tree, self.tree.draft_sources)
 
 
 class Session:
@@ -125,38 +94,63 @@ class Session:
         finally:
             self._lock.release()
 
-    def forward(self, tree: DraftTree, sources: list[int], logits_rows: list[int] | None = None) -> Pass:
+    def forward(
+        self, tree: DraftTree, sources: list[int], offsets: int | None = None, logits_rows: list[int] | None = None
+    ) -> Pass:
         """One pass over a tree (or a chain of prompt tokens), and over the pseudo rows of its sources, after the cached tokens.
 
-        logits_rows: the tree rows to decode, all by default; the pseudo rows are always decoded, after them.
+        offsets: pseudo rows of each source, all K by default; logits_rows: the tree rows to decode, all by default; the pseudo
+        rows are always decoded, after them.
         """
-        split, cached = len(tree.tokens), self.kv.length
-        visible, depths = layout(tree.parents, tree.depths, sources, self.manifest.num_predictors)
+        split, cached, k = len(tree.tokens), self.kv.length, self.manifest.num_predictors
+        offsets = offsets or k
+        if split + len(sources) * k > self.rows:
+            got = f"{split + len(sources) * k} rows"
+            raise FirpError("pass larger than the session", got=got, expected=f"at most {self.rows}")
+        visible, depths = layout(tree.parents, tree.depths, sources, offsets)
         rows = len(depths)
-        if rows > self.rows:
-            raise FirpError("pass larger than the session", got=f"{rows} rows", expected=f"at most {self.rows}")
         positions = np.minimum(depths + cached, self.model.max_position_embeddings - 1)[None]  # [1, R]
         token_ids = np.array([tree.tokens], np.int64)  # [1, T]
         hidden = self._hidden[:1, :split]
         shared = {"position_ids": positions[:, :split], "attention_bias": self._mask(visible[:split, :split], positions[0, :split])}
         self._run("lower", split, {"input_ids": token_ids, **shared}, {"hidden_states": hidden})
         if sources:
-            started = time.perf_counter()
-            with_pseudo = self._hidden[1:, :rows]
-            inputs = {"hidden_states": hidden, "source_rows": np.array([sources], np.int64)}
-            self._runners["predictors"].run(inputs, {"hidden_states_out": with_pseudo})
-            hidden = with_pseudo
-            self.graph_ms["predictors"] += (time.perf_counter() - started) * 1e3
+            hidden = self._predict(hidden, sources, offsets)
             shared = {"position_ids": positions, "attention_bias": self._mask(visible, positions[0])}
         decoded = np.arange(rows) if logits_rows is None else np.array([*logits_rows, *range(split, rows)])  # [G]
+        return self._upper(hidden, decoded, shared)
+
+    def draft(self, row: int, offsets: int) -> Guesses:
+        """A draft pass: the pseudo rows of one row of the last pass, the one committed last, through the upper half alone."""
+        pseudo = self._predict(self._hidden[:1, row : row + 1], [0], offsets)[:, 1:]  # [1, offsets, D]
+        last = self.model.max_position_embeddings - 1
+        positions = np.minimum(np.arange(offsets) + self.kv.length, last)[None]  # the row's own is that of the last cached token
+        bias = self._mask(np.tri(offsets, dtype=bool), positions[0])
+        result = self._upper(pseudo, np.arange(offsets), {"position_ids": positions, "attention_bias": bias})
+        return Guesses(result.top_ids, result.top_logprobs)
+
+    def _predict(self, hidden: np.ndarray, sources: list[int], offsets: int) -> np.ndarray:
+        """[1, T, D] → [1, T + M*offsets, D]: the rows, then the first pseudo rows of each source."""
+        started, (_, rows, size), k = time.perf_counter(), hidden.shape, self.manifest.num_predictors
+        out = self._hidden[1:, : rows + len(sources) * k]
+        inputs = {"hidden_states": hidden, "source_rows": np.array([sources], np.int64)}
+        self._runners["predictors"].run(inputs, {"hidden_states_out": out})
+        if offsets < k:  # close the gaps that the further offsets leave
+            kept = out[0, rows:].reshape(len(sources), k, size)[:, :offsets].reshape(-1, size)
+            out = out[:, : rows + len(kept)]
+            out[0, rows:] = kept
+        self.graph_ms["predictors"] += (time.perf_counter() - started) * 1e3
+        return out
+
+    def _upper(self, hidden: np.ndarray, decoded: np.ndarray, shared: dict[str, np.ndarray]) -> Pass:
         count = len(decoded)
         outputs = {
             "logits": self._logits[:, :count],
             "top_ids": self._top_ids[:, :count],
             "top_logprobs": self._top_logprobs[:, :count],
         }
-        self._run("upper", rows, {"hidden_states": hidden, "logits_rows": decoded[None], **shared}, outputs)
-        return Pass(self._hidden[0, :split], self._logits[0, :count], self._top_ids[0, :count], self._top_logprobs[0, :count])
+        self._run("upper", hidden.shape[1], {"hidden_states": hidden, "logits_rows": decoded[None], **shared}, outputs)
+        return Pass(self._hidden[0], self._logits[0, :count], self._top_ids[0, :count], self._top_logprobs[0, :count])
 
     def _mask(self, visible: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """attention_bias [1, 1, R, P+R], in a buffer that the next mask reuses."""
@@ -196,36 +190,40 @@ def decode(
         context = min(session.model.max_position_embeddings, session.kv.capacity + 1)
         check_prompt(prompt, session.model.vocab_size, context)
         limit = min(params.max_new_tokens, context - len(prompt))
-        clock = _Clock(session)
-        root, guesses = prefill(session, prompt, params, pick, drafter is not None and limit > 1)
+        clock, offsets = _Clock(session), drafter.offsets if drafter else 0
+        row, result = prefill(session, prompt, offsets if drafter and not drafter.draft_pass and limit > 1 else 0)
+        root, guesses = pick(result.logits[0], len(prompt), params), guesses_of(row, [row], 1, offsets, result)
         yield Step([root], 0, 0, clock.lap())
         emitted = 1
         while emitted < limit and root not in ends:
             clock.start()
             max_depth = limit - emitted - 1  # a step emits one token more than it accepts
+            if drafter and drafter.draft_pass and max_depth > 0:
+                guesses = session.draft(row, offsets)
             tree = drafter.propose(root, guesses, max_depth) if drafter else root_only(root)
             sources = drafter.sources(tree) if drafter and max_depth > 0 else []
-            result = session.forward(tree, sources)
+            result = session.forward(tree, sources, offsets)
             path, tokens = accept(tree, result.logits, session.kv.length, params, ends, pick)
             session.kv.commit(path)
-            guesses = guesses_of(path[-1], sources, len(tree.tokens), session.manifest.num_predictors, result)
-            root = tokens[-1]
+            guesses = guesses_of(path[-1], sources, len(tree.tokens), offsets, result)
+            row, root = path[-1], tokens[-1]
             emitted += len(tokens)
             yield Step(tokens, len(tree.tokens), len(path) - 1, clock.lap())
 
 
-def prefill(session: Session, prompt: list[int], params: SamplingParams, pick: Pick, draft: bool) -> tuple[int, Guesses | None]:
-    """Fill an empty cache with the prompt, in as few passes as fit; the first picked token, and guesses for what follows."""
+def prefill(session: Session, prompt: list[int], offsets: int) -> tuple[int, Pass]:
+    """Fill an empty cache with the prompt, in as few passes as fit. Returns the last token's row in the last pass, and that pass,
+    with the pseudo rows of that row, `offsets` of them, decoded after it.
+    """
     session.kv.length = 0
     size = min(PREFILL_ROWS, session.rows - session.manifest.num_predictors)
     for start in range(0, len(prompt), size):
         tokens = prompt[start : start + size]
         last = len(tokens) - 1
-        sources = [last] if draft and start + len(tokens) == len(prompt) else []
-        result = session.forward(chain(tokens), sources, logits_rows=[last])
+        sources = [last] if offsets and start + len(tokens) == len(prompt) else []
+        result = session.forward(chain(tokens), sources, offsets, logits_rows=[last])
         session.kv.commit(range(len(tokens)))
-    guesses = Guesses(result.top_ids[1:], result.top_logprobs[1:]) if draft else None
-    return pick(result.logits[0], len(prompt), params), guesses
+    return last, result
 
 
 def accept(
@@ -246,12 +244,12 @@ def accept(
         path.append(child)
 
 
-def guesses_of(row: int, sources: list[int], tree_rows: int, num_predictors: int, result: Pass) -> Guesses | None:
-    """The guesses of one source's pseudo rows, or None when the row was no source."""
-    if row not in sources:
+def guesses_of(row: int, sources: list[int], decoded_rows: int, offsets: int, result: Pass) -> Guesses | None:
+    """The guesses of one source's pseudo rows, or None when the row was no source. decoded_rows: before the pseudo rows."""
+    if row not in sources or len(result.top_ids) == decoded_rows:
         return None
-    start = tree_rows + sources.index(row) * num_predictors
-    return Guesses(result.top_ids[start : start + num_predictors], result.top_logprobs[start : start + num_predictors])
+    start = decoded_rows + sources.index(row) * offsets
+    return Guesses(result.top_ids[start : start + offsets], result.top_logprobs[start : start + offsets])
 
 
 def check_prompt(prompt: list[int], vocab_size: int, context_tokens: int) -> None:

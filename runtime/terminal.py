@@ -8,16 +8,37 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from firp.runtime.bench import BenchResult
 from firp.runtime.bundle import Bundle
-from firp.runtime.engine import Generation
+from firp.runtime.choice import Choice, LatencyTable
+from firp.runtime.engine import Engine, Generation
+from firp.runtime.tree import TreeConfig
 
 messages = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 results = Console(highlight=False, soft_wrap=True, markup=False)
+
+
+class Repeating(click.Command):
+    """After its argument, a repeatable option takes several values at once: `--data A B` is `--data A --data B`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        repeatable = {flag for param in self.params if getattr(param, "multiple", False) for flag in param.opts}
+        expanded, flag, taken = [], None, 0
+        greedy = bool(args) and not args[0].startswith("-")
+        for arg in args:
+            if arg.startswith("-") and len(arg) > 1:
+                flag, taken = (arg if greedy and arg in repeatable else None), 0
+            elif flag:
+                if taken:
+                    expanded.append(flag)
+                taken += 1
+            expanded.append(arg)
+        return super().parse_args(ctx, expanded)
 
 
 class Bar:
@@ -100,6 +121,41 @@ def summary(result: Generation) -> str:
     return f"{count} tokens ({result.finish_reason}), {steps}, {rate:.0f} tokens/s"
 
 
+def print_latency(latency: LatencyTable) -> None:
+    rows = zip(latency.rows, latency.lower_ms, latency.upper_ms, strict=True)
+    print_table(
+        ("rows of a pass", "lower ms", "upper ms"),
+        [(str(count), f"{lower:.2f}", f"{upper:.2f}") for count, lower, upper in rows],
+        f"latency on {latency.device}, {latency.cached_tokens} cached tokens; outside the graphs "
+        f"{latency.plain_outside_ms:.2f} ms a plain step, {latency.drafted_outside_ms:.2f} a drafted one",
+    )
+
+
+def describe(tree: TreeConfig) -> str:
+    """One line about a tree."""
+    drafts = "a draft pass" if tree.draft_sources == 0 else f"drafts from {tree.draft_sources or 'every row'}"
+    return f"{tree.kind}, {tree.rows} rows, {drafts}" + (f", depth {tree.depth}" if tree.depth else "")
+
+
+def print_choice(choice: Choice) -> None:
+    if choice.drafts:
+        rate = f"{choice.tokens_per_step:.2f} tokens/step, expected speedup {choice.speedup:.2f}"
+        messages.print(f"chosen for this device: {describe(choice.tree)}; {rate}")
+    else:
+        messages.print(f"chosen for this device: plain decoding; the best tree would reach {choice.speedup:.2f} of its speed")
+
+
+def tuning_remark(engine: Engine) -> str | None:
+    """What a user should know about the tree that is used, if anything."""
+    if not engine.drafts:
+        return "the bundle has no predictors: decoding plainly"
+    if engine.choice is None:
+        return f"not tuned for this device ({engine.backend.device}): firp tune BUNDLE chooses its fastest tree"
+    if not engine.choice.drafts:
+        return f"plain decoding is fastest on this device: the best tree would reach {engine.choice.speedup:.2f} of its speed"
+    return None
+
+
 def print_bundle(bundle: Bundle) -> None:
     m, c, tree = bundle.manifest, bundle.manifest.model, bundle.tree
     heads = f"{c.num_attention_heads} query and {c.num_key_value_heads} key/value heads of {c.head_dim}"
@@ -110,8 +166,10 @@ def print_bundle(bundle: Bundle) -> None:
     results.print(f"{m.dtype}, split at layer {m.prediction_layer}, {m.num_predictors or 'no'} predictors")
     if tree:
         held_out = m.source["predictors"]["held_out"]
-        sources = "every row" if tree.draft_sources is None else f"{tree.draft_sources} rows"
-        results.print(f"tree: {tree.kind}, {tree.rows} rows, drafts from {sources}")
+        results.print(f"tree: {describe(tree)}; path correction: {'yes' if bundle.correction else 'no'}")
+        for device, choice in m.choices.items():
+            chosen = describe(choice.tree) if choice.drafts else "plain decoding"
+            results.print(f"tuned for {device}: {chosen}, expected speedup {choice.speedup:.2f}")
         results.print(f"held-out accuracy by offset: top-1 {held_out['top1']}, top-5 {held_out['top5']}")
     checks = f"{len(m.verification['checks'])} checks, {count_ties(m.verification)}" if m.verification else "never"
     results.print(f"verified: {checks}; written by firp {m.written_by['firp']}")

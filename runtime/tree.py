@@ -1,6 +1,6 @@
 """Draft trees: which guesses a step verifies, their masks and positions, and which rows draft the next step.
 
-In: this step's guesses (top-k ids and log-probabilities for each offset). Out: a DraftTree, its Layout, its draft sources.
+In: this step's guesses and their ranking. Out: a DraftTree, its Layout, its draft sources.
 A tree is a list of nodes in topological order; node 0 is the root, the decided token that has no keys and values yet.
 """
 
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from firp.runtime.errors import FirpError
+from firp.runtime.guesses import Guesses, Ranking
 
 MAX_PASS_ROWS = 1024  # of one pass, pseudo rows included: a bound for buffers, not a target
 
@@ -20,12 +21,15 @@ class TreeConfig:
     """How a step's tree is made, and from which of its rows the next step's guesses come (tree.json).
 
     kind "static": the same paths every step; a path is a tuple of ranks, (0, 1) = the second guess after the first guess.
-    kind "dynamic": the most probable paths by this step's own log-probabilities, as many as fit in `rows`.
+    kind "dynamic": the most probable paths by this step's own probabilities, as many as fit in `rows`.
+    Drafts come from pseudo rows that ride in the verifying pass (fused), or, with draft_sources 0, from a draft pass of the
+    accepted row after acceptance (method.md, "One decode step").
     """
 
     kind: str = "dynamic"
     rows: int = 6  # T: nodes with the root
-    draft_sources: int | None = 3  # M: how many of the rows draft for the next step; None: every row
+    draft_sources: int | None = 3  # M: how many of the rows draft for the next step; None: every row; 0: a draft pass
+    depth: int | None = None  # offsets drafted, at most K; None: all
     paths: tuple[tuple[int, ...], ...] = ()
 
     @staticmethod
@@ -35,18 +39,22 @@ class TreeConfig:
 
     @staticmethod
     def static(paths: list[tuple[int, ...]], draft_sources: int | None = None) -> "TreeConfig":
-        return TreeConfig("static", len(paths) + 1, draft_sources, tuple(tuple(path) for path in paths))
+        return TreeConfig("static", len(paths) + 1, draft_sources, paths=tuple(tuple(path) for path in paths))
 
     def pass_rows(self, num_predictors: int) -> int:
         """R: the most rows of one pass, pseudo rows included."""
-        return self.rows + min(self.draft_sources or self.rows, self.rows) * num_predictors
+        sources = self.rows if self.draft_sources is None else min(self.draft_sources, self.rows)
+        return max(self.rows + sources * num_predictors, 1 + num_predictors)
 
     def validate(self, num_predictors: int) -> None:
         """Raises FirpError when the tree is malformed, or deeper than the predictors reach."""
         if self.kind not in ("static", "dynamic"):
             raise FirpError("unknown tree kind", got=repr(self.kind), expected="static or dynamic")
-        if self.rows < 1 or (self.draft_sources is not None and self.draft_sources < 1):
-            raise FirpError("bad tree size", got=f"rows {self.rows}, draft_sources {self.draft_sources}", expected="at least 1")
+        if self.rows < 1 or (self.draft_sources is not None and self.draft_sources < 0):
+            got = f"rows {self.rows}, draft_sources {self.draft_sources}"
+            raise FirpError("bad tree size", got=got, expected="at least 1 row, 0 or more sources")
+        if self.depth is not None and not 1 <= self.depth <= num_predictors:
+            raise FirpError("bad tree depth", got=self.depth, expected=f"1 to {num_predictors}")
         rows = self.pass_rows(num_predictors)
         if rows > MAX_PASS_ROWS:
             raise FirpError("tree too large", got=f"{rows} rows with its pseudo rows", expected=f"at most {MAX_PASS_ROWS}")
@@ -60,16 +68,10 @@ class TreeConfig:
         for path in self.paths:
             if not path or path in seen or path[:-1] not in seen or min(path) < 0:
                 raise FirpError("bad tree path", got=path, expected="each path once, after its own prefix")
-            if len(path) > num_predictors:
-                raise FirpError("tree path deeper than the predictors", got=path, expected=f"at most {num_predictors} ranks")
+            if len(path) > (self.depth or num_predictors):
+                expected = f"at most {self.depth or num_predictors} ranks"
+                raise FirpError("tree path deeper than the predictors", got=path, expected=expected)
             seen.add(path)
-
-
-class Guesses(NamedTuple):
-    """What the pseudo rows of one source say: row j guesses the token j + 1 after the bonus token."""
-
-    top_ids: np.ndarray  # [K, k] i64, best first
-    top_logprobs: np.ndarray  # [K, k] f32
 
 
 class DraftTree(NamedTuple):
@@ -80,7 +82,7 @@ class DraftTree(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What each row of a pass sees and where it stands. R = T + M*K rows: the tree, then K pseudo rows for each source."""
+    """What each row of a pass sees and where it stands: T rows of the tree, then the pseudo rows of each source."""
 
     visible: np.ndarray  # [R, R] bool: row i attends to row j of this pass
     depths: np.ndarray  # [R] i64: position minus that of the root
@@ -96,48 +98,58 @@ def chain(tokens: list[int]) -> DraftTree:
     return DraftTree(tokens, list(range(-1, rows - 1)), list(range(rows)), [1.0] * rows)
 
 
-def build_tree(config: TreeConfig, root: int, guesses: Guesses, max_depth: int) -> DraftTree:
-    """The tree of this step, no deeper than `max_depth`, from the root token and the guesses of its source."""
-    depth = min(max_depth, len(guesses.top_ids))
+def build_tree(config: TreeConfig, root: int, guesses: Guesses, ranking: Ranking, max_depth: int) -> DraftTree:
+    """The tree of this step, no deeper than `max_depth`, from the root token and the ranked guesses of its source."""
+    depth = min(max_depth, len(guesses.top_ids), config.depth or MAX_PASS_ROWS)
     if config.kind == "static":
-        return _static_tree(config.paths, root, guesses, depth)
-    return _dynamic_tree(config.rows, root, guesses, depth)
+        return _static_tree(config.paths, root, guesses.top_ids, ranking, depth)
+    return _dynamic_tree(config.rows, root, guesses.top_ids, ranking, depth)
 
 
-def _static_tree(paths: tuple[tuple[int, ...], ...], root: int, guesses: Guesses, max_depth: int) -> DraftTree:
+def _static_tree(paths: tuple[tuple[int, ...], ...], root: int, top_ids: np.ndarray, ranking: Ranking, max_depth: int) -> DraftTree:
     tree = root_only(root)
-    node_of = {(): 0}
-    ids, logprobs = guesses.top_ids.tolist(), guesses.top_logprobs.tolist()
+    node_of, listed = {(): 0}, [0]  # listed: each node's place in the guesses of its offset
     for path in paths:
         depth, rank = len(path), path[-1]
-        if depth > max_depth or rank >= len(ids[0]) or path[:-1] not in node_of:
+        if depth > max_depth or rank >= top_ids.shape[1] or path[:-1] not in node_of:
             continue
         parent = node_of[path[:-1]]
         node_of[path] = len(tree.tokens)
-        _append(tree, parent, ids[depth - 1][rank], tree.probabilities[parent] * np.exp(logprobs[depth - 1][rank]))
+        row = listed[parent] % len(ranking.order[depth - 1])  # one row serves every parent where nothing is corrected
+        listed.append(int(ranking.order[depth - 1][row, rank]))
+        probability = tree.probabilities[parent] * float(ranking.probabilities[depth - 1][row, rank])
+        _append(tree, parent, int(top_ids[depth - 1, listed[-1]]), probability)
     return tree
 
 
-def _dynamic_tree(rows: int, root: int, guesses: Guesses, max_depth: int) -> DraftTree:
-    """The `rows` - 1 most probable paths. Offsets are independent, so a node's candidates are the top-k list of its depth
-    and the frontier holds one sibling and one child for each node taken: the greedy order is the exact one.
+def _dynamic_tree(rows: int, root: int, top_ids: np.ndarray, ranking: Ranking, max_depth: int) -> DraftTree:
+    """The `rows` - 1 most probable paths. A node's children come in order of probability, so the frontier holds one sibling and
+    one child for each node taken: the greedy order is the exact one.
     """
     tree = root_only(root)
     if rows == 1 or max_depth < 1:
         return tree
-    ids, probabilities = guesses.top_ids.tolist(), np.exp(guesses.top_logprobs).tolist()
-    width = len(ids[0])
-    heap = [(-probabilities[0][0], 0, 1, 0)]  # (-path probability, parent, depth, rank)
+    width, listed = top_ids.shape[1], [0]
+    children = {0: _children(ranking, 1, 0)}  # node -> places and probabilities of its children
+    heap = [(-children[0][1][0], 0, 1, 0)]  # (-path probability, parent, depth, rank)
     while heap and len(tree.tokens) < rows:
-        probability, parent, depth, rank = heapq.heappop(heap)
+        negative, parent, depth, rank = heapq.heappop(heap)
         node = len(tree.tokens)
-        _append(tree, parent, ids[depth - 1][rank], -probability)
+        places, probabilities = children[parent]
+        listed.append(places[rank])
+        _append(tree, parent, int(top_ids[depth - 1, places[rank]]), -negative)
         if rank + 1 < width:
-            sibling = tree.probabilities[parent] * probabilities[depth - 1][rank + 1]
-            heapq.heappush(heap, (-sibling, parent, depth, rank + 1))
+            heapq.heappush(heap, (-tree.probabilities[parent] * probabilities[rank + 1], parent, depth, rank + 1))
         if depth < max_depth:
-            heapq.heappush(heap, (probability * probabilities[depth][0], node, depth + 1, 0))
+            children[node] = _children(ranking, depth + 1, listed[node])
+            heapq.heappush(heap, (negative * children[node][1][0], node, depth + 1, 0))
     return tree
+
+
+def _children(ranking: Ranking, depth: int, place: int) -> tuple[list[int], list[float]]:
+    order = ranking.order[depth - 1]
+    row = place % len(order)  # one row serves every parent where nothing is corrected
+    return order[row].tolist(), ranking.probabilities[depth - 1][row].tolist()
 
 
 def _append(tree: DraftTree, parent: int, token: int, probability: float) -> None:
@@ -148,23 +160,27 @@ def _append(tree: DraftTree, parent: int, token: int, probability: float) -> Non
 
 
 def draft_sources(tree: DraftTree, count: int | None) -> list[int]:
-    """The rows most likely to end the accepted path, in row order: P(path) minus that of the node's own children."""
+    """The rows most likely to end the accepted path, in row order; None: every row."""
     if count is None or count >= len(tree.tokens):
         return list(range(len(tree.tokens)))
+    return sorted(likely_ends(tree)[:count])
+
+
+def likely_ends(tree: DraftTree) -> list[int]:
+    """All rows, the one most likely to end the accepted path first: P(path) minus that of the node's own children."""
     ends = list(tree.probabilities)
     for node, parent in enumerate(tree.parents[1:], 1):
         ends[parent] -= tree.probabilities[node]
-    ranked = sorted(range(len(ends)), key=lambda node: (-ends[node], node))
-    return sorted(ranked[:count])
+    return sorted(range(len(ends)), key=lambda node: (-ends[node], node))
 
 
-def layout(parents: list[int], depths: list[int], sources: list[int], num_predictors: int) -> Layout:
+def layout(parents: list[int], depths: list[int], sources: list[int], offsets: int) -> Layout:
     """Masks and positions of one pass: a chain of prompt tokens, a tree, and the pseudo rows of its sources.
 
     A tree row sees its ancestors and itself; a pseudo row sees its source, what its source sees, and the pseudo rows of that
     source up to itself, at position source + 1, + 2, ... (method.md, "One decode step").
     """
-    rows, pseudo = len(parents), len(sources) * num_predictors
+    rows, pseudo = len(parents), len(sources) * offsets
     visible = np.zeros((rows + pseudo, rows + pseudo), bool)  # [R, R]
     for node, parent in enumerate(parents):
         if parent >= 0:
@@ -173,12 +189,11 @@ def layout(parents: list[int], depths: list[int], sources: list[int], num_predic
     all_depths = np.empty(rows + pseudo, np.int64)
     all_depths[:rows] = depths
     if pseudo:
-        offsets = np.arange(1, num_predictors + 1)
-        visible[rows:, :rows] = np.repeat(visible[sources, :rows], num_predictors, axis=0)
-        all_depths[rows:] = (all_depths[sources][:, None] + offsets).ravel()
-        triangle = np.tri(num_predictors, dtype=bool)
-        for start in range(rows, rows + pseudo, num_predictors):
-            visible[start : start + num_predictors, start : start + num_predictors] = triangle
+        visible[rows:, :rows] = np.repeat(visible[sources, :rows], offsets, axis=0)
+        all_depths[rows:] = (all_depths[sources][:, None] + np.arange(1, offsets + 1)).ravel()
+        triangle = np.tri(offsets, dtype=bool)
+        for start in range(rows, rows + pseudo, offsets):
+            visible[start : start + offsets, start : start + offsets] = triangle
     return Layout(visible, all_depths)
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from firp.calib.predictors import Predictors
+from firp.calib.heads import FirpPredictors
 from firp.export.checkpoint import open_checkpoint
 
 _SMALL = {
@@ -53,13 +53,14 @@ def make_predictors(folder: Path, model: Path, num_predictors: int = 3, predicti
     """Predictors near identity, so that drafts are sometimes right and often wrong."""
     checkpoint = open_checkpoint(model)
     torch.manual_seed(1)
-    weight = Predictors(num_predictors, checkpoint.config.hidden_size).weight.detach()
+    weight = FirpPredictors(num_predictors, checkpoint.config.hidden_size).weight.detach()
     folder.mkdir()
     save_file({"predictors.weight": weight + torch.randn_like(weight) * 0.02}, folder / "predictors.safetensors")
     info = {
         "format_version": 1, "method": "firp", "num_predictors": num_predictors, "prediction_layer": prediction_layer,
-        "hidden_size": checkpoint.config.hidden_size, "model_name": model.name,
-        "model_fingerprint": checkpoint.fingerprint(), "training": {}, "held_out": {"top1": [], "top5": [], "guesses": 0},
+        "hidden_size": checkpoint.config.hidden_size, "correction_rank": 0, "model_name": model.name,
+        "model_fingerprint": checkpoint.fingerprint(), "training": {},
+        "held_out": {"top1": [], "top3": [], "top5": [], "top10": [], "guesses": 0},
     }  # fmt: skip
     (folder / "predictors.json").write_text(json.dumps(info))
     return folder

@@ -18,8 +18,9 @@ TREES = {
     "chain": lambda m: TreeConfig.chain(3, m),
     "static": lambda m: TreeConfig.static([(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0)], m),
     "dynamic": lambda m: TreeConfig("dynamic", rows=12, draft_sources=m),
+    "shallow": lambda m: TreeConfig("dynamic", rows=5, draft_sources=m, depth=2),
 }
-SOURCES = (1, 2, None)
+SOURCES = (0, 1, 2, None)
 PARAMS = [
     SamplingParams(40, ignore_eos=True),
     SamplingParams(40, temperature=0.8, top_p=0.95, seed=1, ignore_eos=True),

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from firp.runtime.errors import FirpError
+from firp.runtime.guesses import Guesses, independent
 from firp.runtime.tree import (
     DraftTree,
-    Guesses,
     TreeConfig,
     attention_bias,
     build_tree,
@@ -43,7 +43,7 @@ def test_dynamic_tree_holds_the_most_probable_paths(rows):
             for ranks in itertools.product(range(6), repeat=depth):
                 path = tuple(int(guesses.top_ids[d, r]) for d, r in enumerate(ranks))
                 everything[path] = sum(float(guesses.top_logprobs[d, r]) for d, r in enumerate(ranks))
-        tree = build_tree(TreeConfig("dynamic", rows), 7, guesses, max_depth=3)
+        tree = build_tree(TreeConfig("dynamic", rows), 7, guesses, independent(guesses), max_depth=3)
         best = sorted(everything.values(), reverse=True)[: rows - 1]
         found = sorted((everything[path] for path in paths_of(tree)), reverse=True)
         np.testing.assert_allclose(found, best, rtol=1e-5)
@@ -53,7 +53,7 @@ def test_dynamic_tree_holds_the_most_probable_paths(rows):
 
 def test_static_tree_takes_the_ranks_of_its_paths():
     guesses = random_guesses(np.random.default_rng(0))
-    tree = build_tree(TreeConfig.static([(0,), (1,), (0, 2), (1, 0), (0, 2, 1)]), 7, guesses, max_depth=3)
+    tree = build_tree(TreeConfig.static([(0,), (1,), (0, 2), (1, 0), (0, 2, 1)]), 7, guesses, independent(guesses), max_depth=3)
     ids = guesses.top_ids
     assert tree.tokens == [7, ids[0, 0], ids[0, 1], ids[1, 2], ids[1, 0], ids[2, 1]]
     assert tree.parents == [-1, 0, 0, 1, 2, 3]
@@ -63,7 +63,8 @@ def test_static_tree_takes_the_ranks_of_its_paths():
 @pytest.mark.parametrize("config", [TreeConfig.chain(3), TreeConfig("dynamic", 9), TreeConfig.static([(5,), (5, 5)])])
 @pytest.mark.parametrize("max_depth", [0, 1, 2])
 def test_no_node_is_deeper_than_allowed(config, max_depth):
-    tree = build_tree(config, 7, random_guesses(np.random.default_rng(1)), max_depth)
+    guesses = random_guesses(np.random.default_rng(1))
+    tree = build_tree(config, 7, guesses, independent(guesses), max_depth)
     assert max(tree.depths) <= max_depth
 
 
@@ -77,7 +78,7 @@ def test_sources_are_the_likeliest_ends_of_the_accepted_path():
 
 def test_layout_of_a_tree_with_pseudo_rows():
     parents, depths = [-1, 0, 0, 1], [0, 1, 1, 2]
-    visible, positions = layout(parents, depths, sources=[1, 3], num_predictors=2)
+    visible, positions = layout(parents, depths, sources=[1, 3], offsets=2)
     expected = [  # rows 4, 5 belong to source 1, rows 6, 7 to source 3
         "10000000",
         "11000000",
@@ -120,7 +121,10 @@ def test_bias_is_zero_exactly_where_a_row_sees(window, dtype):
         (TreeConfig("beam"), "unknown tree kind"),
         (TreeConfig("dynamic", rows=0), "bad tree size"),
         (TreeConfig("dynamic", rows=300, draft_sources=None), "tree too large.*1200 rows"),
-        (TreeConfig("dynamic", rows=4, draft_sources=0), "bad tree size"),
+        (TreeConfig("dynamic", rows=4, draft_sources=-1), "bad tree size"),
+        (TreeConfig("dynamic", rows=4, depth=0), "bad tree depth"),
+        (TreeConfig("dynamic", rows=4, depth=4), "bad tree depth.*1 to 3"),
+        (TreeConfig("static", 4, depth=1, paths=((0,), (1,), (0, 0))), "deeper than the predictors.*at most 1"),
         (TreeConfig("dynamic", rows=4, paths=((0,),)), "a dynamic tree has no paths"),
         (TreeConfig("static", rows=4, paths=((0,),)), "rows do not match"),
         (TreeConfig.static([(0, 0)]), "bad tree path"),

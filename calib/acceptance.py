@@ -1,0 +1,137 @@
+"""How many tokens a step gives, without decoding: drafts are replayed on a text that the model has already decoded.
+
+In: a frozen model, draft heads, sequences. Out: `Recorded` guesses at every position, and what any tree makes of them. Exact,
+because acceptance depends on the picked tokens alone, and a source's guesses on the tokens before it alone: the
+replay walks the runtime's own trees. In float32 it differs from decoding by rounding only.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from firp.calib.frozen_model import FrozenModel
+from firp.calib.heads import Heads
+from firp.runtime.graph_spec import TOP_K
+from firp.runtime.guesses import Guesses, PathCorrection, Ranking, independent
+from firp.runtime.tree import TreeConfig, build_tree, likely_ends, root_only
+
+
+class Sequence(NamedTuple):
+    tokens: np.ndarray  # [S] i64: a prompt, and what followed it
+    prompt_tokens: int
+
+
+class Recorded(NamedTuple):
+    """A sequence, and the guesses of each of its rows from the last prompt token on; those before are padding."""
+
+    sequence: Sequence
+    top_ids: np.ndarray  # [S, K, k] i64
+    top_logprobs: np.ndarray  # [S, K, k] f32
+
+
+class Drafted(NamedTuple):
+    """A sequence, with what the tree builder gets at each root."""
+
+    tokens: list[int]  # [S]
+    prompt_tokens: int
+    guesses: dict[int, Guesses]  # root position -> guesses of the row before it
+    rankings: dict[int, Ranking]
+
+
+class Replay(NamedTuple):
+    tokens: int
+    steps: int
+    undrafted: int  # steps without drafts, because no source ended the path before
+    accepted_by_depth: list[int]  # [d]: steps that accepted at least d + 1 drafts
+
+    @property
+    def tokens_per_step(self) -> float:
+        return self.tokens / self.steps if self.steps else 1.0
+
+
+@torch.no_grad()
+def record(frozen: FrozenModel, heads: Heads, sequences: list[Sequence]) -> list[Recorded]:
+    recorded = []
+    for sequence in sequences:
+        ids = torch.from_numpy(sequence.tokens).to(frozen.device)[None]
+        real = frozen.real_rows(ids)
+        first = sequence.prompt_tokens - 1
+        anchors = torch.arange(first, ids.shape[1], device=frozen.device)[None]
+        logprobs = F.log_softmax(heads(frozen, real, anchors)[0], -1)  # [A, K, V]
+        best, best_ids = logprobs.topk(min(TOP_K, logprobs.shape[-1]), -1)
+        padding = ((first, 0), (0, 0), (0, 0))
+        recorded.append(Recorded(sequence, np.pad(best_ids.cpu().numpy(), padding), np.pad(best.cpu().numpy(), padding)))
+    return recorded
+
+
+def rank(recorded: list[Recorded], correction: PathCorrection | None) -> list[Drafted]:
+    """Rank all guesses once; trees of any kind then share the rankings."""
+    drafted = []
+    for sequence, top_ids, top_logprobs in recorded:
+        roots = range(sequence.prompt_tokens, len(sequence.tokens) - 1)
+        guesses = {root: Guesses(top_ids[root - 1], top_logprobs[root - 1]) for root in roots}
+        rankings = {
+            root: correction.rank(int(sequence.tokens[root]), each) if correction else independent(each)
+            for root, each in guesses.items()
+        }
+        drafted.append(Drafted(sequence.tokens.tolist(), sequence.prompt_tokens, guesses, rankings))
+    return drafted
+
+
+class Outcome(NamedTuple):
+    """What became of the tree at one root."""
+
+    accept_length: int
+    end_rank: int  # of the row that ended the path, among the tree's likely ends
+
+
+def replay(sequences: list[Drafted], config: TreeConfig, known: dict[tuple[int, int], Outcome] | None = None) -> Replay:
+    """Decode the sequences again with this tree. `known` may be shared by trees that differ in draft sources alone."""
+    known = {} if known is None else known
+    tokens = steps = undrafted = 0
+    by_depth: list[int] = []
+    for index, each in enumerate(sequences):
+        root, has_drafts, end = each.prompt_tokens, True, len(each.tokens) - 1
+        while root < end:
+            if has_drafts and (index, root) not in known:
+                known[index, root] = _outcome(each, root, config)
+            outcome = known[index, root] if has_drafts else Outcome(0, 0)
+            undrafted += not has_drafts
+            has_drafts = not config.draft_sources or outcome.end_rank < config.draft_sources
+            by_depth += [0] * (outcome.accept_length - len(by_depth))
+            for depth in range(outcome.accept_length):
+                by_depth[depth] += 1
+            root, tokens, steps = root + outcome.accept_length + 1, tokens + outcome.accept_length + 1, steps + 1
+    return Replay(tokens, steps, undrafted, by_depth)
+
+
+def _outcome(each: Drafted, root: int, config: TreeConfig) -> Outcome:
+    text, max_depth = each.tokens, len(each.tokens) - root - 2
+    tree = root_only(text[root])
+    if max_depth > 0:
+        tree = build_tree(config, text[root], each.guesses[root], each.rankings[root], max_depth)
+    end = 0
+    for node in range(1, len(tree.tokens)):
+        if tree.parents[node] == end and tree.tokens[node] == text[root + tree.depths[node]]:
+            end = node
+    return Outcome(tree.depths[end], likely_ends(tree).index(end))
+
+
+def accepted_ranks(sequences: list[Drafted]) -> list[tuple[int, ...]]:
+    """At each root, the path of ranks that the text took, as far as the guesses reach: () when not even the first is among them."""
+    paths = []
+    for each in sequences:
+        for root, ranking in each.rankings.items():
+            path, place = [], 0
+            for depth, ids in enumerate(each.guesses[root].top_ids[: len(each.tokens) - root - 1]):
+                order = ranking.order[depth]
+                order = order[place % len(order)]
+                rank_of = np.flatnonzero(ids[order] == each.tokens[root + depth + 1])
+                if not len(rank_of):
+                    break
+                path.append(int(rank_of[0]))
+                place = int(order[rank_of[0]])
+            paths.append(tuple(path))
+    return paths

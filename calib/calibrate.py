@@ -1,0 +1,262 @@
+"""From a model directory and text to a predictor directory: data, prediction layer, training, trees, report.
+
+In: `CalibrationRequest`. Out: a directory that appears whole or not at all (firp.export.predictor_dir, and the report). Every stage
+is kept in a `SavedRun` beside the target, so a run that was stopped goes on where it was, with the same result.
+"""
+
+import functools
+import hashlib
+import json
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from firp.calib.dataset import ChatTemplate, Dataset, load_documents, make_dataset
+from firp.calib.evaluation import Evaluation
+from firp.calib.findings import Findings, LayerFindings
+from firp.calib.frozen_model import FrozenModel
+from firp.calib.heads import EarlyExit, FirpPredictors, Heads, Medusa
+from firp.calib.layers import SHARE, layers_to_try
+from firp.calib.memory import check_memory, memory_errors
+from firp.calib.options import AUTO, TrainOptions
+from firp.calib.own_text import SAMPLING_TEMPERATURE, continue_prompts
+from firp.calib.path_correction import PathTables
+from firp.calib.report import write_report
+from firp.calib.saved_run import SavedRun
+from firp.calib.training import Trainer, TrainProgress
+from firp.export.bundle_writer import ExportOptions, export_bundle
+from firp.export.checkpoint import Checkpoint, open_checkpoint
+from firp.export.predictor_dir import FORMAT_VERSION, MARKER, Accuracy, PredictorInfo, write_predictors
+from firp.export.target_folder import check_target, disk_errors, target_folder
+from firp.runtime.choice import Calibration, LatencyTable
+from firp.runtime.engine import Engine
+from firp.runtime.errors import CheckpointError, FirpError
+from firp.runtime.latency import measure_latency
+from firp.runtime.text import load_tokenizer
+
+OWN_TOKENS = 200_000  # that the model writes for --from-model
+Progress = Callable[[str, int, int], None]  # (stage, done, total)
+
+
+@dataclass(frozen=True)
+class CalibrationRequest:
+    model: Path
+    output: Path
+    data: tuple[Path, ...] = ()  # text files, .jsonl, directories
+    prompts: tuple[list[int], ...] | tuple[str, ...] = ()  # the model continues these, and trains on what it wrote
+    options: TrainOptions = field(default_factory=TrainOptions)
+    latency: LatencyTable | None = None  # of the target device; None: measured here, where this is a CPU
+    resume: bool = False
+
+
+def calibrate(
+    request: CalibrationRequest, progress: Progress | None = None, cancel: threading.Event | None = None
+) -> PredictorInfo:
+    """Train predictors and path correction, calibrate trees, write the directory and its report.
+
+    cancel: when set, the run stops after its current step and can be resumed. Raises FirpError: bad model, data, options or
+    target; not enough memory; training diverged; interrupted.
+    """
+    check_target(request.output, MARKER, force=False)
+    checkpoint = open_checkpoint(request.model)
+    wanted = request.options.prediction_layer
+    default_layer = checkpoint.prediction_layer(None if wanted == AUTO else wanted)
+    lowest = layers_to_try(checkpoint.config.num_hidden_layers)[0] if wanted == AUTO else default_layer
+    check_device(request.options.device)
+    check_memory(checkpoint, request.options, lowest)
+    tokenizer = _tokenizer(request.model)
+    if not request.data and not request.prompts:
+        raise FirpError("nothing to calibrate on", got="no data", expected="text files, or prompts that the model continues")
+    documents = load_documents(list(request.data), tokenizer, ChatTemplate(request.model)) if request.data else []
+    prompts = [tokenizer.encode(each).ids if isinstance(each, str) else each for each in request.prompts]
+    identity = {"model": checkpoint.fingerprint(), "options": asdict(request.options), "data": _digest(documents, prompts)}
+    run = _Run(request, checkpoint, SavedRun(request.output, identity, request.resume), progress or (lambda *_: None), cancel)
+    with memory_errors(request.options), disk_errors(request.output):
+        return run.finish(default_layer, documents, prompts)
+
+
+def check_device(device: str) -> None:
+    """Raises FirpError for a device that this machine lacks."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise FirpError("cannot use the device", got=f"{device}: {str(error).splitlines()[0]:.100}", fix="--device cpu") from error
+
+
+def _tokenizer(model_dir: Path):
+    file = model_dir / "tokenizer.json"
+    if not file.is_file():
+        raise CheckpointError("the model has no tokenizer", got=f"'{model_dir}' without tokenizer.json", fix="add it")
+    return load_tokenizer(file)
+
+
+def _digest(documents: list[list[int]], prompts: list[list[int]]) -> str:
+    return hashlib.sha256(json.dumps([documents, prompts]).encode()).hexdigest()
+
+
+class _Run:
+    """One calibration, stage by stage; what a stage found is in `saved` and is not found again."""
+
+    def __init__(self, request: CalibrationRequest, checkpoint: Checkpoint, saved: SavedRun, progress: Progress, cancel):
+        self.request, self.options, self.checkpoint = request, request.options, checkpoint
+        self.saved, self.progress, self.cancel = saved, progress, cancel
+        progress("loading the model", 0, 1)
+        dtype = getattr(torch, self.options.precision)
+        model = AutoModelForCausalLM.from_pretrained(request.model, dtype=dtype, local_files_only=True)
+        self.model = model.to(self.options.device)
+
+    def finish(self, default_layer: int, documents: list[list[int]], prompts: list[list[int]]) -> PredictorInfo:
+        dataset = self._dataset(documents, prompts)
+        evaluation = Evaluation(self.model, dataset, self.options, self.checkpoint.eos_token_ids, self.progress)
+        latency = self._latency(default_layer)
+        layer, swept = default_layer, ()
+        options = replace(self.options, prediction_layer=default_layer)
+        if self.options.prediction_layer == AUTO:
+            swept = self._sweep(dataset, evaluation, latency)
+            layer = max(swept, key=lambda each: each.speedup).prediction_layer
+            options = _share_of(replace(self.options, prediction_layer=layer), 1 - SHARE)
+        trainers = [self._train(FirpPredictors, layer, dataset, options)]
+        if self.options.baselines:  # the same steps, whatever time they take
+            options = replace(options, steps=trainers[0].step, minutes=None)
+            trainers += [self._train(method, layer, dataset, options) for method in (Medusa, EarlyExit)]
+        findings, calibration = evaluation.findings(trainers, self.request.model.resolve().name, swept, latency)
+        with target_folder(self.request.output, MARKER) as folder:
+            info = self._write(folder, trainers[0], dataset, findings, calibration)
+        self.saved.remove()
+        return info
+
+    def _dataset(self, documents: list[list[int]], prompts: list[list[int]]) -> Dataset:
+        ends = self.checkpoint.eos_token_ids
+        window = min(self.options.window, self.checkpoint.config.max_position_embeddings)
+        if prompts:
+            documents = documents + self._stage("own text", lambda: self._own_text(prompts, window, ends))
+        return make_dataset(documents, window, ends[0] if ends else None)
+
+    def _own_text(self, prompts: list[list[int]], window: int, ends: tuple[int, ...]) -> list[list[int]]:
+        """Continuations of the prompts, of which the last tokens are kept: up to half of them greedy, the others sampled."""
+        prompts = [ids[-window // 4 :] for ids in prompts if ids]
+        new_tokens = window - window // 4
+        count = max(2, OWN_TOKENS // new_tokens)
+        greedy, sampled = prompts[: count // 2], list(islice(cycle(prompts), count - min(len(prompts), count // 2)))
+        written = []
+        for chosen, temperature in ((greedy, 0.0), (sampled, SAMPLING_TEMPERATURE)):
+            report = functools.partial(self.progress, f"writing text with the model, temperature {temperature}")
+            written += continue_prompts(self.model, chosen, new_tokens, temperature, self.options.seed, ends, report)
+        return [each.tokens.tolist() for each in written]
+
+    def _latency(self, layer: int) -> LatencyTable | None:
+        """The one given, or that of this machine when it is a CPU that trains."""
+        if self.request.latency or torch.device(self.options.device).type != "cpu":
+            return self.request.latency
+        return LatencyTable(**self._stage("latency", lambda: asdict(self._measure_latency(layer))))
+
+    def _measure_latency(self, layer: int) -> LatencyTable:
+        """Of an export that is thrown away: what predictors say does not change how long they take."""
+        with tempfile.TemporaryDirectory() as scratch:
+            predictors, bundle = Path(scratch) / "predictors", Path(scratch) / "bundle"
+            predictors.mkdir()
+            heads = FirpPredictors(self.options.num_predictors, self.checkpoint.config.hidden_size)
+            write_predictors(predictors, self._info(layer, {}, Accuracy((), (), (), (), 0), 0), heads.weight.detach().numpy())
+            export_bundle(ExportOptions(self.request.model, bundle, predictors), progress=self.progress)
+            return measure_latency(Engine.load(bundle, check_hashes=False), self.progress)
+
+    def _sweep(self, dataset: Dataset, evaluation: Evaluation, latency: LatencyTable | None) -> tuple[LayerFindings, ...]:
+        if latency is None:
+            raise FirpError(
+                "no latency table to choose a prediction layer with", got=f"device {self.options.device}",
+                expected="--latency FILE", fix="print one on the target with firp tune BUNDLE --json",
+            )  # fmt: skip
+        layers, found = layers_to_try(self.checkpoint.config.num_hidden_layers), []
+        for layer in layers:
+            options = _share_of(replace(self.options, prediction_layer=layer), SHARE / len(layers))
+            trainer = self._train(FirpPredictors, layer, dataset, options)
+            found.append(evaluation.layer_findings(trainer, latency))
+        return tuple(found)
+
+    def _train(self, method: type[Heads], layer: int, dataset: Dataset, options: TrainOptions) -> Trainer:
+        """Raises FirpError when interrupted, with the state kept."""
+        stage = f"{method.method}, layer {layer}, {_budget(options)}"
+        frozen = FrozenModel(self.model, layer, self.checkpoint.config.sliding_window)
+        torch.manual_seed(options.seed)
+        heads = method(options.num_predictors, self.checkpoint.config.hidden_size).to(options.device)
+        embeddings = self.model.get_input_embeddings().weight
+        tables = PathTables(embeddings, options.num_predictors, options.correction_rank).to(options.device)
+        trainer = Trainer(frozen, heads, tables, dataset.training, options)
+        if stage in self.saved.stages:
+            trainer.restore(self.saved.stages[stage])
+
+        def report(state: TrainProgress) -> None:
+            losses = " ".join(f"{loss:.2f}" for loss in state.loss)
+            self.progress(
+                f"training {method.method} at layer {layer}: step {state.step}, loss {losses}", int(state.done * 1000), 1000
+            )
+
+        def go_on() -> bool:
+            if self.saved.due:
+                self._keep(stage, trainer)
+            return self.cancel is None or not self.cancel.is_set()
+
+        try:
+            trainer.run(report, go_on)
+        finally:
+            self._keep(stage, trainer)
+        if trainer.done < 1:
+            fix = "repeat the command with --resume to go on"
+            raise FirpError("interrupted", got=f"{trainer.step} steps, kept in '{self.saved.path}'", fix=fix)
+        return trainer
+
+    def _keep(self, stage: str, trainer: Trainer) -> None:
+        if trainer.step:
+            self.saved.stages[stage] = trainer.state()
+            self.saved.save()
+
+    def _stage(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self.saved.stages:
+            self.saved.stages[name] = make()
+            self.saved.save()
+        return self.saved.stages[name]
+
+    def _info(self, layer: int, training: dict[str, Any], held_out: Accuracy, rank: int) -> PredictorInfo:
+        return PredictorInfo(
+            format_version=FORMAT_VERSION,
+            method=FirpPredictors.method,
+            num_predictors=self.options.num_predictors,
+            prediction_layer=layer,
+            hidden_size=self.checkpoint.config.hidden_size,
+            correction_rank=rank,
+            model_name=self.request.model.resolve().name,
+            model_fingerprint=self.checkpoint.fingerprint(),
+            training=training,
+            held_out=held_out,
+        )
+
+    def _write(
+        self, folder: Path, trainer: Trainer, dataset: Dataset, findings: Findings, calibration: Calibration
+    ) -> PredictorInfo:
+        request, options = self.request, self.options
+        training = asdict(options) | {
+            "data": [path.name for path in request.data[:10]], "files": len(request.data), "prompts": len(request.prompts),
+            "tokens": dataset.tokens, "steps": trainer.step, "minutes": round(trainer.seconds / 60, 2),
+        }  # fmt: skip
+        info = self._info(trainer.frozen.prediction_layer, training, findings.methods[0].accuracy, options.correction_rank)
+        weight = trainer.heads.weight.detach().cpu().numpy()
+        write_predictors(folder, info, weight, trainer.tables.finish(), calibration)
+        write_report(folder, findings)
+        return info
+
+
+def _share_of(options: TrainOptions, share: float) -> TrainOptions:
+    if options.steps is not None:
+        return replace(options, steps=max(1, round(options.steps * share)))
+    return replace(options, minutes=options.minutes * share)
+
+
+def _budget(options: TrainOptions) -> str:
+    return f"{options.minutes:g} minutes" if options.steps is None else f"{options.steps} steps"

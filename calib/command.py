@@ -1,0 +1,121 @@
+"""The `calibrate` command: options that fill a CalibrationRequest, and what it prints."""
+
+import json
+import threading
+from pathlib import Path
+
+import click
+
+from firp.calib.options import AUTO, PRECISIONS, TrainOptions
+from firp.runtime.bundle import read_latency
+from firp.runtime.errors import FirpError
+from firp.runtime.terminal import Repeating, cancel_on_interrupt, messages, print_table, progress_bar
+from firp.runtime.text import read_prompts
+
+_NUMBERS = (
+    ("num_predictors", int, "K: tokens guessed ahead."),
+    ("seed", int, "The same seed and --steps give the same predictors."),
+    ("window", int, "Tokens of one training sequence."),
+    ("batch", int, "Sequences of one pass."),
+    ("accumulate", int, "Passes of one step."),
+    ("anchors", int, "Draft sources sampled from each sequence."),
+    ("learning_rate", float, "Peak, of the predictors."),
+    ("correction_rank", int, "Of the path correction's tables."),
+)
+
+
+def _training_options(command):
+    """The options that fill TrainOptions, its defaults shown."""
+    defaults = TrainOptions()
+    for name, kind, text in reversed(_NUMBERS):
+        flag = "--" + name.replace("_", "-")
+        command = click.option(flag, type=kind, default=getattr(defaults, name), show_default=True, help=text)(command)
+    return command
+
+
+@click.command(cls=Repeating)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The predictor directory to write.")
+@click.option("--data", type=click.Path(path_type=Path), multiple=True, help="Text files, .jsonl (text or messages), directories.")
+@click.option("--from-model", type=click.Path(path_type=Path), help="Prompt file; train on what the model writes after them too.")
+@click.option("--prediction-layer", help=f"Layer whose input the predictors read, or '{AUTO}'.  [default: 3/4 of the layers]")
+@click.option("--minutes", type=float, help=f"How long to train.  [default: {TrainOptions.minutes:g}]")
+@click.option("--steps", type=int, help="Train for this many steps instead.")
+@_training_options
+@click.option("--device", default=TrainOptions.device, show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option("--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], show_default=True, help="Of the frozen model.")
+@click.option("--baselines", is_flag=True, help="Train Medusa heads and early exit as well, for as many steps, and compare.")
+@click.option("--latency", type=click.Path(path_type=Path), help="From the target: the output of firp tune --json.")
+@click.option("--resume", is_flag=True, help="Go on with the calibration that was interrupted.")
+@click.option("--json", "as_json", is_flag=True, help="Print report.json.")
+def calibrate(model, output, data, from_model, latency, resume, as_json, **options):
+    """Train predictors and path correction for MODEL, calibrate draft trees, and report what they are worth."""
+    from firp.calib.calibrate import CalibrationRequest
+
+    request = CalibrationRequest(
+        model=model,
+        output=output,
+        data=data,
+        prompts=tuple(each.text or each.input_ids for each in read_prompts(from_model)) if from_model else (),
+        options=_options(**options),
+        latency=read_latency(latency) if latency else None,
+        resume=resume,
+    )
+    with cancel_on_interrupt() as cancel:
+        run_calibration(request, cancel)
+    report = json.loads((output / "report.json").read_text("utf-8"))
+    if as_json:
+        print(json.dumps(report))
+    else:
+        _print(report, output)
+
+
+def run_calibration(request, cancel: threading.Event | None = None) -> None:
+    from transformers import logging
+
+    from firp.calib.calibrate import calibrate
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with progress_bar() as bar:
+        calibrate(request, bar.update, cancel)
+
+
+def _options(prediction_layer: str | None, minutes: float | None, steps: int | None, **numbers) -> TrainOptions:
+    if minutes is not None and steps is not None:
+        raise click.UsageError("--minutes and --steps exclude each other.")
+    layer = prediction_layer
+    if layer not in (None, AUTO):
+        if not layer.lstrip("-").isdecimal():
+            raise FirpError("bad prediction layer", got=repr(layer), expected=f"a number, or '{AUTO}'")
+        layer = int(layer)
+    budget = {"minutes": None, "steps": steps} if steps is not None else {"minutes": minutes or TrainOptions.minutes}
+    if minutes is not None:
+        budget["minutes"] = minutes
+    return TrainOptions(prediction_layer=layer, **budget, **numbers)
+
+
+def _print(report: dict, output: Path) -> None:
+    trained = [method for method in report["methods"] if method["accuracy"]]
+    offsets = range(report["num_predictors"])
+    print_table(
+        ("held-out accuracy", *(f"{top} +{offset + 1}" for offset in offsets for top in ("top-1", "top-5"))),
+        [(m["method"], *(f"{m['accuracy'][top][offset]:.3f}" for offset in offsets for top in ("top1", "top5"))) for m in trained],
+        f"against the model's own greedy tokens, {trained[0]['accuracy']['guesses']} guesses each",
+    )
+    rows = report["rows"]
+    for text, static in report["static"].items():
+        lines = [("firp, static trees", *(f"{value:.2f}" for value in static))]
+        for method in report["methods"]:
+            for kind in ("corrected", "independent"):
+                if text in method[kind]:
+                    label = f"{method['method']}, {kind}" if method["corrected"] else method["method"]
+                    lines.append((label, *(f"{value:.2f}" for value in method[kind][text])))
+        print_table((f"tokens/step, {text}", *(f"{count} rows" for count in rows)), lines)
+    for layer in report["layers"]:
+        rate = f"{layer['tokens_per_step']:.2f} tokens/step, expected speedup {layer['speedup']:.2f}"
+        messages.print(f"layer {layer['prediction_layer']}: {rate}")
+    if choice := report["choice"]:
+        verdict = "" if choice["drafts"] else ": plain decoding is faster"
+        messages.print(f"on {choice['latency']['device']}: expected speedup {choice['speedup']:.2f}{verdict}")
+    messages.print(f"wrote {output} (split at layer {report['prediction_layer']}); pictures in {output / 'report.html'}")

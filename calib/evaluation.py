@@ -1,0 +1,137 @@
+"""What trained heads are worth: held-out text decoded by the model, and every method and tree replayed on it.
+
+In: the model, held-out windows, trainers that are done. Out: `Findings` for the report, `Calibration` for the tuner.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+from torch import nn
+
+from firp.calib.acceptance import Drafted, Sequence, rank, record, replay
+from firp.calib.dataset import Dataset
+from firp.calib.findings import REPORT_ROWS, Findings, LayerFindings, MethodFindings
+from firp.calib.measure import accuracy, similarity
+from firp.calib.options import TrainOptions
+from firp.calib.own_text import SAMPLING_TEMPERATURE, continue_prompts
+from firp.calib.prompt_lookup import replay_lookup
+from firp.calib.training import Trainer
+from firp.calib.trees import acceptance_by_rank, best_static_tree, candidates
+from firp.runtime.choice import Calibration, Candidate, LatencyTable, choose, predicted_speedup
+from firp.runtime.tree import TreeConfig
+
+SEQUENCES = 24  # held-out prompts decoded
+PROMPT_SHARE, LENGTH = 0.3, 160  # of a sequence, and its tokens
+_RANKS_SHOWN = 8
+
+
+class Evaluation:
+    def __init__(self, model: nn.Module, dataset: Dataset, options: TrainOptions, ends: tuple[int, ...], progress: Callable):
+        self.model, self.dataset, self.options, self.ends, self.progress = model, dataset, options, ends, progress
+
+    @cached_property
+    def sequences(self) -> dict[str, list[Sequence]]:
+        """Held-out prompts continued greedily and sampled, and the held-out text itself. Prompts are spread over the whole part."""
+        held_out = self.dataset.held_out
+        chosen = held_out[np.linspace(0, len(held_out) - 1, min(SEQUENCES, len(held_out))).astype(int), :LENGTH]
+        prompt_tokens = max(1, int(chosen.shape[1] * PROMPT_SHARE))
+        prompts, new_tokens = chosen[:, :prompt_tokens].tolist(), chosen.shape[1] - prompt_tokens
+        decode = lambda temperature: continue_prompts(  # noqa: E731
+            self.model, prompts, new_tokens, temperature, self.options.seed, self.ends,
+            lambda done, total: self.progress("decoding held-out prompts", done, total),
+        )  # fmt: skip
+        return {
+            "greedy": decode(0.0),
+            "sampled": decode(SAMPLING_TEMPERATURE),
+            "text": [Sequence(row, prompt_tokens) for row in chosen],
+        }
+
+    def layer_findings(self, trainer: Trainer, latency: LatencyTable) -> LayerFindings:
+        """What a shortly trained layer promises: the tree that is fastest there."""
+        layer, k = trainer.frozen.prediction_layer, self.options.num_predictors
+        drafted = rank(record(trainer.frozen, trainer.heads, self.sequences["greedy"]), trainer.tables.finish())
+        found, at_layer = candidates({"greedy": drafted}, k), latency.at_layer(layer)
+        best = max(found, key=lambda each: predicted_speedup(each, at_layer, k, "greedy"))
+        return LayerFindings(
+            layer,
+            accuracy(trainer.frozen, trainer.heads, self.dataset.held_out).top1,
+            best.tokens_per_step["greedy"],
+            round(predicted_speedup(best, at_layer, k, "greedy"), 3),
+        )
+
+    def findings(
+        self, trainers: list[Trainer], model_name: str, swept: tuple[LayerFindings, ...], latency: LatencyTable | None
+    ) -> tuple[Findings, Calibration]:
+        """The first trainer is FIRP's; the others are baselines."""
+        methods, drafted = [], {}
+        for index, trainer in enumerate(trainers):
+            self.progress("measuring acceptance", index, len(trainers))
+            method, ranked = self._method(trainer)
+            methods.append(method)
+            drafted = drafted or ranked
+        if len(trainers) > 1:
+            methods.append(self._lookup())
+        firp, k = trainers[0], self.options.num_predictors
+        self.progress("calibrating trees", 0, 1)
+        calibration = Calibration(tuple(candidates(drafted, k)))
+        at_layer = latency.at_layer(firp.frozen.prediction_layer) if latency else None
+        held_out = self.dataset.held_out
+        findings = Findings(
+            model_name=model_name,
+            num_hidden_layers=len(firp.frozen.model.model.layers),
+            prediction_layer=firp.frozen.prediction_layer,
+            num_predictors=k,
+            tokens=self.dataset.tokens,
+            steps=firp.step,
+            minutes=round(firp.seconds / 60, 2),
+            methods=tuple(methods),
+            static={text: _static(sequences, k) for text, sequences in drafted.items()},
+            acceptance={
+                text: tuple(tuple(row[:_RANKS_SHOWN].round(4).tolist()) for row in acceptance_by_rank(sequences, k))
+                for text, sequences in drafted.items()
+            },
+            similarity=tuple(map(tuple, similarity(firp.frozen, firp.heads, held_out))),
+            layers=swept,
+            speedups=_speedups(calibration.candidates, at_layer, k) if at_layer else (),
+            choice=choose(calibration, at_layer, k) if at_layer else None,
+        )
+        return findings, calibration
+
+    def _method(self, trainer: Trainer) -> tuple[MethodFindings, dict[str, list[Drafted]]]:
+        correction = trainer.tables.finish()
+        recorded = {text: record(trainer.frozen, trainer.heads, each) for text, each in self.sequences.items()}
+        plain = {text: rank(each, None) for text, each in recorded.items()}
+        corrected = {text: rank(each, correction) for text, each in recorded.items()}
+        findings = MethodFindings(
+            trainer.heads.method,
+            accuracy(trainer.frozen, trainer.heads, self.dataset.held_out),
+            tuple((step, tuple(loss)) for step, loss in trainer.curve),
+            {text: _dynamic(each) for text, each in plain.items()},
+            {text: _dynamic(each) for text, each in corrected.items()},
+        )
+        return findings, corrected
+
+    def _lookup(self) -> MethodFindings:
+        found = {
+            text: tuple(round(replay_lookup(each, rows - 1).tokens_per_step, 4) for rows in REPORT_ROWS)
+            for text, each in self.sequences.items()
+        }
+        return MethodFindings("prompt lookup", None, (), found, {})
+
+
+def _dynamic(sequences: list[Drafted]) -> tuple[float, ...]:
+    return tuple(round(replay(sequences, TreeConfig("dynamic", rows, None)).tokens_per_step, 4) for rows in REPORT_ROWS)
+
+
+def _static(sequences: list[Drafted], k: int) -> tuple[float, ...]:
+    trees = (TreeConfig.static(best_static_tree(sequences, k, rows - 1)) for rows in REPORT_ROWS)
+    return tuple(round(replay(sequences, tree).tokens_per_step, 4) for tree in trees)
+
+
+def _speedups(found: tuple[Candidate, ...], latency: LatencyTable, k: int) -> tuple[tuple[int, float], ...]:
+    """The best expected speedup of greedy decoding at each tree size."""
+    best: dict[int, float] = {}
+    for each in found:
+        best[each.tree.rows] = max(best.get(each.tree.rows, 0.0), predicted_speedup(each, latency, k, "greedy"))
+    return tuple((rows, round(speedup, 3)) for rows, speedup in sorted(best.items()))

@@ -1,0 +1,48 @@
+"""What a calibration found: everything that report.json, the pictures and the benchmark table show."""
+
+from dataclasses import dataclass
+
+from firp.export.predictor_dir import Accuracy
+from firp.runtime.choice import Choice
+
+REPORT_ROWS = (4, 8, 16, 32, 64)  # tree sizes that the report compares, root included
+
+
+@dataclass(frozen=True)
+class LayerFindings:
+    """One prediction layer of the sweep, after a short training."""
+
+    prediction_layer: int
+    top1: tuple[float, ...]  # [K] on held-out text
+    tokens_per_step: float  # of the tree that is fastest at this layer, greedy
+    speedup: float  # expected, over plain decoding
+
+
+@dataclass(frozen=True)
+class MethodFindings:
+    """One method, trained as the others were. tokens_per_step: text -> [len(REPORT_ROWS)], a draft at every step."""
+
+    method: str
+    accuracy: Accuracy | None  # None: a method without guesses by offset (prompt lookup)
+    curve: tuple[tuple[int, tuple[float, ...]], ...]  # (step, loss by offset in nats)
+    independent: dict[str, tuple[float, ...]]  # guesses as they come
+    corrected: dict[str, tuple[float, ...]]  # ranked by a path correction trained for this method; {} without one
+
+
+@dataclass(frozen=True)
+class Findings:
+    model_name: str
+    num_hidden_layers: int
+    prediction_layer: int
+    num_predictors: int
+    tokens: int  # of training and held-out data
+    steps: int
+    minutes: float
+    methods: tuple[MethodFindings, ...]  # firp first
+    static: dict[str, tuple[float, ...]]  # text -> [len(REPORT_ROWS)]: the best static tree, corrected as the dynamic ones
+    acceptance: dict[str, tuple[tuple[float, ...], ...]]  # text -> [K, ranks]: child of that rank accepted, once its parent is
+    similarity: tuple[tuple[float, ...], ...]  # [K, N - t + 1]: cosine of pseudo and real hidden states from layer t on
+    layers: tuple[LayerFindings, ...]  # () when the layer was given
+    speedups: tuple[tuple[int, float], ...]  # (rows, best expected speedup of a tree with so many), () without a latency table
+    choice: Choice | None  # None without a latency table
+    rows: tuple[int, ...] = REPORT_ROWS  # what the tuples over tree sizes stand for

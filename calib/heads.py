@@ -1,0 +1,69 @@
+"""Draft heads: what guesses the tokens after the next one. FIRP, and the two methods that the paper compares it with.
+
+In: real rows of a frozen model, and anchors (the rows that guess). Out: logits for K offsets; offset j of anchor i guesses
+token i + 1 + j. All share the model's own lm_head and train alike, so that only the idea differs.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from firp.calib.frozen_model import FrozenModel, RealRows
+
+
+class Heads(nn.Module):
+    """K matrices [D, D]; a method says where they are applied, and what becomes of their output."""
+
+    method = ""
+
+    def __init__(self, num_predictors: int, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(hidden_size).repeat(num_predictors, 1, 1))  # [K, D, D]
+
+    def forward(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
+        """Logits [B, A, K, V] f32 of anchors [B, A]."""
+        raise NotImplementedError
+
+    def map(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., K, D]."""
+        return torch.einsum("kij,...j->...ki", self.weight, hidden.to(self.weight.dtype))
+
+
+class FirpPredictors(Heads):
+    """Pseudo hidden states at the prediction layer, sent through the upper layers (arXiv 2410.20488)."""
+
+    method = "firp"
+
+    def forward(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
+        pseudo = self.map(at(real.hidden, anchors))
+        return frozen.logits(frozen.pseudo_rows(pseudo, real, anchors))
+
+
+class EarlyExit(Heads):
+    """The same maps at the same layer, straight to the final norm and lm_head."""
+
+    method = "early exit"
+
+    def forward(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
+        mapped = self.map(at(real.hidden, anchors))
+        return frozen.logits(frozen.model.model.norm(mapped.to(frozen.model.dtype)))
+
+
+class Medusa(Heads):
+    """A residual block for each offset on the last hidden state, x + SiLU(W x), as in Medusa (arXiv 2401.10774), W from zero."""
+
+    method = "medusa"
+
+    def __init__(self, num_predictors: int, hidden_size: int):
+        super().__init__(num_predictors, hidden_size)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
+        final = at(real.final, anchors)
+        return frozen.logits((final[..., None, :] + F.silu(self.map(final))).to(frozen.model.dtype))
+
+
+def at(rows: Tensor, positions: Tensor) -> Tensor:
+    """rows [B, S, ...] at positions [B, ...] -> [B, ..., ...]."""
+    batch = torch.arange(len(rows), device=rows.device).reshape(-1, *[1] * (positions.ndim - 1))
+    return rows[batch, positions]

@@ -1,0 +1,88 @@
+"""How much memory a calibration needs, told before it starts.
+
+In: the model's blueprint and the options. Out: bytes by what they are for. An estimate, from the tensors that are alive at the
+peak of a step (backward through the upper layers); `benchmarks/memory.py` compares it with what a run took.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from firp.calib.options import TrainOptions
+from firp.export.checkpoint import Checkpoint
+from firp.runtime.errors import FirpError
+from firp.runtime.graph_spec import TOP_K
+
+_ADAM_COPIES = 4  # weight, gradient, two moments, each float32
+_LOGITS_COPIES = 6  # student logits, log-probabilities, their gradients; teacher; divergence
+_GIB = 2**30
+
+
+def memory_needed(checkpoint: Checkpoint, options: TrainOptions, prediction_layer: int) -> dict[str, int]:
+    """Bytes, by purpose."""
+    c, o = checkpoint.config, options
+    width = 2 if o.precision == "bfloat16" else 4
+    window = min(o.window, c.max_position_embeddings)
+    anchors = min(o.anchors, window - o.num_predictors)
+    real, pseudo = o.batch * window, o.batch * anchors * o.num_predictors
+    upper = c.num_hidden_layers - prediction_layer
+    head, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    saved_by_layer = 6 * c.hidden_size + 4 * c.intermediate_size + 4 * head + 4 * kv  # values of one row that backward needs
+    keys = window + anchors * o.num_predictors
+    attention = o.batch * anchors * o.num_predictors * keys * (2 * c.num_attention_heads + 1)
+    weights = sum(math.prod(weight.shape) for weight in checkpoint.weights())
+    return {
+        "model": weights * width,
+        "predictors": o.num_predictors * c.hidden_size**2 * 4 * _ADAM_COPIES,
+        "path correction": 2 * c.vocab_size * o.correction_rank * 4 * _ADAM_COPIES + c.vocab_size * c.hidden_size * 4,
+        "real rows": real * width * (upper * (c.hidden_size + 2 * kv) + 4 * c.hidden_size + 3 * c.intermediate_size),
+        "pseudo rows": (pseudo * upper * saved_by_layer + upper * attention) * width,
+        "logits": pseudo * (c.vocab_size * 4 * _LOGITS_COPIES + TOP_K * o.correction_rank * 12),
+    }
+
+
+def check_memory(checkpoint: Checkpoint, options: TrainOptions, prediction_layer: int) -> None:
+    """Raises FirpError, with the sum, when the device cannot hold it."""
+    needed, available = memory_needed(checkpoint, options, prediction_layer), available_memory(options.device)
+    total = sum(needed.values())
+    if available is None or total <= available:
+        return
+    parts = " + ".join(f"{name} {size / _GIB:.2f}" for name, size in needed.items())
+    raise FirpError(
+        f"not enough memory on {options.device}", got=f"{available / _GIB:.2f} GiB free",
+        expected=f"{total / _GIB:.2f} GiB = {parts}",
+        fix="lower --batch, --anchors or --window, or take --precision bfloat16",
+    )  # fmt: skip
+
+
+@contextmanager
+def memory_errors(options: TrainOptions) -> Iterator[None]:
+    """Turn the device's refusal into one line; what was kept of the run stays."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if (
+            isinstance(error, RuntimeError)
+            and not isinstance(error, torch.OutOfMemoryError)
+            and "allocate memory" not in str(error)
+        ):
+            raise
+        raise FirpError(
+            f"out of memory on {options.device}",
+            got=f"--batch {options.batch} --anchors {options.anchors} --window {options.window}",
+            fix="lower one of them and raise --accumulate instead; smaller values start a new run",
+        ) from error
+
+
+def available_memory(device: str) -> int | None:
+    """Free bytes; None where the system does not say."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

@@ -1,0 +1,63 @@
+"""Trains the path correction: what a draft token is worth given the token that it follows (method.md, "Beyond the paper").
+
+In: the guesses of draft heads, the token before each, the model's own distribution. Out: low-rank tables and per-offset scales,
+which the runtime's tree builder applies as `firp.runtime.guesses`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from firp.runtime.graph_spec import TOP_K
+from firp.runtime.guesses import PathCorrection
+
+
+class PathTables(nn.Module):
+    """previous and following [V, r]: a projection of the model's own embeddings, for tokens rarely seen, plus a free part."""
+
+    def __init__(self, embeddings: Tensor, num_predictors: int, rank: int):
+        super().__init__()
+        vocab_size, size = embeddings.shape
+        self.register_buffer("embeddings", F.normalize(embeddings.detach().float(), dim=-1) * size**0.5, persistent=False)
+        self.project_previous = nn.Parameter(torch.randn(size, rank) * (size * rank) ** -0.5)
+        self.project_following = nn.Parameter(torch.zeros(size, rank))
+        self.free_previous = nn.Parameter(torch.zeros(vocab_size, rank))
+        self.free_following = nn.Parameter(torch.zeros(vocab_size, rank))
+        self.weight = nn.Parameter(torch.ones(num_predictors))
+        self.log_temperature = nn.Parameter(torch.zeros(num_predictors))
+
+    def previous(self, ids: Tensor) -> Tensor:
+        """[...] -> [..., r]."""
+        return self.embeddings[ids] @ self.project_previous + self.free_previous[ids]
+
+    def following(self, ids: Tensor) -> Tensor:
+        """[...] -> [..., r]."""
+        return self.embeddings[ids] @ self.project_following + self.free_following[ids]
+
+    def pair_loss(self, windows: Tensor) -> Tensor:
+        """Cross entropy in nats of telling which token followed, among the followers of all tokens in these windows [n, S]: its
+        optimum is log p(x | u) / p(x) + a constant for each u (noise contrastive; the followers are draws from p).
+        """
+        previous, following = windows[:, :-1].flatten(), windows[:, 1:].flatten()
+        scores = self.previous(previous) @ self.following(following).T
+        same = (following[:, None] == following[None]).fill_diagonal_(False)
+        return F.cross_entropy(scores.masked_fill(same, float("-inf")), torch.arange(len(following), device=scores.device))
+
+    def guess_losses(self, student: Tensor, teacher: Tensor, previous: Tensor) -> Tensor:
+        """Mean cross entropy in nats for each offset, [K], over the student's candidates.
+
+        student, teacher: log-probabilities [B, A, K, V]; previous: the token ids [B, A, K] that the guesses follow.
+        """
+        scores, ids = student.topk(min(TOP_K, student.shape[-1]), -1)  # [B, A, K, k]
+        correction = (self.following(ids) @ self.previous(previous)[..., None])[..., 0]
+        scores = scores / self.log_temperature.exp()[:, None] + self.weight[:, None] * correction
+        target = teacher.gather(-1, ids).exp()
+        target = target / target.sum(-1, keepdim=True).clamp_min(1e-6)
+        return -(target * F.log_softmax(scores, -1)).sum(-1).mean((0, 1))
+
+    @torch.no_grad()
+    def finish(self) -> PathCorrection:
+        """As the runtime applies it: the scale of each offset stays apart, since offsets share the tables."""
+        ids = torch.arange(len(self.embeddings), device=self.embeddings.device)
+        tensors = self.previous(ids), self.following(ids), self.weight, self.log_temperature.exp()
+        return PathCorrection(*(tensor.float().cpu().numpy() for tensor in tensors))

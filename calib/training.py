@@ -1,0 +1,144 @@
+"""The training loop of draft heads and of the path correction, on a frozen model.
+
+In: a frozen model, windows of tokens, options. Out: trained heads and tables, and the loss curve. Loss of the heads: KL
+divergence from the model's own next-token distribution at token i + j to that of guess j of anchor i, summed over j, averaged
+over anchors (method.md, "Training the predictors"). The tables learn from the same guesses, which they do not change.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from firp.calib.frozen_model import FrozenModel
+from firp.calib.heads import Heads, at
+from firp.calib.options import TrainOptions
+from firp.calib.path_correction import PathTables
+from firp.runtime.errors import FirpError
+
+CURVE_POINTS = 200
+PAIR_WINDOWS = 8  # of which the tables see every pair of neighbours, each step
+
+
+class TrainProgress(NamedTuple):
+    done: float  # 0 to 1
+    step: int
+    loss: list[float]  # [K] nats, a running mean for each offset
+
+
+class Trainer:
+    """Everything that changes while heads train; `state` and `restore` let a run stop anywhere and go on as if it had not."""
+
+    def __init__(self, frozen: FrozenModel, heads: Heads, tables: PathTables | None, windows: np.ndarray, options: TrainOptions):
+        self.frozen, self.heads, self.tables, self.options = frozen, heads, tables, options
+        self.windows = torch.from_numpy(windows)
+        self.generator = torch.Generator().manual_seed(options.seed)
+        groups = [{"params": list(heads.parameters()), "peak": options.learning_rate}]
+        if tables is not None:
+            groups.append({"params": list(tables.parameters()), "peak": options.correction_learning_rate})
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
+        self.order = torch.empty(0, dtype=torch.int64)
+        self.step, self.seconds = 0, 0.0
+        self.running: Tensor | None = None  # [K]
+        self.curve: list[tuple[int, list[float]]] = []  # (step, loss of each offset)
+
+    @property
+    def done(self) -> float:
+        """0 to 1."""
+        o = self.options
+        return self.step / o.steps if o.steps is not None else self.seconds / 60 / o.minutes
+
+    def run(
+        self, progress: Callable[[TrainProgress], None] = lambda state: None, between: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Train until the budget is used, or `between`, called between steps, says no. Raises FirpError when training diverges;
+        the state is then still that of the last good step.
+        """
+        while self.done < 1 and between():
+            started, done = time.monotonic(), self.done
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["peak"] * min(1, done * 20 + 0.01) * 0.5 * (1 + math.cos(math.pi * done))
+            losses = self._accumulate()
+            norm = nn.utils.clip_grad_norm_(self.heads.parameters(), 1.0)
+            if not torch.isfinite(losses).all() or not torch.isfinite(norm):
+                got = f"loss {losses.tolist()}, gradient {norm:.3g} at step {self.step}"
+                raise FirpError("training diverged", got=got, fix="lower --learning-rate, clean the data, or take another seed")
+            self.optimizer.step()
+            self.step += 1
+            self.seconds += time.monotonic() - started
+            self.running = losses if self.running is None else self.running.lerp(losses, 0.05)
+            if self.done * CURVE_POINTS >= len(self.curve):
+                self.curve.append((self.step, [round(loss, 4) for loss in self.running.tolist()]))
+            progress(TrainProgress(done, self.step, self.running.tolist()))
+
+    def _accumulate(self) -> Tensor:
+        """Gradients of one step; the losses of its passes, averaged, [K]."""
+        self.optimizer.zero_grad(set_to_none=True)
+        total, passes = torch.zeros(self.options.num_predictors), self.options.accumulate
+        for _ in range(passes):
+            losses, table_losses = self._losses(self._next_batch())
+            ((losses.sum() + table_losses.sum()) / passes).backward()
+            total += losses.detach().cpu() / passes
+        return total
+
+    def _next_batch(self) -> Tensor:
+        if len(self.order) < self.options.batch:
+            self.order = torch.cat([self.order, torch.randperm(len(self.windows), generator=self.generator)])
+        chosen, self.order = self.order[: self.options.batch], self.order[self.options.batch :]
+        return self.windows[chosen].to(self.frozen.device)
+
+    def _losses(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the heads, [K], and of the tables, [K] or 0."""
+        k = self.options.num_predictors
+        with autocast(self.options):
+            real = self.frozen.real_rows(input_ids)
+            anchors = sample_anchors(input_ids, self.options.anchors, k, self.generator)
+            student = F.log_softmax(self.heads(self.frozen, real, anchors), -1)  # [B, A, K, V]
+            following = targets(anchors, k)
+            with torch.no_grad():
+                teacher = F.log_softmax(self.frozen.logits(at(real.final, following)), -1)
+        losses = F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1).mean((0, 1))
+        if self.tables is None:
+            return losses, torch.zeros(())
+        guess_losses = self.tables.guess_losses(student.detach(), teacher, at(input_ids, following))
+        pairs = self.windows[torch.randint(len(self.windows), (PAIR_WINDOWS,), generator=self.generator)]
+        return losses, guess_losses + self.tables.pair_loss(pairs.to(self.frozen.device)) / k
+
+    def state(self) -> dict[str, Any]:
+        parts = {"heads": self.heads, "optimizer": self.optimizer} | ({"tables": self.tables} if self.tables is not None else {})
+        state = {name: part.state_dict() for name, part in parts.items()}
+        plain = ("order", "step", "seconds", "running", "curve")
+        return state | {name: getattr(self, name) for name in plain} | {"generator": self.generator.get_state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for name in ("heads", "optimizer", "tables"):
+            if name in state:
+                getattr(self, name).load_state_dict(state[name])
+        for name in ("order", "step", "seconds", "running", "curve"):
+            setattr(self, name, state[name])
+        self.generator.set_state(state["generator"])
+
+
+def autocast(options: TrainOptions):
+    """bfloat16 arithmetic where asked for; the weights that train stay float32."""
+    if options.precision == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(options.device).type, torch.bfloat16)
+
+
+def sample_anchors(input_ids: Tensor, count: int, k: int, generator: torch.Generator) -> Tensor:
+    """Positions [B, A] without repetition, each with k real rows after it."""
+    batch, length = input_ids.shape
+    scores = torch.rand(batch, length - k, generator=generator)
+    return scores.topk(min(count, length - k), dim=1).indices.sort(1).values.to(input_ids.device)
+
+
+def targets(anchors: Tensor, k: int) -> Tensor:
+    """The real rows [B, A, K] whose distribution guess j is to match: anchor + j."""
+    return anchors[:, :, None] + torch.arange(1, k + 1, device=anchors.device)

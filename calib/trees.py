@@ -1,0 +1,77 @@
+"""Trees from measured acceptance: the best static tree of each size, and the candidates that a device chooses from.
+
+In: sequences with ranked guesses (firp.calib.acceptance). Out: `Candidate`s with what each tree gives on them.
+"""
+
+import heapq
+from collections import Counter
+
+import numpy as np
+
+from firp.calib.acceptance import Drafted, Replay, accepted_ranks, replay
+from firp.runtime.choice import Candidate
+from firp.runtime.tree import TreeConfig
+
+ROWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+SOURCES = (0, 1, 2, 3, 4, 8, None)
+SHALLOW_ROWS = 8  # trees larger than this always draft every offset
+_WIDTH = 32  # ranks that a static tree may use
+_PRIOR_WEIGHT = 30.0  # how many observations the product of marginals counts for, where a path was hardly ever seen
+
+
+def acceptance_by_rank(sequences: list[Drafted], num_predictors: int) -> np.ndarray:
+    """[K, ranks]: how often the child of that rank is accepted, once its parent is."""
+    reached, hits = np.zeros(num_predictors), np.zeros((num_predictors, _WIDTH))
+    for path in accepted_ranks(sequences):
+        for depth in range(num_predictors):
+            reached[depth] += len(path) >= depth
+        for depth, rank in enumerate(path):
+            hits[depth, min(rank, _WIDTH - 1)] += 1
+    return hits / np.maximum(reached, 1)[:, None]
+
+
+def best_static_tree(sequences: list[Drafted], num_predictors: int, nodes: int) -> list[tuple[int, ...]]:
+    """Paths of the tree of `nodes` drafts that accepts most: always the likeliest path on the frontier (method.md). Paths are
+    counted as a whole; where they are rare, the product of their ranks' shares fills in.
+    """
+    marginals = acceptance_by_rank(sequences, num_predictors)
+    seen, total = Counter(), 0
+    for path in accepted_ranks(sequences):
+        total += 1
+        seen.update(path[:depth] for depth in range(1, len(path) + 1))
+
+    def probability(path: tuple[int, ...]) -> float:
+        prior = float(np.prod([marginals[depth, rank] for depth, rank in enumerate(path)]))
+        return (seen[path] + _PRIOR_WEIGHT * prior) / (total + _PRIOR_WEIGHT)
+
+    frontier = [(-probability((rank,)), (rank,)) for rank in range(_WIDTH)]
+    heapq.heapify(frontier)
+    paths = []
+    while frontier and len(paths) < nodes:
+        _, path = heapq.heappop(frontier)
+        paths.append(path)
+        if len(path) < num_predictors:
+            for rank in range(_WIDTH):
+                heapq.heappush(frontier, (-probability((*path, rank)), (*path, rank)))
+    return paths
+
+
+def candidates(texts: dict[str, list[Drafted]], num_predictors: int) -> list[Candidate]:
+    """Dynamic trees over rows, draft sources and depth, with what each gives on every text."""
+    found = []
+    for rows in ROWS:
+        for depth in [*range(1, num_predictors), None] if rows <= SHALLOW_ROWS else [None]:
+            known: dict[str, dict] = {text: {} for text in texts}  # sources change no tree
+            for sources in SOURCES:
+                if sources is not None and sources >= rows:
+                    continue
+                config = TreeConfig("dynamic", rows, sources, depth)
+                replays = {text: replay(sequences, config, known[text]) for text, sequences in texts.items()}
+                per_step = {text: round(each.tokens_per_step, 4) for text, each in replays.items()}
+                undrafted = {text: round(_undrafted(each), 4) for text, each in replays.items()}
+                found.append(Candidate(config, per_step, undrafted))
+    return found
+
+
+def _undrafted(each: Replay) -> float:
+    return each.undrafted / each.steps if each.steps else 0.0

@@ -1,0 +1,116 @@
+"""Which tree to decode with on a device: expected tokens per step over predicted step time, or plain decoding where nothing pays.
+
+In: candidates (trees with their expected tokens per step, from calibration) and a latency table (measured on the device).
+Out: `Choice`, stored for each device in the bundle's manifest.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from firp.runtime.errors import FirpError
+from firp.runtime.tree import TreeConfig
+
+TEXTS = ("greedy", "sampled", "text")  # decoded greedily, at temperature 0.8, or held-out text as it is; the first is the default
+MARGIN = 1.02  # what drafting must win, at the least, in prediction: less is within the error of the measurement
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Milliseconds on one device. Between two measured row counts it is linear, beyond the last in proportion."""
+
+    device: str
+    prediction_layer: int
+    num_hidden_layers: int
+    cached_tokens: int
+    rows: tuple[int, ...]  # of a pass
+    lower_ms: tuple[float, ...]  # [len(rows)]
+    upper_ms: tuple[float, ...]  # [len(rows)] lm_head on every row included
+    predictors_ms: float
+    plain_outside_ms: float  # of one step, outside the graphs
+    drafted_outside_ms: float
+
+    def plain_ms(self) -> float:
+        """One step of plain decoding."""
+        return self.lower(1) + self.upper(1) + self.plain_outside_ms
+
+    def step_ms(self, tree: TreeConfig, num_predictors: int, undrafted: float = 0.0) -> float:
+        """One step of drafted decoding; `undrafted`: share of steps that had no drafts, since no source ended the path before."""
+        full, bare = self._pass_ms(tree, tree.rows, num_predictors), self._pass_ms(tree, 1, num_predictors)
+        return (1 - undrafted) * full + undrafted * bare + self.drafted_outside_ms
+
+    def _pass_ms(self, tree: TreeConfig, rows: int, num_predictors: int) -> float:
+        offsets = tree.depth or num_predictors
+        if tree.draft_sources == 0:
+            return self.lower(rows) + self.upper(rows) + self.predictors_ms + self.upper(offsets)
+        sources = rows if tree.draft_sources is None else min(tree.draft_sources, rows)
+        return self.lower(rows) + self.predictors_ms + self.upper(rows + sources * offsets)
+
+    def lower(self, rows: float) -> float:
+        return self._at(self.lower_ms, rows)
+
+    def upper(self, rows: float) -> float:
+        return self._at(self.upper_ms, rows)
+
+    def _at(self, values: tuple[float, ...], rows: float) -> float:
+        if rows > self.rows[-1]:
+            return values[-1] * rows / self.rows[-1]
+        return float(np.interp(rows, self.rows, values))
+
+    def at_layer(self, prediction_layer: int) -> "LatencyTable":
+        """As if the model were split elsewhere: layers cost alike, and what is left of the upper half is the head."""
+        layer = [ms / self.prediction_layer for ms in self.lower_ms]
+        above = self.num_hidden_layers - self.prediction_layer
+        heads = [max(0.0, ms - above * each) for ms, each in zip(self.upper_ms, layer, strict=True)]
+        return replace(
+            self,
+            prediction_layer=prediction_layer,
+            lower_ms=tuple(each * prediction_layer for each in layer),
+            upper_ms=tuple(
+                each * (self.num_hidden_layers - prediction_layer) + head for each, head in zip(layer, heads, strict=True)
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A tree, and what it gave when held-out texts were decoded with it (firp.calib.acceptance)."""
+
+    tree: TreeConfig
+    tokens_per_step: dict[str, float]  # by text
+    undrafted: dict[str, float]  # share of steps without drafts, by text
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """calibration.json: trees to choose from."""
+
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best tree for a device, and whether it beats plain decoding there."""
+
+    tree: TreeConfig
+    drafts: bool  # False: decode plainly
+    text: str  # the kind of text it was chosen for
+    tokens_per_step: float  # expected
+    speedup: float  # expected, over plain decoding
+    latency: LatencyTable
+
+
+def predicted_speedup(candidate: Candidate, latency: LatencyTable, num_predictors: int, text: str) -> float:
+    """Over plain decoding, whose steps give one token each."""
+    step_ms = latency.step_ms(candidate.tree, num_predictors, candidate.undrafted[text])
+    return candidate.tokens_per_step[text] * latency.plain_ms() / step_ms
+
+
+def choose(calibration: Calibration, latency: LatencyTable, num_predictors: int, text: str = TEXTS[0]) -> Choice:
+    """The candidate with the highest predicted rate. Raises FirpError when there is none for such text."""
+    known = [each for each in calibration.candidates if text in each.tokens_per_step]
+    if not known:
+        raise FirpError("no calibrated tree to choose from", got=f"none for {text}", fix="calibrate again")
+    best = max(known, key=lambda each: predicted_speedup(each, latency, num_predictors, text))
+    speedup = predicted_speedup(best, latency, num_predictors, text)
+    return Choice(best.tree, speedup >= MARGIN, text, best.tokens_per_step[text], round(speedup, 3), latency)

@@ -1,0 +1,87 @@
+"""Guesses of one draft source, and their ranking given the token that each follows: the path correction of method.md.
+
+In: the top-k lists of K pseudo rows, and the root token. Out: `Ranking`, each offset's guesses in order of probability for every
+guess of the offset before. The pseudo rows guess their offsets independently of each other; the correction pairs them.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from firp.runtime.errors import BundleError
+
+
+class Guesses(NamedTuple):
+    """What the pseudo rows of one source say: row j guesses the token j + 1 after the bonus token."""
+
+    top_ids: np.ndarray  # [K, k] i64, best first
+    top_logprobs: np.ndarray  # [K, k] f32
+
+
+class Ranking(NamedTuple):
+    """For each offset, one row for each guess of the offset before (one row at offset 1, or where nothing is corrected)."""
+
+    order: list[np.ndarray]  # [1 or k, k] index into that offset's guesses, best first
+    probabilities: list[np.ndarray]  # [1 or k, k] f32, in that order
+
+
+class PathCorrection(NamedTuple):
+    """A child x of a node holding u, at offset j, scores log q_j(x) / temperature_j + weight_j * previous[u] . following[x],
+    renormalized over the candidates, which keep their joint share of q_j.
+    """
+
+    previous: np.ndarray  # [V, r] f32
+    following: np.ndarray  # [V, r] f32
+    weight: np.ndarray  # [K] f32
+    temperature: np.ndarray  # [K] f32
+
+    def save(self, file: Path) -> None:
+        save_file({name: np.ascontiguousarray(array) for name, array in self._asdict().items()}, file)
+
+    @staticmethod
+    def load(file: Path, vocab_size: int, num_predictors: int) -> "PathCorrection":
+        """Raises BundleError when the file is not a correction for this vocabulary and so many predictors."""
+        try:
+            tensors = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise BundleError("unreadable path correction", got=f"'{file}': {error}") from error
+        rank = tensors["previous"].shape[-1] if "previous" in tensors and tensors["previous"].ndim else 0
+        expected = {
+            "previous": (vocab_size, rank), "following": (vocab_size, rank),
+            "weight": (num_predictors,), "temperature": (num_predictors,),
+        }  # fmt: skip
+        found = {name: tensor.shape for name, tensor in tensors.items()}
+        if found != expected or any(tensor.dtype != np.float32 for tensor in tensors.values()):
+            raise BundleError(f"bad path correction in '{file}'", got=found, expected=f"float32 {expected}")
+        if not all(np.isfinite(tensor).all() for tensor in tensors.values()) or (tensors["temperature"] <= 0).any():
+            raise BundleError(f"bad path correction in '{file}'", got="values that are not finite, or a temperature of 0 or less")
+        return PathCorrection(**tensors)
+
+    def rank(self, root: int, guesses: Guesses) -> Ranking:
+        ids, logprobs = guesses
+        depth = len(ids)
+        following = self.following[ids] * self.weight[:depth, None, None]  # [K, k, r]
+        base = logprobs / self.temperature[:depth, None]  # [K, k]
+        mass = np.exp(logprobs).sum(1)  # [K]
+        first = following[0] @ self.previous[root] + base[0]  # [k]
+        later = self.previous[ids[:-1]] @ following[1:].swapaxes(1, 2) + base[1:, None]  # [K-1, k, k]
+        order, probabilities = _sorted(first[None], mass[:1, None])
+        later_order, later_probabilities = _sorted(later, mass[1:, None, None])
+        return Ranking([order, *later_order], [probabilities, *later_probabilities])
+
+
+def independent(guesses: Guesses) -> Ranking:
+    """As the pseudo rows say, whatever a guess follows."""
+    order = np.arange(guesses.top_ids.shape[1])[None]
+    return Ranking([order] * len(guesses.top_ids), list(np.exp(guesses.top_logprobs)[:, None]))
+
+
+def _sorted(scores: np.ndarray, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Order, best first, and probabilities of scores [..., k] that share `mass`."""
+    order = np.argsort(-scores, -1)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights *= mass / weights.sum(-1, keepdims=True)
+    return order, np.take_along_axis(weights, order, -1)

@@ -1,0 +1,31 @@
+"""Chooses the tree for this device and stores the choice in the bundle.
+
+In: a bundle with calibrated trees. Out: its manifest with one `Choice` more, replaced in one move; nothing else changes.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from firp.runtime.bundle import write_manifest
+from firp.runtime.choice import TEXTS, Choice, choose
+from firp.runtime.engine import Engine
+from firp.runtime.errors import FirpError
+from firp.runtime.latency import measure_latency
+
+
+def tune(engine: Engine, text: str = TEXTS[0], progress: Callable[[str, int, int], None] = lambda *_: None) -> Choice:
+    """Measure latency against rows here and pick rows, draft sources, depth and order for the highest expected tokens per second.
+
+    Raises FirpError when the bundle has no trees to choose from, or cannot be written.
+    """
+    if engine.bundle.calibration is None:
+        raise FirpError(
+            "the bundle has no calibrated trees", got=f"'{engine.bundle.path}'", fix="export it with predictors from firp calibrate"
+        )
+    choice = choose(engine.bundle.calibration, measure_latency(engine, progress), engine.manifest.num_predictors, text)
+    path, choices = engine.bundle.path, {**engine.manifest.choices, engine.backend.device: choice}
+    try:
+        write_manifest(path, replace(engine.manifest, choices=choices))
+    except OSError as error:
+        raise FirpError("cannot write to the bundle", got=f"'{path}': {error.strerror}", fix="make it writable") from error
+    return choice

@@ -1,0 +1,178 @@
+"""Calibration end to end: it learns, repeats itself, resumes exactly, and refuses what it cannot use without leaving anything."""
+
+import dataclasses
+import json
+import threading
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_models import make_model
+
+from firp.calib import calibrate as calibrate_module
+from firp.calib import evaluation
+from firp.calib.calibrate import CalibrationRequest, calibrate
+from firp.calib.options import TrainOptions
+from firp.calib.training import Trainer
+from firp.export.bundle_writer import ExportOptions, export_bundle
+from firp.export.checkpoint import open_checkpoint
+from firp.runtime.bundle import load_bundle
+from firp.runtime.errors import FirpError
+
+OPTIONS = TrainOptions(minutes=None, steps=12, window=48, batch=2, anchors=16, correction_rank=8)
+
+
+@pytest.fixture(autouse=True)
+def few_sequences(monkeypatch):
+    monkeypatch.setattr(evaluation, "SEQUENCES", 4)
+
+
+@pytest.fixture
+def demo(pytestconfig):
+    return pytestconfig.rootpath / "tests" / "demo_model"
+
+
+@pytest.fixture
+def text(tmp_path, pytestconfig):
+    """A few thousand tokens that any machine has: this project's own sources."""
+    file = tmp_path / "text.txt"
+    file.write_text("".join(path.read_text() for path in sorted((pytestconfig.rootpath / "runtime").glob("*.py"))[:6]))
+    return file
+
+
+def request_for(demo, output, text, **options):
+    return CalibrationRequest(demo, output, (text,), options=dataclasses.replace(OPTIONS, **options))
+
+
+def test_it_learns_and_its_directory_makes_a_bundle(demo, text, tmp_path):
+    seen = []
+    info = calibrate(request_for(demo, tmp_path / "a", text, steps=40), lambda *state: seen.append(state))
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    curve = report["methods"][0]["curve"]
+    assert sum(curve[-1][1]) < sum(curve[0][1]) - 0.5 and curve[-1][0] == 40 == info.training["steps"]
+    assert info.model_fingerprint == open_checkpoint(demo).fingerprint()
+    for shares in (info.held_out.top1, info.held_out.top10):
+        assert len(shares) == 3 and all(0 <= share <= 1 for share in shares)
+    assert any(stage.startswith("training firp at layer 6: step") for stage, *_ in seen)
+    assert report["choice"]["speedup"] == pytest.approx(max(speedup for _, speedup in report["speedups"]), abs=2e-3)
+    assert (tmp_path / "a" / "report.html").is_file() and not list(tmp_path.glob("*.unfinished"))
+    export_bundle(ExportOptions(demo, tmp_path / "bundle", tmp_path / "a"))
+    bundle = load_bundle(tmp_path / "bundle")
+    assert bundle.correction.previous.shape == (4096, 8) and len(bundle.calibration.candidates) > 50
+
+
+def weights_of(folder):
+    return load_file(folder / "predictors.safetensors") | load_file(folder / "path_correction.safetensors")
+
+
+def test_the_seed_decides_and_a_resumed_run_ends_like_one_that_was_not_interrupted(demo, text, tmp_path):
+    cancel = threading.Event()
+
+    def stop_at_step_5(stage, *_):
+        if "step 5," in stage:
+            cancel.set()
+
+    calibrate(request_for(demo, tmp_path / "whole", text))
+    with pytest.raises(FirpError, match=r"interrupted.*5 steps, kept in .*\.unfinished.*--resume"):
+        calibrate(request_for(demo, tmp_path / "parts", text), stop_at_step_5, cancel)
+    assert not (tmp_path / "parts").exists() and (tmp_path / "parts.unfinished").is_file()
+    with pytest.raises(FirpError, match="an unfinished calibration is there.*add --resume"):
+        calibrate(request_for(demo, tmp_path / "parts", text))
+    with pytest.raises(FirpError, match="was another one.*different options"):
+        calibrate(dataclasses.replace(request_for(demo, tmp_path / "parts", text, seed=1), resume=True))
+    calibrate(dataclasses.replace(request_for(demo, tmp_path / "parts", text), resume=True))
+    calibrate(request_for(demo, tmp_path / "other seed", text, seed=1))
+    whole, parts, other = (weights_of(tmp_path / name) for name in ("whole", "parts", "other seed"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert not torch.equal(whole["predictors.weight"], other["predictors.weight"])
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_baselines_and_sweep_share_the_budget(demo, text, tmp_path):
+    request = request_for(demo, tmp_path / "a", text, steps=24, prediction_layer="auto", baselines=True)
+    info = calibrate(request)
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert [method["method"] for method in report["methods"]] == ["firp", "medusa", "early exit", "prompt lookup"]
+    assert {method["curve"][-1][0] for method in report["methods"][:3]} == {18}  # a quarter of the steps went to the sweep
+    best = max(report["layers"], key=lambda layer: layer["speedup"])["prediction_layer"]
+    assert info.prediction_layer == best == report["prediction_layer"]
+    assert [layer["prediction_layer"] for layer in report["layers"]] == [2, 3, 4, 5, 6, 7]
+
+
+def test_the_model_writes_its_own_data(demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrate_module, "OWN_TOKENS", 3000)
+    info = calibrate(CalibrationRequest(demo, tmp_path / "a", prompts=("def add(a, b):", [5, 6, 7]), options=OPTIONS))
+    assert info.training["prompts"] == 2 and 3000 <= info.training["tokens"] < 4000
+
+
+def test_bfloat16_and_accumulation(demo, text, tmp_path):
+    calibrate(request_for(demo, tmp_path / "a", text, precision="bfloat16", accumulate=2))
+    weight = weights_of(tmp_path / "a")["predictors.weight"]
+    assert weight.dtype == torch.float32 and not torch.equal(weight[0], torch.eye(256))
+
+
+def test_divergence_keeps_the_last_good_state(demo, text, tmp_path, monkeypatch):
+    original = Trainer._losses
+
+    def failing(self, input_ids):
+        losses, table_losses = original(self, input_ids)
+        return (losses * float("nan") if self.step == 4 else losses), table_losses
+
+    monkeypatch.setattr(Trainer, "_losses", failing)
+    with pytest.raises(FirpError, match=r"training diverged.*nan.*at step 4.*lower --learning-rate"):
+        calibrate(request_for(demo, tmp_path / "a", text))
+    saved = torch.load(tmp_path / "a.unfinished", weights_only=True)["stages"]["firp, layer 6, 12 steps"]
+    assert saved["step"] == 4 and torch.isfinite(saved["heads"]["weight"]).all()
+    assert not (tmp_path / "a").exists()
+
+
+def test_out_of_memory_says_what_to_lower(demo, text, tmp_path, monkeypatch):
+    def failing(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Trainer, "_losses", failing)
+    with pytest.raises(FirpError, match="out of memory on cpu.*--batch 2 --anchors 16 --window 48"):
+        calibrate(request_for(demo, tmp_path / "a", text))
+    monkeypatch.setattr("firp.calib.memory.available_memory", lambda device: 10 * 2**20)
+    with pytest.raises(FirpError, match="not enough memory on cpu.*0.01 GiB free.*GiB = model 0.03 [+] predictors"):
+        calibrate(request_for(demo, tmp_path / "b", text))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prediction_layer": 0}, "prediction layer out of range.*0.*1 to 7"),
+        ({"prediction_layer": 8}, "prediction layer out of range"),
+        ({"prediction_layer": "deep"}, "bad prediction layer"),
+        ({"num_predictors": 0}, "bad number of predictors"),
+        ({"steps": 0}, "bad training budget"),
+        ({"steps": None, "minutes": -1.0}, "bad training budget"),
+        ({"steps": None, "minutes": float("nan")}, "bad training budget"),
+        ({"window": 4}, "bad window"),
+        ({"batch": 0}, "bad batch"),
+        ({"device": "cuda:7"}, "cannot use the device.*cuda:7"),
+        ({"device": "toaster"}, "cannot use the device.*toaster"),
+    ],
+)
+def test_bad_options_are_refused(changes, message, demo, text, tmp_path):
+    with pytest.raises(FirpError, match=message):
+        calibrate(request_for(demo, tmp_path / "out", text, **changes))
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_nothing_is_overwritten_and_nothing_else_resumed(demo, text, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FirpError, match="output exists"):
+        calibrate(request_for(demo, tmp_path / "out", text))
+    with pytest.raises(FirpError, match="nothing to resume"):
+        calibrate(dataclasses.replace(request_for(demo, tmp_path / "new", text), resume=True))
+    (tmp_path / "new.unfinished").write_bytes(b"PK not a checkpoint")
+    with pytest.raises(FirpError, match="unreadable checkpoint"):
+        calibrate(dataclasses.replace(request_for(demo, tmp_path / "new", text), resume=True))
+
+
+def test_a_model_without_tokenizer_and_no_data(text, demo, tmp_path):
+    with pytest.raises(FirpError, match="the model has no tokenizer"):
+        calibrate(request_for(make_model(tmp_path / "model", "llama"), tmp_path / "out", text))
+    with pytest.raises(FirpError, match="nothing to calibrate on"):
+        calibrate(CalibrationRequest(demo, tmp_path / "out"))

@@ -1,0 +1,44 @@
+"""The pseudo rows that training sees are those that the graphs run."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_models import make_model, make_predictors
+from transformers import AutoModelForCausalLM
+
+from firp.calib.frozen_model import FrozenModel
+from firp.calib.heads import FirpPredictors
+from firp.export.bundle_writer import ExportOptions, export_bundle
+from firp.export.checkpoint import open_checkpoint
+from firp.runtime.engine import Engine
+from firp.runtime.tree import chain
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral_window", "llama3_rope"])
+def test_training_and_graphs_agree_on_pseudo_rows(family, tmp_path):
+    """The logits of pseudo rows after a chain: torch, as trained, against ONNX, as run."""
+    model_dir = make_model(tmp_path / "model", family)
+    export_bundle(ExportOptions(model_dir, tmp_path / "bundle", make_predictors(tmp_path / "predictors", model_dir)))
+    engine, checkpoint = Engine.load(tmp_path / "bundle"), open_checkpoint(model_dir)
+    tokens = np.random.default_rng(0).integers(2, 190, 24).tolist()
+    sources = [3, 11, 23]
+    session = engine.session(64, rows=64)
+    result = session.forward(chain(tokens), sources)
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    frozen = FrozenModel(model, 2, checkpoint.config.sliding_window)
+    predictors = FirpPredictors(3, checkpoint.config.hidden_size)
+    predictors.load_state_dict({"weight": load_file(tmp_path / "predictors" / "predictors.safetensors")["predictors.weight"]})
+    real = frozen.real_rows(torch.tensor([tokens]))
+    with torch.no_grad():
+        logits = predictors(frozen, real, torch.tensor([sources]))  # [1, 3, K, V]
+    np.testing.assert_allclose(result.hidden_states[:24], real.hidden[0].numpy(), atol=1e-4)
+    np.testing.assert_allclose(result.logits[24:], logits.reshape(9, -1).numpy(), atol=1e-4)
+    np.testing.assert_allclose(result.logits[:24], frozen.logits(real.final)[0].numpy(), atol=1e-4)
+
+    session.kv.commit(range(24))  # the draft pass of the last row says the same as its pseudo rows that rode along
+    for offsets in (1, 3):
+        guesses = session.draft(23, offsets)
+        np.testing.assert_array_equal(guesses.top_ids, result.top_ids[30 : 30 + offsets])
+        np.testing.assert_allclose(guesses.top_logprobs, result.top_logprobs[30 : 30 + offsets], atol=1e-4)
