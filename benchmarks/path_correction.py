@@ -1,6 +1,6 @@
 """What the path correction gives: tokens per step with and without it, drafts from every row; and what it costs a step.
 
-    python benchmarks/path_correction.py BUNDLE [--prompts 40] [--tokens 96]
+python benchmarks/path_correction.py BUNDLE [--prompts 40] [--tokens 96]
 """
 
 import statistics
@@ -48,14 +48,14 @@ def cost(vocab_size: int = 32_000, rank: int = 64, drafts: int = 31) -> None:
     """Milliseconds of tree building with and without the correction, on random guesses."""
     rng = np.random.default_rng(0)
     tables = (rng.standard_normal((vocab_size, rank)).astype(np.float32) for _ in range(2))
-    correction = PathCorrection(*tables, np.ones(3, np.float32), np.ones(3, np.float32))
+    correction = PathCorrection(*tables, np.ones((2, 3), np.float32), np.ones((2, 3), np.float32))
     config, times = TreeConfig("dynamic", drafts + 1, None), {True: [], False: []}
     for step in range(600):
         logprobs = np.sort(rng.standard_normal((3, 32)) * 2 - 6)[:, ::-1].astype(np.float32)
         guesses = Guesses(rng.integers(0, vocab_size, (3, 32)), logprobs)
         for with_correction in (True, False) if step % 2 else (False, True):
             started = time.perf_counter()
-            ranking = correction.rank(step, guesses) if with_correction else independent(guesses)
+            ranking = correction.rank(step, guesses, greedy=True) if with_correction else independent(guesses)
             build_tree(config, step, guesses, ranking, 3)
             times[with_correction].append((time.perf_counter() - started) * 1e3)
     with_it, without = (statistics.median(times[each]) for each in (True, False))

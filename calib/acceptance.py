@@ -66,14 +66,14 @@ def record(frozen: FrozenModel, heads: Heads, sequences: list[Sequence]) -> list
     return recorded
 
 
-def rank(recorded: list[Recorded], correction: PathCorrection | None) -> list[Drafted]:
-    """Rank all guesses once; trees of any kind then share the rankings."""
+def rank(recorded: list[Recorded], correction: PathCorrection | None, greedy: bool) -> list[Drafted]:
+    """Rank all guesses once; trees of any kind then share the rankings. greedy: how the sequences were decoded."""
     drafted = []
     for sequence, top_ids, top_logprobs in recorded:
         roots = range(sequence.prompt_tokens, len(sequence.tokens) - 1)
         guesses = {root: Guesses(top_ids[root - 1], top_logprobs[root - 1]) for root in roots}
         rankings = {
-            root: correction.rank(int(sequence.tokens[root]), each) if correction else independent(each)
+            root: correction.rank(int(sequence.tokens[root]), each, greedy) if correction else independent(each)
             for root, each in guesses.items()
         }
         drafted.append(Drafted(sequence.tokens.tolist(), sequence.prompt_tokens, guesses, rankings))

@@ -19,8 +19,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from firp.calib.dataset import ChatTemplate, Dataset, load_documents, make_dataset
-from firp.calib.evaluation import Evaluation
-from firp.calib.findings import Findings, LayerFindings
+from firp.calib.evaluation import Evaluated, Evaluation
+from firp.calib.findings import LayerFindings
 from firp.calib.frozen_model import FrozenModel
 from firp.calib.heads import EarlyExit, FirpPredictors, Heads, Medusa
 from firp.calib.layers import SHARE, layers_to_try
@@ -35,7 +35,7 @@ from firp.export.bundle_writer import ExportOptions, export_bundle
 from firp.export.checkpoint import Checkpoint, open_checkpoint
 from firp.export.predictor_dir import FORMAT_VERSION, MARKER, Accuracy, PredictorInfo, write_predictors
 from firp.export.target_folder import check_target, disk_errors, target_folder
-from firp.runtime.choice import Calibration, LatencyTable
+from firp.runtime.choice import LatencyTable
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.latency import measure_latency
@@ -126,9 +126,9 @@ class _Run:
         if self.options.baselines:  # the same steps, whatever time they take
             options = replace(options, steps=trainers[0].step, minutes=None)
             trainers += [self._train(method, layer, dataset, options) for method in (Medusa, EarlyExit)]
-        findings, calibration = evaluation.findings(trainers, self.request.model.resolve().name, swept, latency)
+        evaluated = evaluation.findings(trainers, self.request.model.resolve().name, swept, latency)
         with target_folder(self.request.output, MARKER) as folder:
-            info = self._write(folder, trainers[0], dataset, findings, calibration)
+            info = self._write(folder, trainers[0], dataset, evaluated)
         self.saved.remove()
         return info
 
@@ -237,18 +237,18 @@ class _Run:
             held_out=held_out,
         )
 
-    def _write(
-        self, folder: Path, trainer: Trainer, dataset: Dataset, findings: Findings, calibration: Calibration
-    ) -> PredictorInfo:
+    def _write(self, folder: Path, trainer: Trainer, dataset: Dataset, evaluated: Evaluated) -> PredictorInfo:
         request, options = self.request, self.options
         training = asdict(options) | {
             "data": [path.name for path in request.data[:10]], "files": len(request.data), "prompts": len(request.prompts),
             "tokens": dataset.tokens, "steps": trainer.step, "minutes": round(trainer.seconds / 60, 2),
         }  # fmt: skip
-        info = self._info(trainer.frozen.prediction_layer, training, findings.methods[0].accuracy, options.correction_rank)
+        info = self._info(
+            trainer.frozen.prediction_layer, training, evaluated.findings.methods[0].accuracy, options.correction_rank
+        )
         weight = trainer.heads.weight.detach().cpu().numpy()
-        write_predictors(folder, info, weight, trainer.tables.finish(), calibration)
-        write_report(folder, findings)
+        write_predictors(folder, info, weight, evaluated.correction, evaluated.calibration)
+        write_report(folder, evaluated.findings)
         return info
 
 

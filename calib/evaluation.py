@@ -3,8 +3,10 @@
 In: the model, held-out windows, trainers that are done. Out: `Findings` for the report, `Calibration` for the tuner.
 """
 
+import functools
 from collections.abc import Callable
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from torch import nn
@@ -16,14 +18,22 @@ from firp.calib.measure import accuracy, similarity
 from firp.calib.options import TrainOptions
 from firp.calib.own_text import SAMPLING_TEMPERATURE, continue_prompts
 from firp.calib.prompt_lookup import replay_lookup
+from firp.calib.sharpness import fit_scales
 from firp.calib.training import Trainer
 from firp.calib.trees import acceptance_by_rank, best_static_tree, candidates
 from firp.runtime.choice import Calibration, Candidate, LatencyTable, choose, predicted_speedup
+from firp.runtime.guesses import PathCorrection
 from firp.runtime.tree import TreeConfig
 
 SEQUENCES = 24  # held-out prompts decoded
 PROMPT_SHARE, LENGTH = 0.3, 160  # of a sequence, and its tokens
 _RANKS_SHOWN = 8
+
+
+class Evaluated(NamedTuple):
+    findings: Findings
+    calibration: Calibration
+    correction: PathCorrection
 
 
 class Evaluation:
@@ -33,24 +43,34 @@ class Evaluation:
     @cached_property
     def sequences(self) -> dict[str, list[Sequence]]:
         """Held-out prompts continued greedily and sampled, and the held-out text itself. Prompts are spread over the whole part."""
-        held_out = self.dataset.held_out
-        chosen = held_out[np.linspace(0, len(held_out) - 1, min(SEQUENCES, len(held_out))).astype(int), :LENGTH]
-        prompt_tokens = max(1, int(chosen.shape[1] * PROMPT_SHARE))
-        prompts, new_tokens = chosen[:, :prompt_tokens].tolist(), chosen.shape[1] - prompt_tokens
-        decode = lambda temperature: continue_prompts(  # noqa: E731
-            self.model, prompts, new_tokens, temperature, self.options.seed, self.ends,
-            lambda done, total: self.progress("decoding held-out prompts", done, total),
-        )  # fmt: skip
-        return {
-            "greedy": decode(0.0),
-            "sampled": decode(SAMPLING_TEMPERATURE),
-            "text": [Sequence(row, prompt_tokens) for row in chosen],
-        }
+        chosen = _spread(self.dataset.held_out)
+        greedy, sampled = self._decoded(chosen)
+        return {"greedy": greedy, "sampled": sampled, "text": [Sequence(row, _prompt_tokens(chosen)) for row in chosen]}
+
+    def _decoded(self, windows: np.ndarray) -> tuple[list[Sequence], list[Sequence]]:
+        prompt_tokens = _prompt_tokens(windows)
+        prompts, new_tokens = windows[:, :prompt_tokens].tolist(), windows.shape[1] - prompt_tokens
+        report = functools.partial(self.progress, "decoding prompts")
+        greedy, sampled = (
+            continue_prompts(self.model, prompts, new_tokens, temperature, self.options.seed, self.ends, report)
+            for temperature in (0.0, SAMPLING_TEMPERATURE)
+        )
+        return greedy, sampled
+
+    @cached_property
+    def fitting_sequences(self) -> tuple[list[Sequence], list[Sequence]]:
+        """Training prompts continued greedily and sampled: what scales are fitted on, so that held-out text stays unseen."""
+        return self._decoded(_spread(self.dataset.training))
+
+    def correction(self, trainer: Trainer) -> PathCorrection:
+        """The path correction that the trainer learned, its scales fitted."""
+        recorded = tuple(record(trainer.frozen, trainer.heads, each) for each in self.fitting_sequences)
+        return fit_scales(recorded, trainer.tables.finish())
 
     def layer_findings(self, trainer: Trainer, latency: LatencyTable) -> LayerFindings:
         """What a shortly trained layer promises: the tree that is fastest there."""
         layer, k = trainer.frozen.prediction_layer, self.options.num_predictors
-        drafted = rank(record(trainer.frozen, trainer.heads, self.sequences["greedy"]), trainer.tables.finish())
+        drafted = rank(record(trainer.frozen, trainer.heads, self.sequences["greedy"]), self.correction(trainer), greedy=True)
         found, at_layer = candidates({"greedy": drafted}, k), latency.at_layer(layer)
         best = max(found, key=lambda each: predicted_speedup(each, at_layer, k, "greedy"))
         return LayerFindings(
@@ -62,12 +82,12 @@ class Evaluation:
 
     def findings(
         self, trainers: list[Trainer], model_name: str, swept: tuple[LayerFindings, ...], latency: LatencyTable | None
-    ) -> tuple[Findings, Calibration]:
+    ) -> Evaluated:
         """The first trainer is FIRP's; the others are baselines."""
-        methods, drafted = [], {}
-        for index, trainer in enumerate(trainers):
+        methods, drafted, corrections = [], {}, [self.correction(trainer) for trainer in trainers]
+        for index, (trainer, correction) in enumerate(zip(trainers, corrections, strict=True)):
             self.progress("measuring acceptance", index, len(trainers))
-            method, ranked = self._method(trainer)
+            method, ranked = self._method(trainer, correction)
             methods.append(method)
             drafted = drafted or ranked
         if len(trainers) > 1:
@@ -96,13 +116,12 @@ class Evaluation:
             speedups=_speedups(calibration.candidates, at_layer, k) if at_layer else (),
             choice=choose(calibration, at_layer, k) if at_layer else None,
         )
-        return findings, calibration
+        return Evaluated(findings, calibration, corrections[0])
 
-    def _method(self, trainer: Trainer) -> tuple[MethodFindings, dict[str, list[Drafted]]]:
-        correction = trainer.tables.finish()
+    def _method(self, trainer: Trainer, correction: PathCorrection) -> tuple[MethodFindings, dict[str, list[Drafted]]]:
         recorded = {text: record(trainer.frozen, trainer.heads, each) for text, each in self.sequences.items()}
-        plain = {text: rank(each, None) for text, each in recorded.items()}
-        corrected = {text: rank(each, correction) for text, each in recorded.items()}
+        plain = {text: rank(each, None, text == "greedy") for text, each in recorded.items()}
+        corrected = {text: rank(each, correction, text == "greedy") for text, each in recorded.items()}
         findings = MethodFindings(
             trainer.heads.method,
             accuracy(trainer.frozen, trainer.heads, self.dataset.held_out),
@@ -118,6 +137,15 @@ class Evaluation:
             for text, each in self.sequences.items()
         }
         return MethodFindings("prompt lookup", None, (), found, {})
+
+
+def _spread(windows: np.ndarray) -> np.ndarray:
+    """Some windows from all over, cut to LENGTH."""
+    return windows[np.linspace(0, len(windows) - 1, min(SEQUENCES, len(windows))).astype(int), :LENGTH]
+
+
+def _prompt_tokens(windows: np.ndarray) -> int:
+    return max(1, int(windows.shape[1] * PROMPT_SHARE))
 
 
 def _dynamic(sequences: list[Drafted]) -> tuple[float, ...]:

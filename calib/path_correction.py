@@ -57,7 +57,8 @@ class PathTables(nn.Module):
 
     @torch.no_grad()
     def finish(self) -> PathCorrection:
-        """As the runtime applies it: the scale of each offset stays apart, since offsets share the tables."""
+        """As the runtime applies it; scales are the same for greedy and sampled decoding until they are fitted."""
         ids = torch.arange(len(self.embeddings), device=self.embeddings.device)
-        tensors = self.previous(ids), self.following(ids), self.weight, self.log_temperature.exp()
+        weight, scale = self.weight.expand(2, -1), (-self.log_temperature).exp().expand(2, -1)
+        tensors = self.previous(ids), self.following(ids), weight, scale
         return PathCorrection(*(tensor.float().cpu().numpy() for tensor in tensors))

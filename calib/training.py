@@ -23,7 +23,10 @@ from firp.calib.path_correction import PathTables
 from firp.runtime.errors import FirpError
 
 CURVE_POINTS = 200
-PAIR_WINDOWS = 8  # of which the tables see every pair of neighbours, each step
+PAIR_UPDATES, PAIR_WINDOWS = 8, 4  # a step, in the first half: of the tables, from the pairs of neighbours in so many windows
+
+
+_PARTS, _VALUES = ("heads", "tables", "optimizer", "table_optimizer"), ("order", "step", "seconds", "running", "curve")
 
 
 class TrainProgress(NamedTuple):
@@ -35,14 +38,12 @@ class TrainProgress(NamedTuple):
 class Trainer:
     """Everything that changes while heads train; `state` and `restore` let a run stop anywhere and go on as if it had not."""
 
-    def __init__(self, frozen: FrozenModel, heads: Heads, tables: PathTables | None, windows: np.ndarray, options: TrainOptions):
+    def __init__(self, frozen: FrozenModel, heads: Heads, tables: PathTables, windows: np.ndarray, options: TrainOptions):
         self.frozen, self.heads, self.tables, self.options = frozen, heads, tables, options
         self.windows = torch.from_numpy(windows)
         self.generator = torch.Generator().manual_seed(options.seed)
-        groups = [{"params": list(heads.parameters()), "peak": options.learning_rate}]
-        if tables is not None:
-            groups.append({"params": list(tables.parameters()), "peak": options.correction_learning_rate})
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
+        self.optimizer = _optimizer(heads)
+        self.table_optimizer = _optimizer(tables)
         self.order = torch.empty(0, dtype=torch.int64)
         self.step, self.seconds = 0, 0.0
         self.running: Tensor | None = None  # [K]
@@ -62,14 +63,18 @@ class Trainer:
         """
         while self.done < 1 and between():
             started, done = time.monotonic(), self.done
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["peak"] * min(1, done * 20 + 0.01) * 0.5 * (1 + math.cos(math.pi * done))
+            share = min(1, done * 20 + 0.01) * 0.5 * (1 + math.cos(math.pi * done))  # warm up, then fall to 0
+            self.optimizer.param_groups[0]["lr"] = self.options.learning_rate * share
+            self.table_optimizer.param_groups[0]["lr"] = self.options.correction_learning_rate * share
+            if done < 0.5:  # which tokens follow which is in the text alone, and comes cheap
+                self._learn_pairs()
             losses = self._accumulate()
             norm = nn.utils.clip_grad_norm_(self.heads.parameters(), 1.0)
             if not torch.isfinite(losses).all() or not torch.isfinite(norm):
                 got = f"loss {losses.tolist()}, gradient {norm:.3g} at step {self.step}"
                 raise FirpError("training diverged", got=got, fix="lower --learning-rate, clean the data, or take another seed")
             self.optimizer.step()
+            self.table_optimizer.step()
             self.step += 1
             self.seconds += time.monotonic() - started
             self.running = losses if self.running is None else self.running.lerp(losses, 0.05)
@@ -80,12 +85,20 @@ class Trainer:
     def _accumulate(self) -> Tensor:
         """Gradients of one step; the losses of its passes, averaged, [K]."""
         self.optimizer.zero_grad(set_to_none=True)
+        self.table_optimizer.zero_grad(set_to_none=True)
         total, passes = torch.zeros(self.options.num_predictors), self.options.accumulate
         for _ in range(passes):
             losses, table_losses = self._losses(self._next_batch())
             ((losses.sum() + table_losses.sum()) / passes).backward()
             total += losses.detach().cpu() / passes
         return total
+
+    def _learn_pairs(self) -> None:
+        for _ in range(PAIR_UPDATES):
+            chosen = torch.randint(len(self.windows), (PAIR_WINDOWS,), generator=self.generator)
+            self.table_optimizer.zero_grad(set_to_none=True)
+            self.tables.pair_loss(self.windows[chosen].to(self.frozen.device)).backward()
+            self.table_optimizer.step()
 
     def _next_batch(self) -> Tensor:
         if len(self.order) < self.options.batch:
@@ -94,7 +107,7 @@ class Trainer:
         return self.windows[chosen].to(self.frozen.device)
 
     def _losses(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the heads, [K], and of the tables, [K] or 0."""
+        """Of the heads and of the tables, [K] each."""
         k = self.options.num_predictors
         with autocast(self.options):
             real = self.frozen.real_rows(input_ids)
@@ -104,25 +117,22 @@ class Trainer:
             with torch.no_grad():
                 teacher = F.log_softmax(self.frozen.logits(at(real.final, following)), -1)
         losses = F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1).mean((0, 1))
-        if self.tables is None:
-            return losses, torch.zeros(())
-        guess_losses = self.tables.guess_losses(student.detach(), teacher, at(input_ids, following))
-        pairs = self.windows[torch.randint(len(self.windows), (PAIR_WINDOWS,), generator=self.generator)]
-        return losses, guess_losses + self.tables.pair_loss(pairs.to(self.frozen.device)) / k
+        return losses, self.tables.guess_losses(student.detach(), teacher, at(input_ids, following))
 
     def state(self) -> dict[str, Any]:
-        parts = {"heads": self.heads, "optimizer": self.optimizer} | ({"tables": self.tables} if self.tables is not None else {})
-        state = {name: part.state_dict() for name, part in parts.items()}
-        plain = ("order", "step", "seconds", "running", "curve")
-        return state | {name: getattr(self, name) for name in plain} | {"generator": self.generator.get_state()}
+        state = {name: getattr(self, name).state_dict() for name in _PARTS}
+        return state | {name: getattr(self, name) for name in _VALUES} | {"generator": self.generator.get_state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        for name in ("heads", "optimizer", "tables"):
-            if name in state:
-                getattr(self, name).load_state_dict(state[name])
-        for name in ("order", "step", "seconds", "running", "curve"):
+        for name in _PARTS:
+            getattr(self, name).load_state_dict(state[name])
+        for name in _VALUES:
             setattr(self, name, state[name])
         self.generator.set_state(state["generator"])
+
+
+def _optimizer(module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(module.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
 
 
 def autocast(options: TrainOptions):

@@ -113,4 +113,4 @@ def choose(calibration: Calibration, latency: LatencyTable, num_predictors: int,
         raise FirpError("no calibrated tree to choose from", got=f"none for {text}", fix="calibrate again")
     best = max(known, key=lambda each: predicted_speedup(each, latency, num_predictors, text))
     speedup = predicted_speedup(best, latency, num_predictors, text)
-    return Choice(best.tree, speedup >= MARGIN, text, best.tokens_per_step[text], round(speedup, 3), latency)
+    return Choice(best.tree, bool(speedup >= MARGIN), text, best.tokens_per_step[text], round(speedup, 3), latency)

@@ -25,15 +25,15 @@ class Drafter(Protocol):
 class FirpDrafter:
     """Trees from the guesses of pseudo rows, each guess ranked given the token that it follows."""
 
-    def __init__(self, tree: TreeConfig, num_predictors: int, correction: PathCorrection | None):
-        self.tree, self.correction = tree, correction
+    def __init__(self, tree: TreeConfig, num_predictors: int, correction: PathCorrection | None, greedy: bool):
+        self.tree, self.correction, self.greedy = tree, correction, greedy
         self.offsets = tree.depth or num_predictors
         self.draft_pass = tree.draft_sources == 0
 
     def propose(self, root: int, guesses: Guesses | None, max_depth: int) -> DraftTree:
         if guesses is None or max_depth < 1:
             return root_only(root)
-        ranking = self.correction.rank(root, guesses) if self.correction else independent(guesses)
+        ranking = self.correction.rank(root, guesses, self.greedy) if self.correction else independent(guesses)
         return build_tree(self.tree, root, guesses, ranking, max_depth)
 
     def sources(self, tree: DraftTree) -> list[int]:

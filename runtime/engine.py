@@ -142,17 +142,21 @@ class Engine:
         """A `Session`: for one caller, who decodes any number of sequences with it, one after the other."""
         return Session(self.manifest, self.graphs, capacity, rows)
 
-    def drafter(self, tree: TreeConfig | None = None) -> Drafter:
-        """FIRP drafts with this tree; by default the best one here. Raises FirpError when the bundle has no predictors."""
+    def drafter(self, tree: TreeConfig | None = None, greedy: bool = True) -> Drafter:
+        """FIRP drafts with this tree; by default the best one here. greedy: what the drafts are for; it changes their ranking.
+
+        Raises FirpError when the bundle has no predictors.
+        """
         if self.bundle.tree is None:
             raise FirpError("the bundle has no predictors", fix="export it with --predictors, or decode plainly")
         tree = tree or self.best_tree
         tree.validate(self.manifest.num_predictors)
-        return FirpDrafter(tree, self.manifest.num_predictors, self.bundle.correction)
+        return FirpDrafter(tree, self.manifest.num_predictors, self.bundle.correction, greedy)
 
     def steps(self, prompt: list[int], params: SamplingParams, tree: TreeConfig | None = None, **options) -> Iterator[Step]:
         """The decoding steps of one request, in a session of its own; plain when `tree` is None. `options`: of `decode`."""
-        drafter, k = self.drafter(tree) if tree else None, self.manifest.num_predictors
+        drafter = self.drafter(tree, params.temperature == 0) if tree else None
+        k = self.manifest.num_predictors
         rows = max(min(len(prompt), PREFILL_ROWS) + k, tree.pass_rows(k) if tree else 1)
         capacity = min(len(prompt) + params.max_new_tokens, self.model.max_position_embeddings)
         return decode(self.session(capacity, rows), prompt, params, self._ends(params), drafter, **options)

@@ -29,14 +29,14 @@ class Ranking(NamedTuple):
 
 
 class PathCorrection(NamedTuple):
-    """A child x of a node holding u, at offset j, scores log q_j(x) / temperature_j + weight_j * previous[u] . following[x],
-    renormalized over the candidates, which keep their joint share of q_j.
+    """A child x of a node holding u, at offset j, scores scale_j * log q_j(x) + weight_j * previous[u] . following[x], renormalized
+    over the candidates, which keep their joint share of q_j. Greedy decoding is more certain than sampling: it has its own scales.
     """
 
     previous: np.ndarray  # [V, r] f32
     following: np.ndarray  # [V, r] f32
-    weight: np.ndarray  # [K] f32
-    temperature: np.ndarray  # [K] f32
+    weight: np.ndarray  # [2, K] f32, for greedy and for sampled decoding
+    scale: np.ndarray  # [2, K] f32, likewise
 
     def save(self, file: Path) -> None:
         save_file({name: np.ascontiguousarray(array) for name, array in self._asdict().items()}, file)
@@ -51,20 +51,20 @@ class PathCorrection(NamedTuple):
         rank = tensors["previous"].shape[-1] if "previous" in tensors and tensors["previous"].ndim else 0
         expected = {
             "previous": (vocab_size, rank), "following": (vocab_size, rank),
-            "weight": (num_predictors,), "temperature": (num_predictors,),
+            "weight": (2, num_predictors), "scale": (2, num_predictors),
         }  # fmt: skip
         found = {name: tensor.shape for name, tensor in tensors.items()}
         if found != expected or any(tensor.dtype != np.float32 for tensor in tensors.values()):
             raise BundleError(f"bad path correction in '{file}'", got=found, expected=f"float32 {expected}")
-        if not all(np.isfinite(tensor).all() for tensor in tensors.values()) or (tensors["temperature"] <= 0).any():
-            raise BundleError(f"bad path correction in '{file}'", got="values that are not finite, or a temperature of 0 or less")
+        if not all(np.isfinite(tensor).all() for tensor in tensors.values()) or (tensors["scale"] <= 0).any():
+            raise BundleError(f"bad path correction in '{file}'", got="values that are not finite, or a scale of 0 or less")
         return PathCorrection(**tensors)
 
-    def rank(self, root: int, guesses: Guesses) -> Ranking:
-        ids, logprobs = guesses
+    def rank(self, root: int, guesses: Guesses, greedy: bool) -> Ranking:
+        (ids, logprobs), mode = guesses, 0 if greedy else 1
         depth = len(ids)
-        following = self.following[ids] * self.weight[:depth, None, None]  # [K, k, r]
-        base = logprobs / self.temperature[:depth, None]  # [K, k]
+        following = self.following[ids] * self.weight[mode, :depth, None, None]  # [K, k, r]
+        base = logprobs * self.scale[mode, :depth, None]  # [K, k]
         mass = np.exp(logprobs).sum(1)  # [K]
         first = following[0] @ self.previous[root] + base[0]  # [k]
         later = self.previous[ids[:-1]] @ following[1:].swapaxes(1, 2) + base[1:, None]  # [K-1, k, k]

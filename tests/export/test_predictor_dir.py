@@ -62,7 +62,7 @@ class TestPredictorDirectory:
         info = dataclasses.replace(open_predictors(predictors, open_checkpoint(model)).info, correction_rank=4)
         rng = np.random.default_rng(0)
         tables = (rng.standard_normal((193, 4)).astype(np.float32) for _ in range(2))
-        correction = PathCorrection(*tables, np.ones(3, np.float32), np.ones(3, np.float32))
+        correction = PathCorrection(*tables, np.ones((2, 3), np.float32), np.ones((2, 3), np.float32))
         calibration = Calibration((Candidate(TreeConfig("dynamic", 4, 0), {"greedy": 1.5}, {"greedy": 0.0}),))
         write_predictors(
             predictors, info, load_file(predictors / "predictors.safetensors")["predictors.weight"], correction, calibration
@@ -80,10 +80,10 @@ class TestPredictorDirectory:
         [
             ({"previous": np.zeros((192, 4), np.float32)}, "bad path correction"),
             ({"following": np.zeros((193, 5), np.float32)}, "bad path correction"),
-            ({"weight": np.ones(2, np.float32)}, "bad path correction"),
-            ({"temperature": np.zeros(3, np.float32)}, "a temperature of 0 or less"),
+            ({"weight": np.ones(3, np.float32)}, "bad path correction"),
+            ({"scale": np.zeros((2, 3), np.float32)}, "a scale of 0 or less"),
             ({"previous": np.full((193, 4), np.nan, np.float32)}, "not finite"),
-            ({"weight": np.ones(3, np.float16)}, "float32"),
+            ({"weight": np.ones((2, 3), np.float16)}, "float32"),
         ],
     )
     def test_a_bad_correction_is_refused(self, calibrated, change, message, tmp_path):

@@ -1,0 +1,171 @@
+"""What else the predictors could be: variants trained alike, with top-1 accuracy and tokens per step (rows 16, M = T, corrected).
+
+    python benchmarks/variants.py --data FILE... [--steps 200] [--only NAME]...
+
+A variant that pays becomes the method; the others are named in benchmarks/README.md with their numbers. `bonus` and `final` know
+the token that the verified row picked, or its last hidden state: only a draft pass after acceptance could use them.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from firp.calib.acceptance import rank, record, replay
+from firp.calib.dataset import ChatTemplate, load_documents, make_dataset
+from firp.calib.evaluation import Evaluation
+from firp.calib.frozen_model import FrozenModel, RealRows
+from firp.calib.heads import FirpPredictors, Heads, at
+from firp.calib.measure import accuracy
+from firp.calib.options import TrainOptions
+from firp.calib.path_correction import PathTables
+from firp.calib.training import Trainer
+from firp.runtime.terminal import Repeating
+from firp.runtime.text import load_tokenizer
+from firp.runtime.tree import TreeConfig
+
+MODEL = Path(__file__).parent.parent / "tests" / "demo_model"
+LAYERS = (5, 6, 7)  # of the offsets, in the variant with a layer for each
+
+
+class TwoInputs(FirpPredictors):
+    """W_j h_i + U_j g_i, U from zero; a subclass says what g is."""
+
+    def __init__(self, num_predictors: int, hidden_size: int):
+        super().__init__(num_predictors, hidden_size)
+        self.second = nn.Parameter(torch.zeros(num_predictors, hidden_size, hidden_size))
+
+    def other(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
+        other = torch.einsum("kij,baj->baki", self.second, self.other(frozen, real, anchors))
+        pseudo = self.map(at(real.hidden, anchors)) + other
+        return frozen.logits(frozen.pseudo_rows(pseudo, real, anchors))
+
+
+class TwoPositions(TwoInputs):
+    def other(self, frozen, real, anchors):
+        return at(real.hidden, (anchors - 1).clamp_min(0))
+
+
+class Embedding(TwoInputs):
+    def other(self, frozen, real, anchors):
+        return frozen.model.model.embed_tokens(at(real.input_ids, anchors))
+
+
+class Bonus(TwoInputs):
+    def other(self, frozen, real, anchors):
+        return frozen.model.model.embed_tokens(at(real.input_ids, (anchors + 1).clamp_max(real.input_ids.shape[1] - 1)))
+
+
+class Final(TwoInputs):
+    def other(self, frozen, real, anchors):
+        return at(real.final, anchors)
+
+
+class LowRank(Heads):
+    """I + A_j B_j of rank D/4: half the parameters."""
+
+    def __init__(self, num_predictors: int, hidden_size: int):
+        super().__init__(num_predictors, hidden_size)
+        inner = hidden_size // 4
+        self.weight.requires_grad_(False)
+        self.down = nn.Parameter(torch.randn(num_predictors, inner, hidden_size) * hidden_size**-0.5)
+        self.up = nn.Parameter(torch.zeros(num_predictors, hidden_size, inner))
+
+    def forward(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
+        hidden = at(real.hidden, anchors)
+        pseudo = hidden[..., None, :] + torch.einsum("kij,kjl,bal->baki", self.up, self.down, hidden)
+        return frozen.logits(frozen.pseudo_rows(pseudo, real, anchors))
+
+
+class Blind(FirpPredictors):
+    """Pseudo rows that do not see the earlier ones of their source."""
+
+    layers: tuple[int, ...] | None = None  # of the offsets; None: the prediction layer
+
+    def forward(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
+        out = []
+        for offset, weight in enumerate(self.weight):
+            start = self.layers[offset] if self.layers else frozen.prediction_layer
+            part = FrozenModel(frozen.model, start, frozen.window)
+            states = real.states[start - frozen.prediction_layer :]
+            pseudo = at(states[0], anchors) @ weight.T
+            # K = 1, and as far ahead as this offset is: the position is the anchor's plus offset + 1
+            out.append(part.logits(_one_offset(part, pseudo, real, anchors, offset)))
+        return torch.stack(out, 2)
+
+
+class LayerPerOffset(Blind):
+    layers = LAYERS
+
+
+def _one_offset(frozen: FrozenModel, pseudo: Tensor, real: RealRows, anchors: Tensor, offset: int) -> Tensor:
+    """Final states [B, A, D] of one pseudo row for each anchor."""
+    decoder, length = frozen.model.model, real.hidden.shape[1]
+    positions = anchors + offset + 1
+    own = torch.eye(anchors.shape[1], dtype=torch.bool).expand(len(anchors), -1, -1)
+    visible = torch.cat([torch.arange(length)[None, None] <= anchors[..., None], own], 2)
+    bias = torch.zeros(visible.shape).masked_fill_(~visible, torch.finfo(torch.float32).min)[:, None]
+    rope, rows = decoder.rotary_emb(pseudo, position_ids=positions), pseudo
+    for index in range(frozen.prediction_layer, len(decoder.layers)):
+        past = _Past(*real.keys[index])
+        rows = decoder.layers[index](
+            rows, attention_mask=bias, position_ids=positions, past_key_values=past, position_embeddings=rope
+        )
+    return decoder.norm(rows)
+
+
+class _Past:
+    def __init__(self, keys: Tensor, values: Tensor):
+        self.keys, self.values = keys, values
+
+    def update(self, keys: Tensor, values: Tensor, *_, **__) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+
+
+VARIANTS = {
+    "firp": (FirpPredictors, 3), "K=5": (FirpPredictors, 5), "two positions": (TwoPositions, 3), "layers 0 and t": (Embedding, 3),
+    "low rank": (LowRank, 3), "blind": (Blind, 3), "layer per offset": (LayerPerOffset, 3), "bonus": (Bonus, 3),
+    "final": (Final, 3),
+}  # fmt: skip
+
+
+@click.command(cls=Repeating)
+@click.argument("layer", type=int, default=6)
+@click.option("--data", type=click.Path(path_type=Path), multiple=True, required=True)
+@click.option("--steps", default=200, show_default=True)
+@click.option("--only", type=click.Choice(list(VARIANTS)), multiple=True)
+def main(layer, data, steps, only):
+    options = TrainOptions(minutes=None, steps=steps)
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    documents = load_documents(list(data), load_tokenizer(MODEL / "tokenizer.json"), ChatTemplate(MODEL))
+    dataset = make_dataset(documents, options.window, 0)
+    evaluation = Evaluation(model, dataset, options, (0,), lambda *_: None)
+    for name, (heads_class, k) in VARIANTS.items():
+        if only and name not in only:
+            continue
+        split = min(LAYERS) if name == "layer per offset" else layer
+        frozen = FrozenModel(model, split, None)
+        torch.manual_seed(0)
+        heads = heads_class(k, 256)
+        tables = PathTables(model.get_input_embeddings().weight, k, options.correction_rank)
+        trainer = Trainer(frozen, heads, tables, dataset.training, replace(options, num_predictors=k))
+        trainer.run()
+        top1 = " ".join(f"{share:.3f}" for share in accuracy(frozen, heads, dataset.held_out).top1)
+        results, correction = [], evaluation.correction(trainer)
+        for text, sequences in evaluation.sequences.items():
+            drafted = rank(record(frozen, heads, sequences), correction, text == "greedy")
+            results.append(f"{text} {replay(drafted, TreeConfig('dynamic', 16, None)).tokens_per_step:.3f}")
+        print(
+            f"{name}: {trainer.step} steps, {trainer.seconds / trainer.step:.2f} s each; top-1 {top1}; {', '.join(results)}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

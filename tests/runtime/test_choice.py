@@ -1,0 +1,127 @@
+"""Predicted step times, the choice of a tree, and how it is stored and used."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from firp.runtime.bundle import load_bundle, read_latency, to_json, write_json
+from firp.runtime.choice import Calibration, Candidate, LatencyTable, choose
+from firp.runtime.engine import Engine
+from firp.runtime.errors import BundleError, FirpError
+from firp.runtime.latency import ROWS, measure_latency
+from firp.runtime.sampling import SamplingParams
+from firp.runtime.tree import TreeConfig
+from firp.runtime.tune import tune
+
+
+def table(slope: float = 0.0) -> LatencyTable:
+    """Six layers below, two above; `slope`: of a pass's cost for each further row."""
+    rows = (1, 2, 4, 8, 16, 32, 64)
+    lower, upper = (tuple(ms * (1 + slope * (count - 1)) for count in rows) for ms in (3.0, 1.5))
+    return LatencyTable("test", 6, 8, 64, rows, lower, upper, 0.1, 0.2, 0.4)
+
+
+def candidate(rows, sources, tokens_per_step, depth=None, undrafted=0.0):
+    return Candidate(TreeConfig("dynamic", rows, sources, depth), {"greedy": tokens_per_step}, {"greedy": undrafted})
+
+
+def test_step_times():
+    latency = table(slope=0.1)
+    assert latency.plain_ms() == pytest.approx(3 + 1.5 + 0.2)
+    fused = latency.step_ms(TreeConfig("dynamic", 4, 2), 3)  # 4 rows below, 4 + 2*3 above
+    assert fused == pytest.approx(3 * 1.3 + 0.1 + 1.5 * 1.9 + 0.4)
+    assert latency.step_ms(TreeConfig("dynamic", 4, None, depth=2), 3) == pytest.approx(3 * 1.3 + 0.1 + 1.5 * 2.1 + 0.4)
+    draft_pass = latency.step_ms(TreeConfig("dynamic", 4, 0), 3)  # and the three pseudo rows of one row
+    assert draft_pass == pytest.approx(3 * 1.3 + 1.5 * 1.3 + 0.1 + 1.5 * 1.2 + 0.4)
+    bare = 3 + 0.1 + 1.5 * 1.3 + 0.4  # a step without drafts: the root and its pseudo rows
+    assert latency.step_ms(TreeConfig("dynamic", 4, 2), 3, undrafted=0.25) == pytest.approx(0.75 * fused + 0.25 * bare)
+    assert latency.lower(128) == pytest.approx(2 * latency.lower(64))  # beyond the table
+
+
+def test_another_split_moves_layers_and_keeps_the_head():
+    moved = table().at_layer(4)
+    assert moved.lower(1) == pytest.approx(2.0)  # four layers of 0.5
+    assert moved.upper(1) == pytest.approx(1.5 + 2 * 0.5)
+    assert moved.at_layer(6).lower_ms == pytest.approx(table().lower_ms)
+
+
+def test_free_rows_make_large_trees_and_dear_rows_none():
+    calibration = Calibration((candidate(4, 0, 1.6), candidate(4, 1, 1.4, undrafted=0.3), candidate(16, None, 2.2)))
+    free = choose(calibration, table(), 3)
+    assert free.tree.rows == 16 and free.drafts and free.speedup == pytest.approx(2.2 * 4.7 / 5.0, abs=1e-3)
+    dear = choose(calibration, table(slope=0.1), 3)
+    assert dear.tree.rows == 4 and not dear.drafts and dear.speedup < 1
+    with pytest.raises(FirpError, match="no calibrated tree to choose from.*none for sampled"):
+        choose(calibration, table(), 3, "sampled")
+
+
+@pytest.fixture
+def calibrated(family_bundle, tmp_path):
+    """A bundle of its own, with trees to choose from."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(family_bundle("llama")[1], bundle)
+    return bundle
+
+
+def give_trees(monkeypatch, engine, *candidates):
+    monkeypatch.setattr(engine, "bundle", dataclasses.replace(engine.bundle, calibration=Calibration(candidates)))
+
+
+def test_the_choice_is_stored_for_its_device_and_used(calibrated, monkeypatch):
+    engine = Engine.load(calibrated)
+    assert engine.choice is None and engine.tree == engine.bundle.tree
+    give_trees(monkeypatch, engine, candidate(5, 0, 90.0))
+    choice = tune(engine)
+    assert choice.drafts and choice.tree == TreeConfig("dynamic", 5, 0)
+    tuned = Engine.load(calibrated)
+    assert tuned.choice == choice and tuned.tree == choice.tree
+    other = Engine.load(calibrated, threads=7)  # another device in all that matters
+    assert other.choice is None and other.tree == other.bundle.tree
+    params = SamplingParams(20, ignore_eos=True)
+    assert max(step.rows for step in tuned.steps([3, 4, 5], params, tuned.tree)) == 5
+
+
+def test_where_nothing_pays_plain_decoding_is_chosen(calibrated, monkeypatch):
+    engine = Engine.load(calibrated)
+    give_trees(monkeypatch, engine, candidate(32, None, 1.01))
+    assert not tune(engine).drafts
+    tuned = Engine.load(calibrated)
+    assert tuned.tree is None and tuned.best_tree.rows == 32
+    result = tuned.generate([3, 4, 5], SamplingParams(10, ignore_eos=True))
+    assert result.stats.tokens_per_step == 1
+    explicit = tuned.generate([3, 4, 5], SamplingParams(10, ignore_eos=True), tree=TreeConfig("dynamic", 4, None))
+    assert explicit.token_ids == result.token_ids
+
+
+def test_a_bundle_without_trees_cannot_be_tuned(calibrated):
+    before = (calibrated / "firp.json").read_bytes()
+    with pytest.raises(FirpError, match="no calibrated trees.*firp calibrate"):
+        tune(Engine.load(calibrated))
+    assert (calibrated / "firp.json").read_bytes() == before
+
+
+def test_a_choice_that_does_not_fit_the_predictors_is_refused(calibrated, monkeypatch):
+    engine = Engine.load(calibrated)
+    give_trees(monkeypatch, engine, Candidate(TreeConfig("dynamic", 5, 0, depth=4), {"greedy": 9.0}, {"greedy": 0.0}))
+    tune(engine)
+    with pytest.raises(FirpError, match="bad tree depth"):
+        load_bundle(calibrated)
+
+
+def test_latency_is_measured_for_growing_passes_until_no_tree_could_pay(calibrated):
+    latency = measure_latency(Engine.load(calibrated))
+    assert latency.rows == ROWS[: len(latency.rows)] and len(latency.lower_ms) == len(latency.upper_ms) == len(latency.rows) >= 2
+    assert min(*latency.lower_ms, *latency.upper_ms, latency.predictors_ms, latency.drafted_outside_ms) > 0
+    assert latency.prediction_layer == 2 and latency.num_hidden_layers == 4
+
+
+def test_a_latency_file_is_read_strictly(tmp_path):
+    choice = choose(Calibration((candidate(4, 0, 1.6),)), table(), 3)
+    write_json(tmp_path / "good.json", to_json(choice))
+    assert read_latency(tmp_path / "good.json") == table()
+    for name, content in (("a", "{}"), ("b", "[1]"), ("c", "{"), ("d", json.dumps({"latency": {"rows": "x"}}))):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(BundleError):
+            read_latency(tmp_path / name)
