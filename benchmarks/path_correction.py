@@ -51,8 +51,8 @@ def cost(vocab_size: int = 32_000, rank: int = 64, drafts: int = 31) -> None:
     correction = PathCorrection(*tables, np.ones((2, 3), np.float32), np.ones((2, 3), np.float32))
     config, times = TreeConfig("dynamic", drafts + 1, None), {True: [], False: []}
     for step in range(600):
-        logprobs = np.sort(rng.standard_normal((3, 32)) * 2 - 6)[:, ::-1].astype(np.float32)
-        guesses = Guesses(rng.integers(0, vocab_size, (3, 32)), logprobs)
+        logprobs = np.sort(rng.standard_normal((3, 64)) * 2 - 6)[:, ::-1].astype(np.float32)
+        guesses = Guesses(rng.integers(0, vocab_size, (3, 64)), logprobs)
         for with_correction in (True, False) if step % 2 else (False, True):
             started = time.perf_counter()
             ranking = correction.rank(step, guesses, greedy=True) if with_correction else independent(guesses)

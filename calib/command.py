@@ -50,6 +50,8 @@ def _training_options(command):
 @click.option("--json", "as_json", is_flag=True, help="Print report.json.")
 def calibrate(model, output, data, from_model, latency, resume, as_json, **options):
     """Train predictors and path correction for MODEL, calibrate draft trees, and report what they are worth."""
+    if not data and not from_model:
+        raise click.UsageError("give --data, --from-model, or both.")
     from firp.calib.calibrate import CalibrationRequest
 
     request = CalibrationRequest(

@@ -59,6 +59,8 @@ class LatencyTable:
 
     def at_layer(self, prediction_layer: int) -> "LatencyTable":
         """As if the model were split elsewhere: layers cost alike, and what is left of the upper half is the head."""
+        if prediction_layer == self.prediction_layer:
+            return self
         layer = [ms / self.prediction_layer for ms in self.lower_ms]
         above = self.num_hidden_layers - self.prediction_layer
         heads = [max(0.0, ms - above * each) for ms, each in zip(self.upper_ms, layer, strict=True)]

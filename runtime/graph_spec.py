@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 DTYPES = ("float32", "float16", "bfloat16")  # the first is the default
-TOP_K = 32  # guesses listed for each row: the path correction re-ranks them, so more than a tree is wide
+TOP_K = 64  # guesses listed for each row: the path correction re-ranks them, so many more than a tree is wide
 
 
 @dataclass(frozen=True)

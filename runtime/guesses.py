@@ -24,8 +24,14 @@ class Guesses(NamedTuple):
 class Ranking(NamedTuple):
     """For each offset, one row for each guess of the offset before (one row at offset 1, or where nothing is corrected)."""
 
-    order: list[np.ndarray]  # [1 or k, k] index into that offset's guesses, best first
-    probabilities: list[np.ndarray]  # [1 or k, k] f32, in that order
+    order: list[np.ndarray]  # [1 or k, k] places in that offset's guesses, best first
+    probabilities: list[np.ndarray]  # [1 or k, k] f32, by place
+
+    def children(self, depth: int, place: int) -> tuple[list[int], list[float]]:
+        """Places and probabilities, best first, of the guesses at `depth` (1 to K) that follow the guess in `place` before it."""
+        row = place % len(self.order[depth - 1])  # one row serves every parent where nothing is corrected
+        order = self.order[depth - 1][row]
+        return order.tolist(), self.probabilities[depth - 1][row, order].tolist()
 
 
 class PathCorrection(NamedTuple):
@@ -68,9 +74,8 @@ class PathCorrection(NamedTuple):
         mass = np.exp(logprobs).sum(1)  # [K]
         first = following[0] @ self.previous[root] + base[0]  # [k]
         later = self.previous[ids[:-1]] @ following[1:].swapaxes(1, 2) + base[1:, None]  # [K-1, k, k]
-        order, probabilities = _sorted(first[None], mass[:1, None])
-        later_order, later_probabilities = _sorted(later, mass[1:, None, None])
-        return Ranking([order, *later_order], [probabilities, *later_probabilities])
+        probabilities = [_normalized(first[None], mass[:1, None]), *_normalized(later, mass[1:, None, None])]
+        return Ranking([np.argsort(-each, -1) for each in probabilities], probabilities)
 
 
 def independent(guesses: Guesses) -> Ranking:
@@ -79,9 +84,8 @@ def independent(guesses: Guesses) -> Ranking:
     return Ranking([order] * len(guesses.top_ids), list(np.exp(guesses.top_logprobs)[:, None]))
 
 
-def _sorted(scores: np.ndarray, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Order, best first, and probabilities of scores [..., k] that share `mass`."""
-    order = np.argsort(-scores, -1)
+def _normalized(scores: np.ndarray, mass: np.ndarray) -> np.ndarray:
+    """Probabilities of candidates [..., k] with these scores that share `mass`."""
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights *= mass / weights.sum(-1, keepdims=True)
-    return order, np.take_along_axis(weights, order, -1)
+    return weights

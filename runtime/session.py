@@ -31,7 +31,7 @@ Pick = Callable[[np.ndarray, int, SamplingParams], int]
 class Pass(NamedTuple):
     """What one pass through the graphs left behind; views, valid until the next pass."""
 
-    hidden_states: np.ndarray  # [T or more, D] at the prediction layer
+    hidden_states: np.ndarray  # [T, D] at the prediction layer
     logits: np.ndarray  # [G, V] f32
     top_ids: np.ndarray  # [G, k] i64
     top_logprobs: np.ndarray  # [G, k] f32
@@ -118,7 +118,7 @@ class Session:
             hidden = self._predict(hidden, sources, offsets)
             shared = {"position_ids": positions, "attention_bias": self._mask(visible, positions[0])}
         decoded = np.arange(rows) if logits_rows is None else np.array([*logits_rows, *range(split, rows)])  # [G]
-        return self._upper(hidden, decoded, shared)
+        return self._upper(hidden, decoded, shared)._replace(hidden_states=self._hidden[0, :split])
 
     def draft(self, row: int, offsets: int) -> Guesses:
         """A draft pass: the pseudo rows of one row of the last pass, the one committed last, through the upper half alone."""
@@ -150,7 +150,7 @@ class Session:
             "top_logprobs": self._top_logprobs[:, :count],
         }
         self._run("upper", hidden.shape[1], {"hidden_states": hidden, "logits_rows": decoded[None], **shared}, outputs)
-        return Pass(self._hidden[0], self._logits[0, :count], self._top_ids[0, :count], self._top_logprobs[0, :count])
+        return Pass(hidden[0], self._logits[0, :count], self._top_ids[0, :count], self._top_logprobs[0, :count])
 
     def _mask(self, visible: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """attention_bias [1, 1, R, P+R], in a buffer that the next mask reuses."""

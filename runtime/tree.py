@@ -115,10 +115,9 @@ def _static_tree(paths: tuple[tuple[int, ...], ...], root: int, top_ids: np.ndar
             continue
         parent = node_of[path[:-1]]
         node_of[path] = len(tree.tokens)
-        row = listed[parent] % len(ranking.order[depth - 1])  # one row serves every parent where nothing is corrected
-        listed.append(int(ranking.order[depth - 1][row, rank]))
-        probability = tree.probabilities[parent] * float(ranking.probabilities[depth - 1][row, rank])
-        _append(tree, parent, int(top_ids[depth - 1, listed[-1]]), probability)
+        places, probabilities = ranking.children(depth, listed[parent])
+        listed.append(places[rank])
+        _append(tree, parent, int(top_ids[depth - 1, places[rank]]), tree.probabilities[parent] * probabilities[rank])
     return tree
 
 
@@ -130,7 +129,7 @@ def _dynamic_tree(rows: int, root: int, top_ids: np.ndarray, ranking: Ranking, m
     if rows == 1 or max_depth < 1:
         return tree
     width, listed = top_ids.shape[1], [0]
-    children = {0: _children(ranking, 1, 0)}  # node -> places and probabilities of its children
+    children = {0: ranking.children(1, 0)}  # node -> places and probabilities of its children
     heap = [(-children[0][1][0], 0, 1, 0)]  # (-path probability, parent, depth, rank)
     while heap and len(tree.tokens) < rows:
         negative, parent, depth, rank = heapq.heappop(heap)
@@ -141,15 +140,9 @@ def _dynamic_tree(rows: int, root: int, top_ids: np.ndarray, ranking: Ranking, m
         if rank + 1 < width:
             heapq.heappush(heap, (-tree.probabilities[parent] * probabilities[rank + 1], parent, depth, rank + 1))
         if depth < max_depth:
-            children[node] = _children(ranking, depth + 1, listed[node])
+            children[node] = ranking.children(depth + 1, listed[node])
             heapq.heappush(heap, (negative * children[node][1][0], node, depth + 1, 0))
     return tree
-
-
-def _children(ranking: Ranking, depth: int, place: int) -> tuple[list[int], list[float]]:
-    order = ranking.order[depth - 1]
-    row = place % len(order)  # one row serves every parent where nothing is corrected
-    return order[row].tolist(), ranking.probabilities[depth - 1][row].tolist()
 
 
 def _append(tree: DraftTree, parent: int, token: int, probability: float) -> None:

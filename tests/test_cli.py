@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -94,12 +95,35 @@ def test_export_trains_on_calibration_data(pytestconfig, tmp_path):
 
 def test_calibrate_then_export(pytestconfig, tmp_path):
     demo, data = pytestconfig.rootpath / "tests" / "demo_model", pytestconfig.rootpath / "runtime" / "session.py"
-    result = firp("calibrate", demo, "-o", tmp_path / "p", "--data", data, "--steps", 2, "--num-predictors", 2)
+    result = firp("calibrate", demo, "-o", tmp_path / "p", "--data", data, "--steps", 2, "--num-predictors", 2, "--window", 48)
     assert result.returncode == 0, result.stderr
-    assert "held-out accuracy" in result.stdout
+    assert "held-out accuracy" in result.stdout and "tokens/step, greedy" in result.stdout
+    assert "report.html" in result.stderr and "expected speedup" in result.stderr
     result = firp("export", demo, "-o", tmp_path / "b", "--predictors", tmp_path / "p", "--no-verify")
     assert result.returncode == 0, result.stderr
-    assert json.loads(firp("inspect", tmp_path / "b", "--json").stdout)["num_predictors"] == 2
+    assert "chosen for this device: " in result.stderr
+    shown = json.loads(firp("inspect", tmp_path / "b", "--json").stdout)
+    assert shown["num_predictors"] == 2 and len(shown["choices"]) == 1
+    tuned = json.loads(firp("tune", tmp_path / "b", "--text", "sampled", "--json").stdout)
+    assert tuned["text"] == "sampled" and tuned["latency"]["device"] in shown["choices"]
+    (tmp_path / "latency.json").write_text(json.dumps(tuned))  # and the table leads the next calibration
+    arguments = ["calibrate", demo, "-o", tmp_path / "q", "--data", data, "--steps", 2, "--latency", tmp_path / "latency.json"]
+    report = json.loads(firp(*arguments, "--json", "--num-predictors", 2, "--window", 48).stdout)
+    assert report["choice"]["latency"] == tuned["latency"]
+
+
+def test_an_interrupted_calibration_can_be_resumed(pytestconfig, tmp_path):
+    demo, data = pytestconfig.rootpath / "tests" / "demo_model", pytestconfig.rootpath / "runtime" / "session.py"
+    arguments = ["calibrate", demo, "-o", tmp_path / "p", "--data", data, "--window", 48, "--batch", 1, "--steps", 3000]
+    running = start(*arguments, "--seed", 1)
+    time.sleep(12)
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 1 and "Traceback" not in errors, errors
+    assert re.search(r"error: interrupted \| got \d+ steps, kept in .*p\.unfinished.*--resume", errors), errors
+    assert "add --resume to go on" in fails(*arguments, "--seed", 1)
+    assert "different options" in fails(*arguments, "--seed", 2, "--resume")
+    assert [path.name for path in tmp_path.iterdir()] == ["p.unfinished"]
 
 
 def test_generate_plain_and_drafted_give_the_same(demo_bundle):

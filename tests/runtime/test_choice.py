@@ -51,7 +51,7 @@ def test_free_rows_make_large_trees_and_dear_rows_none():
     calibration = Calibration((candidate(4, 0, 1.6), candidate(4, 1, 1.4, undrafted=0.3), candidate(16, None, 2.2)))
     free = choose(calibration, table(), 3)
     assert free.tree.rows == 16 and free.drafts and free.speedup == pytest.approx(2.2 * 4.7 / 5.0, abs=1e-3)
-    dear = choose(calibration, table(slope=0.1), 3)
+    dear = choose(calibration, table(slope=0.3), 3)
     assert dear.tree.rows == 4 and not dear.drafts and dear.speedup < 1
     with pytest.raises(FirpError, match="no calibrated tree to choose from.*none for sampled"):
         choose(calibration, table(), 3, "sampled")

@@ -187,9 +187,9 @@ def test_rejected_rows_leave_no_trace(demo_engine):
     np.testing.assert_allclose(caches[0], caches[1], atol=1e-3)
 
 
-def test_the_runtime_imports_nothing_but_numpy_and_its_backend():
+def test_the_runtime_imports_nothing_heavy():
     script = "import sys, firp, firp.runtime.engine, firp.runtime.parity, firp.runtime.bench; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     top = {name.partition(".")[0] for name in modules}
     assert {"numpy", "onnxruntime"} <= top
-    assert top.isdisjoint({"torch", "transformers", "onnx", "onnx_ir", "click", "rich", "safetensors", "ml_dtypes"})
+    assert top.isdisjoint({"torch", "transformers", "onnx", "onnx_ir", "click", "rich", "matplotlib"})
