@@ -17,63 +17,62 @@ from firp.runtime.tree import TreeConfig, chain
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 CACHED_TOKENS = 256
-REPEATS = 15
+TURNS, PASSES, WARM_UP = 5, 6, 3  # of each size
 
 
 def measure_latency(engine: Engine, progress: Callable[[str, int, int], None] = lambda *_: None) -> LatencyTable:
-    """Time passes of growing size, until one costs more than any tree could win back."""
+    """Time passes of growing size, up to one that costs more than any tree could win back. The sizes take turns, so that a busy
+    moment of the machine falls on all of them; the first passes of a turn fill the processor's caches and do not count.
+    """
     k, context = engine.manifest.num_predictors, engine.model.max_position_embeddings
     cached = min(CACHED_TOKENS, context // 2)
     session = engine.session(cached + max(ROWS), max(ROWS) + k)
     session.kv.slots[:] = np.random.default_rng(0).standard_normal(session.kv.slots.shape[1:]) * 0.1
     session.kv.length = cached
-    rows, lower, upper = [], [], []
-    for index, count in enumerate(ROWS):
-        progress("measuring latency", index, len(ROWS))
-        rows.append(count)
-        times = _pass_times(session, count, REPEATS)
-        lower.append(times["lower"])
-        upper.append(times["upper"])
-        if index and lower[-1] + upper[-1] > (k + 2) * (lower[0] + upper[0]):
-            break
-    predictors = _predictor_ms(session) if k else 0.0
-    params = SamplingParams(32, ignore_eos=True)
-    prompt = list(range(min(16, engine.model.vocab_size)))
+    rows = _worth_measuring(session, k)
+    times: dict[int, list[dict[str, float]]] = {count: [] for count in rows}
+    for turn in range(TURNS):
+        progress("measuring latency", turn, TURNS)
+        for count in rows:
+            times[count] += [_pass_ms(session, count, draft=k > 0) for _ in range(PASSES)][WARM_UP:]
+    params, prompt = SamplingParams(32, ignore_eos=True), list(range(min(16, engine.model.vocab_size)))
     outside = [_outside_ms(engine, prompt, params, tree) for tree in (None, TreeConfig("dynamic", 8, None) if k else None)]
-    progress("measuring latency", 1, 1)
+    progress("measuring latency", TURNS, TURNS)
+    median = lambda graph, count: round(statistics.median(each[graph] for each in times[count] if graph in each), 4)  # noqa: E731
     return LatencyTable(
         device=engine.backend.device,
         prediction_layer=engine.manifest.prediction_layer,
         num_hidden_layers=engine.model.num_hidden_layers,
         cached_tokens=cached,
-        rows=tuple(rows),
-        lower_ms=tuple(round(ms, 4) for ms in lower),
-        upper_ms=tuple(round(ms, 4) for ms in upper),
-        predictors_ms=round(predictors, 4),
+        rows=rows,
+        lower_ms=tuple(median("lower", count) for count in rows),
+        upper_ms=tuple(median("upper", count) for count in rows),
+        predictors_ms=median("predictors", rows[-1]) if k else 0.0,
         plain_outside_ms=round(outside[0], 4),
         drafted_outside_ms=round(outside[1], 4),
     )
 
 
-def _pass_times(session: Session, rows: int, repeats: int) -> dict[str, float]:
-    """Median milliseconds in each graph."""
-    tree, times = chain([1] * rows), []
-    session.forward(tree, [])
-    for _ in range(repeats):
-        before = dict(session.graph_ms)
-        session.forward(tree, [])
-        times.append({name: ms - before[name] for name, ms in session.graph_ms.items()})
-    return {name: statistics.median(each[name] for each in times) for name in times[0]}
+def _worth_measuring(session: Session, num_predictors: int) -> tuple[int, ...]:
+    rows, total = [], []
+    for count in ROWS:
+        _pass_ms(session, count, draft=False)
+        rows.append(count)
+        total.append(sum(_pass_ms(session, count, draft=False).values()))
+        if total[-1] > (num_predictors + 2) * total[0] and len(rows) > 1:
+            break
+    return tuple(rows)
 
 
-def _predictor_ms(session: Session) -> float:
-    session.forward(chain([1] * 4), [0])
-    times = []
-    for _ in range(REPEATS):
-        before = session.graph_ms["predictors"]
-        session.forward(chain([1] * 4), [0, 1])
-        times.append(session.graph_ms["predictors"] - before)
-    return statistics.median(times)
+def _pass_ms(session: Session, rows: int, draft: bool) -> dict[str, float]:
+    """Milliseconds in each graph for a pass of so many rows; with `draft`, of the predictors in a draft pass after it too."""
+    before = dict(session.graph_ms)
+    session.forward(chain([1] * rows), [])
+    spent = {name: session.graph_ms[name] - before[name] for name in ("lower", "upper")}
+    if draft:
+        session.draft(rows - 1, 1)
+        spent["predictors"] = session.graph_ms["predictors"] - before["predictors"]
+    return spent
 
 
 def _outside_ms(engine: Engine, prompt: list[int], params: SamplingParams, tree: TreeConfig | None) -> float:
