@@ -30,8 +30,10 @@ def trees() -> dict[str, TreeConfig]:
         "chain": lambda m: TreeConfig.chain(3, m),
         "static": lambda m: TreeConfig.static(STATIC_PATHS, m),
         "dynamic": lambda m: TreeConfig("dynamic", rows=8, draft_sources=m),
+        "shallow": lambda m: TreeConfig("dynamic", rows=4, draft_sources=m, depth=2),
     }
-    return {f"{kind:7} M={m or 'T'}": make(m) for (kind, make), m in itertools.product(kinds.items(), (1, 2, None))}
+    sources = {"draft pass": 0, "M=1": 1, "M=2": 2, "M=T": None}
+    return {f"{kind:7} {name}": make(m) for (kind, make), (name, m) in itertools.product(kinds.items(), sources.items())}
 
 
 def sampling(tokens: int, seeds: int) -> dict[str, SamplingParams]:

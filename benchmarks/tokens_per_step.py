@@ -1,4 +1,5 @@
-"""Tokens per step of dynamic trees on held-out prompts, by rows T and draft sources M; and the rate that each gives here.
+"""Tokens per step of dynamic trees on held-out prompts, by rows T and draft sources M (0: a draft pass); and the rate that each
+gives here.
 
     python benchmarks/tokens_per_step.py BUNDLE [--prompts 40] [--tokens 96] [--temperature 0]
 
@@ -16,7 +17,7 @@ from firp.runtime.text import read_prompts
 from firp.runtime.tree import TreeConfig
 
 PROMPTS = Path(__file__).parent.parent / "tests" / "demo_model" / "held_out_prompts.jsonl"
-ROWS, SOURCES = (4, 8, 16, 32), (1, 2, 4, None)
+ROWS, SOURCES = (4, 8, 16, 32), (0, 1, 2, 4, None)
 
 
 def rate(run: Generation) -> float:
@@ -52,9 +53,8 @@ def main(bundle, prompts, tokens, temperature, threads):
                     ratios.append(rate(drafted) / rate(plain))
             tau = sum(run.stats.decoded_tokens for run in runs) / sum(run.stats.steps for run in runs)
             low, median, high = statistics.quantiles(ratios, n=4)
-            print(
-                f"rows {rows:2} M {sources or 'T'}: {tau:.3f} tokens/step, speedup {median:.2f} [{low:.2f} {high:.2f}]", flush=True
-            )
+            label = f"rows {rows:2} M {'T' if sources is None else sources}"
+            print(f"{label}: {tau:.3f} tokens/step, speedup {median:.2f} [{low:.2f} {high:.2f}]", flush=True)
 
 
 if __name__ == "__main__":

@@ -83,9 +83,10 @@ def calibrate(
 
 
 def check_device(device: str) -> None:
-    """Raises FirpError for a device that this machine lacks."""
+    """Raises FirpError for a device that this machine lacks, or that is neither a CPU nor a CUDA GPU."""
     try:
-        torch.empty(1, device=device)
+        if torch.empty(1, device=device).device.type not in ("cpu", "cuda"):
+            raise RuntimeError("neither cpu nor cuda")
     except (RuntimeError, AssertionError) as error:
         raise FirpError("cannot use the device", got=f"{device}: {str(error).splitlines()[0]:.100}", fix="--device cpu") from error
 

@@ -99,15 +99,15 @@ def _options(prediction_layer: str | None, minutes: float | None, steps: int | N
 
 def _print(report: dict, output: Path) -> None:
     trained = [method for method in report["methods"] if method["accuracy"]]
-    offsets = range(report["num_predictors"])
+    shares = ("top1", "top3", "top5", "top10")
     print_table(
-        ("held-out accuracy", *(f"{top} +{offset + 1}" for offset in offsets for top in ("top-1", "top-5"))),
-        [(m["method"], *(f"{m['accuracy'][top][offset]:.3f}" for offset in offsets for top in ("top1", "top5"))) for m in trained],
-        f"against the model's own greedy tokens, {trained[0]['accuracy']['guesses']} guesses each",
+        ("accuracy by offset", "top-1", "top-3", "top-5", "top-10"),
+        [(m["method"], *(" ".join(f"{share:.3f}"[1:] for share in m["accuracy"][top]) for top in shares)) for m in trained],
+        f"held-out text, against the model's own greedy tokens, {trained[0]['accuracy']['guesses']} guesses each",
     )
     rows = report["rows"]
     for text, static in report["static"].items():
-        lines = [("firp, static trees", *(f"{value:.2f}" for value in static))]
+        lines = [("firp, static tree", *(f"{value:.2f}" for value in static))]
         for method in report["methods"]:
             for kind in ("corrected", "independent"):
                 if text in method[kind]:

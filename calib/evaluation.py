@@ -106,7 +106,7 @@ class Evaluation:
             steps=firp.step,
             minutes=round(firp.seconds / 60, 2),
             methods=tuple(methods),
-            static={text: _static(sequences, k) for text, sequences in drafted.items()},
+            static=self._static(firp, corrections[0], drafted),
             acceptance={
                 text: tuple(tuple(row[:_RANKS_SHOWN].round(4).tolist()) for row in acceptance_by_rank(sequences, k))
                 for text, sequences in drafted.items()
@@ -131,6 +131,20 @@ class Evaluation:
         )
         return findings, corrected
 
+    def _static(
+        self, firp: Trainer, correction: PathCorrection, held_out: dict[str, list[Drafted]]
+    ) -> dict[str, tuple[float, ...]]:
+        """The best static trees for what the model decodes from training prompts, on held-out sequences: made on those, a tree of
+        fixed ranks would know the answers.
+        """
+        found = {}
+        for text, sequences in held_out.items():
+            fitting = self.fitting_sequences[0 if text == "greedy" else 1]
+            known = rank(record(firp.frozen, firp.heads, fitting), correction, text == "greedy")
+            trees = (TreeConfig.static(best_static_tree(known, self.options.num_predictors, rows - 1)) for rows in REPORT_ROWS)
+            found[text] = tuple(round(replay(sequences, tree).tokens_per_step, 4) for tree in trees)
+        return found
+
     def _lookup(self) -> MethodFindings:
         found = {
             text: tuple(round(replay_lookup(each, rows - 1).tokens_per_step, 4) for rows in REPORT_ROWS)
@@ -150,11 +164,6 @@ def _prompt_tokens(windows: np.ndarray) -> int:
 
 def _dynamic(sequences: list[Drafted]) -> tuple[float, ...]:
     return tuple(round(replay(sequences, TreeConfig("dynamic", rows, None)).tokens_per_step, 4) for rows in REPORT_ROWS)
-
-
-def _static(sequences: list[Drafted], k: int) -> tuple[float, ...]:
-    trees = (TreeConfig.static(best_static_tree(sequences, k, rows - 1)) for rows in REPORT_ROWS)
-    return tuple(round(replay(sequences, tree).tokens_per_step, 4) for tree in trees)
 
 
 def _speedups(found: tuple[Candidate, ...], latency: LatencyTable, k: int) -> tuple[tuple[int, float], ...]:

@@ -39,7 +39,7 @@ class Findings:
     steps: int
     minutes: float
     methods: tuple[MethodFindings, ...]  # firp first
-    static: dict[str, tuple[float, ...]]  # text -> [len(REPORT_ROWS)]: the best static tree, corrected as the dynamic ones
+    static: dict[str, tuple[float, ...]]  # text -> [len(REPORT_ROWS)]: static trees, corrected as the dynamic ones
     acceptance: dict[str, tuple[tuple[float, ...], ...]]  # text -> [K, ranks]: child of that rank accepted, once its parent is
     similarity: tuple[tuple[float, ...], ...]  # [K, N - t + 1]: cosine of pseudo and real hidden states from layer t on
     layers: tuple[LayerFindings, ...]  # () when the layer was given

@@ -54,8 +54,11 @@ class SavedRun:
         temporary = self.path.with_name(self.path.name + ".partial")
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"identity": self.identity, "stages": self.stages}, temporary)
-            temporary.replace(self.path)
+            try:
+                torch.save({"identity": self.identity, "stages": self.stages}, temporary)
+                temporary.replace(self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
         self._saved_at = time.monotonic()
 
     def remove(self) -> None:

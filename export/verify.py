@@ -246,7 +246,8 @@ def _plain_against_generate(name: str, engine: Engine, model: Any, prompts: list
 def _drafted_against_plain(engine: Engine, ties: list[dict[str, Any]]) -> Iterator[Check]:
     k = engine.manifest.num_predictors
     trees = {
-        "bundle tree": engine.bundle.tree,
+        "best tree": engine.best_tree,
+        "draft pass": TreeConfig("dynamic", rows=6, draft_sources=0, depth=min(2, k)),
         "chain": TreeConfig.chain(k),
         "static tree": TreeConfig.static([(0,), (1,), *([(0, 0), (0, 1)] if k > 1 else [])], draft_sources=2),
         "dynamic tree": TreeConfig("dynamic", rows=16, draft_sources=None),

@@ -97,7 +97,7 @@ def test_calibrate_then_export(pytestconfig, tmp_path):
     demo, data = pytestconfig.rootpath / "tests" / "demo_model", pytestconfig.rootpath / "runtime" / "session.py"
     result = firp("calibrate", demo, "-o", tmp_path / "p", "--data", data, "--steps", 2, "--num-predictors", 2, "--window", 48)
     assert result.returncode == 0, result.stderr
-    assert "held-out accuracy" in result.stdout and "tokens/step, greedy" in result.stdout
+    assert "accuracy by offset" in result.stdout and "tokens/step, greedy" in result.stdout
     assert "report.html" in result.stderr and "expected speedup" in result.stderr
     result = firp("export", demo, "-o", tmp_path / "b", "--predictors", tmp_path / "p", "--no-verify")
     assert result.returncode == 0, result.stderr

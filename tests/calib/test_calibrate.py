@@ -152,6 +152,7 @@ def test_out_of_memory_says_what_to_lower(demo, text, tmp_path, monkeypatch):
         ({"batch": 0}, "bad batch"),
         ({"device": "cuda:7"}, "cannot use the device.*cuda:7"),
         ({"device": "toaster"}, "cannot use the device.*toaster"),
+        ({"device": "meta"}, "cannot use the device.*neither cpu nor cuda"),
     ],
 )
 def test_bad_options_are_refused(changes, message, demo, text, tmp_path):

@@ -1,0 +1,71 @@
+"""Predicted against real memory of a training step (firp.calib.memory), on random Llamas and this machine's CPU.
+
+    python benchmarks/memory.py
+
+Each case is a process of its own; real is its peak resident size less what it had before the model was there.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from firp.calib.frozen_model import FrozenModel
+from firp.calib.heads import FirpPredictors
+from firp.calib.memory import memory_needed
+from firp.calib.options import TrainOptions
+from firp.calib.path_correction import PathTables
+from firp.calib.training import Trainer
+from firp.export.checkpoint import open_checkpoint
+
+SIZES = {  # hidden, intermediate, layers, heads, key/value heads, vocabulary
+    "25 M": (512, 1376, 6, 8, 4, 8000),
+    "110 M": (768, 2048, 12, 12, 12, 32000),
+}
+STEPS = ({"batch": 1, "anchors": 64}, {"batch": 4, "anchors": 128}, {"batch": 4, "anchors": 128, "precision": "bfloat16"})
+
+
+def config(hidden, intermediate, layers, heads, kv_heads, vocabulary) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, vocab_size=vocabulary, max_position_embeddings=2048,
+    )  # fmt: skip
+
+
+def one_case(folder: str, options: TrainOptions) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, options.precision))
+    layer = model.config.num_hidden_layers * 3 // 4
+    torch.manual_seed(0)
+    heads = FirpPredictors(options.num_predictors, model.config.hidden_size)
+    tables = PathTables(model.get_input_embeddings().weight, options.num_predictors, options.correction_rank)
+    windows = np.random.default_rng(0).integers(0, model.config.vocab_size, (8, options.window))
+    Trainer(FrozenModel(model, layer, None), heads, tables, windows, options).run()
+    print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024))
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, size in SIZES.items():
+            folder = Path(scratch) / name
+            AutoModelForCausalLM.from_config(config(*size)).save_pretrained(folder)
+            checkpoint = open_checkpoint(folder)
+            for changes in STEPS:
+                options = TrainOptions(minutes=None, steps=2, **changes)
+                predicted = sum(memory_needed(checkpoint, options, size[2] * 3 // 4).values())
+                arguments = [sys.executable, __file__, str(folder), json.dumps(changes)]
+                real = json.loads(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout)
+                print(f"{name} {changes}: predicted {predicted / 2**30:.2f} GiB, real {real / 2**30:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        one_case(sys.argv[1], TrainOptions(minutes=None, steps=2, **json.loads(sys.argv[2])))
+    else:
+        main()
