@@ -69,7 +69,8 @@ def calibrate(model, output, data, from_model, latency, resume, as_json, **optio
     if as_json:
         print(json.dumps(report))
     else:
-        _print(report, output)
+        print_report(report)
+        messages.print(f"wrote {output} (split at layer {report['prediction_layer']}); pictures in {output / 'report.html'}")
 
 
 def run_calibration(request, cancel: threading.Event | None = None) -> None:
@@ -97,7 +98,8 @@ def _options(prediction_layer: str | None, minutes: float | None, steps: int | N
     return TrainOptions(prediction_layer=layer, **budget, **numbers)
 
 
-def _print(report: dict, output: Path) -> None:
+def print_report(report: dict) -> None:
+    """The numbers of report.json that decide."""
     trained = [method for method in report["methods"] if method["accuracy"]]
     shares = ("top1", "top3", "top5", "top10")
     print_table(
@@ -120,4 +122,3 @@ def _print(report: dict, output: Path) -> None:
     if choice := report["choice"]:
         verdict = "" if choice["drafts"] else ": plain decoding is faster"
         messages.print(f"on {choice['latency']['device']}: expected speedup {choice['speedup']:.2f}{verdict}")
-    messages.print(f"wrote {output} (split at layer {report['prediction_layer']}); pictures in {output / 'report.html'}")

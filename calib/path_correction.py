@@ -40,8 +40,7 @@ class PathTables(nn.Module):
         """
         previous, following = windows[:, :-1].flatten(), windows[:, 1:].flatten()
         scores = self.previous(previous) @ self.following(following).T
-        same = (following[:, None] == following[None]).fill_diagonal_(False)
-        return F.cross_entropy(scores.masked_fill(same, float("-inf")), torch.arange(len(following), device=scores.device))
+        return F.cross_entropy(scores, torch.arange(len(following), device=scores.device))
 
     def guess_losses(self, student: Tensor, teacher: Tensor, previous: Tensor) -> Tensor:
         """Mean cross entropy in nats for each offset, [K], over the student's candidates.
