@@ -6,7 +6,7 @@ In: an engine with drafts and prompts. Out: text and a table on stdout; raises C
 from firp.runtime.engine import Engine, Generation, collect
 from firp.runtime.errors import CheckFailedError
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.terminal import StepMarks, print_table, results
+from firp.runtime.terminal import StepMarks, print_choice, print_table, results
 
 
 def run_demo(engine: Engine, prompts: list[str], params: SamplingParams) -> None:
@@ -27,6 +27,8 @@ def run_demo(engine: Engine, prompts: list[str], params: SamplingParams) -> None
         same = "" if plain else "yes" if _same(runs) else "NO"
         rows.append((name, f"{tokens / seconds:.0f}", str(steps), f"{tokens / steps:.2f}", same))
     print_table(("decoding", "tokens/s", "steps", "tokens per step", "identical"), rows)
+    if engine.tree is None:
+        print_choice(engine.choice)
     if not _same(runs):
         raise CheckFailedError("drafted decoding differs from plain", expected="the same tokens")
 
@@ -37,6 +39,7 @@ def _same(runs: dict[bool, list[Generation]]) -> bool:
 
 def _stream(engine: Engine, prompt: str, params: SamplingParams, plain: bool) -> Generation:
     write = StepMarks().write if not plain else lambda text: print(text, end="", flush=True)
-    result = collect(engine.stream(prompt, params, plain=plain), lambda chunk: write(chunk.text))
+    tree = None if plain else engine.best_tree  # to be seen even where plain decoding is faster
+    result = collect(engine.stream(prompt, params, plain=plain, tree=tree), lambda chunk: write(chunk.text))
     print()
     return result

@@ -110,7 +110,7 @@ def print_bench(result: BenchResult) -> None:
     results.print(f"speedup {result.speedup:.2f} (by prompt: median {median:.2f}, quartiles {low:.2f} to {high:.2f})")
     results.print(f"identical tokens: {'no' if result.differing_prompts else 'yes'}")
     if result.speedup < 1:
-        results.print("drafting does not pay on this device: use --plain")
+        results.print("drafting does not pay on this device: decode with --plain, or let firp tune choose")
 
 
 def summary(result: Generation) -> str:
