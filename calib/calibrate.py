@@ -11,14 +11,14 @@ import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from firp.calib.dataset import ChatTemplate, Dataset, load_documents, make_dataset
+from firp.calib.dataset import HELD_OUT_SHARE, ChatTemplate, Dataset, load_documents, make_dataset, split_prompts
 from firp.calib.evaluation import Evaluated, Evaluation
 from firp.calib.findings import LayerFindings
 from firp.calib.frozen_model import FrozenModel
@@ -26,7 +26,7 @@ from firp.calib.heads import EarlyExit, FirpPredictors, Heads, Medusa
 from firp.calib.layers import SHARE, layers_to_try
 from firp.calib.memory import check_memory, memory_errors
 from firp.calib.options import AUTO, TrainOptions
-from firp.calib.own_text import SAMPLING_TEMPERATURE, continue_prompts
+from firp.calib.own_text import write_text
 from firp.calib.path_correction import PathTables
 from firp.calib.report import write_report
 from firp.calib.saved_run import SavedRun
@@ -38,10 +38,12 @@ from firp.export.target_folder import check_target, disk_errors, target_folder
 from firp.runtime.choice import LatencyTable
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckpointError, FirpError
+from firp.runtime.guesses import PathCorrection
 from firp.runtime.latency import measure_latency
-from firp.runtime.text import load_tokenizer
+from firp.runtime.text import check_text, load_tokenizer
 
 OWN_TOKENS = 200_000  # that the model writes for --from-model
+RESUMABLE_CHANGES = ("learning_rate", "batch", "accumulate", "anchors")  # options that a resumed run may change
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
@@ -75,10 +77,14 @@ def calibrate(
     if not request.data and not request.prompts:
         raise FirpError("nothing to calibrate on", got="no data", expected="text files, or prompts that the model continues")
     documents = load_documents(list(request.data), tokenizer, ChatTemplate(request.model)) if request.data else []
-    prompts = [tokenizer.encode(each).ids if isinstance(each, str) else each for each in request.prompts]
-    identity = {"model": checkpoint.fingerprint(), "options": asdict(request.options), "data": _digest(documents, prompts)}
-    run = _Run(request, checkpoint, SavedRun(request.output, identity, request.resume), progress or (lambda *_: None), cancel)
+    prompts = [tokenizer.encode(check_text(each)).ids if isinstance(each, str) else list(each) for each in request.prompts]
+    _check_ids([*documents, *prompts], checkpoint.config.vocab_size)
+    if request.latency and request.latency.num_hidden_layers != checkpoint.config.num_hidden_layers:
+        got, expected = f"{request.latency.num_hidden_layers} layers", checkpoint.config.num_hidden_layers
+        raise FirpError("latency table of another model", got=got, expected=expected, fix="measure it with firp tune --json")
+    saved = SavedRun(request.output, _identity(request, checkpoint, documents, prompts), request.resume)
     with memory_errors(request.options), disk_errors(request.output):
+        run = _Run(request, checkpoint, saved, progress or (lambda *_: None), cancel)
         return run.finish(default_layer, documents, prompts)
 
 
@@ -98,8 +104,19 @@ def _tokenizer(model_dir: Path):
     return load_tokenizer(file)
 
 
-def _digest(documents: list[list[int]], prompts: list[list[int]]) -> str:
-    return hashlib.sha256(json.dumps([documents, prompts]).encode()).hexdigest()
+def _check_ids(sequences: list[list[int]], vocab_size: int) -> None:
+    """Raises FirpError for a token that the model has no embedding for."""
+    for ids in sequences:
+        if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+            raise FirpError("token id out of range", got=f"{min(ids)} to {max(ids)}", expected=f"0 to {vocab_size - 1}")
+
+
+def _identity(request: CalibrationRequest, checkpoint: Checkpoint, documents: list, prompts: list) -> dict[str, Any]:
+    """What a run must share with an unfinished one to go on with it. Sizes of a step may change: lower ones help out of a crash."""
+    options = {name: value for name, value in asdict(request.options).items() if name not in RESUMABLE_CHANGES}
+    data = hashlib.sha256(json.dumps([documents, prompts]).encode()).hexdigest()
+    latency = asdict(request.latency) if request.latency else None
+    return {"model": checkpoint.fingerprint(), "data": data, "latency": latency, **options}
 
 
 class _Run:
@@ -107,8 +124,8 @@ class _Run:
 
     def __init__(self, request: CalibrationRequest, checkpoint: Checkpoint, saved: SavedRun, progress: Progress, cancel):
         self.request, self.options, self.checkpoint = request, request.options, checkpoint
-        self.saved, self.progress, self.cancel = saved, progress, cancel
-        progress("loading the model", 0, 1)
+        self.saved, self.cancel, self._show, self.progress = saved, cancel, progress, self._report
+        self.progress("loading the model", 0, 1)
         dtype = getattr(torch, self.options.precision)
         model = AutoModelForCausalLM.from_pretrained(request.model, dtype=dtype, local_files_only=True)
         self.model = model.to(self.options.device)
@@ -136,21 +153,14 @@ class _Run:
     def _dataset(self, documents: list[list[int]], prompts: list[list[int]]) -> Dataset:
         ends = self.checkpoint.eos_token_ids
         window = min(self.options.window, self.checkpoint.config.max_position_embeddings)
+        own_text = ([], [])
         if prompts:
-            documents = documents + self._stage("own text", lambda: self._own_text(prompts, window, ends))
-        return make_dataset(documents, window, ends[0] if ends else None)
-
-    def _own_text(self, prompts: list[list[int]], window: int, ends: tuple[int, ...]) -> list[list[int]]:
-        """Continuations of the prompts, of which the last tokens are kept: up to half of them greedy, the others sampled."""
-        prompts = [ids[-window // 4 :] for ids in prompts if ids]
-        new_tokens = window - window // 4
-        count = max(2, OWN_TOKENS // new_tokens)
-        greedy, sampled = prompts[: count // 2], list(islice(cycle(prompts), count - min(len(prompts), count // 2)))
-        written = []
-        for chosen, temperature in ((greedy, 0.0), (sampled, SAMPLING_TEMPERATURE)):
-            report = functools.partial(self.progress, f"writing text with the model, temperature {temperature}")
-            written += continue_prompts(self.model, chosen, new_tokens, temperature, self.options.seed, ends, report)
-        return [each.tokens.tolist() for each in written]
+            shares = zip(split_prompts(prompts), (1 - HELD_OUT_SHARE, HELD_OUT_SHARE), strict=True)
+            write = functools.partial(
+                write_text, self.model, window=window, seed=self.options.seed, ends=ends, progress=self.progress
+            )
+            own_text = self._stage("own text", lambda: tuple(write(each, tokens=int(OWN_TOKENS * share)) for each, share in shares))
+        return make_dataset(documents, window, ends[0] if ends else None, own_text)
 
     def _latency(self, layer: int) -> LatencyTable | None:
         """The one given, or that of this machine when it is a CPU that trains."""
@@ -159,13 +169,22 @@ class _Run:
         return LatencyTable(**self._stage("latency", lambda: asdict(self._measure_latency(layer))))
 
     def _measure_latency(self, layer: int) -> LatencyTable:
-        """Of an export that is thrown away: what predictors say does not change how long they take."""
+        """Of an export that is thrown away: how long guesses take does not depend on what they are."""
+        k, config, rank = self.options.num_predictors, self.checkpoint.config, self.options.correction_rank
+        tables, scales = np.zeros((config.vocab_size, rank), np.float32), np.ones((2, k), np.float32)
         with tempfile.TemporaryDirectory() as scratch:
             predictors, bundle = Path(scratch) / "predictors", Path(scratch) / "bundle"
             predictors.mkdir()
-            heads = FirpPredictors(self.options.num_predictors, self.checkpoint.config.hidden_size)
-            write_predictors(predictors, self._info(layer, {}, Accuracy((), (), (), (), 0), 0), heads.weight.detach().numpy())
-            export_bundle(ExportOptions(self.request.model, bundle, predictors), progress=self.progress)
+            info = self._info(layer, {}, Accuracy((), (), (), (), 0), rank)
+            weight = np.tile(np.eye(config.hidden_size, dtype=np.float32), (k, 1, 1))
+            write_predictors(predictors, info, weight, PathCorrection(tables, tables, scales, scales))
+            try:
+                export_bundle(ExportOptions(self.request.model, bundle, predictors), progress=self.progress)
+            except FirpError as error:
+                what = f"cannot measure latency here: {error.what}"
+                raise FirpError(
+                    what, got=error.got, expected=error.expected, fix="give the target's table with --latency"
+                ) from error
             return measure_latency(Engine.load(bundle, check_hashes=False), self.progress)
 
     def _sweep(self, dataset: Dataset, evaluation: Evaluation, latency: LatencyTable | None) -> tuple[LayerFindings, ...]:
@@ -174,49 +193,52 @@ class _Run:
                 "no latency table to choose a prediction layer with", got=f"device {self.options.device}",
                 expected="--latency FILE", fix="print one on the target with firp tune BUNDLE --json",
             )  # fmt: skip
-        layers, found = layers_to_try(self.checkpoint.config.num_hidden_layers), []
-        for layer in layers:
+        layers = layers_to_try(self.checkpoint.config.num_hidden_layers)
+
+        def findings_at(layer: int) -> dict[str, Any]:
             options = _share_of(replace(self.options, prediction_layer=layer), SHARE / len(layers))
             trainer = self._train(FirpPredictors, layer, dataset, options)
-            found.append(evaluation.layer_findings(trainer, latency))
-        return tuple(found)
+            self.saved.stages.pop(_stage_name(trainer))
+            return asdict(evaluation.layer_findings(trainer, latency))
+
+        return tuple(LayerFindings(**self._stage(f"sweep, layer {layer}", lambda at=layer: findings_at(at))) for layer in layers)
 
     def _train(self, method: type[Heads], layer: int, dataset: Dataset, options: TrainOptions) -> Trainer:
-        """Raises FirpError when interrupted, with the state kept."""
-        stage = f"{method.method}, layer {layer}, {_budget(options)}"
         frozen = FrozenModel(self.model, layer, self.checkpoint.config.sliding_window)
         torch.manual_seed(options.seed)
         heads = method(options.num_predictors, self.checkpoint.config.hidden_size).to(options.device)
         embeddings = self.model.get_input_embeddings().weight
         tables = PathTables(embeddings, options.num_predictors, options.correction_rank).to(options.device)
         trainer = Trainer(frozen, heads, tables, dataset.training, options)
+        stage = _stage_name(trainer)
         if stage in self.saved.stages:
             trainer.restore(self.saved.stages[stage])
 
         def report(state: TrainProgress) -> None:
             losses = " ".join(f"{loss:.2f}" for loss in state.loss)
-            self.progress(
-                f"training {method.method} at layer {layer}: step {state.step}, loss {losses}", int(state.done * 1000), 1000
-            )
-
-        def go_on() -> bool:
             if self.saved.due:
-                self._keep(stage, trainer)
-            return self.cancel is None or not self.cancel.is_set()
+                self._keep(trainer)
+            what = f"training {method.method} at layer {layer}: step {state.step}, loss {losses}"
+            self.progress(what, int(state.done * 1000), 1000)
 
         try:
-            trainer.run(report, go_on)
+            trainer.run(report)
         finally:
-            self._keep(stage, trainer)
-        if trainer.done < 1:
-            fix = "repeat the command with --resume to go on"
-            raise FirpError("interrupted", got=f"{trainer.step} steps, kept in '{self.saved.path}'", fix=fix)
+            if trainer.settled:
+                self._keep(trainer)
         return trainer
 
-    def _keep(self, stage: str, trainer: Trainer) -> None:
-        if trainer.step:
-            self.saved.stages[stage] = trainer.state()
+    def _keep(self, trainer: Trainer) -> None:
+        self.saved.stages[_stage_name(trainer)] = trainer.state()
+        self.saved.save()
+
+    def _report(self, stage: str, done: int, total: int) -> None:
+        """Show progress; the place at which a run stops when it is cancelled."""
+        self._show(stage, done, total)
+        if self.cancel is not None and self.cancel.is_set():
             self.saved.save()
+            fix = "repeat the command with --resume to go on"
+            raise FirpError("interrupted", got=f"'{stage}', kept in '{self.saved.path}'", fix=fix)
 
     def _stage(self, name: str, make: Callable[[], Any]) -> Any:
         if name not in self.saved.stages:
@@ -259,5 +281,7 @@ def _share_of(options: TrainOptions, share: float) -> TrainOptions:
     return replace(options, minutes=options.minutes * share)
 
 
-def _budget(options: TrainOptions) -> str:
-    return f"{options.minutes:g} minutes" if options.steps is None else f"{options.steps} steps"
+def _stage_name(trainer: Trainer) -> str:
+    options = trainer.options
+    budget = f"{options.minutes:g} minutes" if options.steps is None else f"{options.steps} steps"
+    return f"{trainer.heads.method}, layer {trainer.frozen.prediction_layer}, {budget}"

@@ -104,7 +104,7 @@ def print_report(report: dict) -> None:
     shares = ("top1", "top3", "top5", "top10")
     print_table(
         ("accuracy by offset", "top-1", "top-3", "top-5", "top-10"),
-        [(m["method"], *(" ".join(f"{share:.3f}"[1:] for share in m["accuracy"][top]) for top in shares)) for m in trained],
+        [(m["method"], *(" ".join(f"{share:.3f}".lstrip("0") for share in m["accuracy"][top]) for top in shares)) for m in trained],
         f"held-out text, against the model's own greedy tokens, {trained[0]['accuracy']['guesses']} guesses each",
     )
     rows = report["rows"]

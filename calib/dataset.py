@@ -13,6 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from firp.runtime.errors import FirpError
+from firp.runtime.text import check_text
 
 HELD_OUT_SHARE = 0.05  # of the windows, the last ones; at least one
 _CHUNK = 256  # documents tokenized at once
@@ -55,17 +56,39 @@ def load_documents(paths: list[Path], tokenizer: Tokenizer, chat: ChatTemplate) 
     return documents + [each.ids for each in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def make_dataset(documents: list[list[int]], window: int, separator: int | None) -> Dataset:
-    """Join documents (each closed by `separator`) and cut windows. Raises FirpError for data that is too small."""
+def make_dataset(
+    documents: list[list[int]], window: int, separator: int | None, own_text: tuple[list[list[int]], list[list[int]]] = ([], [])
+) -> Dataset:
+    """Join documents (each closed by `separator`) and cut windows; the last ones are held out. Raises FirpError for too little.
+
+    own_text: continuations of prompts to train on, and of other prompts, that are held out.
+    """
+    windows = _windows(documents, window, separator)
+    held_out = max(1, round(len(windows) * HELD_OUT_SHARE)) if len(windows) else 0
+    training = np.concatenate([windows[: len(windows) - held_out], _windows(own_text[0], window, separator)])
+    held_out = np.concatenate([windows[len(windows) - held_out :], _windows(own_text[1], window, separator)])
+    tokens = sum(len(ids) + (separator is not None) for part in (documents, *own_text) for ids in part)
+    if not len(training) or not len(held_out):
+        raise FirpError(
+            "too little calibration data", got=f"{tokens} tokens", expected=f"at least {2 * window}", fix="give more text"
+        )
+    return Dataset(training, held_out, tokens)
+
+
+def _windows(documents: list[list[int]], window: int, separator: int | None) -> np.ndarray:
+    """[n, window] i64."""
     closing = [] if separator is None else [separator]
     stream = np.fromiter((token for ids in documents for token in (*ids, *closing)), np.int64)
-    windows = stream[: len(stream) // window * window].reshape(-1, window)
-    if len(windows) < 2:
-        raise FirpError(
-            "too little calibration data", got=f"{len(stream)} tokens", expected=f"at least {2 * window}", fix="give more text"
-        )
-    held_out = max(1, round(len(windows) * HELD_OUT_SHARE))
-    return Dataset(windows[:-held_out], windows[-held_out:], len(stream))
+    return stream[: len(stream) // window * window].reshape(-1, window)
+
+
+def split_prompts(prompts: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """To train on, and to hold out: no prompt is in both. Raises FirpError for fewer than two different ones."""
+    different = [list(ids) for ids in dict.fromkeys(tuple(ids) for ids in prompts if ids)]
+    if len(different) < 2:
+        raise FirpError("too few prompts", got=f"{len(different)} different ones", expected="at least 2", fix="one is held out")
+    held_out = max(1, round(len(different) * HELD_OUT_SHARE))
+    return different[:-held_out], different[-held_out:]
 
 
 def _files(path: Path) -> list[Path]:
@@ -112,7 +135,7 @@ def _line_text(line: str, where: str, chat: ChatTemplate) -> str:
     except (ValueError, RecursionError) as error:
         raise FirpError("calibration data is not JSON", got=f"{where}: {error}") from error
     if isinstance(item, dict) and isinstance(item.get("text"), str):
-        return item["text"]
+        return check_text(item["text"])
     if isinstance(item, dict) and isinstance(item.get("messages"), list):
-        return chat.render(item["messages"], where)
+        return check_text(chat.render(item["messages"], where))
     raise FirpError("no text in calibration data", got=f"{line[:60]!r} at {where}", expected='"text" or "messages"')

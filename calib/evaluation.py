@@ -20,7 +20,7 @@ from firp.calib.own_text import SAMPLING_TEMPERATURE, continue_prompts
 from firp.calib.prompt_lookup import replay_lookup
 from firp.calib.sharpness import fit_scales
 from firp.calib.training import Trainer
-from firp.calib.trees import acceptance_by_rank, best_static_tree, candidates
+from firp.calib.trees import acceptance_by_rank, as_candidates, best_static_tree, candidates
 from firp.runtime.choice import Calibration, Candidate, LatencyTable, choose, predicted_speedup
 from firp.runtime.guesses import PathCorrection
 from firp.runtime.tree import TreeConfig
@@ -71,7 +71,7 @@ class Evaluation:
         """What a shortly trained layer promises: the tree that is fastest there."""
         layer, k = trainer.frozen.prediction_layer, self.options.num_predictors
         drafted = rank(record(trainer.frozen, trainer.heads, self.sequences["greedy"]), self.correction(trainer), greedy=True)
-        found, at_layer = candidates({"greedy": drafted}, k), latency.at_layer(layer)
+        found, at_layer = as_candidates({"greedy": candidates(drafted, k)}), latency.at_layer(layer)
         best = max(found, key=lambda each: predicted_speedup(each, at_layer, k, "greedy"))
         return LayerFindings(
             layer,
@@ -84,19 +84,21 @@ class Evaluation:
         self, trainers: list[Trainer], model_name: str, swept: tuple[LayerFindings, ...], latency: LatencyTable | None
     ) -> Evaluated:
         """The first trainer is FIRP's; the others are baselines."""
-        methods, drafted, corrections = [], {}, [self.correction(trainer) for trainer in trainers]
-        for index, (trainer, correction) in enumerate(zip(trainers, corrections, strict=True)):
-            self.progress("measuring acceptance", index, len(trainers))
-            method, ranked = self._method(trainer, correction)
-            methods.append(method)
-            drafted = drafted or ranked
+        firp, k = trainers[0], self.options.num_predictors
+        corrections = [self.correction(trainer) for trainer in trainers]
+        methods = [self._method(trainer, correction) for trainer, correction in zip(trainers, corrections, strict=True)]
         if len(trainers) > 1:
             methods.append(self._lookup())
-        firp, k = trainers[0], self.options.num_predictors
-        self.progress("calibrating trees", 0, 1)
-        calibration = Calibration(tuple(candidates(drafted, k)))
+        trees, static, acceptance = {}, {}, {}
+        for text, sequences in self.sequences.items():  # one at a time: rankings take megabytes for every prompt
+            self.progress(f"calibrating trees, {text}", len(trees), len(self.sequences))
+            drafted = rank(record(firp.frozen, firp.heads, sequences), corrections[0], text == "greedy")
+            trees[text] = candidates(drafted, k)
+            static[text] = self._static(firp, corrections[0], text, drafted)
+            shares = acceptance_by_rank(drafted, k)[:, :_RANKS_SHOWN]
+            acceptance[text] = tuple(tuple(row) for row in shares.round(4).tolist())
+        calibration = Calibration(tuple(as_candidates(trees)))
         at_layer = latency.at_layer(firp.frozen.prediction_layer) if latency else None
-        held_out = self.dataset.held_out
         findings = Findings(
             model_name=model_name,
             num_hidden_layers=len(firp.frozen.model.model.layers),
@@ -106,44 +108,34 @@ class Evaluation:
             steps=firp.step,
             minutes=round(firp.seconds / 60, 2),
             methods=tuple(methods),
-            static=self._static(firp, corrections[0], drafted),
-            acceptance={
-                text: tuple(tuple(row[:_RANKS_SHOWN].round(4).tolist()) for row in acceptance_by_rank(sequences, k))
-                for text, sequences in drafted.items()
-            },
-            similarity=tuple(map(tuple, similarity(firp.frozen, firp.heads, held_out))),
+            static=static,
+            acceptance=acceptance,
+            similarity=tuple(map(tuple, similarity(firp.frozen, firp.heads, self.dataset.held_out))),
             layers=swept,
             speedups=_speedups(calibration.candidates, at_layer, k) if at_layer else (),
             choice=choose(calibration, at_layer, k) if at_layer else None,
         )
         return Evaluated(findings, calibration, corrections[0])
 
-    def _method(self, trainer: Trainer, correction: PathCorrection) -> tuple[MethodFindings, dict[str, list[Drafted]]]:
-        recorded = {text: record(trainer.frozen, trainer.heads, each) for text, each in self.sequences.items()}
-        plain = {text: rank(each, None, text == "greedy") for text, each in recorded.items()}
-        corrected = {text: rank(each, correction, text == "greedy") for text, each in recorded.items()}
-        findings = MethodFindings(
-            trainer.heads.method,
-            accuracy(trainer.frozen, trainer.heads, self.dataset.held_out),
-            tuple((step, tuple(loss)) for step, loss in trainer.curve),
-            {text: _dynamic(each) for text, each in plain.items()},
-            {text: _dynamic(each) for text, each in corrected.items()},
-        )
-        return findings, corrected
+    def _method(self, trainer: Trainer, correction: PathCorrection) -> MethodFindings:
+        independent, corrected = {}, {}
+        for text, sequences in self.sequences.items():
+            self.progress(f"measuring {trainer.heads.method}, {text}", len(corrected), len(self.sequences))
+            recorded = record(trainer.frozen, trainer.heads, sequences)
+            independent[text] = _dynamic(rank(recorded, None, text == "greedy"))
+            corrected[text] = _dynamic(rank(recorded, correction, text == "greedy"))
+        shares = accuracy(trainer.frozen, trainer.heads, self.dataset.held_out)
+        curve = tuple((step, tuple(loss)) for step, loss in trainer.curve)
+        return MethodFindings(trainer.heads.method, shares, curve, independent, corrected)
 
-    def _static(
-        self, firp: Trainer, correction: PathCorrection, held_out: dict[str, list[Drafted]]
-    ) -> dict[str, tuple[float, ...]]:
+    def _static(self, firp: Trainer, correction: PathCorrection, text: str, held_out: list[Drafted]) -> tuple[float, ...]:
         """The best static trees for what the model decodes from training prompts, on held-out sequences: made on those, a tree of
         fixed ranks would know the answers.
         """
-        found = {}
-        for text, sequences in held_out.items():
-            fitting = self.fitting_sequences[0 if text == "greedy" else 1]
-            known = rank(record(firp.frozen, firp.heads, fitting), correction, text == "greedy")
-            trees = (TreeConfig.static(best_static_tree(known, self.options.num_predictors, rows - 1)) for rows in REPORT_ROWS)
-            found[text] = tuple(round(replay(sequences, tree).tokens_per_step, 4) for tree in trees)
-        return found
+        fitting = self.fitting_sequences[0 if text == "greedy" else 1]
+        known = rank(record(firp.frozen, firp.heads, fitting), correction, text == "greedy")
+        trees = (TreeConfig.static(best_static_tree(known, self.options.num_predictors, rows - 1)) for rows in REPORT_ROWS)
+        return tuple(round(replay(held_out, tree).tokens_per_step, 4) for tree in trees)
 
     def _lookup(self) -> MethodFindings:
         found = {

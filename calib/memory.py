@@ -37,7 +37,7 @@ def memory_needed(checkpoint: Checkpoint, options: TrainOptions, prediction_laye
     return {
         "model": weights * width,
         "predictors": o.num_predictors * c.hidden_size**2 * 4 * _ADAM_COPIES,
-        "path correction": 2 * c.vocab_size * o.correction_rank * 4 * _ADAM_COPIES + c.vocab_size * c.hidden_size * 4,
+        "path correction": c.vocab_size * 4 * (2 * o.correction_rank * (_ADAM_COPIES + 1) + c.hidden_size),
         "real rows": real * width * (upper * (c.hidden_size + 2 * kv) + 4 * c.hidden_size + 3 * c.intermediate_size),
         "pseudo rows": (pseudo * upper * saved_by_layer + upper * attention) * width,
         "logits": pseudo * (c.vocab_size * 4 * _LOGITS_COPIES + TOP_K * o.correction_rank * 12),
@@ -73,7 +73,7 @@ def memory_errors(options: TrainOptions) -> Iterator[None]:
         raise FirpError(
             f"out of memory on {options.device}",
             got=f"--batch {options.batch} --anchors {options.anchors} --window {options.window}",
-            fix="lower one of them and raise --accumulate instead; smaller values start a new run",
+            fix="lower one of them, raise --accumulate instead, and repeat with --resume",
         ) from error
 
 

@@ -3,12 +3,15 @@
 In: a Hugging Face model and prompts. Out: sequences of prompt and continuation, decoded in batches of prompts of equal length.
 """
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import cycle, islice
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 from firp.calib.acceptance import Sequence
 
@@ -30,6 +33,7 @@ def continue_prompts(
     by_length = defaultdict(list)
     for index, prompt in enumerate(prompts):
         by_length[len(prompt)].append(index)
+    model.generation_config = GenerationConfig()  # its own defaults (penalties, top-k) are not what the runtime decodes with
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
     written: list[Sequence | None] = [None] * len(prompts)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
@@ -46,6 +50,23 @@ def continue_prompts(
                     written[i] = _closed(row, len(prompts[i]), ends)
                 progress(sum(each is not None for each in written), len(prompts))
     return written
+
+
+def write_text(
+    model: nn.Module, prompts: list[list[int]], window: int, tokens: int, seed: int, ends: tuple[int, ...], progress: Callable
+) -> list[list[int]]:
+    """About so many tokens of continuations, up to half of them greedy, the others sampled. Prompts take turns; their last tokens
+    are kept.
+    """
+    kept, new_tokens = [ids[-(window // 4) :] for ids in prompts], window - window // 4
+    count = max(2, tokens // new_tokens)
+    greedy = kept[: count // 2]
+    sampled = list(islice(cycle(kept), count - len(greedy)))
+    written = []
+    for chosen, temperature in ((greedy, 0.0), (sampled, SAMPLING_TEMPERATURE)):
+        report = functools.partial(progress, f"writing text with the model, temperature {temperature:g}")
+        written += continue_prompts(model, chosen, new_tokens, temperature, seed, ends, report)
+    return [each.tokens.tolist() for each in written]
 
 
 def _closed(row: np.ndarray, prompt_tokens: int, ends: tuple[int, ...]) -> Sequence:

@@ -28,11 +28,17 @@ class PathTables(nn.Module):
 
     def previous(self, ids: Tensor) -> Tensor:
         """[...] -> [..., r]."""
-        return self.embeddings[ids] @ self.project_previous + self.free_previous[ids]
+        return self._rows(ids, self.project_previous, self.free_previous)
 
     def following(self, ids: Tensor) -> Tensor:
         """[...] -> [..., r]."""
-        return self.embeddings[ids] @ self.project_following + self.free_following[ids]
+        return self._rows(ids, self.project_following, self.free_following)
+
+    def _rows(self, ids: Tensor, project: Tensor, free: Tensor) -> Tensor:
+        """For more ids than tokens, the whole table is projected first: backward would keep an embedding for each id."""
+        if ids.numel() > len(self.embeddings):
+            return (self.embeddings @ project + free)[ids]
+        return self.embeddings[ids] @ project + free[ids]
 
     def pair_loss(self, windows: Tensor) -> Tensor:
         """Cross entropy in nats of telling which token followed, among the followers of all tokens in these windows [n, S]: its

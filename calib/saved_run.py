@@ -57,6 +57,8 @@ class SavedRun:
             try:
                 torch.save({"identity": self.identity, "stages": self.stages}, temporary)
                 temporary.replace(self.path)
+            except RuntimeError as error:  # what torch.save makes of a full disk
+                raise FirpError(f"cannot write '{self.path}'", got=str(error).splitlines()[0], fix="free some disk") from error
             finally:
                 temporary.unlink(missing_ok=True)
         self._saved_at = time.monotonic()

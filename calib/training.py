@@ -26,7 +26,9 @@ CURVE_POINTS = 200
 PAIR_UPDATES, PAIR_WINDOWS = 8, 4  # a step, in the first half: of the tables, from the pairs of neighbours in so many windows
 
 
-_PARTS, _VALUES = ("heads", "tables", "optimizer", "table_optimizer"), ("order", "step", "seconds", "running", "curve")
+_TRAINED = ("heads", "tables")
+_PARTS = (*_TRAINED, "optimizer", "table_optimizer")
+_VALUES = ("order", "step", "seconds", "running", "curve")
 
 
 class TrainProgress(NamedTuple):
@@ -46,6 +48,7 @@ class Trainer:
         self.table_optimizer = _optimizer(tables)
         self.order = torch.empty(0, dtype=torch.int64)
         self.step, self.seconds = 0, 0.0
+        self.settled = True  # between steps: the state is whole
         self.running: Tensor | None = None  # [K]
         self.curve: list[tuple[int, list[float]]] = []  # (step, loss of each offset)
 
@@ -55,42 +58,50 @@ class Trainer:
         o = self.options
         return self.step / o.steps if o.steps is not None else self.seconds / 60 / o.minutes
 
-    def run(
-        self, progress: Callable[[TrainProgress], None] = lambda state: None, between: Callable[[], bool] = lambda: True
-    ) -> None:
-        """Train until the budget is used, or `between`, called between steps, says no. Raises FirpError when training diverges;
-        the state is then still that of the last good step.
+    def run(self, progress: Callable[[TrainProgress], None] = lambda state: None) -> None:
+        """Train until the budget is used. `progress` is called between steps, and may end the run by raising. Raises FirpError when
+        training diverges. Unless an exception falls into the few milliseconds of an update (`settled` is then False), the state
+        stays that of the last whole step.
         """
-        while self.done < 1 and between():
+        while self.done < 1:
             started, done = time.monotonic(), self.done
             share = min(1, done * 20 + 0.01) * 0.5 * (1 + math.cos(math.pi * done))  # warm up, then fall to 0
             self.optimizer.param_groups[0]["lr"] = self.options.learning_rate * share
             self.table_optimizer.param_groups[0]["lr"] = self.options.correction_learning_rate * share
-            if done < 0.5:  # which tokens follow which is in the text alone, and comes cheap
-                self._learn_pairs()
-            losses = self._accumulate()
-            norm = nn.utils.clip_grad_norm_(self.heads.parameters(), 1.0)
-            if not torch.isfinite(losses).all() or not torch.isfinite(norm):
-                got = f"loss {losses.tolist()}, gradient {norm:.3g} at step {self.step}"
-                raise FirpError("training diverged", got=got, fix="lower --learning-rate, clean the data, or take another seed")
+            drawn = self.order, self.generator.get_state()
+            try:
+                losses = self._accumulate()
+            except BaseException:  # the step did not happen
+                self.order = drawn[0]
+                self.generator.set_state(drawn[1])
+                raise
+            self.settled = False
             self.optimizer.step()
             self.table_optimizer.step()
+            if done < 0.5:  # which tokens follow which is in the text alone, and comes cheap
+                self._learn_pairs()
             self.step += 1
             self.seconds += time.monotonic() - started
             self.running = losses if self.running is None else self.running.lerp(losses, 0.05)
             if self.done * CURVE_POINTS >= len(self.curve):
                 self.curve.append((self.step, [round(loss, 4) for loss in self.running.tolist()]))
+            self.settled = True
             progress(TrainProgress(done, self.step, self.running.tolist()))
 
     def _accumulate(self) -> Tensor:
-        """Gradients of one step; the losses of its passes, averaged, [K]."""
+        """Clipped gradients of one step; the losses of its passes, averaged, [K]."""
         self.optimizer.zero_grad(set_to_none=True)
         self.table_optimizer.zero_grad(set_to_none=True)
-        total, passes = torch.zeros(self.options.num_predictors), self.options.accumulate
+        total, table_total, passes = torch.zeros(self.options.num_predictors), 0.0, self.options.accumulate
         for _ in range(passes):
             losses, table_losses = self._losses(self._next_batch())
             ((losses.sum() + table_losses.sum()) / passes).backward()
             total += losses.detach().cpu() / passes
+            table_total += float(table_losses.detach().sum())
+        norm = nn.utils.clip_grad_norm_(self.heads.parameters(), 1.0)
+        if not math.isfinite(total.sum() + table_total + norm):
+            got = f"loss {total.tolist()}, gradient {norm:.3g} at step {self.step}"
+            raise FirpError("training diverged", got=got, fix="repeat with --resume and a lower --learning-rate, or clean the data")
         return total
 
     def _learn_pairs(self) -> None:
@@ -120,12 +131,15 @@ class Trainer:
         return losses, self.tables.guess_losses(student.detach(), teacher, at(input_ids, following))
 
     def state(self) -> dict[str, Any]:
-        state = {name: getattr(self, name).state_dict() for name in _PARTS}
+        """On the CPU. What only further training needs is left out when it is over."""
+        parts = _PARTS if self.done < 1 else _TRAINED
+        state = {name: _on_cpu(getattr(self, name).state_dict()) for name in parts}
         return state | {name: getattr(self, name) for name in _VALUES} | {"generator": self.generator.get_state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         for name in _PARTS:
-            getattr(self, name).load_state_dict(state[name])
+            if name in state:
+                getattr(self, name).load_state_dict(state[name])
         for name in _VALUES:
             setattr(self, name, state[name])
         self.generator.set_state(state["generator"])
@@ -133,6 +147,15 @@ class Trainer:
 
 def _optimizer(module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(module.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
+
+
+def _on_cpu(state: Any) -> Any:
+    """The same nest of dictionaries and lists, with copies of its tensors."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _on_cpu(value) for key, value in state.items()}
+    return [_on_cpu(value) for value in state] if isinstance(state, list) else state
 
 
 def autocast(options: TrainOptions):

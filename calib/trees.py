@@ -10,7 +10,7 @@ import numpy as np
 
 from firp.calib.acceptance import Drafted, Replay, accepted_ranks, replay
 from firp.runtime.choice import Candidate
-from firp.runtime.tree import TreeConfig
+from firp.runtime.tree import MAX_PASS_ROWS, TreeConfig
 
 ROWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SOURCES = (0, 1, 2, 3, 4, 8, None)
@@ -26,7 +26,8 @@ def acceptance_by_rank(sequences: list[Drafted], num_predictors: int) -> np.ndar
         for depth in range(num_predictors):
             reached[depth] += len(path) >= depth
         for depth, rank in enumerate(path):
-            hits[depth, min(rank, _WIDTH - 1)] += 1
+            if rank < _WIDTH:
+                hits[depth, rank] += 1
     return hits / np.maximum(reached, 1)[:, None]
 
 
@@ -56,22 +57,26 @@ def best_static_tree(sequences: list[Drafted], num_predictors: int, nodes: int) 
     return paths
 
 
-def candidates(texts: dict[str, list[Drafted]], num_predictors: int) -> list[Candidate]:
-    """Dynamic trees over rows, draft sources and depth, with what each gives on every text."""
+def candidates(sequences: list[Drafted], num_predictors: int) -> list[tuple[TreeConfig, Replay]]:
+    """Dynamic trees over rows, draft sources and depth, with what each gives."""
     found = []
     for rows in ROWS:
         for depth in [*range(1, num_predictors), None] if rows <= SHALLOW_ROWS else [None]:
-            known: dict[str, dict] = {text: {} for text in texts}  # sources change no tree
+            known: dict = {}  # sources change no tree
             for sources in SOURCES:
-                if sources is not None and sources >= rows:
-                    continue
                 config = TreeConfig("dynamic", rows, sources, depth)
-                replays = {text: replay(sequences, config, known[text]) for text, sequences in texts.items()}
-                per_step = {text: round(each.tokens_per_step, 4) for text, each in replays.items()}
-                undrafted = {text: round(_undrafted(each), 4) for text, each in replays.items()}
-                found.append(Candidate(config, per_step, undrafted))
+                if (sources is None or sources < rows) and config.pass_rows(num_predictors) <= MAX_PASS_ROWS:
+                    found.append((config, replay(sequences, config, known)))
     return found
 
 
-def _undrafted(each: Replay) -> float:
-    return each.undrafted / each.steps if each.steps else 0.0
+def as_candidates(by_text: dict[str, list[tuple[TreeConfig, Replay]]]) -> list[Candidate]:
+    """The same trees replayed on several texts, as calibration.json has them."""
+    return [
+        Candidate(
+            trees[0][0],
+            {text: round(each.tokens_per_step, 4) for text, (_, each) in zip(by_text, trees, strict=True)},
+            {text: round(each.undrafted / max(each.steps, 1), 4) for text, (_, each) in zip(by_text, trees, strict=True)},
+        )
+        for trees in zip(*by_text.values(), strict=True)
+    ]

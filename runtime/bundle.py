@@ -156,8 +156,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace firp.json in one move, so that a bundle never holds half of it."""
     temporary = folder / f"{MANIFEST_NAME}.partial"
     data = to_json(manifest)
-    write_json(temporary, {**data, "sha256": manifest_digest(data)})
-    temporary.replace(folder / MANIFEST_NAME)
+    try:
+        write_json(temporary, {**data, "sha256": manifest_digest(data)})
+        temporary.replace(folder / MANIFEST_NAME)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _check_files(path: Path, manifest: Manifest, check_hashes: bool) -> None:

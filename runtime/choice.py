@@ -30,6 +30,18 @@ class LatencyTable:
     plain_outside_ms: float  # of one step, outside the graphs
     drafted_outside_ms: float
 
+    def __post_init__(self):
+        """Raises FirpError for numbers that are no measurement."""
+        rows, times = self.rows, (*self.lower_ms, *self.upper_ms)
+        whole = len(rows) == len(self.lower_ms) == len(self.upper_ms) >= 1
+        if not whole or list(rows) != sorted(set(rows)) or rows[0] < 1 or not all(0 < ms < float("inf") for ms in times):
+            expected = "ascending rows, each with a positive lower_ms and upper_ms"
+            raise FirpError("bad latency table", got=f"{len(rows)} rows, {len(times)} times", expected=expected)
+        others = (self.predictors_ms, self.plain_outside_ms, self.drafted_outside_ms)
+        if not 1 <= self.prediction_layer < self.num_hidden_layers or not all(0 <= ms < float("inf") for ms in others):
+            got = f"layer {self.prediction_layer} of {self.num_hidden_layers}, {others} ms"
+            raise FirpError("bad latency table", got=got, expected="a layer inside the model, and times of 0 or more")
+
     def plain_ms(self) -> float:
         """One step of plain decoding."""
         return self.lower(1) + self.upper(1) + self.plain_outside_ms

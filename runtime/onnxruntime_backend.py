@@ -21,7 +21,7 @@ class OnnxRuntimeBackend:
     name = "cpu"
 
     def __init__(self, threads: int | None = None):
-        self.device = f"{_processor()}, {threads or len(os.sched_getaffinity(0))} threads"
+        self.device = f"{_processor()}, {threads or _cores()} threads"
         self.options = ort.SessionOptions()
         self.options.intra_op_num_threads = threads or 0
         self.options.inter_op_num_threads = 1
@@ -53,6 +53,11 @@ class OnnxRuntimeBackend:
                     f"'{path}' is not the graph its bundle declares", got=f"{kind}s that differ: {wrong[:2]}", fix="export again"
                 )
         return OnnxRuntimeGraph(session, spec)
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

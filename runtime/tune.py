@@ -27,5 +27,6 @@ def tune(engine: Engine, text: str = TEXTS[0], progress: Callable[[str, int, int
     try:
         write_manifest(path, replace(engine.manifest, choices=choices))
     except OSError as error:
-        raise FirpError("cannot write to the bundle", got=f"'{path}': {error.strerror}", fix="make it writable") from error
+        got = f"'{path}': {error.strerror}"
+        raise FirpError("cannot write to the bundle", got=got, fix="make it writable, or free some disk") from error
     return choice

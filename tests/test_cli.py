@@ -122,7 +122,7 @@ def test_an_interrupted_calibration_can_be_resumed(pytestconfig, tmp_path):
     assert running.returncode == 1 and "Traceback" not in errors, errors
     assert re.search(r"error: interrupted \| got \d+ steps, kept in .*p\.unfinished.*--resume", errors), errors
     assert "add --resume to go on" in fails(*arguments, "--seed", 1)
-    assert "different options" in fails(*arguments, "--seed", 2, "--resume")
+    assert "different seed" in fails(*arguments, "--seed", 2, "--resume")
     assert [path.name for path in tmp_path.iterdir()] == ["p.unfinished"]
 
 

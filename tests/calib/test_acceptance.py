@@ -13,7 +13,7 @@ from firp.calib.frozen_model import FrozenModel
 from firp.calib.heads import FirpPredictors
 from firp.calib.prompt_lookup import replay_lookup
 from firp.calib.sharpness import fit_scales
-from firp.calib.trees import acceptance_by_rank, best_static_tree, candidates
+from firp.calib.trees import acceptance_by_rank, as_candidates, best_static_tree, candidates
 from firp.runtime.engine import Engine
 from firp.runtime.guesses import Guesses, PathCorrection, independent
 from firp.runtime.sampling import SamplingParams
@@ -108,16 +108,24 @@ def test_the_static_tree_accepts_more_than_others_of_its_size():
 
 
 def test_candidates_know_what_sources_and_depth_cost():
-    found = candidates({"greedy": drafted_text(2, 200)}, 3)
-    rate = {(c.tree.rows, c.tree.draft_sources, c.tree.depth): c for c in found}
-    assert rate[8, 0, None].tokens_per_step == rate[8, None, None].tokens_per_step
-    assert rate[8, 1, None].tokens_per_step["greedy"] < rate[8, None, None].tokens_per_step["greedy"]
-    assert rate[8, 1, None].undrafted["greedy"] > 0.1 and rate[8, None, None].undrafted["greedy"] == 0
-    assert rate[8, None, 1].tokens_per_step["greedy"] <= 2
-    for candidate in found:
-        candidate.tree.validate(3)
-        alone = replay(drafted_text(2, 200), candidate.tree).tokens_per_step
-        assert candidate.tokens_per_step["greedy"] == pytest.approx(alone, abs=1e-4)
+    sequences = drafted_text(2, 200)
+    found = candidates(sequences, 3)
+    rate = {(tree.rows, tree.draft_sources, tree.depth): each for tree, each in found}
+    assert rate[8, 0, None] == rate[8, None, None]
+    assert rate[8, 1, None].tokens_per_step < rate[8, None, None].tokens_per_step
+    assert rate[8, 1, None].undrafted > 10 and rate[8, None, None].undrafted == 0
+    assert rate[8, None, 1].tokens_per_step <= 2
+    for tree, each in found:
+        tree.validate(3)
+        assert replay(sequences, tree) == each
+    written = as_candidates({"greedy": found, "text": candidates(drafted_text(3, 200), 3)})
+    assert [each.tree for each in written] == [tree for tree, _ in found] and set(written[0].tokens_per_step) == {"greedy", "text"}
+    assert written[-1].tokens_per_step["greedy"] == pytest.approx(found[-1][1].tokens_per_step, abs=1e-4)
+
+
+def test_many_predictors_make_no_tree_that_no_pass_could_hold():
+    for tree, _ in candidates([], 16):
+        tree.validate(16)
 
 
 def recorded_text(sharp: float, pairs: float) -> list[Recorded]:

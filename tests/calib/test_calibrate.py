@@ -8,15 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_models import make_model
+from transformers import AutoModelForCausalLM
 
 from firp.calib import calibrate as calibrate_module
 from firp.calib import evaluation
 from firp.calib.calibrate import CalibrationRequest, calibrate
 from firp.calib.options import TrainOptions
+from firp.calib.own_text import continue_prompts
 from firp.calib.training import Trainer
 from firp.export.bundle_writer import ExportOptions, export_bundle
 from firp.export.checkpoint import open_checkpoint
 from firp.runtime.bundle import load_bundle
+from firp.runtime.choice import LatencyTable
 from firp.runtime.errors import FirpError
 
 OPTIONS = TrainOptions(minutes=None, steps=12, window=48, batch=2, anchors=16, correction_rank=8)
@@ -73,12 +76,12 @@ def test_the_seed_decides_and_a_resumed_run_ends_like_one_that_was_not_interrupt
             cancel.set()
 
     calibrate(request_for(demo, tmp_path / "whole", text))
-    with pytest.raises(FirpError, match=r"interrupted.*5 steps, kept in .*\.unfinished.*--resume"):
+    with pytest.raises(FirpError, match=r"interrupted.*step 5, .*kept in .*\.unfinished.*--resume"):
         calibrate(request_for(demo, tmp_path / "parts", text), stop_at_step_5, cancel)
     assert not (tmp_path / "parts").exists() and (tmp_path / "parts.unfinished").is_file()
     with pytest.raises(FirpError, match="an unfinished calibration is there.*add --resume"):
         calibrate(request_for(demo, tmp_path / "parts", text))
-    with pytest.raises(FirpError, match="was another one.*different options"):
+    with pytest.raises(FirpError, match="was another one.*different seed"):
         calibrate(dataclasses.replace(request_for(demo, tmp_path / "parts", text, seed=1), resume=True))
     calibrate(dataclasses.replace(request_for(demo, tmp_path / "parts", text), resume=True))
     calibrate(request_for(demo, tmp_path / "other seed", text, seed=1))
@@ -102,7 +105,7 @@ def test_baselines_and_sweep_share_the_budget(demo, text, tmp_path):
 def test_the_model_writes_its_own_data(demo, tmp_path, monkeypatch):
     monkeypatch.setattr(calibrate_module, "OWN_TOKENS", 3000)
     info = calibrate(CalibrationRequest(demo, tmp_path / "a", prompts=("def add(a, b):", [5, 6, 7]), options=OPTIONS))
-    assert info.training["prompts"] == 2 and 3000 <= info.training["tokens"] < 4000
+    assert info.training["prompts"] == 2 and 2500 <= info.training["tokens"] < 4500
 
 
 def test_bfloat16_and_accumulation(demo, text, tmp_path):
@@ -111,19 +114,61 @@ def test_bfloat16_and_accumulation(demo, text, tmp_path):
     assert weight.dtype == torch.float32 and not torch.equal(weight[0], torch.eye(256))
 
 
-def test_divergence_keeps_the_last_good_state(demo, text, tmp_path, monkeypatch):
+@pytest.mark.parametrize("failure", ["divergence", "interrupt"])
+def test_a_step_that_fails_did_not_happen(failure, demo, text, tmp_path, monkeypatch):
+    """NaN, or Ctrl-C twice, in the middle of a step: what is kept is the state before it, and goes on as if nothing had been."""
     original = Trainer._losses
 
     def failing(self, input_ids):
         losses, table_losses = original(self, input_ids)
+        if self.step == 4 and failure == "interrupt":
+            raise KeyboardInterrupt
         return (losses * float("nan") if self.step == 4 else losses), table_losses
 
     monkeypatch.setattr(Trainer, "_losses", failing)
-    with pytest.raises(FirpError, match=r"training diverged.*nan.*at step 4.*lower --learning-rate"):
+    with pytest.raises(KeyboardInterrupt if failure == "interrupt" else FirpError):
+        calibrate(request_for(demo, tmp_path / "a", text))
+    assert not (tmp_path / "a").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(evaluation, "SEQUENCES", 4)
+    calibrate(dataclasses.replace(request_for(demo, tmp_path / "a", text), resume=True))
+    calibrate(request_for(demo, tmp_path / "b", text))
+    parts, whole = weights_of(tmp_path / "a"), weights_of(tmp_path / "b")
+    assert all(torch.equal(parts[name], whole[name]) for name in whole)
+
+
+def test_divergence_is_told(demo, text, tmp_path, monkeypatch):
+    original = Trainer._losses
+
+    def failing(self, input_ids):
+        losses, table_losses = original(self, input_ids)
+        return losses, (table_losses * float("inf") if self.step == 4 else table_losses)
+
+    monkeypatch.setattr(Trainer, "_losses", failing)
+    with pytest.raises(FirpError, match=r"training diverged.*at step 4.*lower --learning-rate"):
         calibrate(request_for(demo, tmp_path / "a", text))
     saved = torch.load(tmp_path / "a.unfinished", weights_only=True)["stages"]["firp, layer 6, 12 steps"]
     assert saved["step"] == 4 and torch.isfinite(saved["heads"]["weight"]).all()
     assert not (tmp_path / "a").exists()
+
+
+def test_what_the_model_writes_is_what_the_runtime_would_decode(demo):
+    """Its generation_config may ask for penalties and the like; the runtime knows none."""
+    model = AutoModelForCausalLM.from_pretrained(demo)
+    plain = continue_prompts(model, [[5, 6, 7]], 20, 0.0, 0, ())
+    model.generation_config.repetition_penalty = 1.5
+    assert (continue_prompts(model, [[5, 6, 7]], 20, 0.0, 0, ())[0].tokens == plain[0].tokens).all()
+
+
+def test_bad_prompts_and_latency_tables_are_refused(demo, text, tmp_path):
+    with pytest.raises(FirpError, match="token id out of range.*0 to 4095"):
+        calibrate(CalibrationRequest(demo, tmp_path / "a", prompts=([5000], [1]), options=OPTIONS))
+    with pytest.raises(FirpError, match="lone surrogate"):
+        calibrate(CalibrationRequest(demo, tmp_path / "a", prompts=("\ud83d", "x"), options=OPTIONS))
+    table = LatencyTable("x", 6, 32, 256, (1, 2), (1.0, 1.0), (1.0, 1.0), 0.1, 0.1, 0.1)
+    with pytest.raises(FirpError, match="latency table of another model.*32 layers.*expected 8"):
+        calibrate(dataclasses.replace(request_for(demo, tmp_path / "a", text), latency=table))
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
 def test_out_of_memory_says_what_to_lower(demo, text, tmp_path, monkeypatch):

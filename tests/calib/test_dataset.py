@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from firp.calib.dataset import ChatTemplate, load_documents, make_dataset
+from firp.calib.dataset import ChatTemplate, load_documents, make_dataset, split_prompts
 from firp.runtime.errors import FirpError
 from firp.runtime.text import load_tokenizer
 
@@ -89,3 +89,21 @@ def test_a_directory_without_text_is_refused(read, tmp_path):
 def test_too_little_data_says_how_much_is_needed(documents):
     with pytest.raises(FirpError, match="too little calibration data.*at least 128"):
         make_dataset(documents, window=64, separator=0)
+
+
+def test_own_text_of_held_out_prompts_is_held_out_and_no_prompt_is_in_both():
+    prompts = [[number] * 5 for number in range(40)] * 3 + [[]]
+    training, held_out = split_prompts(prompts)
+    assert len(training) == 38 and len(held_out) == 2 and set(map(tuple, training)).isdisjoint(map(tuple, held_out))
+    own_text = [ids * 20 for ids in training], [ids * 20 for ids in held_out]
+    dataset = make_dataset([list(range(100, 1000))], 50, None, own_text)
+    assert set(dataset.held_out.ravel()) == {38, 39, *range(950, 1000)}
+    assert {38, 39, *range(950, 1000)}.isdisjoint(dataset.training.ravel())
+    with pytest.raises(FirpError, match="too few prompts.*1 different"):
+        split_prompts([[1, 2], [1, 2]])
+
+
+def test_half_a_surrogate_pair_is_refused(read, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "\\ud83d"}')
+    with pytest.raises(FirpError, match="lone surrogate"):
+        read(tmp_path / "a.jsonl")

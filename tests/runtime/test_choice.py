@@ -125,3 +125,32 @@ def test_a_latency_file_is_read_strictly(tmp_path):
         (tmp_path / name).write_text(content)
         with pytest.raises(BundleError):
             read_latency(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rows": []}, {"rows": [1, 2]}, {"rows": [1, 1, 4, 8, 16, 32, 64]}, {"lower_ms": [0.0] * 7}, {"prediction_layer": 8},
+        {"num_hidden_layers": 0}, {"predictors_ms": -1.0}, {"upper_ms": [float("nan")] * 7},
+    ],
+)  # fmt: skip
+def test_a_table_that_is_no_measurement_is_refused(changes, tmp_path):
+    write_json(tmp_path / "bad.json", {"latency": to_json(table()) | changes})
+    with pytest.raises(FirpError, match="bad latency table"):
+        read_latency(tmp_path / "bad.json")
+
+
+def test_a_manifest_that_cannot_be_written_leaves_nothing(calibrated, monkeypatch):
+    engine = Engine.load(calibrated)
+    give_trees(monkeypatch, engine, candidate(5, 0, 90.0))
+    before = sorted(path.name for path in calibrated.iterdir())
+
+    def full(path, data):
+        path.write_text("{")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("firp.runtime.bundle.write_json", full)
+    with pytest.raises(FirpError, match="cannot write to the bundle.*No space left"):
+        tune(engine)
+    assert sorted(path.name for path in calibrated.iterdir()) == before
+    assert load_bundle(calibrated).manifest.choices == {}
