@@ -32,7 +32,7 @@ SHOWN = [(4, 0), (4, 1), (8, 0), (8, 1), (8, 3), (16, 1), (16, 4), (16, None), (
 @click.option("--prompts", default=24, show_default=True)
 @click.option("--tokens", default=96, show_default=True)
 def main(model, predictors, bundle, prompts, tokens):
-    engine = Engine.load(bundle)
+    engine = Engine.load(bundle, threads=1)  # only tokens are counted
     torch_model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     frozen = FrozenModel(torch_model, engine.manifest.prediction_layer, engine.model.sliding_window)
     heads = FirpPredictors(engine.manifest.num_predictors, engine.model.hidden_size)

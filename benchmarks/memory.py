@@ -6,7 +6,6 @@ Each case is a process of its own; real is its peak resident size less what it h
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -38,8 +37,13 @@ def config(hidden, intermediate, layers, heads, kv_heads, vocabulary) -> LlamaCo
     )  # fmt: skip
 
 
+def peak_kib() -> int:
+    """VmHWM: unlike ru_maxrss it does not begin with the parent's size."""
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+
+
 def one_case(folder: str, options: TrainOptions) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_kib()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, options.precision))
     layer = model.config.num_hidden_layers * 3 // 4
     torch.manual_seed(0)
@@ -47,7 +51,7 @@ def one_case(folder: str, options: TrainOptions) -> None:
     tables = PathTables(model.get_input_embeddings().weight, options.num_predictors, options.correction_rank)
     windows = np.random.default_rng(0).integers(0, model.config.vocab_size, (8, options.window))
     Trainer(FrozenModel(model, layer, None), heads, tables, windows, options).run()
-    print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024))
+    print(json.dumps((peak_kib() - before) * 1024))
 
 
 def main() -> None:

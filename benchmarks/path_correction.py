@@ -30,7 +30,7 @@ def main(bundle, prompts, tokens, cost_only):
     cost()
     if cost_only:
         return
-    engine = Engine.load(bundle)
+    engine = Engine.load(bundle, threads=1)  # only tokens are counted
     corrected, without = engine.bundle, replace(engine.bundle, correction=None)
     encoded = [engine.encode(prompt.text) for prompt in read_prompts(PROMPTS)[:prompts]]
     for temperature in (0.0, 0.8):

@@ -42,7 +42,6 @@ from firp.runtime.guesses import PathCorrection
 from firp.runtime.latency import measure_latency
 from firp.runtime.text import check_text, load_tokenizer
 
-OWN_TOKENS = 200_000  # that the model writes for --from-model
 RESUMABLE_CHANGES = ("learning_rate", "batch", "accumulate", "anchors")  # options that a resumed run may change
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
@@ -71,6 +70,9 @@ def calibrate(
     wanted = request.options.prediction_layer
     default_layer = checkpoint.prediction_layer(None if wanted == AUTO else wanted)
     lowest = layers_to_try(checkpoint.config.num_hidden_layers)[0] if wanted == AUTO else default_layer
+    window, needed = min(request.options.window, checkpoint.config.max_position_embeddings), 2 * request.options.num_predictors + 2
+    if window < needed:
+        raise FirpError("context too short to train on", got=f"{window} tokens", expected=f"at least {needed}")
     check_device(request.options.device)
     check_memory(checkpoint, request.options, lowest)
     tokenizer = _tokenizer(request.model)
@@ -83,9 +85,14 @@ def calibrate(
         got, expected = f"{request.latency.num_hidden_layers} layers", checkpoint.config.num_hidden_layers
         raise FirpError("latency table of another model", got=got, expected=expected, fix="measure it with firp tune --json")
     saved = SavedRun(request.output, _identity(request, checkpoint, documents, prompts), request.resume)
-    with memory_errors(request.options), disk_errors(request.output):
-        run = _Run(request, checkpoint, saved, progress or (lambda *_: None), cancel)
-        return run.finish(default_layer, documents, prompts)
+    saved.save()  # from here on the output is taken: another run is refused at once
+    try:
+        with memory_errors(request.options), disk_errors(request.output):
+            run = _Run(request, checkpoint, saved, progress or (lambda *_: None), cancel)
+            return run.finish(default_layer, documents, prompts)
+    finally:
+        if not saved.stages:
+            saved.remove()
 
 
 def check_device(device: str) -> None:
@@ -127,7 +134,10 @@ class _Run:
         self.saved, self.cancel, self._show, self.progress = saved, cancel, progress, self._report
         self.progress("loading the model", 0, 1)
         dtype = getattr(torch, self.options.precision)
-        model = AutoModelForCausalLM.from_pretrained(request.model, dtype=dtype, local_files_only=True)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(request.model, dtype=dtype, local_files_only=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise CheckpointError("the model does not load", got=str(error).splitlines()[0][:200]) from error
         self.model = model.to(self.options.device)
 
     def finish(self, default_layer: int, documents: list[list[int]], prompts: list[list[int]]) -> PredictorInfo:
@@ -155,11 +165,11 @@ class _Run:
         window = min(self.options.window, self.checkpoint.config.max_position_embeddings)
         own_text = ([], [])
         if prompts:
-            shares = zip(split_prompts(prompts), (1 - HELD_OUT_SHARE, HELD_OUT_SHARE), strict=True)
+            tokens, shares = self.options.own_tokens, zip(split_prompts(prompts), (1 - HELD_OUT_SHARE, HELD_OUT_SHARE), strict=True)
             write = functools.partial(
                 write_text, self.model, window=window, seed=self.options.seed, ends=ends, progress=self.progress
             )
-            own_text = self._stage("own text", lambda: tuple(write(each, tokens=int(OWN_TOKENS * share)) for each, share in shares))
+            own_text = self._stage("own text", lambda: tuple(write(each, tokens=int(tokens * share)) for each, share in shares))
         return make_dataset(documents, window, ends[0] if ends else None, own_text)
 
     def _latency(self, layer: int) -> LatencyTable | None:
@@ -236,9 +246,9 @@ class _Run:
         """Show progress; the place at which a run stops when it is cancelled."""
         self._show(stage, done, total)
         if self.cancel is not None and self.cancel.is_set():
-            self.saved.save()
-            fix = "repeat the command with --resume to go on"
-            raise FirpError("interrupted", got=f"'{stage}', kept in '{self.saved.path}'", fix=fix)
+            kept = f", what was finished is kept in '{self.saved.path}'" if self.saved.stages else ""
+            fix = "repeat the command with --resume to go on" if kept else "start again: no stage was finished"
+            raise FirpError("interrupted", got=f"'{stage}'{kept}", fix=fix)
 
     def _stage(self, name: str, make: Callable[[], Any]) -> Any:
         if name not in self.saved.stages:

@@ -19,6 +19,7 @@ _NUMBERS = (
     ("batch", int, "Sequences of one pass."),
     ("accumulate", int, "Passes of one step."),
     ("anchors", int, "Draft sources sampled from each sequence."),
+    ("own_tokens", int, "That the model writes for --from-model."),
     ("learning_rate", float, "Peak, of the predictors."),
     ("correction_rank", int, "Of the path correction's tables."),
 )
@@ -89,9 +90,10 @@ def _options(prediction_layer: str | None, minutes: float | None, steps: int | N
         raise click.UsageError("--minutes and --steps exclude each other.")
     layer = prediction_layer
     if layer not in (None, AUTO):
-        if not layer.lstrip("-").isdecimal():
-            raise FirpError("bad prediction layer", got=repr(layer), expected=f"a number, or '{AUTO}'")
-        layer = int(layer)
+        try:
+            layer = int(layer)
+        except ValueError as error:
+            raise FirpError("bad prediction layer", got=repr(layer)[:40], expected=f"a number, or '{AUTO}'") from error
     budget = {"minutes": None, "steps": steps} if steps is not None else {"minutes": minutes or TrainOptions.minutes}
     if minutes is not None:
         budget["minutes"] = minutes

@@ -35,7 +35,10 @@ class ChatTemplate:
         from transformers import AutoTokenizer
 
         if self._tokenizer is None:
-            self._tokenizer = AutoTokenizer.from_pretrained(self._model_dir, local_files_only=True)
+            try:
+                self._tokenizer = AutoTokenizer.from_pretrained(self._model_dir, local_files_only=True)
+            except Exception as error:  # whatever its readers raise
+                raise FirpError("the model's tokenizer does not load", got=f"{error}".splitlines()[0][:200]) from error
         if not self._tokenizer.chat_template:
             fix = 'give lines with "text", or a model with a chat_template'
             raise FirpError("the model has no chat template", got=f"messages at {where}", fix=fix)
@@ -93,6 +96,8 @@ def split_prompts(prompts: list[list[int]]) -> tuple[list[list[int]], list[list[
 
 def _files(path: Path) -> list[Path]:
     """The file itself, or all files below a directory, hidden ones left out, in a fixed order."""
+    if path.exists() and not path.is_dir() and not path.is_file():
+        raise FirpError("cannot read calibration data", got=f"'{path}'", expected="a regular file or a directory")
     if not path.is_dir():
         return [path]
     files = sorted(
@@ -116,7 +121,7 @@ def _is_text(file: Path) -> bool:
 
 def _texts(file: Path, chat: ChatTemplate) -> Iterator[str]:
     try:
-        content = file.read_text("utf-8")
+        content = file.read_text("utf-8-sig")
     except OSError as error:
         raise FirpError("cannot read calibration data", got=f"'{file}': {error.strerror}") from error
     except UnicodeDecodeError as error:

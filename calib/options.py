@@ -23,6 +23,7 @@ class TrainOptions:
     accumulate: int = 1  # passes of one step
     anchors: int = 128  # draft sources sampled from each sequence
     learning_rate: float = 5e-3
+    own_tokens: int = 200_000  # that the model writes after prompts; a quarter of each window is prompt
     correction_rank: int = 64  # of the path correction
     correction_learning_rate: float = 1e-2
     device: str = "cpu"
@@ -40,7 +41,8 @@ class TrainOptions:
             ("batch", self.batch, self.batch >= 1, "at least 1 sequence"),
             ("accumulate", self.accumulate, self.accumulate >= 1, "at least 1 pass"),
             ("anchors", self.anchors, self.anchors >= 1, "at least 1"),
-            ("learning rate", self.learning_rate, 0 < self.learning_rate < math.inf, "more than 0"),
+            ("learning rate", self.learning_rate, 0 < self.learning_rate <= 1, "more than 0 and at most 1"),
+            ("own tokens", self.own_tokens, self.own_tokens >= 1, "at least 1"),
             ("correction rank", self.correction_rank, 1 <= self.correction_rank <= 1024, "1 to 1024"),
             ("seed", self.seed, 0 <= self.seed < 2**63, "in [0, 2^63)"),
             ("precision", self.precision, self.precision in PRECISIONS, " or ".join(PRECISIONS)),

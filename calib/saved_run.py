@@ -35,7 +35,7 @@ class SavedRun:
     def _load(self) -> dict[str, Any]:
         try:
             saved = torch.load(self.path, weights_only=True)
-            identity, stages = saved["identity"], saved["stages"]
+            identity, stages = dict(saved["identity"]), dict(saved["stages"])
         except Exception as error:  # torch.load raises whatever its readers raise
             raise FirpError("unreadable checkpoint", got=f"'{self.path}'", fix="remove it and start again") from error
         different = sorted(key for key in {*identity, *self.identity} if identity.get(key) != self.identity.get(key))

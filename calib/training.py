@@ -87,6 +87,8 @@ class Trainer:
                 self.curve.append((self.step, [round(loss, 4) for loss in self.running.tolist()]))
             self.settled = True
             progress(TrainProgress(done, self.step, self.running.tolist()))
+        if not all(torch.isfinite(weight).all() for part in (self.heads, self.tables) for weight in part.parameters()):
+            raise FirpError("training diverged", got="weights that are not finite", fix="start again with a lower --learning-rate")
 
     def _accumulate(self) -> Tensor:
         """Clipped gradients of one step; the losses of its passes, averaged, [K]."""

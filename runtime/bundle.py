@@ -19,6 +19,8 @@ Every file but firp.json MUST be listed in `files` with its size and sha256; a f
 import dataclasses
 import hashlib
 import json
+import os
+import tempfile
 import types
 import typing
 from dataclasses import dataclass
@@ -83,7 +85,7 @@ def load_bundle(path: Path | str, check_hashes: bool = True) -> Bundle:
     path = Path(path)
     if not path.is_dir():
         raise BundleError("no such bundle", got=f"'{path}'", expected="a directory", fix="write one with firp export")
-    manifest = _read_manifest(path / MANIFEST_NAME)
+    manifest = read_manifest(path / MANIFEST_NAME)
     _check_files(path, manifest, check_hashes)
     tree = correction = calibration = None
     if manifest.num_predictors:
@@ -99,7 +101,8 @@ def load_bundle(path: Path | str, check_hashes: bool = True) -> Bundle:
     )
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """firp.json alone, checked. Raises BundleError."""
     if not path.is_file():
         raise BundleError("not a bundle", got=f"'{path.parent}' without {MANIFEST_NAME}", fix="write one with firp export")
     data = read_json(path)
@@ -141,6 +144,8 @@ def _read_manifest(path: Path) -> Manifest:
 def read_calibration(path: Path, num_predictors: int) -> Calibration:
     """Raises BundleError, or FirpError for a tree that is malformed."""
     calibration = from_json(Calibration, read_json(path), path.name)
+    if not calibration.candidates:
+        raise BundleError(f"no trees in {path.name}", got="no candidates", expected="at least 1", fix="calibrate again")
     for candidate in calibration.candidates:
         candidate.tree.validate(num_predictors)
     return calibration
@@ -154,10 +159,13 @@ def read_latency(path: Path) -> LatencyTable:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace firp.json in one move, so that a bundle never holds half of it."""
-    temporary = folder / f"{MANIFEST_NAME}.partial"
     data = to_json(manifest)
+    handle, name = tempfile.mkstemp(prefix=f".{MANIFEST_NAME}-", dir=folder)  # of its own: two writers never share one
+    os.close(handle)
+    temporary = Path(name)
     try:
         write_json(temporary, {**data, "sha256": manifest_digest(data)})
+        temporary.chmod(0o644)
         temporary.replace(folder / MANIFEST_NAME)
     finally:
         temporary.unlink(missing_ok=True)
@@ -244,6 +252,6 @@ def from_json(kind: Any, data: Any, where: str) -> Any:
         return tuple(from_json(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(data))
     if origin is dict and isinstance(data, dict):
         return {key: from_json(arguments[1], item, f"{where}: {key}") for key, item in data.items()}
-    if kind is Any or type(data) is kind or (kind is float and type(data) is int):
+    if kind is Any or type(data) is kind or (kind is float and type(data) is int and abs(data) < 2**53):
         return data
     raise BundleError(f"bad value at {where}", got=f"{data!r:.60}", expected=getattr(kind, "__name__", str(kind)))

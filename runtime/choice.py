@@ -94,6 +94,13 @@ class Candidate:
     tokens_per_step: dict[str, float]  # by text
     undrafted: dict[str, float]  # share of steps without drafts, by text
 
+    def __post_init__(self):
+        """Raises FirpError for numbers that no replay gives."""
+        rates, shares = self.tokens_per_step, self.undrafted
+        good = rates and set(rates) == set(shares) and all(1 <= rate < 1e3 for rate in rates.values())
+        if not good or not all(0 <= share <= 1 for share in shares.values()):
+            raise FirpError("bad calibrated tree", got=f"{rates}, {shares}", expected="tokens per step and shares for each text")
+
 
 @dataclass(frozen=True)
 class Calibration:

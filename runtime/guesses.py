@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as serialize
 
 from firp.runtime.errors import BundleError
 
@@ -45,14 +46,14 @@ class PathCorrection(NamedTuple):
     scale: np.ndarray  # [2, K] f32, likewise
 
     def save(self, file: Path) -> None:
-        save_file({name: np.ascontiguousarray(array) for name, array in self._asdict().items()}, file)
+        file.write_bytes(serialize({name: np.ascontiguousarray(array) for name, array in self._asdict().items()}))
 
     @staticmethod
     def load(file: Path, vocab_size: int, num_predictors: int) -> "PathCorrection":
         """Raises BundleError when the file is not a correction for this vocabulary and so many predictors."""
         try:
             tensors = load_file(file)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, AttributeError) as error:  # the last for a type that numpy lacks
             raise BundleError("unreadable path correction", got=f"'{file}': {error}") from error
         rank = tensors["previous"].shape[-1] if "previous" in tensors and tensors["previous"].ndim else 0
         expected = {

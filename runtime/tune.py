@@ -6,7 +6,7 @@ In: a bundle with calibrated trees. Out: its manifest with one `Choice` more, re
 from collections.abc import Callable
 from dataclasses import replace
 
-from firp.runtime.bundle import write_manifest
+from firp.runtime.bundle import MANIFEST_NAME, read_manifest, write_manifest
 from firp.runtime.choice import TEXTS, Choice, choose
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
@@ -23,9 +23,12 @@ def tune(engine: Engine, text: str = TEXTS[0], progress: Callable[[str, int, int
             "the bundle has no calibrated trees", got=f"'{engine.bundle.path}'", fix="export it with predictors from firp calibrate"
         )
     choice = choose(engine.bundle.calibration, measure_latency(engine, progress), engine.manifest.num_predictors, text)
-    path, choices = engine.bundle.path, {**engine.manifest.choices, engine.backend.device: choice}
+    path = engine.bundle.path
+    now = read_manifest(path / MANIFEST_NAME)  # it may have been replaced, or tuned for another device, while this one measured
+    if now.files != engine.manifest.files:
+        raise FirpError("the bundle was replaced while it was measured", got=f"'{path}'", fix="tune again")
     try:
-        write_manifest(path, replace(engine.manifest, choices=choices))
+        write_manifest(path, replace(now, choices={**now.choices, engine.backend.device: choice}))
     except OSError as error:
         got = f"'{path}': {error.strerror}"
         raise FirpError("cannot write to the bundle", got=got, fix="make it writable, or free some disk") from error

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from small_models import make_model
 from transformers import AutoModelForCausalLM
 
-from firp.calib import calibrate as calibrate_module
 from firp.calib import evaluation
 from firp.calib.calibrate import CalibrationRequest, calibrate
 from firp.calib.options import TrainOptions
@@ -102,9 +101,9 @@ def test_baselines_and_sweep_share_the_budget(demo, text, tmp_path):
     assert [layer["prediction_layer"] for layer in report["layers"]] == [2, 3, 4, 5, 6, 7]
 
 
-def test_the_model_writes_its_own_data(demo, tmp_path, monkeypatch):
-    monkeypatch.setattr(calibrate_module, "OWN_TOKENS", 3000)
-    info = calibrate(CalibrationRequest(demo, tmp_path / "a", prompts=("def add(a, b):", [5, 6, 7]), options=OPTIONS))
+def test_the_model_writes_its_own_data(demo, tmp_path):
+    options = dataclasses.replace(OPTIONS, own_tokens=3000)
+    info = calibrate(CalibrationRequest(demo, tmp_path / "a", prompts=("def add(a, b):", [5, 6, 7]), options=options))
     assert info.training["prompts"] == 2 and 2500 <= info.training["tokens"] < 4500
 
 
@@ -195,6 +194,8 @@ def test_out_of_memory_says_what_to_lower(demo, text, tmp_path, monkeypatch):
         ({"steps": None, "minutes": float("nan")}, "bad training budget"),
         ({"window": 4}, "bad window"),
         ({"batch": 0}, "bad batch"),
+        ({"learning_rate": 1e300}, "bad learning rate"),
+        ({"own_tokens": 0}, "bad own tokens"),
         ({"device": "cuda:7"}, "cannot use the device.*cuda:7"),
         ({"device": "toaster"}, "cannot use the device.*toaster"),
         ({"device": "meta"}, "cannot use the device.*neither cpu nor cuda"),
@@ -215,6 +216,19 @@ def test_nothing_is_overwritten_and_nothing_else_resumed(demo, text, tmp_path):
     (tmp_path / "new.unfinished").write_bytes(b"PK not a checkpoint")
     with pytest.raises(FirpError, match="unreadable checkpoint"):
         calibrate(dataclasses.replace(request_for(demo, tmp_path / "new", text), resume=True))
+
+
+def test_a_second_run_to_the_same_output_is_refused_at_once(demo, text, tmp_path):
+    refused = []
+
+    def meanwhile(stage, *_):
+        if "step 3," in stage:
+            with pytest.raises(FirpError, match="an unfinished calibration is there") as error:
+                calibrate(request_for(demo, tmp_path / "a", text))
+            refused.append(error)
+
+    calibrate(request_for(demo, tmp_path / "a", text), meanwhile)
+    assert len(refused) == 1 and (tmp_path / "a" / "predictors.json").is_file()
 
 
 def test_a_model_without_tokenizer_and_no_data(text, demo, tmp_path):

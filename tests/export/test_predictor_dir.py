@@ -93,9 +93,16 @@ class TestPredictorDirectory:
             export_bundle(ExportOptions(calibrated[0], tmp_path / "bundle", calibrated[1]))
 
     @pytest.mark.parametrize(
-        "content", ["{}", "[", '{"candidates": [{"tree": {"rows": 0}, "tokens_per_step": {}, "undrafted": {}}]}']
+        "content",
+        [
+            "{}",
+            "[",
+            '{"candidates": []}',
+            '{"candidates": [{"tree": {}, "tokens_per_step": {"greedy": 1e400}, "undrafted": {"greedy": 0}}]}',
+            '{"candidates": [{"tree": {"rows": 0}, "tokens_per_step": {}, "undrafted": {}}]}',
+        ],
     )
     def test_bad_trees_are_refused(self, calibrated, content, tmp_path):
         (calibrated[1] / "calibration.json").write_text(content)
-        with pytest.raises(FirpError, match=r"calibration\.json|bad tree size"):
+        with pytest.raises(FirpError, match=r"calibration\.json|bad tree size|bad calibrated tree"):
             export_bundle(ExportOptions(calibrated[0], tmp_path / "bundle", calibrated[1]))

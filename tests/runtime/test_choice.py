@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from firp.runtime.bundle import load_bundle, read_latency, to_json, write_json
+from firp.runtime.bundle import load_bundle, read_latency, to_json, write_json, write_manifest
 from firp.runtime.choice import Calibration, Candidate, LatencyTable, choose
 from firp.runtime.engine import Engine
 from firp.runtime.errors import BundleError, FirpError
@@ -154,3 +154,24 @@ def test_a_manifest_that_cannot_be_written_leaves_nothing(calibrated, monkeypatc
         tune(engine)
     assert sorted(path.name for path in calibrated.iterdir()) == before
     assert load_bundle(calibrated).manifest.choices == {}
+
+
+def test_a_bundle_that_was_replaced_while_it_was_measured_is_left_alone(calibrated, monkeypatch):
+    engine = Engine.load(calibrated)
+    give_trees(monkeypatch, engine, candidate(5, 0, 90.0))
+    other = dataclasses.replace(engine.manifest, files=engine.manifest.files | {
+        "tree.json": dataclasses.replace(engine.manifest.files["tree.json"], sha256="0" * 64)
+    })  # fmt: skip
+    write_manifest(calibrated, other)
+    before = (calibrated / "firp.json").read_bytes()
+    with pytest.raises(FirpError, match="replaced while it was measured"):
+        tune(engine)
+    assert (calibrated / "firp.json").read_bytes() == before
+
+
+def test_choices_of_other_devices_stay(calibrated, monkeypatch):
+    engine, other = Engine.load(calibrated), Engine.load(calibrated, threads=7)
+    for each in (engine, other):
+        give_trees(monkeypatch, each, candidate(5, 0, 90.0))
+        tune(each)
+    assert set(load_bundle(calibrated).manifest.choices) == {engine.backend.device, other.backend.device}
