@@ -35,10 +35,12 @@ class PathTables(nn.Module):
         return self._rows(ids, self.project_following, self.free_following)
 
     def _rows(self, ids: Tensor, project: Tensor, free: Tensor) -> Tensor:
-        """For more ids than tokens, the whole table is projected first: backward would keep an embedding for each id."""
+        """For more ids than tokens, the whole table is projected first: backward would keep an embedding for each id. Rows are taken
+        by F.embedding, whose gradient, unlike that of an index, sums in the same order however many threads there are.
+        """
         if ids.numel() > len(self.embeddings):
-            return (self.embeddings @ project + free)[ids]
-        return self.embeddings[ids] @ project + free[ids]
+            return F.embedding(ids, self.embeddings @ project + free)
+        return self.embeddings[ids] @ project + F.embedding(ids, free)
 
     def pair_loss(self, windows: Tensor) -> Tensor:
         """Cross entropy in nats of telling which token followed, among the followers of all tokens in these windows [n, S]: its
