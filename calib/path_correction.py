@@ -35,7 +35,7 @@ class PathTables(nn.Module):
         return self._rows(ids, self.project_following, self.free_following)
 
     def _rows(self, ids: Tensor, project: Tensor, free: Tensor) -> Tensor:
-        """For more ids than tokens, the whole table is projected first: backward would keep an embedding for each id. Rows are taken
+        """For more ids than tokens, the whole table is projected first: backward would keep an embedding for each. Rows are taken
         by F.embedding, whose gradient, unlike that of an index, sums in the same order however many threads there are.
         """
         if ids.numel() > len(self.embeddings):
