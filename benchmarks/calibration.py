@@ -17,6 +17,7 @@ import click
 
 from firp.calib.calibrate import CalibrationRequest
 from firp.calib.command import print_report, run_calibration
+from firp.calib.dataset import is_text
 from firp.calib.layers import layers_to_try
 from firp.calib.options import TrainOptions
 
@@ -27,14 +28,7 @@ LEFT_OUT = {"test", "tests", "site-packages", "idlelib", "lib2to3"}
 def standard_library() -> tuple[Path, ...]:
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(file for file in root.rglob("*.py") if not LEFT_OUT & set(file.relative_to(root).parts))
-    return tuple(file for file in files if _is_text(file))
-
-
-def _is_text(file: Path) -> bool:
-    try:
-        return bool(file.read_text("utf-8"))
-    except UnicodeDecodeError:
-        return False
+    return tuple(file for file in files if file.stat().st_size and is_text(file))
 
 
 def report_of(options: TrainOptions) -> dict:

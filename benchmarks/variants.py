@@ -1,16 +1,17 @@
 """What else the predictors could be: variants trained alike, with top-1 accuracy and tokens per step (rows 16, M = T, corrected).
 
-    python benchmarks/variants.py --data FILE... [--steps 200] [--only NAME]...
+    python benchmarks/variants.py [LAYER] [--steps 200] [--only NAME]...
 
 A variant that pays becomes the method; the others are named in benchmarks/README.md with their numbers. `bonus` and `final` know
 the token that the verified row picked, or its last hidden state: only a draft pass after acceptance could use them.
 """
 
+from abc import abstractmethod
 from dataclasses import replace
-from pathlib import Path
 
 import click
 import torch
+from calibration import MODEL, standard_library
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -27,7 +28,6 @@ from firp.runtime.terminal import Repeating
 from firp.runtime.text import load_tokenizer
 from firp.runtime.tree import TreeConfig
 
-MODEL = Path(__file__).parent.parent / "tests" / "demo_model"
 LAYERS = (5, 6, 7)  # of the offsets, in the variant with a layer for each
 
 
@@ -38,8 +38,9 @@ class TwoInputs(FirpPredictors):
         super().__init__(num_predictors, hidden_size)
         self.second = nn.Parameter(torch.zeros(num_predictors, hidden_size, hidden_size))
 
+    @abstractmethod
     def other(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
-        raise NotImplementedError
+        """[B, A, D]."""
 
     def forward(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
         other = torch.einsum("kij,baj->baki", self.second, self.other(frozen, real, anchors))
@@ -137,13 +138,12 @@ VARIANTS = {
 
 @click.command(cls=Repeating)
 @click.argument("layer", type=int, default=6)
-@click.option("--data", type=click.Path(path_type=Path), multiple=True, required=True)
 @click.option("--steps", default=200, show_default=True)
 @click.option("--only", type=click.Choice(list(VARIANTS)), multiple=True)
-def main(layer, data, steps, only):
+def main(layer, steps, only):
     options = TrainOptions(minutes=None, steps=steps)
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    documents = load_documents(list(data), load_tokenizer(MODEL / "tokenizer.json"), ChatTemplate(MODEL))
+    documents = load_documents(list(standard_library()), load_tokenizer(MODEL / "tokenizer.json"), ChatTemplate(MODEL))
     dataset = make_dataset(documents, options.window, 0)
     evaluation = Evaluation(model, dataset, options, (0,), lambda *_: None)
     for name, (heads_class, k) in VARIANTS.items():

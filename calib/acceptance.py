@@ -73,11 +73,16 @@ def rank(recorded: list[Recorded], correction: PathCorrection | None, greedy: bo
         roots = range(sequence.prompt_tokens, len(sequence.tokens) - 1)
         guesses = {root: Guesses(top_ids[root - 1], top_logprobs[root - 1]) for root in roots}
         rankings = {
-            root: correction.rank(int(sequence.tokens[root]), each, greedy) if correction else independent(each)
+            root: _compact(correction.rank(int(sequence.tokens[root]), each, greedy)) if correction else independent(each)
             for root, each in guesses.items()
         }
         drafted.append(Drafted(sequence.tokens.tolist(), sequence.prompt_tokens, guesses, rankings))
     return drafted
+
+
+def _compact(ranking: Ranking) -> Ranking:
+    """Places in a byte: there is a ranking for every token of every sequence."""
+    return Ranking([order.astype(np.uint8) for order in ranking.order], ranking.probabilities)
 
 
 class Outcome(NamedTuple):

@@ -65,7 +65,7 @@ def calibrate(
     cancel: when set, the run stops after its current step and can be resumed. Raises FirpError: bad model, data, options or
     target; not enough memory; training diverged; interrupted.
     """
-    check_target(request.output, MARKER, force=False)
+    check_target(request.output, MARKER)
     checkpoint = open_checkpoint(request.model)
     wanted = request.options.prediction_layer
     default_layer = checkpoint.prediction_layer(None if wanted == AUTO else wanted)
@@ -131,7 +131,7 @@ class _Run:
 
     def __init__(self, request: CalibrationRequest, checkpoint: Checkpoint, saved: SavedRun, progress: Progress, cancel):
         self.request, self.options, self.checkpoint = request, request.options, checkpoint
-        self.saved, self.cancel, self._show, self.progress = saved, cancel, progress, self._report
+        self.saved, self.cancel, self.show = saved, cancel, progress
         self.progress("loading the model", 0, 1)
         dtype = getattr(torch, self.options.precision)
         try:
@@ -242,9 +242,9 @@ class _Run:
         self.saved.stages[_stage_name(trainer)] = trainer.state()
         self.saved.save()
 
-    def _report(self, stage: str, done: int, total: int) -> None:
+    def progress(self, stage: str, done: int, total: int) -> None:
         """Show progress; the place at which a run stops when it is cancelled."""
-        self._show(stage, done, total)
+        self.show(stage, done, total)
         if self.cancel is not None and self.cancel.is_set():
             kept = f", what was finished is kept in '{self.saved.path}'" if self.saved.stages else ""
             fix = "repeat the command with --resume to go on" if kept else "start again: no stage was finished"

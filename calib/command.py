@@ -94,10 +94,9 @@ def _options(prediction_layer: str | None, minutes: float | None, steps: int | N
             layer = int(layer)
         except ValueError as error:
             raise FirpError("bad prediction layer", got=repr(layer)[:40], expected=f"a number, or '{AUTO}'") from error
-    budget = {"minutes": None, "steps": steps} if steps is not None else {"minutes": minutes or TrainOptions.minutes}
-    if minutes is not None:
-        budget["minutes"] = minutes
-    return TrainOptions(prediction_layer=layer, **budget, **numbers)
+    if minutes is None and steps is None:
+        minutes = TrainOptions.minutes
+    return TrainOptions(prediction_layer=layer, minutes=minutes, steps=steps, **numbers)
 
 
 def print_report(report: dict) -> None:

@@ -102,14 +102,15 @@ def _files(path: Path) -> list[Path]:
         return [path]
     files = sorted(
         file for file in path.rglob("*")
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts) and _is_text(file)
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts) and is_text(file)
     )  # fmt: skip
     if not files:
         raise FirpError("no calibration data", got=f"'{path}' without a text file", fix="give a directory with text files")
     return files
 
 
-def _is_text(file: Path) -> bool:
+def is_text(file: Path) -> bool:
+    """Whether it is UTF-8."""
     try:
         file.read_text("utf-8")
     except UnicodeDecodeError:

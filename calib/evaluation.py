@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import nn
 
-from firp.calib.acceptance import Drafted, Sequence, rank, record, replay
+from firp.calib.acceptance import Drafted, Recorded, Sequence, rank, record, replay
 from firp.calib.dataset import Dataset
 from firp.calib.findings import REPORT_ROWS, Findings, LayerFindings, MethodFindings
 from firp.calib.measure import accuracy, similarity
@@ -64,8 +64,11 @@ class Evaluation:
 
     def correction(self, trainer: Trainer) -> PathCorrection:
         """The path correction that the trainer learned, its scales fitted."""
-        recorded = tuple(record(trainer.frozen, trainer.heads, each) for each in self.fitting_sequences)
-        return fit_scales(recorded, trainer.tables.finish())
+        return fit_scales(self._fitting(trainer), trainer.tables.finish())
+
+    def _fitting(self, trainer: Trainer) -> tuple[list[Recorded], list[Recorded]]:
+        greedy, sampled = (record(trainer.frozen, trainer.heads, each) for each in self.fitting_sequences)
+        return greedy, sampled
 
     def layer_findings(self, trainer: Trainer, latency: LatencyTable) -> LayerFindings:
         """What a shortly trained layer promises: the tree that is fastest there."""
@@ -85,18 +88,26 @@ class Evaluation:
     ) -> Evaluated:
         """The first trainer is FIRP's; the others are baselines."""
         firp, k = trainers[0], self.options.num_predictors
-        corrections = [self.correction(trainer) for trainer in trainers]
-        methods = [self._method(trainer, correction) for trainer, correction in zip(trainers, corrections, strict=True)]
-        if len(trainers) > 1:
-            methods.append(self._lookup())
+        fitting = self._fitting(firp)
+        corrections = [fit_scales(fitting, firp.tables.finish()), *map(self.correction, trainers[1:])]
+        static_trees = [self._static_trees(rank(recorded, corrections[0], mode == 0)) for mode, recorded in enumerate(fitting)]
+        independent, corrected = [{} for _ in trainers], [{} for _ in trainers]
         trees, static, acceptance = {}, {}, {}
         for text, sequences in self.sequences.items():  # one at a time: rankings take megabytes for every prompt
-            self.progress(f"calibrating trees, {text}", len(trees), len(self.sequences))
-            drafted = rank(record(firp.frozen, firp.heads, sequences), corrections[0], text == "greedy")
+            greedy = text == "greedy"
+            for index, trainer in reversed(list(enumerate(trainers))):  # FIRP last: its rankings serve the trees too
+                self.progress(f"measuring {trainer.heads.method}, {text}", len(trees), len(self.sequences))
+                recorded = record(trainer.frozen, trainer.heads, sequences)
+                independent[index][text] = _dynamic(rank(recorded, None, greedy))
+                drafted = rank(recorded, corrections[index], greedy)
+                corrected[index][text] = _dynamic(drafted)
             trees[text] = candidates(drafted, k)
-            static[text] = self._static(firp, corrections[0], text, drafted)
+            static[text] = tuple(_rate(drafted, tree) for tree in static_trees[0 if greedy else 1])
             shares = acceptance_by_rank(drafted, k)[:, :_RANKS_SHOWN]
             acceptance[text] = tuple(tuple(row) for row in shares.round(4).tolist())
+        methods = [self._method(*each) for each in zip(trainers, independent, corrected, strict=True)]
+        if len(trainers) > 1:
+            methods.append(self._lookup())
         calibration = Calibration(tuple(as_candidates(trees)))
         at_layer = latency.at_layer(firp.frozen.prediction_layer) if latency else None
         findings = Findings(
@@ -117,25 +128,16 @@ class Evaluation:
         )
         return Evaluated(findings, calibration, corrections[0])
 
-    def _method(self, trainer: Trainer, correction: PathCorrection) -> MethodFindings:
-        independent, corrected = {}, {}
-        for text, sequences in self.sequences.items():
-            self.progress(f"measuring {trainer.heads.method}, {text}", len(corrected), len(self.sequences))
-            recorded = record(trainer.frozen, trainer.heads, sequences)
-            independent[text] = _dynamic(rank(recorded, None, text == "greedy"))
-            corrected[text] = _dynamic(rank(recorded, correction, text == "greedy"))
+    def _method(self, trainer: Trainer, independent: dict, corrected: dict) -> MethodFindings:
         shares = accuracy(trainer.frozen, trainer.heads, self.dataset.held_out)
         curve = tuple((step, tuple(loss)) for step, loss in trainer.curve)
         return MethodFindings(trainer.heads.method, shares, curve, independent, corrected)
 
-    def _static(self, firp: Trainer, correction: PathCorrection, text: str, held_out: list[Drafted]) -> tuple[float, ...]:
-        """The best static trees for what the model decodes from training prompts, on held-out sequences: made on those, a tree of
-        fixed ranks would know the answers.
+    def _static_trees(self, known: list[Drafted]) -> list[TreeConfig]:
+        """The best static trees for what the model decodes from training prompts: made on the held-out sequences that they are
+        measured on, a tree of fixed ranks would know the answers.
         """
-        fitting = self.fitting_sequences[0 if text == "greedy" else 1]
-        known = rank(record(firp.frozen, firp.heads, fitting), correction, text == "greedy")
-        trees = (TreeConfig.static(best_static_tree(known, self.options.num_predictors, rows - 1)) for rows in REPORT_ROWS)
-        return tuple(round(replay(held_out, tree).tokens_per_step, 4) for tree in trees)
+        return [TreeConfig.static(best_static_tree(known, self.options.num_predictors, rows - 1)) for rows in REPORT_ROWS]
 
     def _lookup(self) -> MethodFindings:
         found = {
@@ -155,7 +157,11 @@ def _prompt_tokens(windows: np.ndarray) -> int:
 
 
 def _dynamic(sequences: list[Drafted]) -> tuple[float, ...]:
-    return tuple(round(replay(sequences, TreeConfig("dynamic", rows, None)).tokens_per_step, 4) for rows in REPORT_ROWS)
+    return tuple(_rate(sequences, TreeConfig("dynamic", rows, None)) for rows in REPORT_ROWS)
+
+
+def _rate(sequences: list[Drafted], tree: TreeConfig) -> float:
+    return round(replay(sequences, tree).tokens_per_step, 4)
 
 
 def _speedups(found: tuple[Candidate, ...], latency: LatencyTable, k: int) -> tuple[tuple[int, float], ...]:

@@ -20,13 +20,13 @@ class LayerFindings:
 
 @dataclass(frozen=True)
 class MethodFindings:
-    """One method, trained as the others were. tokens_per_step: text -> [len(REPORT_ROWS)], a draft at every step."""
+    """One method, trained as the others were."""
 
     method: str
     accuracy: Accuracy | None  # None: a method without guesses by offset (prompt lookup)
     curve: tuple[tuple[int, tuple[float, ...]], ...]  # (step, loss by offset in nats)
-    independent: dict[str, tuple[float, ...]]  # guesses as they come
-    corrected: dict[str, tuple[float, ...]]  # ranked by a path correction trained for this method; {} without one
+    independent: dict[str, tuple[float, ...]]  # text -> tokens per step [len(REPORT_ROWS)], guesses as they come
+    corrected: dict[str, tuple[float, ...]]  # the same, ranked by a path correction trained for this method; {} without one
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ In: real rows of a frozen model, and anchors (the rows that guess). Out: logits 
 token i + 1 + j. All share the model's own lm_head and train alike, so that only the idea differs.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from firp.calib.frozen_model import FrozenModel, RealRows
 
 
-class Heads(nn.Module):
+class Heads(nn.Module, ABC):
     """K matrices [D, D]; a method says where they are applied, and what becomes of their output."""
 
     method = ""
@@ -20,9 +22,9 @@ class Heads(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.eye(hidden_size).repeat(num_predictors, 1, 1))  # [K, D, D]
 
+    @abstractmethod
     def forward(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
         """Logits [B, A, K, V] f32 of anchors [B, A]."""
-        raise NotImplementedError
 
     def map(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., K, D]."""

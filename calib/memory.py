@@ -63,12 +63,8 @@ def memory_errors(options: TrainOptions) -> Iterator[None]:
     """Turn the device's refusal into one line; what was kept of the run stays."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if (
-            isinstance(error, RuntimeError)
-            and not isinstance(error, torch.OutOfMemoryError)
-            and "allocate memory" not in str(error)
-        ):
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError; that of the CPU has no class
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
             raise
         raise FirpError(
             f"out of memory on {options.device}",

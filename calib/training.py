@@ -25,7 +25,6 @@ from firp.runtime.errors import FirpError
 CURVE_POINTS = 200
 PAIR_UPDATES, PAIR_WINDOWS = 8, 4  # a step, in the first half: of the tables, from the pairs of neighbours in so many windows
 
-
 _TRAINED = ("heads", "tables")
 _PARTS = (*_TRAINED, "optimizer", "table_optimizer")
 _VALUES = ("order", "step", "seconds", "running", "curve")

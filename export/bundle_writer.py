@@ -111,7 +111,8 @@ def _check_own_files(bundle: Path) -> None:
     listed = data.get("files") if isinstance(data, dict) else None
     if not isinstance(listed, dict) or "format_version" not in data:
         raise FirpError("output exists and is something else", got=f"'{bundle}'", fix="choose another path")
-    foreign = sorted(path.name for path in bundle.iterdir() if path.name not in {*listed, MANIFEST_NAME, "engines"})
+    own, leftover = {*listed, MANIFEST_NAME, "engines"}, f".{MANIFEST_NAME}-"  # of a killed writer
+    foreign = sorted(path.name for path in bundle.iterdir() if path.name not in own and not path.name.startswith(leftover))
     if foreign:
         raise FirpError(
             "the bundle to replace holds other files", got=", ".join(foreign[:5]), fix="move them, or choose another path"

@@ -96,10 +96,10 @@ def open_predictors(path: Path, checkpoint: Checkpoint) -> Predictors:
     if set(tensors) != {TENSOR_NAME} or tensors[TENSOR_NAME].shape != shape:
         found = {name: record.shape for name, record in tensors.items()}
         raise CheckpointError("predictors.safetensors does not match predictors.json", got=found, expected={TENSOR_NAME: shape})
-    return Predictors(info, tensors[TENSOR_NAME], _extras(path, info, config.vocab_size))
+    return Predictors(info, tensors[TENSOR_NAME], _checked_files(path, info, config.vocab_size))
 
 
-def _extras(path: Path, info: PredictorInfo, vocab_size: int) -> dict[str, Path]:
+def _checked_files(path: Path, info: PredictorInfo, vocab_size: int) -> dict[str, Path]:
     files = {}
     try:
         if info.correction_rank:

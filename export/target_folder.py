@@ -13,18 +13,21 @@ from pathlib import Path
 from firp.runtime.errors import FirpError
 
 
-def check_target(output: Path, marker: str, force: bool) -> None:
-    """Raises FirpError when `output` exists, unless it may be replaced and holds `marker`, so is of the kind to be written."""
+def check_target(output: Path, marker: str, force: bool | None = None) -> None:
+    """Raises FirpError when `output` exists, unless `force` says that it is replaced and it holds `marker`, so is of the kind to
+    be written. None: such a folder is never replaced.
+    """
     if not os.path.lexists(output):
         return
     if not (output / marker).is_file():
         raise FirpError("output exists and is something else", got=f"'{output}' without {marker}", fix="choose another path")
     if not force:
-        raise FirpError("output exists", got=f"'{output}'", fix="choose another path (firp export replaces a bundle with --force)")
+        fix = "choose another path" if force is None else "choose another path, or replace it with --force"
+        raise FirpError("output exists", got=f"'{output}'", fix=fix)
 
 
 @contextmanager
-def target_folder(output: Path, marker: str, force: bool = False) -> Iterator[Path]:
+def target_folder(output: Path, marker: str, force: bool | None = None) -> Iterator[Path]:
     """Yield a new folder to fill. It gets its name at the end; on any exception it is removed and `output` stays as it was.
 
     Folders that killed processes left behind are removed too. Raises FirpError when the target exists (see `check_target`) or

@@ -20,7 +20,7 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
+import threading
 import types
 import typing
 from dataclasses import dataclass
@@ -160,12 +160,9 @@ def read_latency(path: Path) -> LatencyTable:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace firp.json in one move, so that a bundle never holds half of it."""
     data = to_json(manifest)
-    handle, name = tempfile.mkstemp(prefix=f".{MANIFEST_NAME}-", dir=folder)  # of its own: two writers never share one
-    os.close(handle)
-    temporary = Path(name)
+    temporary = folder / f".{MANIFEST_NAME}-{os.getpid()}-{threading.get_ident()}"  # two writers never share one
     try:
         write_json(temporary, {**data, "sha256": manifest_digest(data)})
-        temporary.chmod(0o644)
         temporary.replace(folder / MANIFEST_NAME)
     finally:
         temporary.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ class Guesses(NamedTuple):
 class Ranking(NamedTuple):
     """For each offset, one row for each guess of the offset before (one row at offset 1, or where nothing is corrected)."""
 
-    order: list[np.ndarray]  # [1 or k, k] u8: places in that offset's guesses, best first
+    order: list[np.ndarray]  # [1 or k, k] int: places in that offset's guesses, best first
     probabilities: list[np.ndarray]  # [1 or k, k] f32, by place
 
     def children(self, depth: int, place: int) -> tuple[list[int], list[float]]:
@@ -76,12 +76,12 @@ class PathCorrection(NamedTuple):
         first = following[0] @ self.previous[root] + base[0]  # [k]
         later = self.previous[ids[:-1]] @ following[1:].swapaxes(1, 2) + base[1:, None]  # [K-1, k, k]
         probabilities = [_normalized(first[None], mass[:1, None]), *_normalized(later, mass[1:, None, None])]
-        return Ranking([np.argsort(-each, -1).astype(np.uint8) for each in probabilities], probabilities)
+        return Ranking([np.argsort(-each, -1) for each in probabilities], probabilities)
 
 
 def independent(guesses: Guesses) -> Ranking:
     """As the pseudo rows say, whatever a guess follows."""
-    order = np.arange(guesses.top_ids.shape[1], dtype=np.uint8)[None]
+    order = np.arange(guesses.top_ids.shape[1])[None]
     return Ranking([order] * len(guesses.top_ids), list(np.exp(guesses.top_logprobs)[:, None]))
 
 

@@ -100,7 +100,7 @@ def chain(tokens: list[int]) -> DraftTree:
 
 def build_tree(config: TreeConfig, root: int, guesses: Guesses, ranking: Ranking, max_depth: int) -> DraftTree:
     """The tree of this step, no deeper than `max_depth`, from the root token and the ranked guesses of its source."""
-    depth = min(max_depth, len(guesses.top_ids), config.depth or MAX_PASS_ROWS)
+    depth = min(max_depth, len(guesses.top_ids), config.depth or len(guesses.top_ids))
     if config.kind == "static":
         return _static_tree(config.paths, root, guesses.top_ids, ranking, depth)
     return _dynamic_tree(config.rows, root, guesses.top_ids, ranking, depth)
