@@ -1,0 +1,124 @@
+"""TensorRT engines of a bundle: what engine.json records of them, and whether they may be loaded here.
+
+In: a bundle, the backend and the device. Out: an `EngineRecord` and its folder, or a FirpError before anything is deserialized.
+Engines lie in BUNDLE/engines/<backend>-<library version>-<sm...>/: {lower,predictors,upper}.plan and engine.json.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from firp.runtime.bundle import Bundle, FileEntry, Manifest, from_json, read_json, sha256_file
+from firp.runtime.errors import BundleError, FirpError
+
+FORMAT_VERSION = 1
+ENGINES_FOLDER = "engines"
+RECORD_NAME = "engine.json"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What engines are built to hold."""
+
+    max_context: int = 4096  # tokens of one sequence, cached ones and those of the pass
+    max_batch: int = 1
+    max_rows: int = 64  # of a decoding pass, pseudo rows included
+
+
+@dataclass(frozen=True)
+class Profile:
+    """An optimization profile: for each input of a graph the smallest, the likeliest and the largest shape."""
+
+    name: str  # "decode" or "prefill"
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """engine.json."""
+
+    format_version: int
+    backend: str  # a name in firp.runtime.engine.BACKENDS
+    library_version: str
+    compute_capabilities: tuple[str, ...]  # of the devices that the plans run on, such as "8.9"
+    limits: Limits
+    profiles: dict[str, tuple[Profile, ...]]  # graph -> profiles, in the engine's order
+    built_from: dict[str, str]  # file of the bundle -> its sha256 at that time
+    plans: dict[str, FileEntry]  # graph -> its plan
+    build_seconds: dict[str, float]  # graph -> time
+    peak_bytes: int  # resident memory of the builder at its largest
+
+
+class Engines(NamedTuple):
+    folder: Path
+    record: EngineRecord
+
+    def plan_path(self, graph: str) -> Path:
+        return self.folder / f"{graph}.plan"
+
+
+def folder_name(backend: str, library_version: str, compute_capabilities: tuple[str, ...]) -> str:
+    """such as tensorrt-rtx-1.7.1.116-sm80-sm89."""
+    return "-".join([backend, library_version, *(f"sm{each.replace('.', '')}" for each in compute_capabilities)])
+
+
+def source_hashes(manifest: Manifest, graph: str) -> dict[str, str]:
+    """The files that a graph's plan is made from."""
+    weights = "predictors.safetensors" if graph == "predictors" else "model.safetensors"
+    return {name: manifest.files[name].sha256 for name in (f"{graph}.onnx", weights)}
+
+
+def read_record(folder: Path) -> EngineRecord:
+    """Raises BundleError when engine.json is not one."""
+    record = from_json(EngineRecord, read_json(folder / RECORD_NAME), f"{folder.name}/{RECORD_NAME}")
+    if record.format_version != FORMAT_VERSION:
+        raise BundleError(
+            f"engines of another format in '{folder}'", got=f"version {record.format_version}", expected=FORMAT_VERSION,
+            fix="build them again",
+        )  # fmt: skip
+    return record
+
+
+def find_engines(bundle: Bundle, backend: str, library_version: str, compute_capability: str, check_hashes: bool = True) -> Engines:
+    """The engines for this library and device. Raises FirpError with the command that builds them when there are none, and
+    BundleError when they were built from another bundle or are not whole.
+    """
+    parent, found = bundle.path / ENGINES_FOLDER, []
+    build = f"firp build {bundle.path} --backend {backend}"
+    for folder in sorted(parent.glob(f"{backend}-[0-9]*")) if parent.is_dir() else ():
+        if (folder / RECORD_NAME).is_file():
+            engines = Engines(folder, read_record(folder))
+            if engines.record.backend == backend:
+                found.append(engines)
+    if not found:
+        raise FirpError(f"the bundle has no {backend} engines", got=f"'{bundle.path}'", fix=build)
+    matching = [each for each in found if each.record.library_version == library_version]
+    if not matching:
+        versions = ", ".join(sorted({each.record.library_version for each in found}))
+        raise FirpError(f"engines of another {backend} version", got=versions, expected=library_version, fix=build)
+    usable = [each for each in matching if compute_capability in each.record.compute_capabilities]
+    if not usable:
+        capabilities = ", ".join(sorted({c for each in matching for c in each.record.compute_capabilities}))
+        raise FirpError("engines for another GPU", got=f"compute capability {capabilities}", expected=compute_capability, fix=build)
+    _check_whole(usable[0], bundle.manifest, f"{build} --force", check_hashes)
+    return usable[0]
+
+
+def _check_whole(engines: Engines, manifest: Manifest, build: str, check_hashes: bool) -> None:
+    record = engines.record
+    if set(record.plans) != set(manifest.graphs) or set(record.profiles) != set(manifest.graphs):
+        raise BundleError("engines of another bundle", got=sorted(record.plans), expected=sorted(manifest.graphs), fix=build)
+    for graph, entry in record.plans.items():
+        for name, digest in source_hashes(manifest, graph).items():
+            if record.built_from.get(name) != digest:
+                raise BundleError(
+                    "engines of another bundle", got=f"{name} {str(record.built_from.get(name))[:12]} in '{engines.folder}'",
+                    expected=digest[:12], fix=build,
+                )  # fmt: skip
+        path = engines.plan_path(graph)
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry.size:
+            got = "no such file" if size is None else f"{size} bytes"
+            raise BundleError(f"damaged engine '{path}'", got=got, expected=f"{entry.size} bytes", fix=build)
+        if check_hashes and sha256_file(path) != entry.sha256:
+            raise BundleError(f"damaged engine '{path}'", got="another sha256", expected=entry.sha256[:12], fix=build)
