@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
+from firp.runtime.decode import decode
 from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.session import decode
 from firp.runtime.text import read_prompts
 from firp.runtime.tree import TreeConfig
 

@@ -161,10 +161,10 @@ class _Reference:
 
 
 def _run(session: Session, tree: DraftTree, keep: bool) -> Rows:
-    result = session.forward(tree, [])
-    rows = Rows(result.hidden_states.astype(np.float32), result.logits.copy())
+    logits = session.forward(tree, []).logits.copy()
+    rows = Rows(session.hidden_states(len(tree.tokens)), logits)
     if keep:
-        session.kv.commit(range(len(tree.tokens)))
+        session.commit(range(len(tree.tokens)))
     return rows
 
 

@@ -1,35 +1,96 @@
 """What the loop asks of a backend: memory that its graphs can reach, and graphs that run on it.
 
-A `Backend` loads graphs once and is shared by every session; a `Runner` belongs to one session, remembers what it last bound
-and rebinds only what changed. Arrays are passed by name and written in place: a run allocates and copies nothing.
+A `Backend` loads graphs once and is shared by every session; `Memory` and `Runner`s belong to one session. Arrays are written in
+place: a run allocates and copies nothing. Work is done in the order in which it was asked for, but may be done later: `Memory.read`
+waits for it.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from firp.runtime.bundle import Bundle
+from firp.runtime.engine_plans import Limits
 from firp.runtime.graph_spec import GraphSpec
 
 
+class Array(Protocol):
+    """A numpy array, or what stands for one on a device: C-contiguous, or a view of the leading rows of one that is."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __getitem__(self, rows: int | slice) -> "Array":
+        """A view along the first axis."""
+
+    def reshape(self, *shape: int) -> "Array":
+        """A view."""
+
+
+class Memory(Protocol):
+    reuses_bindings: bool  # whether passes of the same sizes run on the same arrays, so that a `Binding` is worth keeping
+    free_reads: bool  # whether reading copies nothing, so that the loop may look at all it likes
+
+    def zeros(self, shape: tuple[int, ...], dtype: type, purpose: str) -> Array:
+        """Memory for the life of the session. Raises FirpError when the device has none left, with what each purpose takes."""
+
+    def write(self, array: Array, values: np.ndarray) -> None:
+        """Copy from the host; `values` may change as soon as the call returns."""
+
+    def write_bias(self, array: Array, visible: np.ndarray, positions: np.ndarray, cached: int, window: int | None) -> None:
+        """`firp.runtime.memory.attention_bias` into an array [1, 1, R, S+R]."""
+
+    def move_rows(self, source: Array, rows: Sequence[int], target: Array, start: int) -> None:
+        """target[:, start:start+n] = source[:, rows]; the two do not overlap."""
+
+    def read(self, *arrays: Array) -> tuple[np.ndarray, ...]:
+        """Wait for everything asked for so far; the arrays on the host, valid until the next read."""
+
+    def slots_in_view(self, cached: int, capacity: int) -> int:
+        """Slots of the KV buffer that a pass sees: at least the `cached` ones that hold something, at most `capacity`."""
+
+    def now(self) -> Any:
+        """This moment in the order of work, for `elapsed_ms`, which is known after the next `read`."""
+
+    def elapsed_ms(self, start: Any, end: Any) -> float: ...
+
+
+@dataclass(eq=False)
+class Binding:
+    """The arrays of one run by name: exactly the declared inputs and outputs, each of the declared dtype. A runner keeps what it
+    prepared for them in `prepared`; it stays valid as long as the binding does.
+    """
+
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+    prepared: Any = None
+
+
 class Runner(Protocol):
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
-        """Execute on exactly the declared inputs, into exactly the declared outputs; each array C-contiguous, its dtype as
-        declared, its memory owned by the caller and untouched until the call returns.
-        """
+    def run(self, binding: Binding) -> None:
+        """Execute; the arrays stay as they are until the next `Memory.read`."""
 
 
 class Graph(Protocol):
     spec: GraphSpec
 
-    def runner(self) -> Runner:
-        """A new runner of this graph, for one session."""
+    def runner(self, memory: Memory) -> Runner:
+        """A new runner of this graph, for the session that owns the memory."""
+
+
+class LoadedGraphs(NamedTuple):
+    graphs: dict[str, Graph]
+    limits: Limits | None  # what a session can hold; such sessions are all alike and kept. None: sessions are made to measure
 
 
 class Backend(Protocol):
     name: str
     device: str
 
-    def load(self, path: Path, spec: GraphSpec) -> Graph:
-        """Raises BundleError when the file cannot be loaded, or is not the graph that `spec` declares."""
+    def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
+        """The bundle's graphs. Raises FirpError when one cannot be loaded, or is not what the bundle declares."""
+
+    def memory(self) -> Memory:
+        """For one session."""

@@ -6,6 +6,7 @@
 An `Engine` holds graphs and weights and may be shared between threads; every request gets a session of its own.
 """
 
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -15,15 +16,23 @@ from typing import NamedTuple
 from firp.runtime.backend import Backend
 from firp.runtime.bundle import Bundle, load_bundle
 from firp.runtime.choice import Choice
+from firp.runtime.decode import PREFILL_ROWS, Step, check_prompt, decode
 from firp.runtime.drafter import Drafter, FirpDrafter
 from firp.runtime.errors import FirpError, PromptError
-from firp.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from firp.runtime.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeCudaBackend
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.session import PREFILL_ROWS, Session, Step, check_prompt, decode
+from firp.runtime.session import Session
+from firp.runtime.session_pool import SessionPool
+from firp.runtime.tensorrt_backend import TensorRTBackend
 from firp.runtime.text import TextStream, check_text, load_tokenizer
 from firp.runtime.tree import TreeConfig
 
-BACKENDS = {"cpu": OnnxRuntimeBackend}
+BACKENDS: dict[str, Callable[[], Backend]] = {
+    "cpu": OnnxRuntimeBackend,
+    "cuda": OnnxRuntimeCudaBackend,
+    "tensorrt": functools.partial(TensorRTBackend, "tensorrt"),
+    "tensorrt-rtx": functools.partial(TensorRTBackend, "tensorrt-rtx"),
+}
 
 
 @dataclass(frozen=True)
@@ -88,10 +97,10 @@ class Generation:
 class Engine:
     """A bundle with its graphs loaded. Make one with `Engine.load`."""
 
-    def __init__(self, bundle: Bundle, backend: Backend):
+    def __init__(self, bundle: Bundle, backend: Backend, check_hashes: bool = True):
         self.bundle, self.backend = bundle, backend
         self.manifest, self.model = bundle.manifest, bundle.manifest.model
-        self.graphs = {name: backend.load(bundle.graph_path(name), spec) for name, spec in self.manifest.graphs.items()}
+        self.sessions = SessionPool(bundle, backend, backend.load(bundle, check_hashes))
         file = bundle.path / "tokenizer.json"
         self.tokenizer = load_tokenizer(file) if "tokenizer.json" in self.manifest.files else None
         self._added_tokens = self.tokenizer.get_added_tokens_decoder() if self.tokenizer else {}
@@ -100,12 +109,15 @@ class Engine:
     def load(cls, path: Path | str, backend: str = "cpu", threads: int | None = None, check_hashes: bool = True) -> "Engine":
         """Validate a bundle and load its graphs.
 
-        backend: a name in BACKENDS; threads: of each graph, None for one a core; check_hashes: see `load_bundle`.
+        backend: a name in BACKENDS; threads: of each graph on the CPU, None for one a core; check_hashes: see `load_bundle`.
         Raises FirpError: the bundle is not whole, or the backend cannot run it.
         """
         if backend not in BACKENDS:
             raise FirpError("unknown backend", got=repr(backend), expected=" or ".join(BACKENDS))
-        return cls(load_bundle(path, check_hashes), BACKENDS[backend](threads))
+        if threads is not None and backend != "cpu":
+            raise FirpError("threads are for the CPU", got=f"{threads} threads on {backend}", fix="leave them out")
+        bundle = load_bundle(path, check_hashes)
+        return cls(bundle, BACKENDS[backend]() if threads is None else OnnxRuntimeBackend(threads), check_hashes)
 
     @property
     def drafts(self) -> bool:
@@ -139,8 +151,10 @@ class Engine:
         return prompt
 
     def session(self, capacity: int, rows: int = PREFILL_ROWS) -> Session:
-        """A `Session`: for one caller, who decodes any number of sequences with it, one after the other."""
-        return Session(self.manifest, self.graphs, capacity, rows)
+        """A `Session`: for one caller, who decodes any number of sequences with it, one after the other. It holds `capacity` cached
+        tokens and passes of `rows` rows, or more. Raises FirpError when the engines, or the device's memory, do not.
+        """
+        return self.sessions.make(capacity, rows)
 
     def drafter(self, tree: TreeConfig | None = None, greedy: bool = True) -> Drafter:
         """FIRP drafts with this tree; by default the best one here. greedy: what the drafts are for; it changes their ranking.
@@ -159,7 +173,10 @@ class Engine:
         k = self.manifest.num_predictors
         rows = max(min(len(prompt), PREFILL_ROWS) + k, tree.pass_rows(k) if tree else 1)
         capacity = min(len(prompt) + params.max_new_tokens, self.model.max_position_embeddings)
-        return decode(self.session(capacity, rows), prompt, params, self._ends(params), drafter, **options)
+        ends, tree_rows = self._ends(params), tree.pass_rows(k) if tree else 1
+        return self.sessions.steps(
+            capacity, rows, tree_rows, lambda session: decode(session, prompt, params, ends, drafter, **options)
+        )
 
     def _ends(self, params: SamplingParams) -> tuple[int, ...]:
         """Tokens that end a sequence: those of the bundle, and the stop strings that are special tokens (never text)."""

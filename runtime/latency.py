@@ -27,8 +27,7 @@ def measure_latency(engine: Engine, progress: Callable[[str, int, int], None] = 
     k, context = engine.manifest.num_predictors, engine.model.max_position_embeddings
     cached = min(CACHED_TOKENS, context // 2)
     session = engine.session(cached + max(ROWS), max(ROWS) + k)
-    session.kv.slots[:] = np.random.default_rng(0).standard_normal(session.kv.slots.shape[1:]) * 0.1
-    session.kv.length = cached
+    session.kv.fill(np.random.default_rng(0), cached)
     rows = _worth_measuring(session, k)
     times: dict[int, list[dict[str, float]]] = {count: [] for count in rows}
     for turn in range(TURNS):
@@ -66,12 +65,12 @@ def _worth_measuring(session: Session, num_predictors: int) -> tuple[int, ...]:
 
 def _pass_ms(session: Session, rows: int, draft: bool) -> dict[str, float]:
     """Milliseconds in each graph for a pass of so many rows; with `draft`, of the predictors in a draft pass after it too."""
-    before = dict(session.graph_ms)
-    session.forward(chain([1] * rows), [])
-    spent = {name: session.graph_ms[name] - before[name] for name in ("lower", "upper")}
+    before = dict(session.spent_ms)
+    session.forward(chain([1] * rows), [], logits=False)
+    spent = {name: session.spent_ms[name] - before[name] for name in ("lower", "upper")}
     if draft:
         session.draft(rows - 1, 1)
-        spent["predictors"] = session.graph_ms["predictors"] - before["predictors"]
+        spent["predictors"] = session.spent_ms["predictors"] - before["predictors"]
     return spent
 
 

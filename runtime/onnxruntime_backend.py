@@ -1,18 +1,24 @@
-"""ONNX Runtime on the CPU: one session a graph for prefill, decode and verify, bound to the caller's own arrays."""
+"""ONNX Runtime, on the CPU and on CUDA: one session a graph for prefill, decode and verify, bound to the caller's own arrays."""
 
 import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 
+from firp.runtime.backend import Array, Binding, LoadedGraphs, Memory
+from firp.runtime.bundle import Bundle
+from firp.runtime.cuda_memory import CudaMemory, call, load_cuda
 from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.graph_spec import GraphSpec, TensorSpec
+from firp.runtime.memory import STORAGE, HostMemory
 
-_EXECUTABLE_DTYPES = ("float32", "float16")
-_ORT_TYPE = {"float32": "tensor(float)", "float16": "tensor(float16)", "int64": "tensor(int64)"}
+_CPU_DTYPES = ("float32", "float16")
+_ORT_TYPE = {"float32": "tensor(float)", "float16": "tensor(float16)", "bfloat16": "tensor(bfloat16)", "int64": "tensor(int64)"}
+_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: numpy has no such type to name it by
 
 
 class OnnxRuntimeBackend:
@@ -22,37 +28,85 @@ class OnnxRuntimeBackend:
 
     def __init__(self, threads: int | None = None):
         self.device = f"{_processor()}, {threads or _cores()} threads"
-        self.options = ort.SessionOptions()
+        self.options = _session_options()
         self.options.intra_op_num_threads = threads or 0
         self.options.inter_op_num_threads = 1
         # Three graphs take turns, each with threads of its own: threads that spin after a run would slow the next graph down.
         self.options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.options.log_severity_level = 3
 
-    def load(self, path: Path, spec: GraphSpec) -> "OnnxRuntimeGraph":
-        unsupported = {t.dtype for t in (*spec.inputs, *spec.outputs)} - {*_EXECUTABLE_DTYPES, "int64"}
-        if unsupported:
+    def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
+        if bundle.manifest.dtype not in _CPU_DTYPES:
             raise FirpError(
-                f"ONNX Runtime has no CPU kernels for {' and '.join(sorted(unsupported))}", got=f"'{path}'",
-                expected=" or ".join(_EXECUTABLE_DTYPES), fix="export the model with --dtype float32",
+                f"ONNX Runtime has no CPU kernels for {bundle.manifest.dtype}", got=f"'{bundle.path}'",
+                expected=" or ".join(_CPU_DTYPES), fix="export the model with --dtype float32",
             )  # fmt: skip
+        return _load(ort, bundle, self.options, ["CPUExecutionProvider"], "cpu", None)
+
+    def memory(self) -> HostMemory:
+        return HostMemory()
+
+
+class OnnxRuntimeCudaBackend:
+    """CUDA or nothing: a node that would run on the CPU is an error. All sessions share one stream, that of the provider."""
+
+    name = "cuda"
+
+    def __init__(self, library: ModuleType = ort, cuda: ModuleType | None = None):
+        self.library = library
+        if "CUDAExecutionProvider" not in library.get_available_providers():
+            raise FirpError(
+                "this ONNX Runtime has no CUDA", got=", ".join(library.get_available_providers()),
+                expected="CUDAExecutionProvider", fix="pip uninstall onnxruntime, then pip install onnxruntime-gpu",
+            )  # fmt: skip
+        self.cuda = cuda or load_cuda()
+        device = call(self.cuda, self.cuda.cudaGetDevice)
+        gpu = call(self.cuda, self.cuda.cudaGetDeviceProperties, device).name
+        self.device = f"{gpu.decode() if isinstance(gpu, bytes) else gpu}, onnxruntime {library.__version__}"
+        self.stream = call(self.cuda, self.cuda.cudaStreamCreate)
+        self.options = _session_options()
+        self.options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        self.run_options = ort.RunOptions()
+        self.run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # `Memory.read` waits
+
+    def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
+        providers = [("CUDAExecutionProvider", {"user_compute_stream": str(int(self.stream))})]
+        return _load(self.library, bundle, self.options, providers, "cuda", self.run_options)
+
+    def memory(self) -> CudaMemory:
+        return CudaMemory(self.cuda, self.stream, buckets=False)
+
+
+def _session_options() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return options
+
+
+def _load(library: ModuleType, bundle: Bundle, options: Any, providers: list, device: str, run_options: Any) -> LoadedGraphs:
+    graphs = {}
+    for name, spec in bundle.manifest.graphs.items():
+        path = bundle.graph_path(name)
         try:
-            session = ort.InferenceSession(path, self.options, providers=["CPUExecutionProvider"])
+            session = library.InferenceSession(path, options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             reason = str(error).splitlines()[0]
             raise BundleError("graph does not load", got=f"'{path}': {reason}", fix="export the model again") from error
-        for kind, declared, actual in (
-            ("input", spec.inputs, session.get_inputs()),
-            ("output", spec.outputs, session.get_outputs()),
-        ):
-            found = {item.name: (item.type, len(item.shape)) for item in actual}
-            wanted = {item.name: (_ORT_TYPE[item.dtype], len(item.shape)) for item in declared}
-            if found != wanted:
-                wrong = sorted(set(found.items()) ^ set(wanted.items()))
-                raise BundleError(
-                    f"'{path}' is not the graph its bundle declares", got=f"{kind}s that differ: {wrong[:2]}", fix="export again"
-                )
-        return OnnxRuntimeGraph(session, spec)
+        if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":  # a CUDA library is missing
+            raise FirpError("ONNX Runtime fell back to the CPU", got=session.get_providers(), fix="install CUDA and cuDNN")
+        _check_signature(session, spec, path)
+        graphs[name] = OnnxRuntimeGraph(session, spec, device, run_options)
+    return LoadedGraphs(graphs, None)
+
+
+def _check_signature(session: Any, spec: GraphSpec, path: Path) -> None:
+    for kind, declared, actual in (("input", spec.inputs, session.get_inputs()), ("output", spec.outputs, session.get_outputs())):
+        found = {item.name: (item.type, len(item.shape)) for item in actual}
+        wanted = {item.name: (_ORT_TYPE[item.dtype], len(item.shape)) for item in declared}
+        if found != wanted:
+            wrong = sorted(set(found.items()) ^ set(wanted.items()))
+            raise BundleError(
+                f"'{path}' is not the graph its bundle declares", got=f"{kind}s that differ: {wrong[:2]}", fix="export again"
+            )
 
 
 def _cores() -> int:
@@ -71,36 +125,40 @@ def _processor() -> str:
 
 
 class OnnxRuntimeGraph:
-    def __init__(self, session: ort.InferenceSession, spec: GraphSpec):
-        self.session, self.spec = session, spec
+    def __init__(self, session: Any, spec: GraphSpec, device: str, run_options: Any):
+        self.session, self.spec, self.device, self.run_options = session, spec, device, run_options
 
-    def runner(self) -> "OnnxRuntimeRunner":
-        return OnnxRuntimeRunner(self.session, self.spec)
+    def runner(self, memory: Memory) -> "OnnxRuntimeRunner":
+        return OnnxRuntimeRunner(self)
 
 
 class OnnxRuntimeRunner:
     """One binding, kept; an array whose address and shape are those of the last run costs no rebinding."""
 
-    def __init__(self, session: ort.InferenceSession, spec: GraphSpec):
-        self._session, self._spec = session, spec
-        self._binding = session.io_binding()
-        self._types = {tensor.name: np.dtype(tensor.dtype) for tensor in (*spec.inputs, *spec.outputs)}
+    def __init__(self, graph: OnnxRuntimeGraph):
+        self._graph, self._spec = graph, graph.spec
+        self._binding = graph.session.io_binding()
+        self._types = {tensor.name: _element_type(tensor) for tensor in (*self._spec.inputs, *self._spec.outputs)}
         self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
-        self._bind(self._spec.inputs, inputs, self._binding.bind_input)
-        self._bind(self._spec.outputs, outputs, self._binding.bind_output)
-        self._session.run_with_iobinding(self._binding)
+    def run(self, binding: Binding) -> None:
+        self._bind(self._spec.inputs, binding.inputs, self._binding.bind_input)
+        self._bind(self._spec.outputs, binding.outputs, self._binding.bind_output)
+        self._graph.session.run_with_iobinding(self._binding, self._graph.run_options)
 
-    def _bind(self, tensors: tuple[TensorSpec, ...], arrays: Mapping[str, np.ndarray], bind) -> None:
-        bound, types = self._bound, self._types
+    def _bind(self, tensors: tuple[TensorSpec, ...], arrays: Mapping[str, Array], bind) -> None:
+        bound, types, on_host = self._bound, self._types, self._graph.device == "cpu"
         for tensor in tensors:
             name = tensor.name
             array = arrays[name]
-            key = (array.__array_interface__["data"][0], array.shape)
+            key = (array.__array_interface__["data"][0] if on_host else array.address, array.shape)
             if bound.get(name) == key:
                 continue
-            if array.dtype != types[name] or not array.flags.c_contiguous:
-                raise ValueError(f"{name}: got {array.dtype} array, expected contiguous {types[name]}")
-            bind(name, "cpu", 0, types[name], list(key[1]), key[0])
+            if array.dtype != STORAGE[tensor.dtype]:
+                raise ValueError(f"{name}: got {array.dtype} array, expected {tensor.dtype}")
+            bind(name, self._graph.device, 0, types[name], list(key[1]), key[0])
             bound[name] = key
+
+
+def _element_type(tensor: TensorSpec) -> Any:
+    return _BFLOAT16 if tensor.dtype == "bfloat16" else STORAGE[tensor.dtype]

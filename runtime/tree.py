@@ -188,18 +188,3 @@ def layout(parents: list[int], depths: list[int], sources: list[int], offsets: i
         for start in range(rows, rows + pseudo, offsets):
             visible[start : start + offsets, start : start + offsets] = triangle
     return Layout(visible, all_depths)
-
-
-def attention_bias(visible: np.ndarray, positions: np.ndarray, cached_tokens: int, window: int | None, out: np.ndarray) -> None:
-    """Write the additive mask of one pass into out [R, P+R]: 0 where a row sees a key, the dtype's lowest value where not.
-
-    visible: [R, R] from `layout`; positions: [R] absolute. Cached slot s holds position s. A sliding window hides keys whose
-    position is `window` or more behind the row's.
-    """
-    lowest = np.finfo(out.dtype).min
-    out[:, :cached_tokens] = 0
-    if window is not None:
-        visible = visible & (positions[:, None] - positions[None, :] < window)
-        for row, position in enumerate(positions.tolist()):
-            out[row, : max(0, min(cached_tokens, position - window + 1))] = lowest
-    np.copyto(out[:, cached_tokens:], np.where(visible, out.dtype.type(0), lowest))

@@ -9,10 +9,10 @@ import threading
 import numpy as np
 import pytest
 
+from firp.runtime.decode import decode
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError, PromptError, SessionBusyError
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.session import decode
 from firp.runtime.tree import TreeConfig
 
 PROMPT = "def read(path):\n    "

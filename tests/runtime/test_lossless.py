@@ -5,12 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
+from firp.runtime import decode as decode_module
 from firp.runtime import session as session_module
+from firp.runtime.decode import decode
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.parity import Comparison, compare, compare_trees, plain_run
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.session import decode
 from firp.runtime.text import read_prompts
 from firp.runtime.tree import TreeConfig
 
@@ -107,7 +108,7 @@ def test_a_prompt_in_several_passes_gives_the_same_tokens(family_bundle, monkeyp
     engine = Engine.load(family_bundle("mistral_window")[1])
     prompt = np.random.default_rng(1).integers(2, 190, 70).tolist()
     whole = engine.generate(prompt, PARAMS[0])
-    monkeypatch.setattr(session_module, "PREFILL_ROWS", 16)
+    monkeypatch.setattr(decode_module, "PREFILL_ROWS", 16)
     monkeypatch.setattr("firp.runtime.engine.PREFILL_ROWS", 16)
     chunked = engine.generate(prompt, PARAMS[0])
     assert chunked.token_ids == whole.token_ids

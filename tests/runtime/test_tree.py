@@ -7,10 +7,10 @@ import pytest
 
 from firp.runtime.errors import FirpError
 from firp.runtime.guesses import Guesses, independent
+from firp.runtime.memory import attention_bias
 from firp.runtime.tree import (
     DraftTree,
     TreeConfig,
-    attention_bias,
     build_tree,
     draft_sources,
     layout,
@@ -101,15 +101,16 @@ def test_layout_of_a_chain_is_causal():
 
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_bias_is_zero_exactly_where_a_row_sees(window, dtype):
-    rng, cached = np.random.default_rng(2), 5
+@pytest.mark.parametrize("empty", [0, 3])
+def test_bias_is_zero_exactly_where_a_row_sees(window, dtype, empty):
+    rng, cached, slots = np.random.default_rng(2), 5, 5 + empty
     visible, depths = layout([-1, 0, 0, 1], [0, 1, 1, 2], [2], 3)
     positions = depths + cached
-    out = rng.normal(size=(7, 12)).astype(dtype)  # whatever was there before
+    out = rng.normal(size=(7, slots + 7)).astype(dtype)  # whatever was there before
     attention_bias(visible, positions, cached, window, out)
-    keys = [*range(cached), *positions]
-    for row, column in itertools.product(range(7), range(12)):
-        sees = column < cached or visible[row, column - cached]
+    keys = [*range(slots), *positions]
+    for row, column in itertools.product(range(7), range(slots + 7)):
+        sees = column < cached or (column >= slots and visible[row, column - slots])
         if window is not None:
             sees = sees and positions[row] - keys[column] < window
         assert out[row, column] == (0 if sees else np.finfo(dtype).min)

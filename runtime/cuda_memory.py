@@ -1,0 +1,259 @@
+"""Memory of a CUDA device, and the stream on which everything of one session happens, in order.
+
+In: the CUDA runtime (`cuda.bindings.runtime`). Out: arrays for graphs to read and write, copies, CUDA graphs. Nothing waits but
+`read`. Uploads go through pinned memory that is used again after each wait.
+"""
+
+import ctypes
+import math
+import weakref
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from firp.runtime.errors import FirpError
+from firp.runtime.memory import attention_bias
+
+_ALIGNMENT = 256  # bytes, of pieces of the pinned memory
+_FIRST_STAGE = 2**20  # bytes of pinned memory to begin with
+_EVENTS = 128  # more than lie between two reads
+_SMALLEST_BUCKET = 64  # cached slots
+
+
+def load_cuda() -> ModuleType:
+    """The CUDA runtime's Python bindings. Raises FirpError where they or a usable device are missing."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise FirpError("the CUDA bindings are not installed", got=str(error), fix="pip install cuda-bindings") from error
+    status, count = runtime.cudaGetDeviceCount()
+    if status != runtime.cudaError_t.cudaSuccess or not count:
+        got = f"{status.name} from the driver" if status != runtime.cudaError_t.cudaSuccess else "no device"
+        raise FirpError("no usable CUDA device", got=got, expected="an NVIDIA GPU and its driver", fix="decode with --backend cpu")
+    return runtime
+
+
+def call(cuda: ModuleType, function: Callable, *arguments: Any) -> Any:
+    """The result of a CUDA call. Raises FirpError with CUDA's own words when it fails."""
+    status, *values = function(*arguments)
+    if status != cuda.cudaError_t.cudaSuccess:
+        raise FirpError(f"CUDA refused {function.__name__}", got=f"{status.name} ({_words(cuda, status)})")
+    return values[0] if values else None
+
+
+def _words(cuda: ModuleType, status: Any) -> str:
+    text = cuda.cudaGetErrorString(status)[1]
+    return text.decode() if isinstance(text, bytes) else str(text)
+
+
+class DeviceArray:
+    """A C-contiguous array on the device: an address, a shape, the type of what lies there."""
+
+    __slots__ = ("address", "dtype", "shape")
+
+    def __init__(self, address: int, shape: tuple[int, ...], dtype: np.dtype):
+        self.address, self.shape, self.dtype = address, shape, dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, rows: int | slice) -> "DeviceArray":
+        start, stop, _ = slice(rows, rows + 1).indices(self.shape[0]) if isinstance(rows, int) else rows.indices(self.shape[0])
+        inner = self.shape[1:]
+        address = self.address + start * math.prod(inner) * self.dtype.itemsize
+        return DeviceArray(address, inner if isinstance(rows, int) else (max(0, stop - start), *inner), self.dtype)
+
+    def reshape(self, *shape: int) -> "DeviceArray":
+        if -1 in shape:
+            known = math.prod(size for size in shape if size != -1)
+            shape = tuple(math.prod(self.shape) // known if size == -1 else size for size in shape)
+        if math.prod(shape) != math.prod(self.shape):
+            raise ValueError(f"cannot reshape {self.shape} to {shape}")
+        return DeviceArray(self.address, shape, self.dtype)
+
+
+class CudaMemory:
+    """buckets: show graphs a rounded number of cached slots, so that few sizes occur and their CUDA graphs can be replayed."""
+
+    free_reads = False
+
+    def __init__(self, cuda: ModuleType, stream: Any = None, buckets: bool = True):
+        self.cuda, self.reuses_bindings = cuda, buckets
+        self._owned: list[tuple[Callable, Any]] = []
+        weakref.finalize(self, _release, self._owned)
+        self.stream = self._own(cuda.cudaStreamDestroy, self._call(cuda.cudaStreamCreate)) if stream is None else stream
+        self._ledger: dict[str, int] = {}  # purpose -> bytes
+        self._upload, self._download = _Pinned(cuda, self._owned), _Pinned(cuda, self._owned)
+        self._events = [self._own(cuda.cudaEventDestroy, self._call(cuda.cudaEventCreate)) for _ in range(_EVENTS)]
+        self._next_event = 0
+        self._workspace_bytes = 0
+        self._workspace: DeviceArray | None = None
+        self.graph_counts = {"captures": 0, "replays": 0, "fallbacks": 0}  # fallbacks: runs of a graph that was not replayed
+
+    def zeros(self, shape: tuple[int, ...], dtype: type, purpose: str) -> DeviceArray:
+        array = DeviceArray(0, shape, np.dtype(dtype))
+        cuda, size = self.cuda, max(array.nbytes, 1)
+        status, address = cuda.cudaMalloc(size)
+        if status == cuda.cudaError_t.cudaErrorMemoryAllocation:
+            free = self._call(cuda.cudaMemGetInfo)
+            held = " + ".join(f"{name} {held / 2**20:.0f}" for name, held in {**self._ledger, purpose: size}.items())
+            raise FirpError(
+                "out of device memory", got=f"{free / 2**20:.0f} MiB free", expected=f"MiB: {held}",
+                fix="build engines with a smaller --max-context or --max-rows, or free the device",
+            )  # fmt: skip
+        if status != cuda.cudaError_t.cudaSuccess:
+            raise FirpError("CUDA refused memory", got=f"{status.name} for {size} bytes of {purpose}")
+        array.address = self._own(cuda.cudaFree, int(address))
+        self._ledger[purpose] = self._ledger.get(purpose, 0) + size
+        self._call(cuda.cudaMemsetAsync, array.address, 0, size, self.stream)
+        return array
+
+    def write(self, array: DeviceArray, values: np.ndarray) -> None:
+        if values.shape != array.shape:
+            raise ValueError(f"cannot write {values.shape} to {array.shape}")
+        staged = self._stage(np.ascontiguousarray(values, array.dtype))
+        kind = self.cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call(self.cuda.cudaMemcpyAsync, array.address, staged, array.nbytes, kind, self.stream)
+
+    def write_bias(self, array: DeviceArray, visible: np.ndarray, positions: np.ndarray, cached: int, window: int | None) -> None:
+        """Cached slots that every row sees are cleared on the device; only the columns after them cross the bus."""
+        rows, keys = array.shape[2:]
+        if window is not None and positions.max() < window:
+            window = None
+        clear, size = cached if window is None else 0, array.dtype.itemsize
+        host = np.empty((rows, keys - clear), array.dtype)
+        attention_bias(visible, positions, cached - clear, window, host)
+        cuda, pitch, width = self.cuda, keys * size, (keys - clear) * size
+        if clear:
+            self._call(cuda.cudaMemset2DAsync, array.address, pitch, 0, clear * size, rows, self.stream)
+        target, kind = array.address + clear * size, cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call(cuda.cudaMemcpy2DAsync, target, pitch, self._stage(host), width, width, rows, kind, self.stream)
+
+    def move_rows(self, source: DeviceArray, rows: Sequence[int], target: DeviceArray, start: int) -> None:
+        """One strided copy for each run of neighbouring rows."""
+        cuda, kind = self.cuda, self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        row = math.prod(source.shape[2:]) * source.dtype.itemsize
+        from_pitch, to_pitch = source.shape[1] * row, target.shape[1] * row
+        for first, count in _runs(rows):
+            to, origin = target.address + start * row, source.address + first * row
+            self._call(cuda.cudaMemcpy2DAsync, to, to_pitch, origin, from_pitch, count * row, source.shape[0], kind, self.stream)
+            start += count
+
+    def read(self, *arrays: DeviceArray) -> tuple[np.ndarray, ...]:
+        kind = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        places = self._download.places([array.nbytes for array in arrays])
+        for array, place in zip(arrays, places, strict=True):
+            self._call(self.cuda.cudaMemcpyAsync, place, array.address, array.nbytes, kind, self.stream)
+        self.wait()
+        return tuple(_host_view(place, array.shape, array.dtype) for array, place in zip(arrays, places, strict=True))
+
+    def wait(self) -> None:
+        self._call(self.cuda.cudaStreamSynchronize, self.stream)
+        self._upload.used = self._download.used = 0
+
+    def slots_in_view(self, cached: int, capacity: int) -> int:
+        """The next of four to eight sizes in each octave: at most 63 slots, or a quarter, more than are cached."""
+        if not self.reuses_bindings or not cached:
+            return cached
+        step = max(_SMALLEST_BUCKET, 1 << max(0, cached.bit_length() - 3))
+        return min(-(-cached // step) * step, capacity)
+
+    def now(self) -> Any:
+        event = self._events[self._next_event]
+        self._next_event = (self._next_event + 1) % _EVENTS
+        self._call(self.cuda.cudaEventRecord, event, self.stream)
+        return event
+
+    def elapsed_ms(self, start: Any, end: Any) -> float:
+        return self._call(self.cuda.cudaEventElapsedTime, start, end)
+
+    def reserve_workspace(self, nbytes: int) -> None:
+        """Make room for an engine's activations; engines that run one after the other share it."""
+        self._workspace_bytes = max(self._workspace_bytes, nbytes)
+
+    @property
+    def workspace(self) -> DeviceArray:
+        """As large as the largest reservation; taken when it is first used, after every engine has asked."""
+        if self._workspace is None:
+            self._workspace = self.zeros((self._workspace_bytes,), np.uint8, "activations of the engines")
+        return self._workspace
+
+    def capture(self, enqueue: Callable[[], None]) -> Any:
+        """What `enqueue` asks for, as a CUDA graph to `launch`; it is not executed now."""
+        cuda = self.cuda
+        self._call(cuda.cudaStreamBeginCapture, self.stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        try:
+            enqueue()
+        finally:
+            graph = self._call(cuda.cudaStreamEndCapture, self.stream)
+        executable = self._own(cuda.cudaGraphExecDestroy, self._call(cuda.cudaGraphInstantiate, graph, 0))
+        self._call(cuda.cudaGraphDestroy, graph)
+        return executable
+
+    def launch(self, executable: Any) -> None:
+        self._call(self.cuda.cudaGraphLaunch, executable, self.stream)
+
+    def _stage(self, values: np.ndarray) -> int:
+        """Address of a copy in pinned memory."""
+        if not self._upload.fits(values.nbytes):
+            self.wait()
+        (place,) = self._upload.places([values.nbytes])
+        _host_view(place, values.shape, values.dtype)[...] = values
+        return place
+
+    def _own(self, release: Callable, handle: Any) -> Any:
+        self._owned.append((release, handle))
+        return handle
+
+    def _call(self, function: Callable, *arguments: Any) -> Any:
+        return call(self.cuda, function, *arguments)
+
+
+class _Pinned:
+    """Page-locked host memory, handed out piece by piece; it grows when all of it is free."""
+
+    def __init__(self, cuda: ModuleType, owned: list[tuple[Callable, Any]]):
+        self._cuda, self._owned = cuda, owned  # not the memory itself: a cycle would keep the device's memory until it is found
+        self._address, self._size, self.used = 0, 0, 0
+
+    def fits(self, nbytes: int) -> bool:
+        return self.used + nbytes <= self._size
+
+    def places(self, sizes: list[int]) -> list[int]:
+        """Addresses of pieces. What was handed out before must be free when they do not fit any more."""
+        padded = [-(-max(size, 1) // _ALIGNMENT) * _ALIGNMENT for size in sizes]
+        if self.used + sum(padded) > self._size:
+            self._size, self.used = max(_FIRST_STAGE, 2 * sum(padded)), 0
+            self._address = int(call(self._cuda, self._cuda.cudaMallocHost, self._size))
+            self._owned.append((self._cuda.cudaFreeHost, self._address))
+        starts = [self._address + self.used + sum(padded[:i]) for i in range(len(padded))]
+        self.used += sum(padded)
+        return starts
+
+
+def _host_view(address: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    count = math.prod(shape)
+    if not count:
+        return np.empty(shape, dtype)
+    return np.frombuffer((ctypes.c_byte * (count * dtype.itemsize)).from_address(address), dtype).reshape(shape)
+
+
+def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighbouring rows in ascending order as (first, count)."""
+    runs: list[tuple[int, int]] = []
+    for row in rows:
+        if runs and row == sum(runs[-1]):
+            runs[-1] = runs[-1][0], runs[-1][1] + 1
+        else:
+            runs.append((row, 1))
+    return runs
+
+
+def _release(owned: list[tuple[Callable, Any]]) -> None:
+    """What was taken last goes first; the process may be ending, so that nobody listens to complaints."""
+    while owned:
+        release, handle = owned.pop()
+        release(handle)

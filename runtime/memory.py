@@ -1,0 +1,75 @@
+"""Memory on the host, and how values lie in memory of any kind.
+
+In: shapes and dtype names. Out: arrays that graphs read and write. numpy has no bfloat16: such values lie in uint16, as their upper
+half of a float32.
+"""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int64": np.int64}
+_BFLOAT16_LOWEST = 0xFF7F
+
+
+def lowest(dtype: np.dtype) -> np.generic:
+    """The lowest finite value of a type as it lies in memory; uint16 holds bfloat16."""
+    return np.uint16(_BFLOAT16_LOWEST) if dtype == np.uint16 else np.finfo(dtype).min
+
+
+def to_storage(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """float32 values as they lie in memory; bfloat16 rounds towards zero."""
+    return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16) if dtype == np.uint16 else values.astype(dtype)
+
+
+def to_float32(stored: np.ndarray) -> np.ndarray:
+    """What lies in memory as float32 values."""
+    return (stored.astype(np.uint32) << 16).view(np.float32) if stored.dtype == np.uint16 else stored.astype(np.float32)
+
+
+class HostMemory:
+    """numpy arrays: reading and writing is immediate, and nothing is copied that the loop can look at in place."""
+
+    reuses_bindings = False  # every pass sees another number of cached slots
+    free_reads = True
+
+    def zeros(self, shape: tuple[int, ...], dtype: type, purpose: str) -> np.ndarray:
+        return np.zeros(shape, dtype)  # taken from the system only as it is touched
+
+    def write(self, array: np.ndarray, values: np.ndarray) -> None:
+        array[...] = values
+
+    def write_bias(self, array: np.ndarray, visible: np.ndarray, positions: np.ndarray, cached: int, window: int | None) -> None:
+        attention_bias(visible, positions, cached, window, array[0, 0])
+
+    def move_rows(self, source: np.ndarray, rows: Sequence[int], target: np.ndarray, start: int) -> None:
+        target[:, start : start + len(rows)] = source[:, rows]
+
+    def read(self, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+        return arrays
+
+    def slots_in_view(self, cached: int, capacity: int) -> int:
+        return cached
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def elapsed_ms(self, start: float, end: float) -> float:
+        return (end - start) * 1e3
+
+
+def attention_bias(visible: np.ndarray, positions: np.ndarray, cached: int, window: int | None, out: np.ndarray) -> None:
+    """Write the additive mask of one pass into out [R, S+R]: 0 where a row sees a key, the dtype's lowest value where not.
+
+    visible: [R, R] from `layout`; positions: [R] absolute. The first `cached` of the S slots hold the positions of their number,
+    the others nothing. A sliding window hides keys whose position is `window` or more behind the row's.
+    """
+    hidden, slots = lowest(out.dtype), out.shape[1] - out.shape[0]
+    out[:, :cached] = 0
+    out[:, cached:slots] = hidden
+    if window is not None:
+        visible = visible & (positions[:, None] - positions[None, :] < window)
+        for row, position in enumerate(positions.tolist()):
+            out[row, : max(0, min(cached, position - window + 1))] = hidden
+    np.copyto(out[:, slots:], np.where(visible, out.dtype.type(0), hidden))

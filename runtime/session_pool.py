@@ -1,0 +1,66 @@
+"""Sessions for requests: made to measure where memory is cheap, alike and kept where engines have limits.
+
+In: a bundle's loaded graphs, and how much a request needs. Out: a `Session`, and the steps of a request in one. What a kept session
+owns, its memory and its CUDA graphs, serves one request after the other.
+"""
+
+from collections.abc import Callable, Iterator
+
+from firp.runtime.backend import Backend, LoadedGraphs
+from firp.runtime.bundle import Bundle
+from firp.runtime.decode import PREFILL_ROWS, Step
+from firp.runtime.errors import FirpError
+from firp.runtime.session import Session
+
+
+class SessionPool:
+    def __init__(self, bundle: Bundle, backend: Backend, loaded: LoadedGraphs):
+        self._bundle, self._backend, (self._graphs, self.limits) = bundle, backend, loaded
+        self._all: list[Session] = []  # that are kept
+        self._idle: list[Session] = []
+
+    def make(self, capacity: int, rows: int) -> Session:
+        """A session that holds `capacity` cached tokens and passes of `rows` rows, or more. Raises FirpError when the engines, or
+        the device's memory, do not.
+        """
+        manifest, memory = self._bundle.manifest, self._backend.memory()
+        if not self.limits:
+            return Session(manifest, self._graphs, memory, capacity, rows)
+        self._check("context", capacity, self.limits.max_context)
+        most, decoded = PREFILL_ROWS + manifest.num_predictors, 1 + manifest.num_predictors
+        return Session(
+            manifest, self._graphs, memory, self.limits.max_context, max(most, self.limits.max_rows),
+            max(decoded, self.limits.max_rows),
+        )  # fmt: skip
+
+    def steps(self, capacity: int, rows: int, tree_rows: int, run: Callable[[Session], Iterator[Step]]) -> Iterator[Step]:
+        """What `run` yields with a session of its own. tree_rows: of a decoding pass; rows: of any."""
+        if not self.limits:
+            return run(self.make(capacity, rows))
+        self._check("context", capacity, self.limits.max_context)
+        self._check("rows", tree_rows, self.limits.max_rows)
+        return self._in_kept(capacity, rows, run)
+
+    def _in_kept(self, capacity: int, rows: int, run: Callable[[Session], Iterator[Step]]) -> Iterator[Step]:
+        try:
+            session = self._idle.pop()
+        except IndexError:
+            session = self.make(capacity, rows)
+            self._all.append(session)
+        try:
+            yield from run(session)
+        finally:
+            self._idle.append(session)
+
+    def _check(self, what: str, needed: int, limit: int) -> None:
+        if needed > limit:
+            fix = f"lower it, or firp build {self._bundle.path} --backend {self._backend.name} --max-{what} {needed} --force"
+            raise FirpError(f"{what} larger than the engines hold", got=needed, expected=f"at most {limit}", fix=fix)
+
+    @property
+    def graph_counts(self) -> dict[str, int] | None:
+        """Captures and replays of CUDA graphs, and runs without, of all sessions so far; None where there are no such things."""
+        if not self.limits:
+            return None
+        counts = [session.memory.graph_counts for session in self._all]
+        return {name: sum(each[name] for each in counts) for name in ("captures", "replays", "fallbacks")}

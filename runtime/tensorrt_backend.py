@@ -1,0 +1,168 @@
+"""TensorRT and TensorRT-RTX: a bundle's engines on one CUDA device, everything resident there.
+
+In: engines that `firp build` made for this library and device. Out: graphs whose runs are enqueued, and replayed as CUDA graphs
+once their sizes have occurred twice. One execution context a profile and one a CUDA graph, as TensorRT's guide asks (a context must
+not change under a captured graph); all contexts of a session share one block of activations, since they run one after the other.
+"""
+
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from firp.runtime.backend import Binding, LoadedGraphs
+from firp.runtime.bundle import Bundle
+from firp.runtime.cuda_memory import CudaMemory, call, load_cuda
+from firp.runtime.engine_plans import Profile, find_engines
+from firp.runtime.errors import BundleError, FirpError
+from firp.runtime.graph_spec import GraphSpec
+from firp.runtime.tensorrt_library import load_library
+
+MAX_CUDA_GRAPHS = 64  # of one engine in one session; sizes beyond are enqueued each time
+_DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}  # as TensorRT names them
+
+
+class TensorRTBackend:
+    """name: "tensorrt" or "tensorrt-rtx". Raises FirpError where the library, the CUDA bindings or a device is missing."""
+
+    def __init__(self, name: str, library: ModuleType | None = None, cuda: ModuleType | None = None):
+        self.name, self.library, self.cuda = name, library or load_library(name), cuda or load_cuda()
+        attribute, device = self.cuda.cudaDeviceAttr, call(self.cuda, self.cuda.cudaGetDevice)
+        major, minor = (
+            call(self.cuda, self.cuda.cudaDeviceGetAttribute, each, device)
+            for each in (attribute.cudaDevAttrComputeCapabilityMajor, attribute.cudaDevAttrComputeCapabilityMinor)
+        )
+        self.compute_capability = f"{major}.{minor}"
+        gpu = call(self.cuda, self.cuda.cudaGetDeviceProperties, device).name
+        self.device = f"{gpu.decode() if isinstance(gpu, bytes) else gpu}, {name} {self.library.__version__}"
+
+    def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
+        engines = find_engines(bundle, self.name, self.library.__version__, self.compute_capability, check_hashes)
+        runtime = self.library.Runtime(self.library.Logger(self.library.Logger.ERROR))
+        graphs = {}
+        for name, spec in bundle.manifest.graphs.items():
+            path = engines.plan_path(name)
+            engine = runtime.deserialize_cuda_engine(path.read_bytes())
+            if engine is None:
+                fix = f"firp build {bundle.path} --backend {self.name} --force"
+                raise BundleError(f"{self.name} refuses the engine", got=f"'{path}'", fix=fix)
+            graphs[name] = TensorRTGraph(self.library, runtime, engine, spec, engines.record.profiles[name])
+        return LoadedGraphs(graphs, engines.record.limits)
+
+    def memory(self) -> CudaMemory:
+        return CudaMemory(self.cuda)
+
+
+class TensorRTGraph:
+    """Raises BundleError when the engine is not the graph that `spec` declares. runtime: kept, since its engines need it."""
+
+    def __init__(self, library: ModuleType, runtime: Any, engine: Any, spec: GraphSpec, profiles: tuple[Profile, ...]):
+        self.library, self.runtime, self.engine, self.spec, self.profiles = library, runtime, engine, spec, profiles
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        for mode, tensors in (("INPUT", spec.inputs), ("OUTPUT", spec.outputs)):
+            found = {n: engine.get_tensor_dtype(n).name for n in names if engine.get_tensor_mode(n).name == mode}
+            wanted = {tensor.name: _DTYPES[tensor.dtype] for tensor in tensors}
+            if found != wanted or engine.num_optimization_profiles != len(profiles):
+                wrong = sorted(set(found.items()) ^ set(wanted.items()))[:2]
+                got = f"{mode.lower()}s that differ: {wrong}, {engine.num_optimization_profiles} profiles"
+                raise BundleError(f"the {spec.name} engine is not the graph its bundle declares", got=got, fix="firp build --force")
+
+    def runner(self, memory: CudaMemory) -> "TensorRTRunner":
+        return TensorRTRunner(self, memory)
+
+
+@dataclass
+class _Prepared:
+    """What a runner knows of a binding."""
+
+    profile: int
+    runs: int = 0
+    cuda_graph: Any = None
+    context: "_Context | None" = None  # the one that the CUDA graph was captured from
+
+
+@dataclass
+class _Context:
+    """An execution context and what it was last told."""
+
+    context: Any
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    addresses: dict[str, int] = field(default_factory=dict)
+
+    def bind(self, binding: Binding) -> None:
+        for name, array in binding.inputs.items():
+            if self.shapes.get(name) != array.shape:
+                if not self.context.set_input_shape(name, array.shape):
+                    raise FirpError("the engine refuses a shape", got=f"{name} {array.shape}", fix="report this as a bug")
+                self.shapes[name] = array.shape
+        for arrays in (binding.inputs, binding.outputs):
+            for name, array in arrays.items():
+                if self.addresses.get(name) != array.address:
+                    self.context.set_tensor_address(name, array.address)
+                    self.addresses[name] = array.address
+
+
+class TensorRTRunner:
+    def __init__(self, graph: TensorRTGraph, memory: CudaMemory):
+        self.graph, self.memory = graph, memory
+        memory.reserve_workspace(graph.engine.device_memory_size_v2)
+        self._contexts: dict[int, _Context] = {}  # by profile
+        self._cuda_graphs = 0
+
+    def run(self, binding: Binding) -> None:
+        prepared = binding.prepared
+        if prepared is None:
+            prepared = binding.prepared = _Prepared(self._profile(binding))
+        if prepared.cuda_graph is not None:
+            self.memory.launch(prepared.cuda_graph)
+            self.memory.graph_counts["replays"] += 1
+            return
+        prepared.runs += 1
+        decodes = self.graph.profiles[prepared.profile].name == "decode"
+        if prepared.runs == 2 and decodes and self.memory.reuses_bindings and self._cuda_graphs < MAX_CUDA_GRAPHS:
+            self._capture(binding, prepared)
+            return
+        if prepared.profile not in self._contexts:
+            self._contexts[prepared.profile] = self._context(prepared.profile)
+        self._enqueue(self._contexts[prepared.profile], binding)
+        self.memory.graph_counts["fallbacks"] += 1
+
+    def _capture(self, binding: Binding, prepared: _Prepared) -> None:
+        """Run once from a context of its own, so that nothing is left to prepare, and capture the same run for the next times."""
+        prepared.context = self._context(prepared.profile)
+        self._enqueue(prepared.context, binding)
+        prepared.cuda_graph = self.memory.capture(lambda: self._enqueue(prepared.context, binding))
+        self._cuda_graphs += 1
+        self.memory.graph_counts["captures"] += 1
+
+    def _enqueue(self, context: _Context, binding: Binding) -> None:
+        context.bind(binding)
+        if not context.context.execute_async_v3(self.memory.stream):
+            raise FirpError(f"the {self.graph.spec.name} engine does not run", got="an error that TensorRT printed above")
+
+    def _context(self, profile: int) -> _Context:
+        memory, strategy = self.memory, self.graph.library.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self.graph.engine.create_execution_context(strategy)
+        if context is None:
+            raise FirpError("no execution context", got=f"the {self.graph.spec.name} engine's profile {profile}")
+        context.set_device_memory(memory.workspace.address, memory.workspace.nbytes)
+        if not context.set_optimization_profile_async(profile, memory.stream):
+            raise FirpError("the engine refuses a profile", got=f"{self.graph.spec.name}, profile {profile}")
+        return _Context(context)
+
+    def _profile(self, binding: Binding) -> int:
+        """The first that holds these shapes. Raises FirpError naming what is too large for all of them."""
+        for index, profile in enumerate(self.graph.profiles):
+            if not (wrong := _outside(profile, binding)):
+                return index
+        raise FirpError(
+            f"no profile of the {self.graph.spec.name} engine holds this pass", got=wrong,
+            fix="raise --max-context, --max-rows or --max-batch of firp build",
+        )  # fmt: skip
+
+
+def _outside(profile: Profile, binding: Binding) -> str | None:
+    for name, (smallest, _, largest) in profile.shapes.items():
+        shape = binding.inputs[name].shape
+        if not all(low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True)):
+            return f"{name} {list(shape)}, {profile.name} holds {list(smallest)} to {list(largest)}"
+    return None

@@ -1,0 +1,212 @@
+"""The decode loop on device-resident buffers, on a double of the device: it proves our logic, not TensorRT."""
+
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pytest
+from cuda_double import CudaDouble
+from tensorrt_double import TensorRTDouble, device_engine, write_engines
+
+from firp.runtime.bundle import load_bundle, sha256_file, write_json
+from firp.runtime.cuda_memory import CudaMemory
+from firp.runtime.engine import Engine
+from firp.runtime.engine_plans import Limits
+from firp.runtime.errors import BundleError, FirpError
+from firp.runtime.parity import compare_trees
+from firp.runtime.sampling import SamplingParams
+from firp.runtime.tensorrt_backend import TensorRTBackend
+from firp.runtime.tree import TreeConfig
+
+TREES = {
+    "chain": TreeConfig.chain(3, 2),
+    "static": TreeConfig.static([(0,), (1,), (0, 0), (0, 1), (0, 0, 0)], 1),
+    "dynamic": TreeConfig("dynamic", rows=12, draft_sources=None),
+    "shallow": TreeConfig("dynamic", rows=8, draft_sources=3, depth=2),  # the gaps of the third offset are closed
+    "draft pass": TreeConfig("dynamic", rows=8, draft_sources=0),
+    "shallow draft pass": TreeConfig("dynamic", rows=5, draft_sources=0, depth=2),
+}
+PARAMS = [SamplingParams(90, ignore_eos=True), SamplingParams(60, temperature=0.8, top_p=0.95, seed=1, ignore_eos=True)]
+
+
+@pytest.fixture
+def bundle(family_bundle, tmp_path):
+    return shutil.copytree(family_bundle("llama")[1], tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral_window"])
+def test_the_device_decodes_what_the_cpu_decodes(family, family_bundle, tmp_path):
+    path = shutil.copytree(family_bundle(family)[1], tmp_path / "bundle")
+    host, device = Engine.load(path), device_engine(path)
+    rng = np.random.default_rng(3)
+    prompts = [rng.integers(2, 190, length).tolist() for length in (1, 17, 70)]
+    for prompt, params in itertools.product(prompts, PARAMS):
+        plain = host.generate(prompt, params, plain=True).token_ids
+        assert device.generate(prompt, params, plain=True).token_ids == plain
+        for name, tree in TREES.items():
+            assert device.generate(prompt, params, tree=tree).token_ids == plain, name
+    drafted = compare_trees(device, prompts, PARAMS, TREES)  # with a pick of its own, which asks for logits
+    assert all(comparison.differences == [] for comparison in drafted)
+
+
+def test_a_prompt_of_many_passes(bundle):
+    prompt = np.random.default_rng(4).integers(2, 190, 200).tolist()
+    engine = device_engine(bundle)
+    assert engine.generate(prompt, PARAMS[1]).token_ids == Engine.load(bundle).generate(prompt, PARAMS[1]).token_ids
+
+
+def test_one_wait_a_step_and_few_bytes_come_back(bundle):
+    engine, tree = device_engine(bundle), TreeConfig("dynamic", rows=8, draft_sources=2)
+    engine.generate([5, 6, 7], SamplingParams(40, ignore_eos=True), tree=tree)
+    cuda = engine.backend.cuda
+    waits, home = cuda.waits, cuda.copied_to_host
+    steps = list(engine.steps([5, 6, 7], SamplingParams(40, ignore_eos=True), tree))
+    assert cuda.waits - waits == len(steps)
+    rows_read = sum(step.rows or 1 for step in steps) + sum(2 * 3 if step.rows else 3 for step in steps)
+    assert cuda.copied_to_host - home <= rows_read * 64 * 12  # top lists: ids and log-probabilities, no logits
+    sampled, home = PARAMS[1], cuda.copied_to_host
+    sampled_steps = list(engine.steps([5, 6, 7], sampled, tree))
+    logits = sum(step.rows or 1 for step in sampled_steps) * engine.model.vocab_size * 4
+    assert logits <= cuda.copied_to_host - home <= logits + 64 * 12 * 17 * len(sampled_steps)
+
+
+def test_commits_move_the_accepted_rows_and_nothing_else(bundle):
+    engine = device_engine(bundle)
+    cuda, tree, model = engine.backend.cuda, TreeConfig("dynamic", rows=8, draft_sources=None), engine.model
+    before = cuda.moved_on_device
+    steps = list(engine.steps([5, 6, 7], SamplingParams(40, ignore_eos=True), tree))
+    kept = 3 + sum(step.accept_length + 1 for step in steps[1:-1])  # the last step's commit waits for a step that never comes
+    row = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * 4
+    assert cuda.moved_on_device - before == kept * row
+
+
+def test_passes_of_sizes_seen_twice_are_replayed(bundle):
+    engine = device_engine(bundle)
+    assert engine.sessions.graph_counts == {"captures": 0, "replays": 0, "fallbacks": 0}
+    params = SamplingParams(100, ignore_eos=True)
+    first = engine.generate([5, 6, 7], params, tree=TREES["dynamic"]).token_ids
+    counts = engine.sessions.graph_counts
+    assert counts["captures"] > 0 and counts["replays"] > counts["fallbacks"] > 0
+    contexts = engine.backend.library.contexts
+    assert engine.generate([5, 6, 7], params, tree=TREES["dynamic"]).token_ids == first
+    again = engine.sessions.graph_counts
+    new = {name: again[name] - counts[name] for name in again}
+    assert new["replays"] > counts["replays"] and new["fallbacks"] + new["captures"] < counts["fallbacks"] + counts["captures"]
+    assert engine.backend.library.contexts - contexts == new["captures"]  # the rest runs on what the first request left
+    assert len(engine.sessions._all) == 1
+
+
+def test_two_requests_at_once_do_not_share_a_session(bundle):
+    engine, params = device_engine(bundle), SamplingParams(30, ignore_eos=True)
+    alone = [engine.generate([token, 9], params).token_ids for token in (4, 8)]
+    streams = [engine.stream([token, 9], params) for token in (4, 8)]
+    tokens = [[], []]
+    for pair in itertools.zip_longest(*streams):
+        for place, chunk in enumerate(pair):
+            tokens[place] += chunk.token_ids if chunk else []
+    assert tokens == alone and len(engine.sessions._all) == 2
+
+
+def test_buckets_are_few_and_little_too_large():
+    memory = CudaMemory(CudaDouble())
+    views = [memory.slots_in_view(cached, 5000) for cached in range(1, 5001)]
+    assert all(cached <= view for cached, view in enumerate(views, 1)) and views[-1] == 5000
+    assert all(view - cached < max(64, cached / 4) for cached, view in enumerate(views, 1))
+    assert len(set(views)) < 32 and memory.slots_in_view(0, 5000) == 0
+
+
+def test_all_memory_is_given_back(bundle):
+    engine = device_engine(bundle)
+    engine.generate([5, 6, 7], SamplingParams(20), tree=TREES["dynamic"])
+    cuda = engine.backend.cuda
+    assert cuda.device and cuda.pinned
+    del engine
+    assert not cuda.device and not cuda.pinned
+
+
+def test_out_of_memory_says_what_each_buffer_takes(bundle):
+    engine = device_engine(bundle, memory_bytes=2**20)
+    with pytest.raises(FirpError, match=r"out of device memory.*MiB free.*keys and values \d") as caught:
+        engine.generate([5, 6, 7])
+    assert "\n" not in str(caught.value)
+    del caught  # whose traceback holds the session
+    assert not engine.backend.cuda.device  # what was taken before is given back
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "tree", "message"),
+    [
+        (list(range(2, 60)), 90, None, "context larger than the engines hold.*got 148.*at most 100.*--max-context 148"),
+        (
+            [5],
+            20,
+            TreeConfig("dynamic", rows=16, draft_sources=None),
+            "rows larger than the engines hold.*64.*at most 32.*--max-rows 64",
+        ),
+    ],
+)
+def test_requests_beyond_the_limits_are_refused(bundle, prompt, tokens, tree, message):
+    engine = device_engine(bundle, Limits(max_context=100, max_rows=32))
+    with pytest.raises(FirpError, match=message):
+        engine.generate(prompt, SamplingParams(tokens), tree=tree, plain=tree is None)
+    assert engine.generate([5], SamplingParams(10), plain=True).token_ids  # and the engine goes on
+
+
+def load(bundle, capability=(8, 9), backend="tensorrt-rtx"):
+    cuda = CudaDouble(compute_capability=capability)
+    return Engine(load_bundle(bundle, check_hashes=False), TensorRTBackend(backend, TensorRTDouble(cuda), cuda))
+
+
+def test_engines_that_do_not_match_are_refused_with_the_command_that_builds_them(bundle, family_bundle, tmp_path):
+    with pytest.raises(FirpError, match=r"has no tensorrt-rtx engines.*Fix: firp build .*bundle --backend tensorrt-rtx"):
+        load(bundle)
+    folder = write_engines(load_bundle(bundle))
+    with pytest.raises(FirpError, match=r"engines for another GPU.*8\.9.*12\.0.*firp build"):
+        load(bundle, (12, 0))
+    with pytest.raises(FirpError, match="has no tensorrt engines"):
+        load(bundle, backend="tensorrt")
+    plan = folder / "upper.plan"
+    content = plan.read_bytes()
+    plan.write_bytes(content[:-10])
+    with pytest.raises(BundleError, match=r"damaged engine.*upper\.plan.*firp build.*--force"):
+        load(bundle)
+    plan.write_bytes(content[:-1] + b"]")
+    with pytest.raises(BundleError, match="damaged engine.*another sha256"):
+        load(bundle)
+    plan.write_bytes(content)
+    other = shutil.copytree(family_bundle("qwen3")[1], tmp_path / "other")
+    shutil.copytree(bundle / "engines", other / "engines")
+    with pytest.raises(BundleError, match=r"engines of another bundle.*lower\.onnx"):
+        load(other)
+    shutil.move(folder, folder.with_name("tensorrt-rtx-1.6.0.1-sm89"))
+    record = folder.with_name("tensorrt-rtx-1.6.0.1-sm89") / "engine.json"
+    record.write_text(record.read_text().replace('"library_version": "1.7.1.116"', '"library_version": "1.6.0.1"'))
+    with pytest.raises(FirpError, match=r"engines of another tensorrt-rtx version.*1\.6\.0\.1.*1\.7\.1\.116"):
+        load(bundle)
+    record.write_text("{}")
+    with pytest.raises(BundleError, match=r"missing key in .*engine\.json"):
+        load(bundle)
+
+
+def test_an_engine_with_other_tensors_is_refused(bundle):
+    folder = write_engines(load_bundle(bundle))
+    lower, upper = (folder / f"{name}.plan" for name in ("lower", "upper"))
+    upper.write_text(lower.read_text().replace("lower", "upper", 1))  # the lower graph under another name
+    record = json.loads((folder / "engine.json").read_text())
+    record["plans"]["upper"] = {"size": upper.stat().st_size, "sha256": sha256_file(upper)}
+    write_json(folder / "engine.json", record)
+    with pytest.raises(BundleError, match="the upper engine is not the graph its bundle declares"):
+        load(bundle)
+    upper.write_text("not a plan")
+    record["plans"]["upper"] = {"size": upper.stat().st_size, "sha256": sha256_file(upper)}
+    write_json(folder / "engine.json", record)
+    with pytest.raises(BundleError, match=r"tensorrt-rtx refuses the engine.*upper\.plan"):
+        load(bundle)
+
+
+def test_without_a_gpu_every_device_backend_says_so(bundle):
+    for backend in ("tensorrt", "tensorrt-rtx", "cuda"):
+        with pytest.raises(FirpError) as caught:
+            Engine.load(bundle, backend)
+        assert "\n" not in str(caught.value) and "Fix:" in str(caught.value)
