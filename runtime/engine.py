@@ -18,6 +18,7 @@ from firp.runtime.bundle import Bundle, load_bundle
 from firp.runtime.choice import Choice
 from firp.runtime.decode import PREFILL_ROWS, Step, check_prompt, decode
 from firp.runtime.drafter import Drafter, FirpDrafter
+from firp.runtime.engine_plans import Limits
 from firp.runtime.errors import FirpError, PromptError
 from firp.runtime.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeCudaBackend
 from firp.runtime.sampling import SamplingParams
@@ -118,6 +119,11 @@ class Engine:
             raise FirpError("threads are for the CPU", got=f"{threads} threads on {backend}", fix="leave them out")
         bundle = load_bundle(path, check_hashes)
         return cls(bundle, BACKENDS[backend]() if threads is None else OnnxRuntimeBackend(threads), check_hashes)
+
+    @property
+    def limits(self) -> Limits | None:
+        """What the engines were built to hold; None where nothing is built for a size."""
+        return self.sessions.limits
 
     @property
     def drafts(self) -> bool:

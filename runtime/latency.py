@@ -24,18 +24,21 @@ def measure_latency(engine: Engine, progress: Callable[[str, int, int], None] = 
     """Time passes of growing size, up to one that costs more than any tree could win back. The sizes take turns, so that a busy
     moment of the machine falls on all of them; the first passes of a turn fill the processor's caches and do not count.
     """
-    k, context = engine.manifest.num_predictors, engine.model.max_position_embeddings
+    k, context, most, limits = engine.manifest.num_predictors, engine.model.max_position_embeddings, max(ROWS), engine.limits
+    if limits:
+        context, most = min(context, limits.max_context), min(most, limits.max_rows)
     cached = min(CACHED_TOKENS, context // 2)
-    session = engine.session(cached + max(ROWS), max(ROWS) + k)
+    session = engine.session(cached, most + k)
     session.kv.fill(np.random.default_rng(0), cached)
-    rows = _worth_measuring(session, k)
+    rows = _worth_measuring(session, [count for count in ROWS if count <= most], k)
     times: dict[int, list[dict[str, float]]] = {count: [] for count in rows}
     for turn in range(TURNS):
         progress("measuring latency", turn, TURNS)
         for count in rows:
             times[count] += [_pass_ms(session, count, draft=k > 0) for _ in range(PASSES)][WARM_UP:]
     params, prompt = SamplingParams(32, ignore_eos=True), list(range(min(16, engine.model.vocab_size)))
-    outside = [_outside_ms(engine, prompt, params, tree) for tree in (None, TreeConfig("dynamic", 8, None) if k else None)]
+    tree = TreeConfig("dynamic", min(8, most // (1 + k)), None) if k else None
+    outside = [_outside_ms(engine, prompt, params, each) for each in (None, tree)]
     progress("measuring latency", TURNS, TURNS)
     median = lambda graph, count: round(statistics.median(each[graph] for each in times[count] if graph in each), 4)  # noqa: E731
     return LatencyTable(
@@ -52,9 +55,9 @@ def measure_latency(engine: Engine, progress: Callable[[str, int, int], None] = 
     )
 
 
-def _worth_measuring(session: Session, num_predictors: int) -> tuple[int, ...]:
+def _worth_measuring(session: Session, counts: list[int], num_predictors: int) -> tuple[int, ...]:
     rows, total = [], []
-    for count in ROWS:
+    for count in counts:
         _pass_ms(session, count, draft=False)
         rows.append(count)
         total.append(sum(_pass_ms(session, count, draft=False).values()))

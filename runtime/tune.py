@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from firp.runtime.bundle import MANIFEST_NAME, read_manifest, write_manifest
-from firp.runtime.choice import TEXTS, Choice, choose
+from firp.runtime.choice import TEXTS, Calibration, Choice, choose
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.latency import measure_latency
@@ -18,11 +18,14 @@ def tune(engine: Engine, text: str = TEXTS[0], progress: Callable[[str, int, int
 
     Raises FirpError when the bundle has no trees to choose from, or cannot be written.
     """
-    if engine.bundle.calibration is None:
+    calibration = engine.bundle.calibration
+    if calibration is None:
         raise FirpError(
             "the bundle has no calibrated trees", got=f"'{engine.bundle.path}'", fix="export it with predictors from firp calibrate"
         )
-    choice = choose(engine.bundle.calibration, measure_latency(engine, progress), engine.manifest.num_predictors, text)
+    k, limits = engine.manifest.num_predictors, engine.limits
+    held = [each for each in calibration.candidates if not limits or each.tree.pass_rows(k) <= limits.max_rows]
+    choice = choose(Calibration(tuple(held)), measure_latency(engine, progress), k, text)
     path = engine.bundle.path
     now = read_manifest(path / MANIFEST_NAME)  # it may have been replaced, or tuned for another device, while this one measured
     if now.files != engine.manifest.files:

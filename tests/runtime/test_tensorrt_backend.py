@@ -18,6 +18,7 @@ from firp.runtime.parity import compare_trees
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.tensorrt_backend import TensorRTBackend
 from firp.runtime.tree import TreeConfig
+from firp.runtime.tune import tune
 
 TREES = {
     "chain": TreeConfig.chain(3, 2),
@@ -123,6 +124,15 @@ def test_all_memory_is_given_back(bundle):
     assert cuda.device and cuda.pinned
     del engine
     assert not cuda.device and not cuda.pinned
+
+
+def test_tuning_measures_the_device_and_chooses_what_it_holds(demo_bundle, tmp_path):
+    bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
+    engine = device_engine(bundle, Limits(max_context=300, max_rows=20))
+    choice = tune(engine)
+    assert choice.latency.rows[-1] <= 20 and choice.latency.cached_tokens == 150 and min(choice.latency.upper_ms) > 0
+    assert choice.tree.pass_rows(3) <= 20 and choice.latency.device == "Double of a GPU, tensorrt-rtx 1.7.1.116"
+    assert load_bundle(bundle).manifest.choices[engine.backend.device] == choice
 
 
 def test_out_of_memory_says_what_each_buffer_takes(bundle):
