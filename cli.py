@@ -182,10 +182,11 @@ def tune(bundle, text, backend, as_json):
 @click.argument("bundle", type=PATH)
 @click.option("--prompts", type=PATH, required=True, help="Prompt file, as for generate.")
 @_sampling_options
+@click.option("--backend", type=click.Choice(list(BACKENDS)), default="cpu", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def bench_command(bundle, prompts, as_json, **sampling):
+def bench_command(bundle, prompts, backend, as_json, **sampling):
     """Decode the prompts plainly and drafted, alternating in one process, and compare."""
-    params, requests, engine = SamplingParams(**sampling), read_prompts(prompts), Engine.load(bundle)
+    params, requests, engine = SamplingParams(**sampling), read_prompts(prompts), Engine.load(bundle, backend)
     if remark := tuning_remark(engine):
         messages.print(remark)
     result = bench(engine, [_content(request) for request in requests], params)
@@ -199,15 +200,16 @@ def bench_command(bundle, prompts, as_json, **sampling):
 
 @cli.command()
 @click.argument("bundle", type=PATH)
-@click.option("--model", type=PATH, help="The model directory it came from: compares ONNX with Hugging Face too.")
+@click.option("--model", type=PATH, help="The model directory it came from: compares with Hugging Face too.")
+@click.option("--backend", type=click.Choice(list(BACKENDS)), default="cpu", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def verify(bundle, model, as_json):
-    """Check BUNDLE: file hashes, drafted against plain decoding, and the ONNX graphs against Hugging Face with --model."""
+def verify(bundle, model, backend, as_json):
+    """Check BUNDLE: file hashes, drafted against plain decoding, engines against ONNX Runtime, both against Hugging Face."""
     from firp.export.verify import verify
 
     _quiet_transformers()
     with progress_bar() as bar:
-        report = verify(bundle, model, bar.stage)
+        report = verify(bundle, model, bar.stage, engine=Engine.load(bundle, backend))
     if as_json:
         print(json.dumps(report.to_json()))
     else:

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from firp.export.checkpoint import open_checkpoint
+from firp.export.passes import STAGES, HuggingFaceRows, Rows, SessionRows
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError, CheckpointError
 from firp.runtime.parity import NEAR_TIE, compare_trees, first_difference, plain_run
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.session import Session
-from firp.runtime.tree import DraftTree, TreeConfig, chain
+from firp.runtime.tree import MAX_PASS_ROWS, TreeConfig
 
 # Largest absolute difference of a value up to VALUE_SCALE in a model of up to LAYER_SCALE layers; in proportion for larger values
 # and deeper models, as rounding is. float32: the demo model's 8 layers differ by 1.4e-5, which is Hugging Face's own distance from
@@ -55,14 +55,22 @@ class Report:
 
 
 def verify(
-    bundle: Path, model_dir: Path | None, progress: Callable[[str], None] | None = None, check_hashes: bool = True
+    bundle: Path,
+    model_dir: Path | None,
+    progress: Callable[[str], None] | None = None,
+    check_hashes: bool = True,
+    engine: Engine | None = None,
 ) -> Report:
-    """Run every check that applies: against Hugging Face when `model_dir` is given, drafted against plain when there are drafts."""
-    engine = Engine.load(bundle, check_hashes=check_hashes)
-    checks, ties = [Check("file hashes", True, 0, 0)] if check_hashes else [], []  # Engine.load raises for a wrong one
+    """Run every check that applies: against Hugging Face when `model_dir` is given, against ONNX Runtime on the CPU when `engine`
+    runs elsewhere, drafted against plain when there are drafts. engine: of this bundle; None: on the CPU.
+    """
+    engine = engine or Engine.load(bundle, check_hashes=check_hashes)
+    checks, ties = [Check("file hashes", True, 0, 0)] if check_hashes else [], []  # loading raises for a wrong one
     if model_dir:
         _check_source(engine, model_dir)
     stages = [_against_hugging_face(engine, model_dir, ties)] if model_dir else []
+    if engine.backend.name != "cpu" and engine.manifest.dtype != "bfloat16":  # which ONNX Runtime cannot run on a CPU
+        stages.append(_against_onnx_runtime(engine))
     if engine.drafts:
         stages.append(_drafted_against_plain(engine, ties))
     for stage in stages:
@@ -95,12 +103,17 @@ def verify_or_fail(bundle: Path, model_dir: Path, progress: Callable[[str], None
 
 def _prompts(engine: Engine, count: int, length: int) -> dict[str, list[list[int]]]:
     """Random tokens, and tokenized text where there is a tokenizer."""
-    context, rng = engine.model.max_position_embeddings, np.random.default_rng(0)
-    length = min(length, context // 2)
+    rng, most = np.random.default_rng(0), min(engine.model.max_position_embeddings // 2, _most_rows(engine))
+    length = min(length, most)
     out = {"random": rng.integers(0, engine.model.vocab_size, (count, length)).tolist()}
     if engine.tokenizer:
-        out["text"] = [engine.tokenizer.encode(text).ids[: context // 2] for text in TEXTS[:count]]
+        out["text"] = [engine.tokenizer.encode(text).ids[:most] for text in TEXTS[:count]]
     return out
+
+
+def _most_rows(engine: Engine) -> int:
+    """Of a pass that decodes all its rows."""
+    return engine.limits.max_rows if engine.limits else 64
 
 
 def _against_hugging_face(engine: Engine, model_dir: Path, ties: list[dict[str, Any]]) -> Iterator[Check]:
@@ -110,108 +123,39 @@ def _against_hugging_face(engine: Engine, model_dir: Path, ties: list[dict[str, 
     model = AutoModelForCausalLM.from_pretrained(
         model_dir, dtype=torch.float32, attn_implementation="eager", local_files_only=True
     ).eval()
-    reference = _Reference(model, engine.manifest.prediction_layer)
-    limit = ABSOLUTE_LIMIT[engine.manifest.dtype] * max(1.0, engine.model.num_hidden_layers / LAYER_SCALE)
-    for kind, prompts in _prompts(engine, 2, 48).items():
-        for stage in ("prefill", "decode", "tree"):
-            pairs = [pair for prompt in prompts for pair in _STAGES[stage](engine, reference, prompt)]
-            for part in ("hidden_states", "logits"):
-                ours = [getattr(pair.ours, part) for pair in pairs]
-                theirs = [getattr(pair.theirs, part) for pair in pairs]
-                yield _compare_values(f"{stage} {part}, {kind} tokens", ours, theirs, limit)
+    reference = HuggingFaceRows(model, engine.manifest.prediction_layer, engine.model.sliding_window)
+    yield from _values(engine, reference, "")
     for kind, prompts in _prompts(engine, 3, 16).items():
         yield _plain_against_generate(f"plain = generate, {kind} tokens", engine, model, prompts, ties)
 
 
-class Rows(NamedTuple):
-    hidden_states: np.ndarray  # [T, D] at the prediction layer
-    logits: np.ndarray  # [T, V]
+def _against_onnx_runtime(engine: Engine) -> Iterator[Check]:
+    """The values of an engine against those of the graphs that it was built from."""
+    reference = Engine.load(engine.bundle.path, check_hashes=False)
+    yield from _values(engine, SessionRows(reference, _most_rows(engine)), "ONNX Runtime, ")
+
+
+def _values(engine: Engine, reference: HuggingFaceRows | SessionRows, against: str) -> Iterator[Check]:
+    limit = ABSOLUTE_LIMIT[engine.manifest.dtype] * max(1.0, engine.model.num_hidden_layers / LAYER_SCALE)
+    ours = SessionRows(engine, _most_rows(engine))
+    for kind, prompts in _prompts(engine, 2, 48).items():
+        for stage, passes_of in STAGES.items():
+            pairs = []
+            for prompt in prompts:
+                ours.reset()
+                reference.reset()
+                pairs += [
+                    Pair(ours.run(tree, keep), reference.run(tree, keep))
+                    for tree, keep in passes_of(prompt, engine.model.vocab_size, engine.model.max_position_embeddings)
+                ]
+            for part in ("hidden_states", "logits"):
+                found, expected = ([getattr(side, part) for side in sides] for sides in zip(*pairs, strict=True))
+                yield _compare_values(f"{stage} {part}, {against}{kind} tokens", found, expected, limit)
 
 
 class Pair(NamedTuple):
     ours: Rows
     theirs: Rows
-
-
-class _Reference:
-    """The Hugging Face model, run over chains and trees with a cache of its own."""
-
-    def __init__(self, model: Any, prediction_layer: int):
-        from transformers import DynamicCache
-
-        self.model, self.layer, self._new_cache = model, prediction_layer, DynamicCache
-
-    def reset(self) -> None:
-        self.cache = self._new_cache()
-
-    def run(self, tokens: list[int], bias: np.ndarray | None = None, positions: np.ndarray | None = None) -> Rows:
-        """bias [T, P+T]: an additive mask instead of the causal one."""
-        import torch
-
-        options = (
-            {}
-            if bias is None
-            else {"attention_mask": torch.from_numpy(bias)[None, None], "position_ids": torch.from_numpy(positions)[None]}
-        )
-        with torch.no_grad():
-            out = self.model(
-                input_ids=torch.tensor([tokens]), past_key_values=self.cache, use_cache=True, output_hidden_states=True, **options
-            )
-        return Rows(out.hidden_states[self.layer][0].numpy(), out.logits[0].numpy())
-
-
-def _run(session: Session, tree: DraftTree, keep: bool) -> Rows:
-    logits = session.forward(tree, []).logits.copy()
-    rows = Rows(session.hidden_states(len(tree.tokens)), logits)
-    if keep:
-        session.commit(range(len(tree.tokens)))
-    return rows
-
-
-def _prefill_pairs(engine: Engine, reference: _Reference, prompt: list[int]) -> Iterator[Pair]:
-    session = engine.session(len(prompt) + 1)
-    reference.reset()
-    yield Pair(_run(session, chain(prompt), keep=True), reference.run(prompt))
-
-
-def _decode_pairs(engine: Engine, reference: _Reference, prompt: list[int]) -> Iterator[Pair]:
-    """A prefill of the first half, then the rest one token a pass, each on the cache that the last one left."""
-    session, half = engine.session(len(prompt) + 1), len(prompt) // 2
-    reference.reset()
-    for tokens in [prompt[:half] or prompt[:1]] + [[token] for token in prompt[half:]]:
-        yield Pair(_run(session, chain(tokens), keep=True), reference.run(tokens))
-
-
-def _tree_pairs(engine: Engine, reference: _Reference, prompt: list[int]) -> Iterator[Pair]:
-    """A random tree of 12 rows on a cached prompt."""
-    session, rng = engine.session(len(prompt) + 16), np.random.default_rng(len(prompt))
-    reference.reset()
-    yield Pair(_run(session, chain(prompt), keep=True), reference.run(prompt))
-    parents, depths, deepest = [-1], [0], engine.model.max_position_embeddings - len(prompt) - 1
-    for _ in range(1, 12):
-        parents.append(int(rng.choice([node for node, depth in enumerate(depths) if depth < deepest])))
-        depths.append(depths[parents[-1]] + 1)
-    tree = DraftTree(rng.integers(0, engine.model.vocab_size, 12).tolist(), parents, depths, [1.0] * 12)
-    positions = np.array(depths) + len(prompt)
-    keys = np.concatenate([np.arange(len(prompt)), positions])
-    visible = np.zeros((12, len(prompt) + 12), bool)  # written anew, not with the runtime's own mask function
-    visible[:, : len(prompt)] = True
-    for node in range(12):
-        ancestor = node
-        while ancestor >= 0:
-            visible[node, len(prompt) + ancestor] = True
-            ancestor = parents[ancestor]
-    if engine.model.sliding_window:
-        visible &= positions[:, None] - keys < engine.model.sliding_window
-    bias = np.where(visible, 0, np.finfo(np.float32).min).astype(np.float32)
-    yield Pair(_run(session, tree, keep=False), reference.run(tree.tokens, bias, positions))
-
-
-_STAGES: dict[str, Callable[[Engine, _Reference, list[int]], Iterator[Pair]]] = {
-    "prefill": _prefill_pairs,
-    "decode": _decode_pairs,
-    "tree": _tree_pairs,
-}
 
 
 def _compare_values(name: str, ours: list[np.ndarray], theirs: list[np.ndarray], limit: float) -> Check:
@@ -252,6 +196,8 @@ def _drafted_against_plain(engine: Engine, ties: list[dict[str, Any]]) -> Iterat
         "static tree": TreeConfig.static([(0,), (1,), *([(0, 0), (0, 1)] if k > 1 else [])], draft_sources=2),
         "dynamic tree": TreeConfig("dynamic", rows=16, draft_sources=None),
     }
+    most = engine.limits.max_rows if engine.limits else MAX_PASS_ROWS
+    trees = {name: tree for name, tree in trees.items() if tree.pass_rows(k) <= most}
     prompts = [prompt for group in _prompts(engine, 2, 16).values() for prompt in group]
     params = [SamplingParams(40), SamplingParams(40, temperature=0.8, top_p=0.95, seed=1)]
     for comparison in compare_trees(engine, prompts, params, trees):

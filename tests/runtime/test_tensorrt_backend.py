@@ -1,7 +1,9 @@
 """The decode loop on device-resident buffers, on a double of the device: it proves our logic, not TensorRT."""
 
+import ctypes
 import itertools
 import json
+import math
 import shutil
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from cuda_double import CudaDouble
 from tensorrt_double import TensorRTDouble, device_engine, write_engines
 
+from firp.export.verify import verify
 from firp.runtime.bundle import load_bundle, sha256_file, write_json
 from firp.runtime.cuda_memory import CudaMemory
 from firp.runtime.engine import Engine
@@ -124,6 +127,48 @@ def test_all_memory_is_given_back(bundle):
     assert cuda.device and cuda.pinned
     del engine
     assert not cuda.device and not cuda.pinned
+
+
+def test_verification_compares_an_engine_with_onnx_runtime_and_hugging_face(family_bundle, tmp_path):
+    model, made = family_bundle("llama")
+    bundle = shutil.copytree(made, tmp_path / "bundle")
+    engine = device_engine(bundle, Limits(256, 1, 40))
+    report = verify(bundle, model, engine=engine)
+    assert report.passed and not report.near_ties
+    names = [check.name for check in report.checks]
+    assert sum("ONNX Runtime" in name for name in names) == 6 and any("= generate" in name for name in names)
+    assert not any("dynamic tree" in name for name in names)  # 64 rows: more than these engines hold
+    for graph in ("lower", "upper"):  # an engine that says something else is found
+        wrong = device_engine(shutil.copytree(bundle, tmp_path / graph))
+        session = wrong.sessions._graphs[graph].engine.session
+        wrong.sessions._graphs[graph].engine.session = Noisy(session, f"past_key.{0 if graph == 'lower' else 3}")
+        failed = [check.name for check in verify(tmp_path / graph, model, engine=wrong).checks if not check.passed]
+        assert any("ONNX Runtime" in name and name.startswith("decode") for name in failed)
+
+
+class Noisy:
+    """An ONNX Runtime session that sees one of its inputs a little wrong."""
+
+    def __init__(self, session, name):
+        self.session, self.name = session, name
+
+    def io_binding(self):
+        binding, name = self.session.io_binding(), self.name
+        bind = binding.bind_input
+
+        def bind_input(each, device, index, kind, shape, address):
+            if each == name and shape[0]:
+                values = np.frombuffer((ctypes.c_byte * (math.prod(shape) * 4)).from_address(address), kind).copy()
+                values[:] *= 1.5
+                self.kept = values
+                address = values.ctypes.data
+            bind(each, device, index, kind, shape, address)
+
+        binding.bind_input = bind_input
+        return binding
+
+    def run_with_iobinding(self, binding):
+        self.session.run_with_iobinding(binding)
 
 
 def test_tuning_measures_the_device_and_chooses_what_it_holds(demo_bundle, tmp_path):
