@@ -1,0 +1,51 @@
+"""The shapes that an engine is built for: one profile for decoding, one for prefill, which share the weights.
+
+In: a GraphSpec, the number of predictors, the limits. Out: the two profiles, with the smallest, the likeliest and the largest shape
+of every input. Cached slots reach from none to the whole context in both, for a long prompt is prefilled in several passes.
+"""
+
+from firp.runtime.engine_plans import Limits, Profile
+from firp.runtime.graph_spec import GraphSpec
+from firp.runtime.session import PREFILL_ROWS
+
+_LIKELY_ROWS, _LIKELY_CACHED = 16, 1024  # of a decoding pass
+
+Sizes = tuple[int, int, int]  # smallest, likeliest, largest
+
+
+def graph_profiles(spec: GraphSpec, num_predictors: int, limits: Limits) -> tuple[Profile, ...]:
+    """Decode, then prefill."""
+    return tuple(_profile(name, spec, sizes) for name, sizes in _letters(num_predictors, limits).items())
+
+
+def _letters(num_predictors: int, limits: Limits) -> dict[str, dict[str, Sizes]]:
+    """Profile -> shape letter -> sizes."""
+    batch, rows = (1, 1, limits.max_batch), (1, min(_LIKELY_ROWS, limits.max_rows), limits.max_rows)
+    upper_rows = PREFILL_ROWS + num_predictors  # the last row of a prompt is a draft source
+    return {
+        "decode": {
+            "B": batch, "T": rows, "R": rows, "G": rows, "M": (1, 1, limits.max_rows),
+            "P": (0, min(_LIKELY_CACHED, limits.max_context), limits.max_context),
+        },
+        "prefill": {
+            "B": batch, "T": (1, PREFILL_ROWS, PREFILL_ROWS), "R": (1, PREFILL_ROWS, upper_rows),
+            "G": (1, 1, 1 + num_predictors), "M": (1, 1, 1), "P": (0, 0, limits.max_context),
+        },
+    }  # fmt: skip
+
+
+def _profile(name: str, spec: GraphSpec, sizes: dict[str, Sizes]) -> Profile:
+    return Profile(
+        name,
+        {
+            tensor.name: tuple(tuple(_size(dimension, sizes, which) for dimension in tensor.shape) for which in range(3))
+            for tensor in spec.inputs
+        },
+    )
+
+
+def _size(dimension: int | str, sizes: dict[str, Sizes], which: int) -> int:
+    """Of a fixed dimension, a shape letter, or a sum of letters such as P+T."""
+    if isinstance(dimension, int):
+        return dimension
+    return sum(sizes[letter][which] for letter in dimension.split("+"))

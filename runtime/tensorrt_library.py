@@ -1,0 +1,57 @@
+"""NVIDIA's libraries: which Python module a backend needs, and what GPU is here.
+
+In: the name of a TensorRT backend. Out: the module, or one line that says how to install it. TensorRT and TensorRT-RTX have the
+same interface but for a few names; what only one of them has is asked for with hasattr where it is used.
+"""
+
+import importlib
+from types import ModuleType
+from typing import NamedTuple
+
+from firp.runtime.errors import FirpError
+
+
+class Library(NamedTuple):
+    module: str
+    oldest: tuple[int, int]  # what firp needs of the interface is in this version
+    newest_major: int  # a later one may change the interface
+
+
+LIBRARIES = {
+    "tensorrt": Library("tensorrt", (10, 15), 11),
+    "tensorrt-rtx": Library("tensorrt_rtx", (1, 7), 1),
+}
+
+
+def load_library(backend: str) -> ModuleType:
+    """The library of a backend in `LIBRARIES`. Raises FirpError when it is missing, or of a version that firp does not know."""
+    library, install = LIBRARIES[backend], f"pip install 'firp[{backend}]'"
+    try:
+        module = importlib.import_module(library.module)
+    except ImportError as error:
+        raise FirpError(f"{backend} is not installed", got=str(error), expected=f"module {library.module}", fix=install) from error
+    version = tuple(int(part) for part in module.__version__.split(".")[:2])
+    if version < library.oldest or version[0] > library.newest_major:
+        oldest = ".".join(map(str, library.oldest))
+        raise FirpError(
+            f"unsupported {backend} version", got=module.__version__,
+            expected=f"{oldest} or later, major version {library.newest_major} at most", fix=install,
+        )  # fmt: skip
+    return module
+
+
+def gpu_compute_capability() -> str | None:
+    """Of the first CUDA device, such as "8.9"; None where there is no CUDA driver, no device, or no cuda-bindings."""
+    try:
+        driver = importlib.import_module("cuda.bindings.driver")
+        status, *_ = driver.cuInit(0)
+    except (ImportError, RuntimeError):  # RuntimeError: there is no libcuda to load
+        return None
+    if status != driver.CUresult.CUDA_SUCCESS:
+        return None
+    names = driver.CUdevice_attribute
+    parts = (names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
+    found = [driver.cuDeviceGetAttribute(part, 0) for part in parts]
+    if any(status != driver.CUresult.CUDA_SUCCESS for status, _ in found):
+        return None
+    return ".".join(str(value) for _, value in found)
