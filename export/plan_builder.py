@@ -45,7 +45,8 @@ def build_plan(
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = library.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx)):
-        reasons = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        reasons = [f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors]
         raise FirpError(f"the library cannot read {onnx.name}", got="; ".join(reasons or logger.errors)[:500])
     check_network(network, spec)
     config = builder.create_builder_config()
