@@ -69,7 +69,7 @@ def export(model, output, predictors, calib_data, minutes, prediction_layer, dty
     """Turn the Hugging Face model directory MODEL into a bundle."""
     from firp.calib.calibrate import CalibrationRequest
     from firp.export.bundle_writer import ExportOptions, export_bundle, prepare
-    from firp.export.engine import check_buildable
+    from firp.export.engine import BuildOptions, check_buildable
     from firp.export.verify import verify_or_fail
 
     _quiet_transformers()
@@ -78,7 +78,7 @@ def export(model, output, predictors, calib_data, minutes, prediction_layer, dty
     if minutes is not None and not calib_data:
         raise click.UsageError("--minutes goes with --calib-data.")
     if engine:
-        check_buildable(engine, dtype)  # before anything is written
+        check_buildable(BuildOptions(engine), dtype)  # before anything is written
     with tempfile.TemporaryDirectory() if calib_data else nullcontext() as scratch:
         options = ExportOptions(model, output, predictors, prediction_layer, dtype, force=force)
         if calib_data:

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import onnx_ir as ir
 
 from firp.export.plan_builder import Target, build_plan
 from firp.export.profiles import graph_profiles
 from firp.export.target_folder import disk_errors, target_folder
-from firp.runtime.bundle import Bundle, FileEntry, Manifest, load_bundle, to_json, write_json
+from firp.runtime.bundle import MANIFEST_NAME, Bundle, FileEntry, Manifest, load_bundle, read_manifest, to_json, write_json
 from firp.runtime.engine_plans import ENGINES_FOLDER, FORMAT_VERSION, RECORD_NAME, EngineRecord, Limits, folder_name, source_hashes
 from firp.runtime.errors import FirpError
 from firp.runtime.host_memory import available_bytes, peak_bytes, reset_peak
@@ -49,16 +50,10 @@ def build_engines(
     Raises FirpError: no library, a bundle that cannot be built, limits out of range, engines that exist, too little memory or
     disk, a build that failed or that `cancel` ended.
     """
-    library = check_buildable(options.backend, None)
+    library, capabilities = check_buildable(options, read_manifest(bundle / MANIFEST_NAME).dtype)
     loaded = load_bundle(bundle)
     manifest = loaded.manifest
-    check_buildable(options.backend, manifest.dtype)
     limits = check_limits(options.limits, manifest)
-    capabilities = choose_capabilities(library, options, gpu_compute_capability())
-    if manifest.dtype == "bfloat16" and min(map(_number, capabilities)) < (8, 0):
-        raise FirpError(
-            "bfloat16 needs compute capability 8.0", got=min(capabilities, key=_number), fix="export with --dtype float16"
-        )
     output = bundle / ENGINES_FOLDER / folder_name(options.backend, library.__version__, capabilities)
     if (output / RECORD_NAME).is_file() and not options.force:
         raise FirpError("these engines are built already", got=f"'{output}'", fix="replace them with --force")
@@ -76,8 +71,14 @@ def build_engines(
     return record
 
 
-def check_buildable(backend: str, dtype: str | None) -> ModuleType:
-    """The library, if it is here and can build graphs of this dtype. Raises FirpError."""
+class Buildable(NamedTuple):
+    library: ModuleType
+    compute_capabilities: tuple[str, ...]
+
+
+def check_buildable(options: BuildOptions, dtype: str) -> Buildable:
+    """Everything that can be checked without the bundle. Raises FirpError."""
+    backend = options.backend
     if backend not in LIBRARIES:
         raise FirpError("unknown backend", got=repr(backend), expected=" or ".join(LIBRARIES))
     if dtype == "float32":
@@ -85,7 +86,11 @@ def check_buildable(backend: str, dtype: str | None) -> ModuleType:
             f"{backend} has no fused attention in float32", got="a float32 bundle", expected="float16 or bfloat16",
             fix="export with --dtype float16",
         )  # fmt: skip
-    return load_library(backend)
+    library = load_library(backend)
+    capabilities = choose_capabilities(library, options, gpu_compute_capability())
+    if dtype == "bfloat16" and _number(capabilities[0]) < (8, 0):
+        raise FirpError("bfloat16 needs compute capability 8.0", got=capabilities[0], fix="export with --dtype float16")
+    return Buildable(library, capabilities)
 
 
 def check_limits(limits: Limits, manifest: Manifest) -> Limits:

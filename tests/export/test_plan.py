@@ -7,11 +7,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from firp.export import decoder
 from firp.export.bundle_writer import ExportOptions, export_bundle
-from firp.export.engine import BuildOptions, build_engines
+from firp.export.engine import BuildOptions, build_engines, choose_capabilities
 from firp.export.plan import read_plan, summarize
 from firp.runtime.bundle import load_bundle
 from firp.runtime.engine_plans import Limits, find_engines
-from firp.runtime.tensorrt_library import gpu_compute_capability
+from firp.runtime.tensorrt_library import load_library
 
 RTX = "tensorrt-rtx"
 ONE_DEVICE = BuildOptions(RTX, compute_capabilities=("8.9",))
@@ -67,9 +67,10 @@ def test_bfloat16_with_norms_on_queries_and_batches_launches(tmp_path):
         head_dim=128, max_position_embeddings=2048,
     )  # fmt: skip
     bundle = synthetic(tmp_path, config, "bfloat16")
-    record = build_engines(bundle, BuildOptions(RTX, Limits(max_batch=4)))
+    every = choose_capabilities(load_library(RTX), BuildOptions(RTX), None)
+    record = build_engines(bundle, BuildOptions(RTX, Limits(max_batch=4), every))
+    assert len(record.compute_capabilities) > 1
     check_fusions(bundle, record, launches_per_layer=14)
-    assert record.compute_capabilities[0] == (gpu_compute_capability() or "8.0")
 
 
 def test_a_lost_fusion_is_seen(half_bundle, tmp_path, monkeypatch):
