@@ -1,4 +1,5 @@
-"""The command line: export · calibrate (firp.calib.command) · tune · generate · bench · verify · inspect · demo.
+"""The command line: export · build (export.command) · calibrate (calib.command) · tune · generate · bench · verify ·
+inspect · demo.
 
 Results go to stdout, progress and messages to stderr. Exit status: 0 success, 1 a user's mistake or a failed check (one line,
 no traceback), 2 wrong usage. Defaults are those of the dataclasses that the options fill.
@@ -15,6 +16,7 @@ import click
 
 from firp.calib.command import calibrate, run_calibration
 from firp.calib.options import TrainOptions
+from firp.export.command import build, build_after_export
 from firp.runtime.bench import bench
 from firp.runtime.bundle import CALIBRATION_NAME, load_bundle, to_json
 from firp.runtime.choice import TEXTS
@@ -22,6 +24,7 @@ from firp.runtime.engine import BACKENDS, Chunk, Engine, Generation, collect
 from firp.runtime.errors import CheckFailedError, FirpError
 from firp.runtime.graph_spec import DTYPES
 from firp.runtime.sampling import SamplingParams
+from firp.runtime.tensorrt_library import LIBRARIES
 from firp.runtime.terminal import (
     Repeating,
     cancel_on_interrupt,
@@ -60,11 +63,13 @@ def cli():
 @click.option("--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True, help="Of weights and cache.")
 @click.option("--verify/--no-verify", default=True, help="Check against the Hugging Face model; on by default.")
 @click.option("--tune/--no-tune", default=True, help="Choose the tree that is fastest on this machine; on by default.")
+@click.option("--engine", type=click.Choice(list(LIBRARIES)), help="Build engines with this library afterwards; see firp build.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
-def export(model, output, predictors, calib_data, minutes, prediction_layer, dtype, verify, tune, force):
+def export(model, output, predictors, calib_data, minutes, prediction_layer, dtype, verify, tune, engine, force):
     """Turn the Hugging Face model directory MODEL into a bundle."""
     from firp.calib.calibrate import CalibrationRequest
     from firp.export.bundle_writer import ExportOptions, export_bundle, prepare
+    from firp.export.engine import BuildOptions, check_buildable
     from firp.export.verify import verify_or_fail
 
     _quiet_transformers()
@@ -72,6 +77,8 @@ def export(model, output, predictors, calib_data, minutes, prediction_layer, dty
         raise click.UsageError("--predictors and --calib-data exclude each other: data trains new predictors.")
     if minutes is not None and not calib_data:
         raise click.UsageError("--minutes goes with --calib-data.")
+    if engine:
+        check_buildable(BuildOptions(engine), dtype)  # before anything is written
     with tempfile.TemporaryDirectory() if calib_data else nullcontext() as scratch:
         options = ExportOptions(model, output, predictors, prediction_layer, dtype, force=force)
         if calib_data:
@@ -92,9 +99,12 @@ def export(model, output, predictors, calib_data, minutes, prediction_layer, dty
     elif tune and CALIBRATION_NAME in manifest.files and dtype != "bfloat16":
         with progress_bar() as bar:
             print_choice(tune_engine(Engine.load(output, check_hashes=False), progress=bar.update))
+    if engine:
+        build_after_export(output, engine)
 
 
 cli.add_command(calibrate)
+cli.add_command(build)
 
 
 def _sampling_options(command):

@@ -22,6 +22,7 @@ from firp.calib.options import TrainOptions
 from firp.calib.path_correction import PathTables
 from firp.calib.training import Trainer
 from firp.export.checkpoint import open_checkpoint
+from firp.runtime.host_memory import peak_bytes
 
 SIZES = {  # hidden, intermediate, layers, heads, key/value heads, vocabulary
     "25 M": (512, 1376, 6, 8, 4, 8000),
@@ -37,13 +38,8 @@ def config(hidden, intermediate, layers, heads, kv_heads, vocabulary) -> LlamaCo
     )  # fmt: skip
 
 
-def peak_kib() -> int:
-    """VmHWM: unlike ru_maxrss it does not begin with the parent's size."""
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-
-
 def one_case(folder: str, options: TrainOptions) -> None:
-    before = peak_kib()
+    before = peak_bytes()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, options.precision))
     layer = model.config.num_hidden_layers * 3 // 4
     torch.manual_seed(0)
@@ -51,7 +47,7 @@ def one_case(folder: str, options: TrainOptions) -> None:
     tables = PathTables(model.get_input_embeddings().weight, options.num_predictors, options.correction_rank)
     windows = np.random.default_rng(0).integers(0, model.config.vocab_size, (8, options.window))
     Trainer(FrozenModel(model, layer, None), heads, tables, windows, options).run()
-    print(json.dumps((peak_kib() - before) * 1024))
+    print(json.dumps(peak_bytes() - before))
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ peak of a step (backward through the upper layers); `benchmarks/memory.py` compa
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
@@ -15,6 +14,7 @@ from firp.calib.options import TrainOptions
 from firp.export.checkpoint import Checkpoint
 from firp.runtime.errors import FirpError
 from firp.runtime.graph_spec import TOP_K
+from firp.runtime.host_memory import available_bytes
 
 _ADAM_COPIES = 4  # weight, gradient, two moments, each float32
 _LOGITS_COPIES = 6  # student logits, log-probabilities, their gradients; teacher; divergence
@@ -77,8 +77,4 @@ def available_memory(device: str) -> int | None:
     """Free bytes; None where the system does not say."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    return available_bytes()

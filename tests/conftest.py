@@ -6,6 +6,7 @@ import pytest
 from small_models import make_model, make_predictors
 
 from firp.export.bundle_writer import ExportOptions, export_bundle
+from firp.export.engine import BuildOptions, build_engines
 from firp.runtime.engine import Engine
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
@@ -38,3 +39,20 @@ def demo_bundle(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def demo_engine(demo_bundle) -> Engine:
     return Engine.load(demo_bundle)
+
+
+@pytest.fixture(scope="session")
+def demo16(tmp_path_factory):
+    """The demo model in float16, and its engines for one device."""
+    bundle = tmp_path_factory.mktemp("demo16") / "bundle"
+    export_bundle(ExportOptions(DEMO_MODEL, bundle, DEMO_MODEL / "predictors", dtype="float16"))
+    return bundle, build_engines(bundle, BuildOptions("tensorrt-rtx", compute_capabilities=("8.9",)))
+
+
+@pytest.fixture
+def half_bundle(tmp_path):
+    """A float16 bundle of 4 layers, whose engines build in a second; its model and predictors lie beside it."""
+    model = make_model(tmp_path / "model", "llama")
+    predictors = make_predictors(tmp_path / "predictors", model)
+    export_bundle(ExportOptions(model, tmp_path / "bundle", predictors, dtype="float16"))
+    return tmp_path / "bundle"

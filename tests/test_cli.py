@@ -10,37 +10,8 @@ import sys
 import time
 
 import pytest
+from command_line import FIRP, fails, firp, start
 from small_models import make_model, make_predictors
-
-FIRP = [sys.executable, "-m", "firp.cli"]
-
-
-def firp(*arguments, **options):
-    return subprocess.run([*FIRP, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
-
-
-def start(*arguments):
-    """A running command that Ctrl-C reaches, even where the tests themselves run in the background with SIGINT ignored."""
-    return subprocess.Popen(
-        [*FIRP, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def fails(*arguments, status=1, **options):
-    """Run, expect failure, and return the one line that says why."""
-    result = firp(*arguments, **options)
-    assert result.returncode == status, result.stderr
-    assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    if status == 1:
-        assert len(lines) == 1 and result.stderr.strip().splitlines()[-1] == lines[0], result.stderr
-        return lines[0]
-    return result.stderr
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,96 @@
+"""The `build` command: options that fill BuildOptions, and what it prints. `firp export --engine` ends here too."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+from firp.runtime.bundle import MANIFEST_NAME, read_manifest, to_json
+from firp.runtime.engine_plans import ENGINES_FOLDER, EngineRecord, Limits, folder_name
+from firp.runtime.errors import FirpError
+from firp.runtime.tensorrt_library import LIBRARIES
+from firp.runtime.terminal import Repeating, cancel_on_interrupt, messages, progress_bar
+
+_LIMITS = (
+    ("max_rows", "Rows of a decoding pass, pseudo rows included."),
+    ("max_batch", "Sequences decoded together."),
+    ("max_context", "Tokens of a sequence; no more than the model's own context."),
+)
+
+
+def _limit_options(command):
+    """The options that fill Limits, its defaults shown."""
+    for name, text in _LIMITS:
+        flag = "--" + name.replace("_", "-")
+        command = click.option(flag, type=int, default=getattr(Limits, name), show_default=True, help=text)(command)
+    return command
+
+
+@click.command(cls=Repeating)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--backend", type=click.Choice(list(LIBRARIES)), required=True, help="The library to build with.")
+@_limit_options
+@click.option(
+    "--compute-capability",
+    multiple=True,
+    help="Devices to build for, such as 8.9.  [default: the GPU that is here; without one, all from 8.0 on]",
+)
+@click.option("--force", is_flag=True, help="Replace engines for the same library version and devices.")
+@click.option("--json", "as_json", is_flag=True, help="Print engine.json, with what each plan launches, as one JSON object.")
+def build(bundle, backend, compute_capability, force, as_json, **limits):
+    """Build TensorRT engines for BUNDLE; TensorRT-RTX needs no GPU for that."""
+    built = run_build(bundle, backend, Limits(**limits), compute_capability or None, force)
+    if as_json:
+        summaries = {name: [to_json(each) for each in profiles] for name, profiles in built.summaries.items()}
+        print(json.dumps({**to_json(built.record), "folder": str(built.folder), "launches": summaries}))
+
+
+class Built(NamedTuple):
+    folder: Path
+    record: EngineRecord
+    summaries: dict[str, list]  # graph -> a PlanSummary for each profile; [] where the library's plans list no kernels
+
+
+def run_build(
+    bundle: Path, backend: str, limits: Limits | None = None, capabilities: tuple[str, ...] | None = None, force: bool = False
+) -> Built:
+    """Build with a progress bar, Ctrl-C cancels; then say what was built. Raises FirpError."""
+    from firp.export.engine import BuildOptions, build_engines
+    from firp.export.plan import read_plan, summarize
+
+    options = BuildOptions(backend, limits or Limits(), capabilities, force)
+    with progress_bar() as bar, cancel_on_interrupt() as cancel:
+        record = build_engines(bundle, options, bar.update, cancel)
+    folder = bundle / ENGINES_FOLDER / folder_name(backend, record.library_version, record.compute_capabilities)
+    summaries = {name: [summarize(kernels) for kernels in read_plan(folder / f"{name}.plan")] for name in record.plans}
+    built = Built(folder, record, summaries)
+    _report(built, options, read_manifest(bundle / MANIFEST_NAME))
+    return built
+
+
+def build_after_export(bundle: Path, backend: str) -> None:
+    """A failed build leaves the bundle as it is, and says so. Raises FirpError."""
+    try:
+        run_build(bundle, backend)
+    except FirpError:
+        messages.print(f"{bundle} is whole and can be used; it only has no engines: firp build {bundle} --backend {backend}")
+        raise
+
+
+def _report(built: Built, options, manifest) -> None:
+    """A line for each graph, and where the engines are."""
+    record, split = built.record, manifest.prediction_layer
+    layers = {"lower": split, "upper": manifest.model.num_hidden_layers - split}
+    for name, entry in record.plans.items():
+        line = f"{name}: {entry.size / 2**20:.1f} MiB in {record.build_seconds[name]:.1f} s"
+        if built.summaries[name]:
+            decode = built.summaries[name][0]
+            line += f", {decode.launches} launches"
+            if name in layers:
+                line += f", {decode.launches_per_layer} a layer, fused attentions {decode.attentions}/{layers[name]}"
+        messages.print(line)
+    if record.limits != options.limits:
+        messages.print(f"built for {record.limits.max_context} tokens of context: the model has no more")
+    devices = ", ".join(record.compute_capabilities)
+    messages.print(f"wrote {built.folder} for compute capability {devices}; peak memory {record.peak_bytes / 2**30:.2f} GiB")

@@ -1,0 +1,78 @@
+"""The library's network against the declared graph: what a parser drops, misreads or refuses."""
+
+import threading
+
+import onnx_ir as ir
+import pytest
+
+from firp.export import plan_builder
+from firp.export.plan_builder import Target, build_plan
+from firp.export.profiles import graph_profiles
+from firp.runtime.bundle import load_bundle
+from firp.runtime.engine_plans import Limits
+from firp.runtime.errors import FirpError
+from firp.runtime.tensorrt_library import load_library
+
+RTX = "tensorrt-rtx"
+
+
+def rewrite(bundle, change):
+    """The lower graph after `change(graph)`, and the declaration that fits it but for the change."""
+    path, spec = bundle / "lower.onnx", load_bundle(bundle).manifest.graphs["lower"]
+    model = ir.load(path)
+    change(model.graph)
+    ir.save(model, bundle / "changed.onnx")
+    profiles = graph_profiles(spec, 3, Limits(max_context=64))
+    target = Target(load_library(RTX), ("8.9",), None)
+    return lambda declared=spec: build_plan(target, bundle / "changed.onnx", declared, profiles, lambda _: None, threading.Event())
+
+
+def test_an_input_that_the_parser_drops_is_an_error(half_bundle):
+    """nonpad_kv_seqlen (the seventh input of Attention): TensorRT's parser says nothing about it."""
+    extra = ir.Value(name="seqlen", shape=ir.Shape(["B"]), type=ir.TensorType(ir.DataType.INT64))
+
+    def change(graph):
+        graph.inputs.append(extra)
+        for node in graph:
+            if node.op_type == "Attention":
+                node.resize_inputs(7)
+                node.replace_input_with(6, extra)
+
+    build = rewrite(half_bundle, change)
+    with pytest.raises(FirpError, match="the library reads other inputs of lower . got seqlen INT64"):
+        build()
+    spec = load_bundle(half_bundle).manifest.graphs["lower"]
+    declared = type(spec)("lower", (*spec.inputs, type(spec.inputs[0])("seqlen", "int64", ("B",))), spec.outputs)
+    with pytest.raises(FirpError, match="the library drops inputs of lower . got seqlen"):
+        build(declared)
+
+
+def test_another_type_or_rank_is_an_error(half_bundle):
+    spec = load_bundle(half_bundle).manifest.graphs["lower"]
+    tensor = type(spec.inputs[0])
+    build = rewrite(half_bundle, lambda _: None)
+    for declared in (("input_ids", "float16", ("B", "T")), ("input_ids", "int64", ("B", "T", 1)), ("ids", "int64", ("B", "T"))):
+        with pytest.raises(FirpError, match=r"reads other inputs of lower . got input_ids INT64 \[-1, -1\], expected i"):
+            build(type(spec)("lower", (tensor(*declared), *spec.inputs[1:]), spec.outputs))
+    with pytest.raises(FirpError, match="reads other outputs of lower"):
+        build(type(spec)("lower", spec.inputs, spec.outputs[:-1]))
+    assert build().nbytes > 0
+
+
+def test_a_graph_that_the_parser_refuses_is_an_error(half_bundle):
+    def change(graph):
+        next(node for node in graph if node.op_type == "Sigmoid").op_type = "Unknown"
+
+    with pytest.raises(FirpError, match="the library cannot read changed.onnx . got .*Unknown.*Plugin not found"):
+        rewrite(half_bundle, change)()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_timings_of_no_use_are_dropped(tmp_path):
+    library = load_library(RTX)
+    builder = library.Builder(plan_builder.make_logger(library))
+    for content in (None, b"", b"of another version"):
+        path = tmp_path / "timing.cache"
+        if content is not None:
+            path.write_bytes(content)
+        assert plan_builder._open_timing_cache(builder.create_builder_config(), path).serialize().nbytes > 0
