@@ -1,0 +1,84 @@
+"""Graphs through polygraphy's OnnxrtRunner, on the CPU or on CUDA.
+
+In: a bundle. Out: milliseconds of a pass, and the times of a graph's nodes. On the CPU the sessions are those of the runtime: the same
+options, the same threads. `pass_ms` is `last_inference_time`: the run and the outputs it allocates, without polygraphy's own
+checks, which cost 0.1 ms for each few inputs; on CUDA the copies of all inputs and outputs are in it too.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from firp.calib.cost import Peaks
+from firp.calib.layer_times import LayerTime, read_onnxruntime_profile
+from firp.calib.peaks import cpu_peaks, cuda_peaks
+from firp.runtime.bundle import Bundle
+from firp.runtime.engine import Engine
+from firp.runtime.errors import FirpError
+from firp.runtime.onnxruntime_backend import OnnxRuntimeBackend
+
+Feed = Mapping[str, np.ndarray]
+CUDA = "CUDAExecutionProvider"
+
+
+class OnnxTarget:
+    """engine: of the runtime, whose sessions are timed; None opens sessions on CUDA."""
+
+    def __init__(self, bundle: Bundle, engine: Engine | None):
+        self._bundle, self._engine = bundle, engine
+        self._options = OnnxRuntimeBackend().options
+        self.device = engine.backend.device if engine else "CUDA device 0, ONNX Runtime"
+        dtype = bundle.manifest.dtype
+        if engine is None and CUDA not in ort.get_available_providers():
+            raise FirpError(
+                "ONNX Runtime has no CUDA provider", got=", ".join(ort.get_available_providers()), expected=CUDA,
+                fix="install onnxruntime-gpu in place of onnxruntime, or profile with --backend cpu",
+            )  # fmt: skip
+        if dtype == "bfloat16":
+            raise FirpError(
+                "OnnxrtRunner takes numpy arrays, and numpy has no bfloat16", got="a bfloat16 bundle", expected="float32 or float16",
+                fix="export the model with --dtype float16, or profile it with TensorRT",
+            )  # fmt: skip
+
+    def peaks(self) -> Peaks:
+        return (cpu_peaks if self._engine else cuda_peaks)(self._options, self._bundle.manifest.dtype)
+
+    @contextmanager
+    def timer(self, graph: str) -> Iterator[Callable[[Feed], float]]:
+        """A function that runs one pass and says how many milliseconds it took."""
+        from polygraphy.backend.onnxrt import OnnxrtRunner
+
+        session = self._engine.graphs[graph].session if self._engine else self._cuda_session(graph)
+        with OnnxrtRunner(session) as runner:
+
+            def pass_ms(feed: Feed) -> float:
+                runner.infer(feed, check_inputs=False)  # `make_feed` follows the declaration
+                return runner.last_inference_time() * 1e3
+
+            yield pass_ms
+
+    def layer_times(self, graph: str, feed: Feed, warm_up: int, passes: int) -> list[LayerTime]:
+        """Nodes by ONNX Runtime's own profile. Empty on CUDA, where its times of nodes are those of their launches."""
+        if self._engine is None:
+            return []
+        with tempfile.TemporaryDirectory() as folder:
+            backend = OnnxRuntimeBackend()
+            backend.options.enable_profiling = True
+            backend.options.profile_file_prefix = str(Path(folder) / graph)
+            session = backend.load(self._bundle.graph_path(graph), self._bundle.manifest.graphs[graph]).session
+            for _ in range(warm_up + passes):
+                session.run(None, feed)
+            return read_onnxruntime_profile(Path(session.end_profiling()), warm_up)
+
+    def _cuda_session(self, graph: str) -> ort.InferenceSession:
+        session = ort.InferenceSession(self._bundle.graph_path(graph), self._options, providers=[CUDA, "CPUExecutionProvider"])
+        if CUDA not in session.get_providers():  # a missing CUDA library is a warning in ONNX Runtime
+            raise FirpError(
+                "ONNX Runtime fell back to the CPU", got=", ".join(session.get_providers()), expected=CUDA,
+                fix="install the CUDA libraries that onnxruntime-gpu was built for",
+            )  # fmt: skip
+        return session

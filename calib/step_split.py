@@ -1,0 +1,105 @@
+"""Where the time of a decoding step goes, in the real loop: graphs, copies, Python.
+
+In: an engine. Out: `StepSplit`s of plain and of drafted decoding. The parts are the fields of the runtime's own `StepTimes`; the commit of
+accepted rows to the cache is timed here, and what is left is Python: trees, masks, bindings, picks.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from firp.calib.pass_grid import Spread
+from firp.runtime.engine import Engine
+from firp.runtime.sampling import SamplingParams
+from firp.runtime.session import PREFILL_ROWS, Step, decode
+from firp.runtime.tree import TreeConfig
+
+PROMPT_TOKENS, NEW_TOKENS, WARM_UP_STEPS = 64, 96, 3
+COMMIT, PYTHON, TOTAL = "kv_commit_ms", "python_ms", "total_ms"
+
+
+@dataclass(frozen=True)
+class PartTime:
+    name: str  # a field of StepTimes, kv_commit_ms, python_ms or total_ms
+    median_ms: float
+    low_ms: float  # quartiles
+    high_ms: float
+
+
+@dataclass(frozen=True)
+class StepSplit:
+    decoding: str  # "plain" or "drafted"
+    tree: TreeConfig | None
+    prompt_tokens: int
+    steps: int  # measured
+    tokens_per_step: float  # on random tokens: says what was measured, not how good the drafts are
+    parts: tuple[PartTime, ...]  # the total last
+    commit_bytes_per_step: float  # moved into the cache
+
+    def median_ms(self, part: str) -> float:
+        return next(each.median_ms for each in self.parts if each.name == part)
+
+
+def split_steps(engine: Engine) -> tuple[StepSplit, ...]:
+    """Plain decoding and, where the bundle has predictors, drafted decoding with the best tree of this device."""
+    trees = [None, engine.best_tree] if engine.drafts else [None]
+    return tuple(_split(engine, tree) for tree in trees)
+
+
+def _split(engine: Engine, tree: TreeConfig | None) -> StepSplit:
+    context, k = engine.model.max_position_embeddings, engine.manifest.num_predictors
+    count = min(PROMPT_TOKENS, context // 2)
+    prompt = np.random.default_rng(0).integers(0, engine.model.vocab_size, count).tolist()
+    new_tokens = min(NEW_TOKENS, context - count - 1)
+    drafter = engine.drafter(tree) if tree else None
+    rows = max(min(count, PREFILL_ROWS) + k, tree.pass_rows(k) if tree else 1)
+    session = engine.session(min(count + new_tokens, context), rows)
+    commits = _Stopwatch(session.kv.commit)
+    session.kv.commit = commits  # this session is ours alone
+    steps: list[tuple[Step, float]] = []
+    moved = 0
+    for step in decode(session, prompt, SamplingParams(new_tokens, ignore_eos=True), (), drafter):
+        spent = commits.lap_ms()
+        if step.rows:
+            steps.append((step, spent))
+        else:
+            moved = session.kv.moved_bytes
+    moved = session.kv.moved_bytes - moved
+    kept = steps[WARM_UP_STEPS:] or steps
+    parts = [_parts(step, spent) for step, spent in kept]
+    spreads = {name: Spread.of([each[name] for each in parts]) for name in parts[0]}
+    return StepSplit(
+        decoding="drafted" if tree else "plain",
+        tree=tree,
+        prompt_tokens=count,
+        steps=len(kept),
+        tokens_per_step=sum(len(step.tokens) for step, _ in kept) / len(kept),
+        parts=tuple(PartTime(name, each.median, each.low, each.high) for name, each in spreads.items()),
+        commit_bytes_per_step=moved / len(steps),
+    )
+
+
+def _parts(step: Step, commit_ms: float) -> dict[str, float]:
+    """Milliseconds of each part of a step; they sum to the total."""
+    graphs = {name: ms for name, ms in step.times._asdict().items() if name != TOTAL}
+    python = step.times.total_ms - sum(graphs.values()) - commit_ms
+    return {**graphs, COMMIT: commit_ms, PYTHON: python, TOTAL: step.times.total_ms}
+
+
+class _Stopwatch:
+    """A function, and the time spent in it since the last lap."""
+
+    def __init__(self, function: Callable):
+        self._function, self._spent = function, 0.0
+
+    def __call__(self, *arguments):
+        started = time.perf_counter()
+        result = self._function(*arguments)
+        self._spent += time.perf_counter() - started
+        return result
+
+    def lap_ms(self) -> float:
+        spent, self._spent = self._spent * 1e3, 0.0
+        return spent
