@@ -1,4 +1,4 @@
-"""The command line: export · calibrate (firp.calib.command) · tune · generate · bench · verify · inspect · demo.
+"""The command line: export · calibrate and profile (firp.calib) · tune · generate · bench · verify · inspect · demo.
 
 Results go to stdout, progress and messages to stderr. Exit status: 0 success, 1 a user's mistake or a failed check (one line,
 no traceback), 2 wrong usage. Defaults are those of the dataclasses that the options fill.
@@ -15,6 +15,7 @@ import click
 
 from firp.calib.command import calibrate, run_calibration
 from firp.calib.options import TrainOptions
+from firp.calib.profile_command import profile
 from firp.runtime.bench import bench
 from firp.runtime.bundle import CALIBRATION_NAME, load_bundle, to_json
 from firp.runtime.choice import TEXTS
@@ -95,6 +96,7 @@ def export(model, output, predictors, calib_data, minutes, prediction_layer, dty
 
 
 cli.add_command(calibrate)
+cli.add_command(profile)
 
 
 def _sampling_options(command):

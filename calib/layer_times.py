@@ -1,12 +1,13 @@
 """Times of single nodes or layers, grouped by what they are.
 
-In: (name, operator, milliseconds) of everything that ran, from ONNX Runtime's profile or TensorRT's profiler. Out: `KindTime`s whose
-sum is the sum of what came in. ONNX Runtime names operators; TensorRT fuses them and names what it fused, so its layers are told by
-name. What follows from the last GEMM of the upper graph on is the head, in both.
+In: (name, operator, milliseconds) of everything that ran, from ONNX Runtime's profile or TensorRT's profiler. Out: `KindTime`s
+whose sum is the sum of what came in. ONNX Runtime names operators; TensorRT fuses them and names what it fused, so its layers are
+told by name. What follows from the last GEMM of the upper graph on is the head, in both.
 """
 
 import json
 import re
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ _LAYER_NAMES = (
 class LayerTime(NamedTuple):
     name: str
     operator: str  # "" where only the name says what it is
-    ms: float  # mean over the passes
+    ms: float  # median over the passes
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,11 @@ def head_nodes(graph_path: Path) -> frozenset[str]:
 
 
 def read_onnxruntime_profile(path: Path, warm_up: int) -> list[LayerTime]:
-    """Mean time of each node over the runs after the first `warm_up`."""
+    """Median time of each node over the runs after the first `warm_up`."""
     events = json.loads(path.read_text("utf-8"))
     runs = sorted(event["ts"] for event in events if event["name"] == "model_run")[warm_up:]
-    spent: dict[tuple[str, str], float] = defaultdict(float)
+    times: dict[tuple[str, str], list[float]] = defaultdict(list)
     for event in events:
         if event["cat"] == "Node" and event["name"].endswith("_kernel_time") and event["ts"] >= runs[0]:
-            spent[event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]] += event["dur"] / 1e3  # microseconds
-    return [LayerTime(name, operator, ms / len(runs)) for (name, operator), ms in spent.items()]
+            times[event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]].append(event["dur"] / 1e3)  # microseconds
+    return [LayerTime(name, operator, statistics.median(each)) for (name, operator), each in times.items()]

@@ -1,8 +1,8 @@
 """Graphs through polygraphy's OnnxrtRunner, on the CPU or on CUDA.
 
-In: a bundle. Out: milliseconds of a pass, and the times of a graph's nodes. On the CPU the sessions are those of the runtime: the same
-options, the same threads. `pass_ms` is `last_inference_time`: the run and the outputs it allocates, without polygraphy's own
-checks, which cost 0.1 ms for each few inputs; on CUDA the copies of all inputs and outputs are in it too.
+In: a bundle. Out: milliseconds of a pass, and the times of a graph's nodes. On the CPU the sessions are those of the runtime: the
+same options, the same threads. `pass_ms` is polygraphy's `last_inference_time`: the run and the outputs it allocates, without
+polygraphy's own checks of the inputs, which would double a pass of a small model; on CUDA it holds the copies of inputs and outputs.
 """
 
 import tempfile
@@ -40,7 +40,8 @@ class OnnxTarget:
             )  # fmt: skip
         if dtype == "bfloat16":
             raise FirpError(
-                "OnnxrtRunner takes numpy arrays, and numpy has no bfloat16", got="a bfloat16 bundle", expected="float32 or float16",
+                "OnnxrtRunner takes numpy arrays, and numpy has no bfloat16", got="a bfloat16 bundle",
+                expected="float32 or float16",
                 fix="export the model with --dtype float16, or profile it with TensorRT",
             )  # fmt: skip
 

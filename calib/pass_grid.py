@@ -1,7 +1,7 @@
 """Latency of each graph over a grid of rows x cached tokens x batch.
 
-In: a target (polygraphy's runners on one backend), the declared graphs, the grid. Out: one `PassTime` a point: median and quartiles,
-what the pass costs, and how much of the device's peaks it reached.
+In: a target (polygraphy's runners on one backend), the declared graphs, the grid. Out: one `PassTime` a point: median and
+quartiles, what the pass costs, and how much of the device's peaks it reached.
 """
 
 import statistics
@@ -131,9 +131,7 @@ def measure_grid(
     return tuple(measured)
 
 
-def _graph_times(
-    target: Target, name: str, spec: GraphSpec, manifest: Manifest, points: list[Point]
-) -> dict[Point, list[float]]:
+def _graph_times(target: Target, name: str, spec: GraphSpec, manifest: Manifest, points: list[Point]) -> dict[Point, list[float]]:
     times: dict[Point, list[float]] = {point: [] for point in points}
     with target.timer(name) as pass_ms:
         for batch in sorted({point.batch for point in points}):

@@ -1,7 +1,7 @@
 """Where the time of a decoding step goes, in the real loop: graphs, copies, Python.
 
-In: an engine. Out: `StepSplit`s of plain and of drafted decoding. The parts are the fields of the runtime's own `StepTimes`; the commit of
-accepted rows to the cache is timed here, and what is left is Python: trees, masks, bindings, picks.
+In: an engine. Out: `StepSplit`s of plain and of drafted decoding. The parts are the fields of the runtime's own `StepTimes`; the
+commit of accepted rows to the cache is timed here, and what is left is Python: trees, masks, bindings, picks.
 """
 
 import time

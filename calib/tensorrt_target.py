@@ -1,11 +1,12 @@
 """Graphs through polygraphy's TrtRunner, on TensorRT or TensorRT-RTX.
 
-In: a bundle with engines for this library and GPU. Out: milliseconds of a pass, and the times of an engine's layers. Inputs lie on the
-device before a pass is timed and outputs stay there; binding, launch and the wait for the device are counted.
+In: a bundle with engines for this library and GPU. Out: milliseconds of a pass, and the times of an engine's layers. Inputs lie on
+the device before a pass is timed and outputs stay there; binding, launch and the wait for the device are counted.
 """
 
 import importlib
 import os
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -57,10 +58,10 @@ class TensorRtTarget:
         with self._runner(graph, profiler) as run:
             for _ in range(warm_up):
                 run(feed)
-            profiler.spent.clear()
+            profiler.times.clear()
             for _ in range(passes):
                 run(feed)
-        return [LayerTime(name, "", ms / passes) for name, ms in profiler.spent.items()]
+        return [LayerTime(name, "", statistics.median(each)) for name, each in profiler.times.items()]
 
     @contextmanager
     def _runner(self, graph: str, profiler: Any) -> Iterator[Callable[[Feed], float]]:
@@ -142,14 +143,14 @@ def as_stored(array: np.ndarray, dtype: str) -> np.ndarray:
 
 def _profiler(trt: Any) -> Any:
     class Profiler(trt.IProfiler):
-        """Adds up what TensorRT reports after a pass."""
+        """Keeps what TensorRT reports after each pass."""
 
         def __init__(self):
             trt.IProfiler.__init__(self)
-            self.spent: dict[str, float] = defaultdict(float)
+            self.times: dict[str, list[float]] = defaultdict(list)
 
         def report_layer_time(self, layer_name: str, ms: float) -> None:
-            self.spent[layer_name] += ms
+            self.times[layer_name].append(ms)
 
     return Profiler()
 
@@ -163,7 +164,8 @@ def _gpu() -> tuple[str, str]:
     status, count = runtime.cudaGetDeviceCount()
     if status != runtime.cudaError_t.cudaSuccess or not count:
         raise FirpError(
-            "no GPU to profile on", got=status.name if count is None else f"{count} devices", expected="an NVIDIA GPU and its driver",
+            "no GPU to profile on", got=status.name if count is None else f"{count} devices",
+            expected="an NVIDIA GPU and its driver",
             fix="run it where the GPU is, or profile with --backend cpu",
         )  # fmt: skip
     _, properties = runtime.cudaGetDeviceProperties(0)
