@@ -2,7 +2,7 @@
 
 In: a bundle. Out: milliseconds of a pass, and the times of a graph's nodes. On the CPU the sessions are those of the runtime: the
 same options, the same threads. `pass_ms` is polygraphy's `last_inference_time`: the run and the outputs it allocates, without
-polygraphy's own checks of the inputs, which would double a pass of a small model; on CUDA it holds the copies of inputs and outputs.
+polygraphy's checks of the inputs, which would double a pass of a small model. On CUDA the copies of inputs and outputs are in it.
 """
 
 import tempfile
@@ -17,7 +17,7 @@ from firp.calib.cost import Peaks
 from firp.calib.layer_times import LayerTime, read_onnxruntime_profile
 from firp.calib.peaks import cpu_peaks, cuda_peaks
 from firp.runtime.bundle import Bundle
-from firp.runtime.engine import Engine
+from firp.runtime.engine import BACKENDS, Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
@@ -26,34 +26,39 @@ CUDA = "CUDAExecutionProvider"
 
 
 class OnnxTarget:
-    """engine: of the runtime, whose sessions are timed; None opens sessions on CUDA."""
+    """backend: "cpu", whose sessions are the runtime's own, or "cuda"."""
 
-    def __init__(self, bundle: Bundle, engine: Engine | None):
-        self._bundle, self._engine = bundle, engine
+    def __init__(self, bundle: Bundle, backend: str):
+        self._bundle, self._backend = bundle, backend
         self._options = OnnxRuntimeBackend().options
-        self.device = engine.backend.device if engine else "CUDA device 0, ONNX Runtime"
-        dtype = bundle.manifest.dtype
-        if engine is None and CUDA not in ort.get_available_providers():
+        self._on_cpu = Engine.load(bundle.path, check_hashes=False) if backend == "cpu" else None
+        self.device = self._on_cpu.backend.device if self._on_cpu else "CUDA device 0, ONNX Runtime"
+        if backend == "cuda" and CUDA not in ort.get_available_providers():
             raise FirpError(
                 "ONNX Runtime has no CUDA provider", got=", ".join(ort.get_available_providers()), expected=CUDA,
                 fix="install onnxruntime-gpu in place of onnxruntime, or profile with --backend cpu",
             )  # fmt: skip
-        if dtype == "bfloat16":
+        if bundle.manifest.dtype == "bfloat16":
             raise FirpError(
                 "OnnxrtRunner takes numpy arrays, and numpy has no bfloat16", got="a bfloat16 bundle",
                 expected="float32 or float16",
                 fix="export the model with --dtype float16, or profile it with TensorRT",
             )  # fmt: skip
 
+    def engine(self) -> Engine | None:
+        if self._on_cpu or self._backend not in BACKENDS:
+            return self._on_cpu
+        return Engine.load(self._bundle.path, self._backend, check_hashes=False)
+
     def peaks(self) -> Peaks:
-        return (cpu_peaks if self._engine else cuda_peaks)(self._options, self._bundle.manifest.dtype)
+        return (cpu_peaks if self._on_cpu else cuda_peaks)(self._options, self._bundle.manifest.dtype)
 
     @contextmanager
     def timer(self, graph: str) -> Iterator[Callable[[Feed], float]]:
         """A function that runs one pass and says how many milliseconds it took."""
         from polygraphy.backend.onnxrt import OnnxrtRunner
 
-        session = self._engine.graphs[graph].session if self._engine else self._cuda_session(graph)
+        session = self._on_cpu.graphs[graph].session if self._on_cpu else self._cuda_session(graph)
         with OnnxrtRunner(session) as runner:
 
             def pass_ms(feed: Feed) -> float:
@@ -64,7 +69,7 @@ class OnnxTarget:
 
     def layer_times(self, graph: str, feed: Feed, warm_up: int, passes: int) -> list[LayerTime]:
         """Nodes by ONNX Runtime's own profile. Empty on CUDA, where its times of nodes are those of their launches."""
-        if self._engine is None:
+        if self._on_cpu is None:
             return []
         with tempfile.TemporaryDirectory() as folder:
             backend = OnnxRuntimeBackend()

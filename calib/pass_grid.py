@@ -16,6 +16,7 @@ import numpy as np
 from firp.calib.cost import Cost, Peaks, Point, Roofline, dimensions, pass_cost, roofline, sizes
 from firp.calib.layer_times import LayerTime
 from firp.runtime.bundle import Manifest
+from firp.runtime.engine import Engine
 from firp.runtime.graph_spec import GraphSpec, ModelConfig
 from firp.runtime.tree import attention_bias
 
@@ -30,11 +31,17 @@ class Target(Protocol):
 
     device: str
 
-    def peaks(self) -> Peaks: ...
+    def engine(self) -> Engine | None:
+        """The runtime on this backend; None where it has none."""
 
-    def timer(self, graph: str) -> AbstractContextManager[Callable[[Feed], float]]: ...
+    def peaks(self) -> Peaks:
+        """What this device reaches."""
 
-    def layer_times(self, graph: str, feed: Feed, warm_up: int, passes: int) -> list[LayerTime]: ...
+    def timer(self, graph: str) -> AbstractContextManager[Callable[[Feed], float]]:
+        """A function that runs one pass and says how many milliseconds it took."""
+
+    def layer_times(self, graph: str, feed: Feed, warm_up: int, passes: int) -> list[LayerTime]:
+        """Of every layer of a graph; empty where the backend cannot tell."""
 
 
 class Spread(NamedTuple):
@@ -51,7 +58,7 @@ class Spread(NamedTuple):
 class PassTime:
     graph: str
     batch: int
-    cached_tokens: int
+    cached_tokens: int  # 0 for a graph that reads no cache
     rows: int  # T of the lower graph and the predictors, R of the upper one
     median_ms: float
     low_ms: float  # quartiles
@@ -115,11 +122,13 @@ def measure_grid(
     target: Target, manifest: Manifest, points: Iterable[Point], peaks: Peaks, progress: Progress
 ) -> tuple[PassTime, ...]:
     """Time every point for every graph. The points take turns, so that a busy moment of the machine falls on all of them."""
-    points, measured = sorted(set(points), key=lambda p: (p.batch, p.cached_tokens, p.rows)), []
+    points, measured = list(points), []
     for done, (name, spec) in enumerate(manifest.graphs.items()):
         layers = layers_of(name, manifest.model, manifest.prediction_layer)
         progress(f"measuring {name}", done, len(manifest.graphs))
-        times = _graph_times(target, name, spec, manifest, points)
+        cached = any(each.name.startswith("past_") for each in spec.inputs)
+        of_graph = {point if cached else point._replace(cached_tokens=0) for point in points}
+        times = _graph_times(target, name, spec, manifest, sorted(of_graph, key=lambda p: (p.batch, p.cached_tokens, p.rows)))
         for point, values in times.items():
             cost = pass_cost(spec, manifest.model, layers, manifest.num_predictors, manifest.dtype, point)
             low, median, high = Spread.of(values)

@@ -18,7 +18,7 @@ def polygraphy_script(bundle: Path, manifest: Manifest, point: Point, largest: P
     """point: whose pass is run; largest: what the TensorRT engines are to hold."""
     lines = [
         "#!/bin/sh",
-        f"# Polygraphy on the graphs of a firp bundle: {point.rows} rows, {point.cached_tokens} cached tokens, batch {point.batch}.",
+        f"# The graphs of a firp bundle in polygraphy: {point.rows} rows, {point.cached_tokens} cached tokens, batch {point.batch}",
         f"cd {shlex.quote(str(bundle.resolve()))} || exit 1",
         "",
         "# What the graphs are made of",

@@ -57,7 +57,7 @@ def write_profile(output: Path, bundle: Path, result: BundleProfile) -> None:
     from firp.calib.polygraphy_lines import polygraphy_script
     from firp.calib.profile_pictures import draw_profile
 
-    points = [Point(each.rows, each.cached_tokens, each.batch) for each in result.passes]
+    points = [Point(each.rows, each.cached_tokens, each.batch) for each in result.passes if each.graph == "lower"]
     largest = Point(*(max(sizes) for sizes in zip(*points, strict=True)))
     with target_folder(output, PROFILE_NAME) as folder, disk_errors(output):
         write_json(folder / PROFILE_NAME, to_json(result))
@@ -97,7 +97,7 @@ def _print_steps(result: BundleProfile) -> None:
     if not result.steps:
         return
     parts = [part.name for part in result.steps[0].parts]
-    cells = [[next(p for p in each.parts if p.name == part) for each in result.steps] for part in parts]
+    cells = [[each.part(part) for each in result.steps] for part in parts]
     trees = "".join(f"; drafted: {describe(each.tree)}" for each in result.steps if each.tree)
     print_table(
         ("ms of a step", *(each.decoding for each in result.steps)),
@@ -114,16 +114,16 @@ def _print_layers(result: BundleProfile) -> None:
         of_graph = [each for each in result.layers if each.graph == graph]
         shares = [{part.kind: part for part in each.kinds} for each in of_graph]
         lines = [
-            (kind, *(f"{each[kind].share:.0%} of {each[kind].layers}" if kind in each else "-" for each in shares))
+            (kind, *(f"{each[kind].share:.0%} ({each[kind].layers})" if kind in each else "-" for each in shares))
             for kind in KINDS
             if any(kind in each for each in shares)
         ]
         lines.append(("ms, profiled", *(_ms(each.layers_ms) for each in of_graph)))
         lines.append(("ms, unprofiled", *("-" if each.pass_ms is None else _ms(each.pass_ms) for each in of_graph)))
         print_table(
-            ("share of layers", *(f"{each.rows} rows" for each in of_graph)),
+            ("share (layers)", *(f"{each.rows} rows" for each in of_graph)),
             lines,
-            f"{graph} by kind, {of_graph[0].cached_tokens} cached tokens; profiling costs time for each layer: many small ones look larger",
+            f"{graph} by kind, {of_graph[0].cached_tokens} cached tokens; profiling slows each layer, small ones the most",
         )
 
 

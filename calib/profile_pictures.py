@@ -41,10 +41,7 @@ def _latency(profile: BundleProfile) -> Figure | None:
         rows_axis(axes, {p.rows for p in profile.passes}, "rows of the pass")
         axes.set_ylim(bottom=0)
     panels[0].set_ylabel("latency (ms)")
-    keys = []
-    for i, tokens in enumerate(cached):
-        colour, marker = STYLES[i % len(STYLES)]
-        keys.append(Line2D([], [], color=colour, marker=marker, label=f"{tokens} cached tokens"))
+    keys = _cached_keys(cached)
     if len(batches) > 1:
         keys += [
             Line2D([], [], color="black", linestyle=_DASHES[j % len(_DASHES)], label=f"batch {b}") for j, b in enumerate(batches)
@@ -56,18 +53,18 @@ def _latency(profile: BundleProfile) -> Figure | None:
 def _steps(profile: BundleProfile) -> Figure | None:
     if not profile.steps:
         return None
-    figure, (axes,) = panel_row("Where the time of a step goes (median of each part)", [""], inches=(6.6, 4.0))
+    figure, (axes,) = panel_row("Where the time of a step goes (mean of the middle half of the steps)", [""], inches=(6.6, 4.0))
     names = [f"{each.decoding}\n{each.tokens_per_step:.2f} tokens/step" for each in profile.steps]
     parts = [part.name for part in profile.steps[0].parts if part.name != TOTAL]
     bottoms = [0.0] * len(names)
     for part, colour in zip(parts, _PARTS, strict=False):
-        values = [each.median_ms(part) for each in profile.steps]
+        values = [each.part(part).middle_ms for each in profile.steps]
         if any(values):
             label = part.removesuffix("_ms").replace("_", " ").replace("kv", "KV").replace("python", "Python")
             axes.bar(names, values, 0.5, bottoms, label=label, color=colour)
             bottoms = [a + b for a, b in zip(bottoms, values, strict=True)]
-    for place, (each, top) in enumerate(zip(profile.steps, bottoms, strict=True)):
-        axes.text(place, top, f"{each.median_ms(TOTAL):.2f} ms", ha="center", va="bottom", fontsize=9)
+    for place, top in enumerate(bottoms):
+        axes.text(place, top, f"{top:.2f} ms", ha="center", va="bottom", fontsize=9)
     axes.set_ylabel("time (ms)")
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.margins(y=0.1)
@@ -104,15 +101,20 @@ def _roofline(profile: BundleProfile) -> Figure | None:
         for i, tokens in enumerate(cached):
             points = [p for p in profile.passes if (p.graph, p.cached_tokens, p.batch) == (graph, tokens, batch)]
             colour, marker = STYLES[i % len(STYLES)]
-            label = f"{tokens} cached tokens"
             shares = [100 * p.roofline.share for p in points]
-            axes.plot([p.rows for p in points], shares, color=colour, marker=marker, markersize=4.5, label=label)
+            axes.plot([p.rows for p in points], shares, color=colour, marker=marker, markersize=4.5)
         axes.axhline(100, color=_PARTS[5], linestyle="--", linewidth=1)
         rows_axis(axes, {p.rows for p in profile.passes}, "rows of the pass")
-        axes.set_ylim(bottom=0)
+    panels[0].set_ylim(bottom=0)  # shared
     panels[0].set_ylabel("least time / measured time (%)")
-    legend(figure, panels[0].get_lines()[:-1], columns=4)
+    legend(figure, _cached_keys(cached), columns=4)
     return figure
+
+
+def _cached_keys(cached: list[int]) -> list[Line2D]:
+    styles = [STYLES[i % len(STYLES)] for i in range(len(cached))]
+    names = [f"{tokens} cached tokens" if tokens else "reads no cache" for tokens in cached]
+    return [Line2D([], [], color=c, marker=m, markersize=4.5, label=n) for (c, m), n in zip(styles, names, strict=True)]
 
 
 _PICTURES: dict[str, Callable[[BundleProfile], Figure | None]] = {

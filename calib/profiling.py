@@ -14,10 +14,9 @@ from pathlib import Path
 from firp.calib.cost import Peaks, Point
 from firp.calib.layer_times import KindTime, group, head_nodes
 from firp.calib.pass_grid import FeedMaker, PassTime, Progress, Target, measure_grid
-from firp.calib.step_split import PYTHON, StepSplit, split_steps
+from firp.calib.step_split import COMMIT, PYTHON, StepSplit, split_steps
 from firp.runtime.bundle import Bundle, load_bundle
 from firp.runtime.choice import LatencyTable
-from firp.runtime.engine import BACKENDS, Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.latency import CACHED_TOKENS
 
@@ -76,12 +75,12 @@ def profile_bundle(request: ProfileRequest, progress: Progress = lambda *_: None
         raise FirpError("unknown backend", got=repr(request.backend), expected=" or ".join(TARGETS))
     bundle = load_bundle(request.bundle)
     grid, layer_rows = grid_of(request, bundle.manifest.model.max_position_embeddings)
-    engine = Engine.load(request.bundle, request.backend, check_hashes=False) if request.backend in BACKENDS else None
-    target = open_target(bundle, request.backend, engine)
+    target = open_target(bundle, request.backend)
     progress("measuring the device's peaks", 0, 1)
     peaks = target.peaks()
     passes = measure_grid(target, bundle.manifest, grid, peaks, progress)
     progress("decoding", 0, 1)
+    engine = target.engine()
     steps = split_steps(engine) if engine else ()
     cached = min({point.cached_tokens for point in grid}, key=lambda tokens: abs(tokens - CACHED_TOKENS))
     return BundleProfile(
@@ -94,7 +93,7 @@ def profile_bundle(request: ProfileRequest, progress: Progress = lambda *_: None
         passes=passes,
         steps=steps,
         layers=_layer_profiles(target, bundle, passes, layer_rows, cached, progress),
-        latency=latency_table(bundle, target.device, passes, steps, cached),
+        latency=latency_table(bundle, engine.backend.device, passes, steps, cached) if engine else None,
     )
 
 
@@ -104,8 +103,8 @@ def require_packages() -> None:
         raise FirpError(f"profiling needs {' and '.join(absent)}", got="not installed", fix="pip install 'firp[profile]'")
 
 
-def open_target(bundle: Bundle, backend: str, engine: Engine | None) -> Target:
-    """Polygraphy is imported here and not before: its TensorRT is chosen when that happens."""
+def open_target(bundle: Bundle, backend: str) -> Target:
+    """Polygraphy is imported after the target is made and not before: its TensorRT is chosen when that happens."""
     if backend in ("tensorrt", "tensorrt-rtx"):
         from firp.calib.tensorrt_target import TensorRtTarget
 
@@ -113,7 +112,7 @@ def open_target(bundle: Bundle, backend: str, engine: Engine | None) -> Target:
     else:
         from firp.calib.onnx_target import OnnxTarget
 
-        target = OnnxTarget(bundle, engine)
+        target = OnnxTarget(bundle, backend)
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.module_severity = G_LOGGER.ERROR  # what it says of each runner would stand between our results
@@ -141,12 +140,12 @@ def grid_of(request: ProfileRequest, context: int) -> tuple[list[Point], tuple[i
 def latency_table(
     bundle: Bundle, device: str, passes: Iterable[PassTime], steps: tuple[StepSplit, ...], cached_tokens: int
 ) -> LatencyTable | None:
-    """What choosing a tree needs, out of the grid at batch 1."""
-    times = {(p.graph, p.rows): p.median_ms for p in passes if p.batch == 1 and p.cached_tokens == cached_tokens}
+    """What choosing a tree needs, out of the grid at batch 1. device: as the runtime names it."""
+    times = _of_one_sequence(passes, cached_tokens)
     rows = sorted({count for _, count in times})
-    if not steps or not rows:
+    if not rows:
         return None
-    outside = [split.median_ms("kv_commit_ms") + split.median_ms(PYTHON) for split in steps]
+    outside = [split.part(COMMIT).median_ms + split.part(PYTHON).median_ms for split in steps]
     return LatencyTable(
         device=device,
         prediction_layer=bundle.manifest.prediction_layer,
@@ -161,6 +160,11 @@ def latency_table(
     )
 
 
+def _of_one_sequence(passes: Iterable[PassTime], cached_tokens: int) -> dict[tuple[str, int], float]:
+    """(graph, rows) -> milliseconds."""
+    return {(p.graph, p.rows): p.median_ms for p in passes if p.batch == 1 and p.cached_tokens in (cached_tokens, 0)}
+
+
 def _layer_profiles(
     target: Target,
     bundle: Bundle,
@@ -169,7 +173,7 @@ def _layer_profiles(
     cached_tokens: int,
     progress: Progress,
 ) -> tuple[LayerProfile, ...]:
-    unprofiled = {(p.graph, p.rows): p.median_ms for p in passes if p.batch == 1 and p.cached_tokens == cached_tokens}
+    unprofiled = _of_one_sequence(passes, cached_tokens)
     found, head = [], head_nodes(bundle.graph_path("upper"))
     for done, (name, spec) in enumerate(bundle.manifest.graphs.items()):
         progress(f"profiling layers of {name}", done, len(bundle.manifest.graphs))

@@ -26,6 +26,7 @@ class PartTime:
     median_ms: float
     low_ms: float  # quartiles
     high_ms: float
+    middle_ms: float  # mean over the steps whose total lies between its quartiles: these add up
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class StepSplit:
     parts: tuple[PartTime, ...]  # the total last
     commit_bytes_per_step: float  # moved into the cache
 
-    def median_ms(self, part: str) -> float:
-        return next(each.median_ms for each in self.parts if each.name == part)
+    def part(self, name: str) -> PartTime:
+        return next(each for each in self.parts if each.name == name)
 
 
 def split_steps(engine: Engine) -> tuple[StepSplit, ...]:
@@ -69,16 +70,22 @@ def _split(engine: Engine, tree: TreeConfig | None) -> StepSplit:
     moved = session.kv.moved_bytes - moved
     kept = steps[WARM_UP_STEPS:] or steps
     parts = [_parts(step, spent) for step, spent in kept]
-    spreads = {name: Spread.of([each[name] for each in parts]) for name in parts[0]}
+    total = Spread.of([each[TOTAL] for each in parts])
+    middle = [each for each in parts if total.low <= each[TOTAL] <= total.high]
     return StepSplit(
         decoding="drafted" if tree else "plain",
         tree=tree,
         prompt_tokens=count,
         steps=len(kept),
         tokens_per_step=sum(len(step.tokens) for step, _ in kept) / len(kept),
-        parts=tuple(PartTime(name, each.median, each.low, each.high) for name, each in spreads.items()),
+        parts=tuple(_part_time(name, parts, middle) for name in parts[0]),
         commit_bytes_per_step=moved / len(steps),
     )
+
+
+def _part_time(name: str, steps: list[dict[str, float]], middle: list[dict[str, float]]) -> PartTime:
+    low, median, high = Spread.of([each[name] for each in steps])
+    return PartTime(name, median, low, high, sum(each[name] for each in middle) / len(middle))
 
 
 def _parts(step: Step, commit_ms: float) -> dict[str, float]:

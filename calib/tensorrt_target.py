@@ -18,6 +18,7 @@ from firp.calib.cost import Peaks
 from firp.calib.layer_times import LayerTime
 from firp.calib.peaks import cuda_copy_peaks
 from firp.runtime.bundle import Bundle
+from firp.runtime.engine import BACKENDS, Engine
 from firp.runtime.engine_plans import Profile, find_engines
 from firp.runtime.errors import FirpError
 from firp.runtime.graph_spec import GraphSpec
@@ -40,8 +41,21 @@ class TensorRtTarget:
             raise FirpError(f"{backend} is not installed", got=got, expected=module, fix=f"pip install {package}") from error
         name, capability = _gpu()
         self.device = f"{name}, {backend} {self._trt.__version__}"
+        self._bundle, self._backend = bundle, backend
         self._engines = find_engines(bundle, backend, self._trt.__version__, capability)
-        self._specs = bundle.manifest.graphs
+        from polygraphy import config
+
+        if (backend == "tensorrt-rtx") != config.USE_TENSORRT_RTX:
+            loaded = "tensorrt-rtx" if config.USE_TENSORRT_RTX else "tensorrt"
+            raise FirpError(
+                "polygraphy is set for another TensorRT", got=loaded, expected=backend,
+                fix="unset POLYGRAPHY_USE_TENSORRT_RTX, and profile one backend in a process",
+            )  # fmt: skip
+
+    def engine(self) -> Engine | None:
+        if self._backend not in BACKENDS:
+            return None
+        return Engine.load(self._bundle.path, self._backend, check_hashes=False)
 
     def peaks(self) -> Peaks:
         return cuda_copy_peaks()
@@ -54,7 +68,7 @@ class TensorRtTarget:
 
     def layer_times(self, graph: str, feed: Feed, warm_up: int, passes: int) -> list[LayerTime]:
         """Layers by TensorRT's own profiler."""
-        profiler = _profiler(self._trt)
+        profiler = layer_profiler(self._trt)
         with self._runner(graph, profiler) as run:
             for _ in range(warm_up):
                 run(feed)
@@ -68,10 +82,11 @@ class TensorRtTarget:
         from polygraphy.backend.common import BytesFromPath
         from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
-        context = EngineFromBytes(BytesFromPath(str(self._engines.plan_path(graph))))().create_execution_context()
+        engine = EngineFromBytes(BytesFromPath(str(self._engines.plan_path(graph))))()
+        context = engine.create_execution_context()
         if profiler:
             context.profiler = profiler
-        profiles, on_device = self._engines.record.profiles[graph], _DeviceFeed(self._specs[graph])
+        profiles, on_device = self._engines.record.profiles[graph], _DeviceFeed(self._bundle.manifest.graphs[graph])
         with TrtRunner(context, optimization_profile=0) as runner, on_device:
             chosen = 0
 
@@ -141,10 +156,10 @@ def as_stored(array: np.ndarray, dtype: str) -> np.ndarray:
     return np.ascontiguousarray(array).view(np.uint16)[..., 1::2].copy()
 
 
-def _profiler(trt: Any) -> Any:
-    class Profiler(trt.IProfiler):
-        """Keeps what TensorRT reports after each pass."""
+def layer_profiler(trt: Any) -> Any:
+    """An IProfiler whose `times` holds what each layer took, pass by pass."""
 
+    class Profiler(trt.IProfiler):
         def __init__(self):
             trt.IProfiler.__init__(self)
             self.times: dict[str, list[float]] = defaultdict(list)
