@@ -13,7 +13,7 @@ from firp.calib.layer_times import KINDS
 from firp.calib.profiling import CACHED, LAYER_ROWS, ROWS, TARGETS, BundleProfile, ProfileRequest, profile_bundle, require_packages
 from firp.export.target_folder import check_target, disk_errors, target_folder
 from firp.runtime.bundle import load_bundle, to_json, write_json
-from firp.runtime.terminal import Repeating, describe, messages, print_table, progress_bar
+from firp.runtime.terminal import Repeating, describe, messages, print_latency, print_table, progress_bar
 
 PROFILE_NAME = "profile.json"
 
@@ -27,7 +27,7 @@ def _shown(values: tuple[int, ...]) -> str:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write profile.json, pictures and polygraphy.sh here.")
 @click.option("--rows", type=int, multiple=True, help=f"Rows of a pass.  [default: {_shown(ROWS)}]")
 @click.option(
-    "--cached", type=int, multiple=True, help=f"Cached tokens before it.  [default: {_shown(CACHED)}, as the context allows]"
+    "--cached", type=int, multiple=True, help=f"Cached tokens before it.  [default: {_shown(CACHED)}, cut to the context]"
 )
 @click.option("--batch", type=int, multiple=True, help="Sequences at once.  [default: 1]")
 @click.option("--layer-rows", type=int, multiple=True, help=f"Passes whose layers are timed.  [default: {_shown(LAYER_ROWS)}]")
@@ -89,8 +89,10 @@ def print_profile(result: BundleProfile) -> None:
         title = "as above; bytes, FLOPs: share of the peak"
     _print_steps(result)
     _print_layers(result)
-    if result.latency is None:
-        messages.print("no latency table for firp calibrate: it needs batch 1 and a backend that firp decodes with")
+    if result.latency:
+        print_latency(result.latency)
+    else:
+        messages.print(f"no steps and no latency table: firp does not decode on {result.backend}")
 
 
 def _print_steps(result: BundleProfile) -> None:
@@ -121,7 +123,7 @@ def _print_layers(result: BundleProfile) -> None:
         lines.append(("ms, profiled", *(_ms(each.layers_ms) for each in of_graph)))
         lines.append(("ms, unprofiled", *("-" if each.pass_ms is None else _ms(each.pass_ms) for each in of_graph)))
         print_table(
-            ("share (layers)", *(f"{each.rows} rows" for each in of_graph)),
+            ("share (layers)", *(f"{each.rows} {'row' if each.rows == 1 else 'rows'}" for each in of_graph)),
             lines,
             f"{graph} by kind, {of_graph[0].cached_tokens} cached tokens; profiling slows each layer, small ones the most",
         )

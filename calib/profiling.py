@@ -7,18 +7,17 @@ every pass and of every part of a step, times of layers by kind, shares of the d
 import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
 from firp.calib.cost import Peaks, Point
 from firp.calib.layer_times import KindTime, group, head_nodes
 from firp.calib.pass_grid import FeedMaker, PassTime, Progress, Target, measure_grid
-from firp.calib.step_split import COMMIT, PYTHON, StepSplit, split_steps
+from firp.calib.step_split import StepSplit, split_steps
 from firp.runtime.bundle import Bundle, load_bundle
 from firp.runtime.choice import LatencyTable
 from firp.runtime.errors import FirpError
-from firp.runtime.latency import CACHED_TOKENS
+from firp.runtime.latency import CACHED_TOKENS, measure_latency
 
 TARGETS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")  # the first is the default
 ROWS = (1, 2, 4, 8, 16, 32, 64)
@@ -54,7 +53,11 @@ class LayerProfile:
 
 @dataclass(frozen=True)
 class BundleProfile:
-    """profile.json. `latency` is what `firp calibrate --latency` reads."""
+    """profile.json.
+
+    `latency` is what `firp calibrate --latency` reads, measured as `firp tune` does: by the runtime, whose graphs take turns and
+    push each other's data out of the processor's caches. `passes` are polygraphy's, each graph by itself.
+    """
 
     bundle: str
     backend: str
@@ -65,7 +68,7 @@ class BundleProfile:
     passes: tuple[PassTime, ...]
     steps: tuple[StepSplit, ...]  # () where the runtime has no such backend
     layers: tuple[LayerProfile, ...]  # () where the backend cannot tell
-    latency: LatencyTable | None  # None without steps, or without batch 1 in the grid
+    latency: LatencyTable | None  # None where the runtime has no such backend
 
 
 def profile_bundle(request: ProfileRequest, progress: Progress = lambda *_: None) -> BundleProfile:
@@ -76,24 +79,28 @@ def profile_bundle(request: ProfileRequest, progress: Progress = lambda *_: None
     bundle = load_bundle(request.bundle)
     grid, layer_rows = grid_of(request, bundle.manifest.model.max_position_embeddings)
     target = open_target(bundle, request.backend)
+    import onnxruntime
+    import polygraphy
+
     progress("measuring the device's peaks", 0, 1)
     peaks = target.peaks()
     passes = measure_grid(target, bundle.manifest, grid, peaks, progress)
     progress("decoding", 0, 1)
     engine = target.engine()
     steps = split_steps(engine) if engine else ()
+    latency = measure_latency(engine, progress) if engine else None
     cached = min({point.cached_tokens for point in grid}, key=lambda tokens: abs(tokens - CACHED_TOKENS))
     return BundleProfile(
         bundle=str(request.bundle),
         backend=request.backend,
         device=target.device,
-        versions={name: version(name) for name in ("polygraphy", "onnxruntime")},
+        versions={module.__name__: module.__version__ for module in (polygraphy, onnxruntime)},
         dtype=bundle.manifest.dtype,
         peaks=peaks,
         passes=passes,
         steps=steps,
         layers=_layer_profiles(target, bundle, passes, layer_rows, cached, progress),
-        latency=latency_table(bundle, engine.backend.device, passes, steps, cached) if engine else None,
+        latency=latency,
     )
 
 
@@ -127,7 +134,7 @@ def grid_of(request: ProfileRequest, context: int) -> tuple[list[Point], tuple[i
             raise FirpError(f"bad --{name}", got=wrong[0], expected="at least 1")
     rows = request.rows or tuple(each for each in ROWS if each <= context - max(request.cached_tokens, default=1)) or (1,)
     room = context - max(rows)
-    cached = request.cached_tokens or tuple(each for each in CACHED if each <= room) or (max(1, room),)
+    cached = request.cached_tokens or tuple(sorted({max(1, min(each, room)) for each in CACHED}))
     layer_rows = request.layer_rows or tuple(each for each in LAYER_ROWS if each <= max(rows))
     if max(*rows, *layer_rows) + max(cached) > context:
         raise FirpError(
@@ -135,34 +142,6 @@ def grid_of(request: ProfileRequest, context: int) -> tuple[list[Point], tuple[i
             expected=f"at most {context} together", fix="smaller --rows, --layer-rows or --cached",
         )  # fmt: skip
     return [Point(*each) for each in product(rows, cached, request.batches)], layer_rows
-
-
-def latency_table(
-    bundle: Bundle, device: str, passes: Iterable[PassTime], steps: tuple[StepSplit, ...], cached_tokens: int
-) -> LatencyTable | None:
-    """What choosing a tree needs, out of the grid at batch 1. device: as the runtime names it."""
-    times = _of_one_sequence(passes, cached_tokens)
-    rows = sorted({count for _, count in times})
-    if not rows:
-        return None
-    outside = [split.part(COMMIT).median_ms + split.part(PYTHON).median_ms for split in steps]
-    return LatencyTable(
-        device=device,
-        prediction_layer=bundle.manifest.prediction_layer,
-        num_hidden_layers=bundle.manifest.model.num_hidden_layers,
-        cached_tokens=cached_tokens,
-        rows=tuple(rows),
-        lower_ms=tuple(round(times["lower", count], 4) for count in rows),
-        upper_ms=tuple(round(times["upper", count], 4) for count in rows),
-        predictors_ms=round(times.get(("predictors", rows[0]), 0.0), 4),
-        plain_outside_ms=round(outside[0], 4),
-        drafted_outside_ms=round(outside[-1], 4),
-    )
-
-
-def _of_one_sequence(passes: Iterable[PassTime], cached_tokens: int) -> dict[tuple[str, int], float]:
-    """(graph, rows) -> milliseconds."""
-    return {(p.graph, p.rows): p.median_ms for p in passes if p.batch == 1 and p.cached_tokens in (cached_tokens, 0)}
 
 
 def _layer_profiles(
@@ -173,7 +152,7 @@ def _layer_profiles(
     cached_tokens: int,
     progress: Progress,
 ) -> tuple[LayerProfile, ...]:
-    unprofiled = _of_one_sequence(passes, cached_tokens)
+    unprofiled = {(p.graph, p.rows): p.median_ms for p in passes if p.batch == 1 and p.cached_tokens in (cached_tokens, 0)}
     found, head = [], head_nodes(bundle.graph_path("upper"))
     for done, (name, spec) in enumerate(bundle.manifest.graphs.items()):
         progress(f"profiling layers of {name}", done, len(bundle.manifest.graphs))
