@@ -53,8 +53,8 @@ def _latency(profile: BundleProfile) -> Figure | None:
 def _steps(profile: BundleProfile) -> Figure | None:
     if not profile.steps:
         return None
-    figure, (axes,) = panel_row("Where the time of a step goes (mean of the middle half of the steps)", [""], inches=(6.6, 4.0))
-    names = [f"{each.decoding}\n{each.tokens_per_step:.2f} tokens/step" for each in profile.steps]
+    figure, (axes,) = panel_row("Parts of a step (mean of the middle half of the steps)", [""], inches=(6.6, 4.0))
+    names = [f"{each.decoding}, {each.tree.rows} rows" if each.tree else each.decoding for each in profile.steps]
     parts = [part.name for part in profile.steps[0].parts if part.name != TOTAL]
     bottoms = [0.0] * len(names)
     for part, colour in zip(parts, _PARTS, strict=False):
