@@ -6,22 +6,21 @@ polygraphy's checks of the inputs, which would double a pass of a small model. O
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import onnxruntime as ort
 
 from firp.calib.cost import Peaks
 from firp.calib.layer_times import LayerTime, read_onnxruntime_profile
+from firp.calib.pass_grid import Feed, Shapes
 from firp.calib.peaks import cpu_peaks, cuda_peaks
 from firp.runtime.bundle import Bundle
 from firp.runtime.engine import BACKENDS, Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
-Feed = Mapping[str, np.ndarray]
 CUDA = "CUDAExecutionProvider"
 
 
@@ -50,6 +49,9 @@ class OnnxTarget:
             return self._on_cpu
         return Engine.load(self._bundle.path, self._backend, check_hashes=False)
 
+    def check(self, graph: str, shapes: Shapes) -> None:
+        """ONNX Runtime takes all that the declaration allows."""
+
     def peaks(self) -> Peaks:
         return (cpu_peaks if self._on_cpu else cuda_peaks)(self._options, self._bundle.manifest.dtype)
 
@@ -62,7 +64,7 @@ class OnnxTarget:
         with OnnxrtRunner(session) as runner:
 
             def pass_ms(feed: Feed) -> float:
-                runner.infer(feed, check_inputs=False)  # `make_feed` follows the declaration
+                runner.infer(feed, check_inputs=False)  # `FeedMaker` follows the declaration
                 return runner.last_inference_time() * 1e3
 
             yield pass_ms

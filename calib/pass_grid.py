@@ -23,6 +23,7 @@ from firp.runtime.tree import attention_bias
 TURNS, WARM_UP, PASSES = 4, 2, 6  # of each point
 TURN_MS = 2000.0  # a slow pass is repeated less often: a turn ends after the first pass beyond this
 Feed = Mapping[str, np.ndarray]
+Shapes = Mapping[str, tuple[int, ...]]
 Progress = Callable[[str, int, int], None]
 
 
@@ -33,6 +34,9 @@ class Target(Protocol):
 
     def engine(self) -> Engine | None:
         """The runtime on this backend; None where it has none."""
+
+    def check(self, graph: str, shapes: Shapes) -> None:
+        """Raises FirpError for inputs that the backend's graph does not take."""
 
     def peaks(self) -> Peaks:
         """What this device reaches."""
@@ -116,6 +120,14 @@ def numpy_dtype(dtype: str) -> np.dtype:
 
 def layers_of(graph: str, model: ModelConfig, prediction_layer: int) -> int:
     return {"lower": prediction_layer, "upper": model.num_hidden_layers - prediction_layer}.get(graph, 0)
+
+
+def check_grid(target: Target, manifest: Manifest, points: Iterable[Point]) -> None:
+    """Raises FirpError when the backend cannot run one of them."""
+    for point in points:
+        for name, spec in manifest.graphs.items():
+            dims = dimensions(name, point, manifest.num_predictors)
+            target.check(name, {tensor.name: sizes(tensor, dims) for tensor in spec.inputs})
 
 
 def measure_grid(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from firp.calib.cost import Peaks, Point
 from firp.calib.layer_times import KindTime, group, head_nodes
-from firp.calib.pass_grid import FeedMaker, PassTime, Progress, Target, measure_grid
+from firp.calib.pass_grid import FeedMaker, PassTime, Progress, Target, check_grid, measure_grid
 from firp.calib.step_split import StepSplit, split_steps
 from firp.runtime.bundle import Bundle, load_bundle
 from firp.runtime.choice import LatencyTable
@@ -82,6 +82,8 @@ def profile_bundle(request: ProfileRequest, progress: Progress = lambda *_: None
     import onnxruntime
     import polygraphy
 
+    cached = min({point.cached_tokens for point in grid}, key=lambda tokens: abs(tokens - CACHED_TOKENS))
+    check_grid(target, bundle.manifest, [*grid, *(Point(rows, cached, 1) for rows in layer_rows)])
     progress("measuring the device's peaks", 0, 1)
     peaks = target.peaks()
     passes = measure_grid(target, bundle.manifest, grid, peaks, progress)
@@ -89,7 +91,6 @@ def profile_bundle(request: ProfileRequest, progress: Progress = lambda *_: None
     engine = target.engine()
     steps = split_steps(engine) if engine else ()
     latency = measure_latency(engine, progress) if engine else None
-    cached = min({point.cached_tokens for point in grid}, key=lambda tokens: abs(tokens - CACHED_TOKENS))
     return BundleProfile(
         bundle=str(request.bundle),
         backend=request.backend,

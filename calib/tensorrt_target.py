@@ -8,7 +8,7 @@ import importlib
 import os
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from firp.calib.cost import Peaks
 from firp.calib.layer_times import LayerTime
+from firp.calib.pass_grid import Feed, Shapes
 from firp.calib.peaks import cuda_copy_peaks
 from firp.runtime.bundle import Bundle
 from firp.runtime.engine import BACKENDS, Engine
@@ -23,7 +24,6 @@ from firp.runtime.engine_plans import Profile, find_engines
 from firp.runtime.errors import FirpError
 from firp.runtime.graph_spec import GraphSpec
 
-Feed = Mapping[str, np.ndarray]
 MODULES = {"tensorrt": ("tensorrt", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx-cu13")}  # module, package
 
 
@@ -56,6 +56,9 @@ class TensorRtTarget:
         if self._backend not in BACKENDS:
             return None
         return Engine.load(self._bundle.path, self._backend, check_hashes=False)
+
+    def check(self, graph: str, shapes: Shapes) -> None:
+        fitting_profile(graph, self._engines.record.profiles[graph], shapes)
 
     def peaks(self) -> Peaks:
         return cuda_copy_peaks()
@@ -92,7 +95,7 @@ class TensorRtTarget:
 
             def pass_ms(feed: Feed) -> float:
                 nonlocal chosen
-                index = fitting_profile(graph, profiles, feed)
+                index = fitting_profile(graph, profiles, {name: array.shape for name, array in feed.items()})
                 if index != chosen:
                     runner.set_profile(index)
                     chosen = index
@@ -102,16 +105,16 @@ class TensorRtTarget:
             yield pass_ms
 
 
-def fitting_profile(graph: str, profiles: tuple[Profile, ...], feed: Feed) -> int:
+def fitting_profile(graph: str, profiles: tuple[Profile, ...], shapes: Shapes) -> int:
     """The first optimization profile that holds these shapes. Raises FirpError when none does."""
     for index, profile in enumerate(profiles):
-        ranges = ((feed[name].shape, low, high) for name, (low, _, high) in profile.shapes.items())
+        ranges = ((shapes[name], low, high) for name, (low, _, high) in profile.shapes.items())
         if all(a <= size <= b for shape, low, high in ranges for size, a, b in zip(shape, low, high, strict=True)):
             return index
     largest = {name: high for name, (_, _, high) in profiles[-1].shapes.items()}
-    wrong = next((name for name, high in largest.items() if any(a > b for a, b in zip(feed[name].shape, high, strict=True))), "")
+    wrong = next((name for name, high in largest.items() if any(a > b for a, b in zip(shapes[name], high, strict=True))), "")
     raise FirpError(
-        f"the {graph} engine does not hold such a pass", got=f"{wrong} {feed[wrong].shape}" if wrong else "a smaller shape",
+        f"the {graph} engine does not hold such a pass", got=f"{wrong} {shapes[wrong]}" if wrong else "a smaller shape",
         expected=f"at most {largest[wrong]}" if wrong else "the shapes of one profile",
         fix="smaller --rows, --cached or --batch, or build larger engines",
     )  # fmt: skip

@@ -10,7 +10,7 @@ from polygraphy import cuda
 
 from firp.calib.cost import Point, dimensions, sizes
 from firp.calib.layer_times import kind_of
-from firp.calib.pass_grid import FeedMaker
+from firp.calib.pass_grid import FeedMaker, check_grid
 from firp.calib.tensorrt_target import TensorRtTarget, as_stored, fitting_profile, layer_profiler
 from firp.runtime.bundle import load_bundle
 from firp.runtime.engine_plans import Profile
@@ -20,7 +20,7 @@ from firp.runtime.errors import FirpError
 def test_an_engine_profile_must_hold_the_pass():
     shapes = lambda low, high: {"input_ids": ((1, low), (1, low), (1, high)), "past_key.0": ((0, 1), (9, 1), (100, 1))}  # noqa: E731
     profiles = (Profile("decode", shapes(1, 8)), Profile("prefill", shapes(9, 64)))
-    feed = lambda rows, cached: {"input_ids": np.zeros((1, rows)), "past_key.0": np.zeros((cached, 1))}  # noqa: E731
+    feed = lambda rows, cached: {"input_ids": (1, rows), "past_key.0": (cached, 1)}  # noqa: E731
     assert [fitting_profile("lower", profiles, feed(rows, 10)) for rows in (1, 8, 9, 64)] == [0, 0, 1, 1]
     with pytest.raises(FirpError, match=re.escape("got input_ids (1, 65), expected at most (1, 64)")):
         fitting_profile("lower", profiles, feed(65, 10))
@@ -83,6 +83,9 @@ def test_passes_of_an_engine(family_bundle, monkeypatch):
     record = SimpleNamespace(profiles={"lower": tuple(Profile(name, each) for name, each in shapes.items())})
     target._bundle, target._trt = loaded, SimpleNamespace(IProfiler=object)
     target._engines = SimpleNamespace(record=record, plan_path=lambda graph: bundle / f"{graph}.plan")
+    check_grid(target, SimpleNamespace(graphs={"lower": spec}, num_predictors=3), [Point(64, 50, 1)])
+    with pytest.raises(FirpError, match=re.escape("the lower engine does not hold such a pass | got input_ids (1, 65)")):
+        check_grid(target, SimpleNamespace(graphs={"lower": spec}, num_predictors=3), [Point(64, 50, 1), Point(65, 50, 1)])
     feeds, count = FeedMaker(spec, loaded.manifest, 1, 40), len(spec.inputs)
     with target.timer("lower") as pass_ms:
         for rows, expected in (
