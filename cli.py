@@ -1,4 +1,4 @@
-"""The command line: export · build (export.command) · calibrate (calib.command) · tune · generate · bench · verify ·
+"""The command line: export · build (export.command) · calibrate, profile (firp.calib) · tune · generate · bench · verify ·
 inspect · demo.
 
 Results go to stdout, progress and messages to stderr. Exit status: 0 success, 1 a user's mistake or a failed check (one line,
@@ -16,6 +16,7 @@ import click
 
 from firp.calib.command import calibrate, run_calibration
 from firp.calib.options import TrainOptions
+from firp.calib.profile_command import profile
 from firp.export.command import build, build_after_export
 from firp.runtime.bench import bench
 from firp.runtime.bundle import CALIBRATION_NAME, load_bundle, to_json
@@ -105,6 +106,7 @@ def export(model, output, predictors, calib_data, minutes, prediction_layer, dty
 
 cli.add_command(calibrate)
 cli.add_command(build)
+cli.add_command(profile)
 
 
 def _sampling_options(command):

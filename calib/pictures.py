@@ -3,26 +3,24 @@
 In: `Findings`. Out: PNG bytes by file name, in the report's order; a picture without data is left out.
 """
 
-import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
+from firp.calib.drawing import PANEL_INCHES, STYLES, legend, panel_row, png, rows_axis
 from firp.calib.findings import REPORT_ROWS, Findings, MethodFindings
 from firp.calib.own_text import SAMPLING_TEMPERATURE
 from firp.runtime.choice import TEXTS
 
-DPI = 150  # twice the width at which report.html shows them
 TEXT_NAMES = {"greedy": "greedy", "sampled": f"sampled at temperature {SAMPLING_TEMPERATURE}", "text": "held-out text"}
 _METHOD_NAMES = {"firp": "FIRP", "medusa": "Medusa"}
-_METHOD_STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))  # Okabe and Ito's palette
 _MARK, _GREY = "#D55E00", "#595959"
 _OFFSETS = matplotlib.colormaps["viridis"]  # ordered, and told apart by lightness alone
-_PANEL_INCHES = (4.2, 3.5)
+_TREE_ROWS = "rows of the tree, root included"
 
 
 def method_name(method: str) -> str:
@@ -36,19 +34,13 @@ def texts_of(*tables: dict) -> list[str]:
 
 def draw_pictures(findings: Findings) -> dict[str, bytes]:
     figures = {name: draw(findings) for name, draw in _PICTURES.items()}
-    return {name: _png(figure) for name, figure in figures.items() if figure}
-
-
-def _png(figure: Figure) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
-    return out.getvalue()
+    return {name: png(figure) for name, figure in figures.items() if figure}
 
 
 def _speedup(findings: Findings) -> Figure | None:
     if not findings.speedups:
         return None
-    figure, (axes,) = _panels("Tokens per step and expected speedup by tree size (greedy)", [""], inches=(6.6, 4.2))
+    figure, (axes,) = panel_row("Tokens per step and expected speedup by tree size (greedy)", [""], inches=(6.6, 4.2))
     firp = findings.methods[0]
     given, ranking = (
         (firp.corrected, "path correction") if "greedy" in firp.corrected else (firp.independent, "independent guesses")
@@ -57,17 +49,17 @@ def _speedup(findings: Findings) -> Figure | None:
     lines = ((tokens, f"tokens per step, {ranking}", "o"), (findings.speedups, "expected speedup", "s"))
     for index, (points, label, marker) in enumerate(lines):
         if points:
-            axes.plot(*zip(*points, strict=True), color=_METHOD_STYLES[2 * index][0], marker=marker, label=label)
+            axes.plot(*zip(*points, strict=True), color=STYLES[2 * index][0], marker=marker, label=label)
     axes.axhline(1, color=_GREY, linestyle="--", linewidth=1.2, label="plain decoding")
     choice = findings.choice
     if choice and choice.drafts:
         label = f"chosen tree: {choice.tree.rows} rows, {choice.speedup:.2f}×"
         star = {"marker": "*", "markersize": 17, "markeredgecolor": "white", "linestyle": "none", "zorder": 5}
         axes.plot([choice.tree.rows], [choice.speedup], color=_MARK, label=label, **star)
-    _rows_axis(axes, {rows for rows, _ in (*tokens, *findings.speedups)})
+    rows_axis(axes, {rows for rows, _ in (*tokens, *findings.speedups)}, _TREE_ROWS)
     axes.set_ylabel("tokens per step, speedup (plain decoding = 1)")
     axes.set_ylim(bottom=min(0.9, axes.get_ylim()[0]))
-    _legend(figure, axes.get_lines(), columns=2)
+    legend(figure, axes.get_lines(), columns=2)
     return figure
 
 
@@ -75,7 +67,7 @@ def _tokens_per_step(findings: Findings) -> Figure | None:
     texts = texts_of(findings.static, *(table for each in findings.methods for table in (each.corrected, each.independent)))
     if not texts:
         return None
-    figure, panels = _panels("Tokens per step by tree size, a draft at every step", [TEXT_NAMES[text] for text in texts])
+    figure, panels = panel_row("Tokens per step by tree size, a draft at every step", [TEXT_NAMES[text] for text in texts])
     styles = set()
     for axes, text in zip(panels, texts, strict=True):
         curves = [(0, "dotted", findings.static)]
@@ -87,12 +79,12 @@ def _tokens_per_step(findings: Findings) -> Figure | None:
                 axes.plot(*points, linestyle=style, **_method_style(index), linewidth=2.2 if style == "dotted" else 1.6)
                 styles.add(style)
         axes.axhline(1, color=_GREY, linewidth=1)
-        _rows_axis(axes, REPORT_ROWS)
+        rows_axis(axes, REPORT_ROWS, _TREE_ROWS)
     panels[0].set_ylabel("tokens per step (plain decoding = 1)")
     names = {"solid": "path correction", "dashed": "independent guesses", "dotted": "best static tree (FIRP)"}
     kinds = [Line2D([], [], color="black", linestyle=style, label=names[style]) for style in names if style in styles]
     keys = [Line2D([], [], label=method_name(each.method), **_method_style(i)) for i, each in enumerate(findings.methods)]
-    _legend(figure, keys + kinds, columns=4 if len(panels) > 1 else 2)
+    legend(figure, keys + kinds, columns=4 if len(panels) > 1 else 2)
     return figure
 
 
@@ -100,13 +92,13 @@ def _layers(findings: Findings) -> Figure | None:
     if not findings.layers:
         return None
     title = f"Sweep of the prediction layer, of {findings.num_hidden_layers} layers (short training)"
-    figure, (left, right) = _panels(title, ["top-1 accuracy", "expected speedup, greedy"], share_y=False)
+    figure, (left, right) = panel_row(title, ["top-1 accuracy", "expected speedup, greedy"], share_y=False)
     layers = [each.prediction_layer for each in findings.layers]
     offsets = range(len(findings.layers[0].top1))
     for j in offsets:
         left.plot(layers, [100 * each.top1[j] for each in findings.layers], **_offset_style(j, len(offsets)))
     _percent_axis(left, "correct guesses (%)")
-    right.plot(layers, [each.speedup for each in findings.layers], color=_METHOD_STYLES[0][0], marker="s")
+    right.plot(layers, [each.speedup for each in findings.layers], color=STYLES[0][0], marker="s")
     right.axhline(1, color=_GREY, linestyle="--", linewidth=1.2, label="plain decoding")
     right.set_ylabel("speedup over plain decoding (×)")
     for axes in (left, right):
@@ -114,7 +106,7 @@ def _layers(findings: Findings) -> Figure | None:
         mark.set_label(f"chosen: layer {findings.prediction_layer}")
         axes.set_xlabel("prediction layer")
         axes.set_xticks(sorted({*layers, findings.prediction_layer}))
-    _legend(figure, [*left.get_lines(), right.get_lines()[1]], columns=6)
+    legend(figure, [*left.get_lines(), right.get_lines()[1]], columns=6)
     return figure
 
 
@@ -123,8 +115,8 @@ def _accuracy(findings: Findings) -> Figure | None:
     if not shown:
         return None
     offsets = max(len(each.accuracy.top1) for _, each in shown)
-    inches = (max(_PANEL_INCHES[0], 0.42 * offsets), _PANEL_INCHES[1])
-    figure, panels = _panels("Held-out accuracy by offset", ["top-1", "top-5"], inches=inches)
+    inches = (max(PANEL_INCHES[0], 0.42 * offsets), PANEL_INCHES[1])
+    figure, panels = panel_row("Held-out accuracy by offset", ["top-1", "top-5"], inches=inches)
     for axes, top in zip(panels, ("top1", "top5"), strict=True):
         width = 0.8 / len(shown)
         for place, (index, each) in enumerate(shown):
@@ -140,7 +132,7 @@ def _accuracy(findings: Findings) -> Figure | None:
         axes.grid(visible=False, axis="x")
         axes.margins(y=0.1)
     _percent_axis(panels[0], "correct guesses (%)")
-    _legend(figure, panels[0].containers, columns=4)
+    legend(figure, panels[0].containers, columns=4)
     return figure
 
 
@@ -148,7 +140,7 @@ def _acceptance(findings: Findings) -> Figure | None:
     texts = texts_of(findings.acceptance)
     if not texts:
         return None
-    figure, panels = _panels("Accepted children by rank, once their parent is accepted", [TEXT_NAMES[text] for text in texts])
+    figure, panels = panel_row("Accepted children by rank, once their parent is accepted", [TEXT_NAMES[text] for text in texts])
     for axes, text in zip(panels, texts, strict=True):
         for j, shares in enumerate(findings.acceptance[text]):
             style = _offset_style(j, len(findings.acceptance[text])) | {"label": f"depth {j + 1}"}
@@ -156,14 +148,14 @@ def _acceptance(findings: Findings) -> Figure | None:
         axes.set_xlabel("rank of the child (1 = most probable)")
         axes.set_xticks(range(1, 1 + max(map(len, findings.acceptance[text]), default=1)))
     _percent_axis(panels[0], "accepted (%)")
-    _legend(figure, panels[0].get_lines(), columns=8)
+    legend(figure, panels[0].get_lines(), columns=8)
     return figure
 
 
 def _similarity(findings: Findings) -> Figure | None:
     if not any(findings.similarity):
         return None
-    figure, (axes,) = _panels("Similarity of pseudo and real hidden states", [""], inches=(6.6, 4.2))
+    figure, (axes,) = panel_row("Similarity of pseudo and real hidden states", [""], inches=(6.6, 4.2))
     for j, cosines in enumerate(findings.similarity):
         layers = range(findings.prediction_layer, findings.prediction_layer + len(cosines))
         axes.plot(layers, cosines, **_offset_style(j, len(findings.similarity)))
@@ -171,7 +163,7 @@ def _similarity(findings: Findings) -> Figure | None:
     axes.set_ylabel("mean cosine similarity")
     axes.set_xlim(findings.prediction_layer - 0.3, findings.num_hidden_layers + 0.3)
     _integer_axis(axes)
-    _legend(figure, axes.get_lines(), columns=6)
+    legend(figure, axes.get_lines(), columns=6)
     return figure
 
 
@@ -179,12 +171,12 @@ def _loss(findings: Findings) -> Figure | None:
     trained = [each for each in findings.methods if each.curve]
     if not trained:
         return None
-    figure, panels = _panels("Training loss (running mean)", [method_name(each.method) for each in trained])
+    figure, panels = panel_row("Training loss (running mean)", [method_name(each.method) for each in trained])
     for axes, each in zip(panels, trained, strict=True):
         _loss_curves(axes, each)
     panels[0].set_ylabel("KL divergence from the model (nats)")
     panels[0].set_ylim(bottom=0)
-    _legend(figure, panels[0].get_lines(), columns=8)
+    legend(figure, panels[0].get_lines(), columns=8)
     return figure
 
 
@@ -208,33 +200,6 @@ _PICTURES: dict[str, Callable[[Findings], Figure | None]] = {
 }
 
 
-def _panels(title: str, names: list[str], share_y: bool = True, inches: tuple[float, float] = _PANEL_INCHES):
-    """A figure, and its axes side by side. inches: of one panel."""
-    figure = Figure((max(6.6, inches[0] * len(names)), inches[1] + 0.6), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06)
-    figure.suptitle(title, fontsize=12, fontweight="bold")
-    panels = list(figure.subplots(1, len(names), sharey=share_y, squeeze=False)[0])
-    for axes, name in zip(panels, names, strict=True):
-        axes.set_title(name, fontsize=10)
-        axes.grid(alpha=0.3)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, panels
-
-
-def _legend(figure: Figure, handles: Iterable, columns: int) -> None:
-    """Below the panels, where it covers no data."""
-    handles = list(handles)
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)), frameon=False, fontsize=9)
-
-
-def _rows_axis(axes: Axes, rows: Iterable[int]) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(rows), [str(each) for each in sorted(rows)])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("rows of the tree, root included")
-
-
 def _percent_axis(axes: Axes, label: str) -> None:
     """From 0 to what is shown, to 1 where that is nothing."""
     axes.set_ylabel(label)
@@ -246,7 +211,7 @@ def _integer_axis(axes: Axes) -> None:
 
 
 def _method_style(index: int) -> dict:
-    colour, marker = _METHOD_STYLES[index % len(_METHOD_STYLES)]
+    colour, marker = STYLES[index % len(STYLES)]
     return {"color": colour, "marker": marker, "markersize": 5}
 
 

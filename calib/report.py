@@ -10,8 +10,9 @@ from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
+from firp.calib.drawing import DPI
 from firp.calib.findings import REPORT_ROWS, Findings
-from firp.calib.pictures import DPI, TEXT_NAMES, draw_pictures, method_name, texts_of
+from firp.calib.pictures import TEXT_NAMES, draw_pictures, method_name, texts_of
 from firp.runtime.choice import MARGIN, Choice
 from firp.runtime.tree import TreeConfig
 

@@ -4,6 +4,7 @@ In: a bundle, the backend and the device. Out: an `EngineRecord` and its folder,
 Engines lie in BUNDLE/engines/<backend>-<library version>-<sm...>/: {lower,predictors,upper}.plan and engine.json.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -55,6 +56,22 @@ class Engines(NamedTuple):
 
     def plan_path(self, graph: str) -> Path:
         return self.folder / f"{graph}.plan"
+
+
+def fitting_profile(graph: str, profiles: tuple[Profile, ...], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """The first profile that holds a pass with these shapes. Raises FirpError when none does."""
+    wrong = ""
+    for index, profile in enumerate(profiles):
+        outside = [
+            f"{name} {list(shapes[name])}, {profile.name} holds {list(low)} to {list(high)}"
+            for name, (low, _, high) in profile.shapes.items()
+            if not all(a <= size <= b for a, size, b in zip(low, shapes[name], high, strict=True))
+        ]
+        if not outside:
+            return index
+        wrong = wrong or outside[0]
+    fix = "a smaller pass, or firp build with a larger --max-context, --max-rows or --max-batch"
+    raise FirpError(f"the {graph} engine does not hold such a pass", got=wrong, fix=fix)
 
 
 def folder_name(backend: str, library_version: str, compute_capabilities: tuple[str, ...]) -> str:

@@ -15,7 +15,7 @@ from firp.runtime.session import Session
 
 class SessionPool:
     def __init__(self, bundle: Bundle, backend: Backend, loaded: LoadedGraphs):
-        self._bundle, self._backend, (self._graphs, self.limits) = bundle, backend, loaded
+        self._bundle, self._backend, (self.graphs, self.limits) = bundle, backend, loaded
         self._all: list[Session] = []  # that are kept
         self._idle: list[Session] = []
 
@@ -25,11 +25,11 @@ class SessionPool:
         """
         manifest, memory = self._bundle.manifest, self._backend.memory()
         if not self.limits:
-            return Session(manifest, self._graphs, memory, capacity, rows)
+            return Session(manifest, self.graphs, memory, capacity, rows)
         self._check("context", capacity, self.limits.max_context)
         most, decoded = PREFILL_ROWS + manifest.num_predictors, 1 + manifest.num_predictors
         return Session(
-            manifest, self._graphs, memory, self.limits.max_context, max(most, self.limits.max_rows),
+            manifest, self.graphs, memory, self.limits.max_context, max(most, self.limits.max_rows),
             max(decoded, self.limits.max_rows),
         )  # fmt: skip
 

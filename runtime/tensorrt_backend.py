@@ -12,7 +12,7 @@ from typing import Any
 from firp.runtime.backend import Binding, LoadedGraphs
 from firp.runtime.bundle import Bundle
 from firp.runtime.cuda_memory import CudaMemory, call, load_cuda
-from firp.runtime.engine_plans import Profile, find_engines
+from firp.runtime.engine_plans import Profile, find_engines, fitting_profile
 from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.graph_spec import GraphSpec
 from firp.runtime.tensorrt_library import load_library
@@ -111,7 +111,8 @@ class TensorRTRunner:
     def run(self, binding: Binding) -> None:
         prepared = binding.prepared
         if prepared is None:
-            prepared = binding.prepared = _Prepared(self._profile(binding))
+            shapes = {name: array.shape for name, array in binding.inputs.items()}
+            prepared = binding.prepared = _Prepared(fitting_profile(self.graph.spec.name, self.graph.profiles, shapes))
         if prepared.cuda_graph is not None:
             self.memory.launch(prepared.cuda_graph)
             self.memory.graph_counts["replays"] += 1
@@ -148,21 +149,3 @@ class TensorRTRunner:
         if not context.set_optimization_profile_async(profile, memory.stream):
             raise FirpError("the engine refuses a profile", got=f"{self.graph.spec.name}, profile {profile}")
         return _Context(context)
-
-    def _profile(self, binding: Binding) -> int:
-        """The first that holds these shapes. Raises FirpError naming what is too large for all of them."""
-        for index, profile in enumerate(self.graph.profiles):
-            if not (wrong := _outside(profile, binding)):
-                return index
-        raise FirpError(
-            f"no profile of the {self.graph.spec.name} engine holds this pass", got=wrong,
-            fix="raise --max-context, --max-rows or --max-batch of firp build",
-        )  # fmt: skip
-
-
-def _outside(profile: Profile, binding: Binding) -> str | None:
-    for name, (smallest, _, largest) in profile.shapes.items():
-        shape = binding.inputs[name].shape
-        if not all(low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True)):
-            return f"{name} {list(shape)}, {profile.name} holds {list(smallest)} to {list(largest)}"
-    return None

@@ -29,7 +29,7 @@ def test_no_import_points_back(pytestconfig):
             seen += len(own)
             others = {name.split(".")[0] for name in imports(file)}
             if place == "runtime":
-                heavy = {"torch", "transformers", "onnx", "onnx_ir"} | (
+                heavy = {"torch", "transformers", "onnx", "onnx_ir", "polygraphy", "matplotlib"} | (
                     set() if file.name in SHOWN_TO_A_PERSON else {"rich", "click"}
                 )
                 assert others.isdisjoint(heavy), file

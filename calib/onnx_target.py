@@ -1,0 +1,72 @@
+"""Graphs through polygraphy's OnnxrtRunner, on the CPU or on CUDA.
+
+In: a bundle. Out: milliseconds of a pass, and the times of a graph's nodes. On the CPU the sessions are those of the runtime: the
+same options, the same threads. `pass_ms` is polygraphy's `last_inference_time`: the run and the outputs it allocates, without
+polygraphy's checks of the inputs, which would double a pass of a small model. On CUDA the copies of inputs and outputs are in it.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnxruntime as ort
+
+from firp.calib.cost import Peaks
+from firp.calib.layer_times import LayerTime, read_onnxruntime_profile
+from firp.calib.pass_grid import Feed, Shapes
+from firp.calib.peaks import cpu_peaks, cuda_peaks
+from firp.runtime.bundle import Bundle
+from firp.runtime.engine import Engine
+from firp.runtime.errors import FirpError
+from firp.runtime.onnxruntime_backend import OnnxRuntimeBackend
+
+
+class OnnxTarget:
+    """backend: "cpu" or "cuda"; the sessions are the runtime's own. Raises FirpError where it has none."""
+
+    def __init__(self, bundle: Bundle, backend: str):
+        self._engine = Engine.load(bundle.path, backend, check_hashes=False)
+        self.device = self._engine.backend.device
+        if bundle.manifest.dtype == "bfloat16":
+            raise FirpError(
+                "OnnxrtRunner takes numpy arrays, and numpy has no bfloat16", got="a bfloat16 bundle",
+                expected="float32 or float16", fix="export the model with --dtype float16, or profile it with TensorRT",
+            )  # fmt: skip
+
+    def engine(self) -> Engine:
+        return self._engine
+
+    def check(self, graph: str, shapes: Shapes) -> None:
+        """ONNX Runtime takes all that the declaration allows."""
+
+    def peaks(self) -> Peaks:
+        measure = cpu_peaks if self._engine.backend.name == "cpu" else cuda_peaks
+        return measure(self._engine.backend.options, self._engine.manifest.dtype)
+
+    @contextmanager
+    def timer(self, graph: str) -> Iterator[Callable[[Feed], float]]:
+        """A function that runs one pass and says how many milliseconds it took."""
+        from polygraphy.backend.onnxrt import OnnxrtRunner
+
+        with OnnxrtRunner(self._engine.sessions.graphs[graph].session) as runner:
+
+            def pass_ms(feed: Feed) -> float:
+                runner.infer(feed, check_inputs=False)  # `FeedMaker` follows the declaration
+                return runner.last_inference_time() * 1e3
+
+            yield pass_ms
+
+    def layer_times(self, graph: str, feed: Feed, warm_up: int, passes: int) -> list[LayerTime]:
+        """Nodes by ONNX Runtime's own profile. Empty on CUDA, where its times of nodes are those of their launches."""
+        if self._engine.backend.name != "cpu":
+            return []
+        with tempfile.TemporaryDirectory() as folder:
+            options = OnnxRuntimeBackend().options
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / graph)
+            path = self._engine.bundle.graph_path(graph)
+            session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            for _ in range(warm_up + passes):
+                session.run(None, feed)
+            return read_onnxruntime_profile(Path(session.end_profiling()), warm_up)

@@ -1,0 +1,88 @@
+"""Where the time of a decoding step goes, in the real loop: graphs, copies, Python.
+
+In: an engine. Out: `StepSplit`s of plain and of drafted decoding. The parts are the fields of the runtime's own `StepTimes`, and
+what is left is Python: trees, bindings, picks.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from firp.calib.pass_grid import Spread
+from firp.runtime.decode import PREFILL_ROWS, Step, decode
+from firp.runtime.engine import Engine
+from firp.runtime.sampling import SamplingParams
+from firp.runtime.tree import TreeConfig
+
+PROMPT_TOKENS, NEW_TOKENS, WARM_UP_STEPS = 64, 96, 3
+PYTHON, TOTAL = "python_ms", "total_ms"
+
+
+@dataclass(frozen=True)
+class PartTime:
+    name: str  # a field of StepTimes, or python_ms
+    median_ms: float
+    low_ms: float  # quartiles
+    high_ms: float
+    middle_ms: float  # mean over the steps whose total lies between its quartiles: these add up
+
+
+@dataclass(frozen=True)
+class StepSplit:
+    decoding: str  # "plain" or "drafted"
+    tree: TreeConfig | None
+    prompt_tokens: int
+    steps: int  # measured
+    tokens_per_step: float  # on random tokens: says what was measured, not how good the drafts are
+    parts: tuple[PartTime, ...]  # the total last
+    commit_bytes_per_step: float  # moved into the cache
+
+    def part(self, name: str) -> PartTime:
+        return next(each for each in self.parts if each.name == name)
+
+
+def split_steps(engine: Engine) -> tuple[StepSplit, ...]:
+    """Plain decoding and, where the bundle has predictors, drafted decoding with the best tree of this device."""
+    trees = [None, engine.best_tree] if engine.drafts else [None]
+    return tuple(_split(engine, tree) for tree in trees)
+
+
+def _split(engine: Engine, tree: TreeConfig | None) -> StepSplit:
+    context, k = engine.model.max_position_embeddings, engine.manifest.num_predictors
+    count = min(PROMPT_TOKENS, context // 2)
+    prompt = np.random.default_rng(0).integers(0, engine.model.vocab_size, count).tolist()
+    new_tokens = min(NEW_TOKENS, context - count - 1)
+    drafter = engine.drafter(tree) if tree else None
+    rows = max(min(count, PREFILL_ROWS) + k, tree.pass_rows(k) if tree else 1)
+    session = engine.session(min(count + new_tokens, context), rows)
+    steps, moved = [], 0
+    for step in decode(session, prompt, SamplingParams(new_tokens, ignore_eos=True), (), drafter):
+        if step.rows:
+            steps.append(step)
+        else:
+            moved = session.kv.moved_bytes
+    moved = session.kv.moved_bytes - moved
+    kept = steps[WARM_UP_STEPS:] or steps
+    parts = [_parts(step) for step in kept]
+    total = Spread.of([each[TOTAL] for each in parts])
+    middle = [each for each in parts if total.low <= each[TOTAL] <= total.high]
+    return StepSplit(
+        decoding="drafted" if tree else "plain",
+        tree=tree,
+        prompt_tokens=count,
+        steps=len(kept),
+        tokens_per_step=sum(len(step.tokens) for step in kept) / len(kept),
+        parts=tuple(_part_time(name, parts, middle) for name in parts[0]),
+        commit_bytes_per_step=moved / len(steps),
+    )
+
+
+def _part_time(name: str, steps: list[dict[str, float]], middle: list[dict[str, float]]) -> PartTime:
+    low, median, high = Spread.of([each[name] for each in steps])
+    return PartTime(name, median, low, high, sum(each[name] for each in middle) / len(middle))
+
+
+def _parts(step: Step) -> dict[str, float]:
+    """Milliseconds of each part of a step; they sum to the total."""
+    parts = {name: ms for name, ms in step.times._asdict().items() if name != TOTAL}
+    return {**parts, PYTHON: step.times.total_ms - sum(parts.values()), TOTAL: step.times.total_ms}

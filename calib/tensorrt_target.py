@@ -1,0 +1,142 @@
+"""Graphs through polygraphy's TrtRunner, on TensorRT or TensorRT-RTX.
+
+In: a bundle with engines for this library and GPU. Out: milliseconds of a pass, and the times of an engine's layers. Inputs lie on
+the device before a pass is timed and outputs stay there; binding, launch and the wait for the device are counted.
+"""
+
+import os
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from firp.calib.cost import Peaks
+from firp.calib.layer_times import LayerTime
+from firp.calib.pass_grid import Feed, Shapes
+from firp.calib.peaks import cuda_copy_peaks
+from firp.runtime.bundle import Bundle
+from firp.runtime.engine import Engine
+from firp.runtime.engine_plans import find_engines, fitting_profile
+from firp.runtime.errors import FirpError
+from firp.runtime.graph_spec import GraphSpec
+from firp.runtime.memory import STORAGE, to_storage
+from firp.runtime.tensorrt_backend import TensorRTBackend
+
+
+class TensorRtTarget:
+    """Raises FirpError without the library, without a GPU, or without engines for both."""
+
+    def __init__(self, bundle: Bundle, backend: str):
+        if backend == "tensorrt-rtx":
+            os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"  # read when polygraphy is imported, which happens below
+        runtime = TensorRTBackend(backend)
+        self._trt, self.device = runtime.library, runtime.device
+        self._bundle, self._backend = bundle, backend
+        self._engines = find_engines(bundle, backend, self._trt.__version__, runtime.compute_capability)
+        from polygraphy import config
+
+        if (backend == "tensorrt-rtx") != config.USE_TENSORRT_RTX:
+            loaded = "tensorrt-rtx" if config.USE_TENSORRT_RTX else "tensorrt"
+            raise FirpError(
+                "polygraphy is set for another TensorRT", got=loaded, expected=backend,
+                fix="unset POLYGRAPHY_USE_TENSORRT_RTX, and profile one backend in a process",
+            )  # fmt: skip
+
+    def engine(self) -> Engine:
+        return Engine.load(self._bundle.path, self._backend, check_hashes=False)
+
+    def check(self, graph: str, shapes: Shapes) -> None:
+        fitting_profile(graph, self._engines.record.profiles[graph], shapes)
+
+    def peaks(self) -> Peaks:
+        return cuda_copy_peaks()
+
+    @contextmanager
+    def timer(self, graph: str) -> Iterator[Callable[[Feed], float]]:
+        """A function that runs one pass and says how many milliseconds it took."""
+        with self._runner(graph, None) as run:
+            yield run
+
+    def layer_times(self, graph: str, feed: Feed, warm_up: int, passes: int) -> list[LayerTime]:
+        """Layers by TensorRT's own profiler."""
+        profiler = layer_profiler(self._trt)
+        with self._runner(graph, profiler) as run:
+            for _ in range(warm_up):
+                run(feed)
+            profiler.times.clear()
+            for _ in range(passes):
+                run(feed)
+        return [LayerTime(name, "", statistics.median(each)) for name, each in profiler.times.items()]
+
+    @contextmanager
+    def _runner(self, graph: str, profiler: Any) -> Iterator[Callable[[Feed], float]]:
+        from polygraphy.backend.common import BytesFromPath
+        from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+
+        engine = EngineFromBytes(BytesFromPath(str(self._engines.plan_path(graph))))()
+        context = engine.create_execution_context()
+        if profiler:
+            context.profiler = profiler
+        profiles, on_device = self._engines.record.profiles[graph], _DeviceFeed(self._bundle.manifest.graphs[graph])
+        with TrtRunner(context, optimization_profile=0) as runner, on_device:
+            chosen = 0
+
+            def pass_ms(feed: Feed) -> float:
+                nonlocal chosen
+                index = fitting_profile(graph, profiles, {name: array.shape for name, array in feed.items()})
+                if index != chosen:
+                    runner.set_profile(index)
+                    chosen = index
+                runner.infer(on_device.copy(feed), check_inputs=False, copy_outputs_to_host=False)
+                return runner.last_inference_time() * 1e3
+
+            yield pass_ms
+
+
+class _DeviceFeed:
+    """The arrays of the last feed on the device; an array that is the same as before is not copied again."""
+
+    def __init__(self, spec: GraphSpec):
+        self._dtypes = {tensor.name: tensor.dtype for tensor in spec.inputs}
+        self._held: dict[str, tuple[np.ndarray, Any]] = {}
+
+    def __enter__(self) -> "_DeviceFeed":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _array, buffer in self._held.values():
+            buffer.free()
+
+    def copy(self, feed: Feed) -> dict[str, Any]:
+        from polygraphy import cuda
+        from polygraphy.datatype import DataType
+
+        views = {}
+        for name, array in feed.items():
+            held = self._held.get(name)
+            if held is None or held[0] is not array:
+                if held:
+                    held[1].free()
+                stored = np.ascontiguousarray(to_storage(array, np.dtype(STORAGE[self._dtypes[name]])))
+                buffer = cuda.DeviceArray.raw((stored.nbytes,))
+                buffer.copy_from(stored.reshape(-1).view(np.uint8))
+                self._held[name] = array, buffer
+            views[name] = cuda.DeviceView(self._held[name][1].ptr, array.shape, getattr(DataType, self._dtypes[name].upper()))
+        return views
+
+
+def layer_profiler(trt: Any) -> Any:
+    """An IProfiler whose `times` holds what each layer took, pass by pass."""
+
+    class Profiler(trt.IProfiler):
+        def __init__(self):
+            trt.IProfiler.__init__(self)
+            self.times: dict[str, list[float]] = defaultdict(list)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.times[layer_name].append(ms)
+
+    return Profiler()

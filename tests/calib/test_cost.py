@@ -1,0 +1,60 @@
+"""Bytes and FLOPs of a pass against the weight files and the ONNX graphs."""
+
+import numpy as np
+import onnx
+import pytest
+from safetensors import safe_open
+
+from firp.calib.cost import Cost, Peaks, Point, pass_cost, roofline
+from firp.calib.pass_grid import layers_of
+from firp.runtime.bundle import load_bundle
+
+FAMILIES = ("llama_untied_biases", "qwen2", "qwen3", "mistral_window")
+
+
+def costs(loaded, point):
+    m = loaded.manifest
+    return {
+        name: pass_cost(spec, m.model, layers_of(name, m.model, m.prediction_layer), m.num_predictors, m.dtype, point)
+        for name, spec in m.graphs.items()
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bytes_of_weights_are_those_of_the_file(family_bundle, family):
+    """What both halves read is the whole file, but for rope tables, and of the embedding the rows that are looked up."""
+    loaded = load_bundle(family_bundle(family)[1])
+    rows, c = 5, loaded.manifest.model
+    with safe_open(loaded.path / "model.safetensors", "np") as file:
+        stored = {name: file.get_tensor(name).nbytes for name in file.keys() if not name.startswith("rope.")}  # noqa: SIM118
+    expected = sum(stored.values()) + rows * c.hidden_size * 4
+    if not c.tie_word_embeddings:
+        expected -= stored["embed_tokens.weight"]
+    cost = costs(loaded, Point(rows, 7, 1))
+    assert cost["lower"].weight_bytes + cost["upper"].weight_bytes == expected
+    with safe_open(loaded.path / "predictors.safetensors", "np") as file:
+        assert cost["predictors"].weight_bytes == file.get_tensor("predictors.weight").nbytes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flops_are_those_of_the_graphs(family_bundle, family):
+    """Two for each weight and row of every Gemm; four for each query element and key of every Attention."""
+    loaded, point = load_bundle(family_bundle(family)[1]), Point(5, 7, 2)
+    for name, cost in costs(loaded, point).items():
+        graph = onnx.load(loaded.graph_path(name), load_external_data=False).graph
+        shapes = {each.name: tuple(each.dims) for each in graph.initializer}
+        linear = sum(2 * point.rows * point.batch * np.prod(shapes[n.input[1]]) for n in graph.node if n.op_type == "Gemm")
+        attentions = sum(node.op_type == "Attention" for node in graph.node)
+        query = point.batch * point.rows * loaded.manifest.model.num_attention_heads * loaded.manifest.model.head_dim
+        assert cost.linear_flops + cost.head_flops == linear, name
+        assert cost.attention_flops == 4 * attentions * query * (point.cached_tokens + point.rows), name
+        assert (cost.head_flops > 0) == (name == "upper")
+
+
+def test_roofline_takes_the_limit_that_binds():
+    cost = Cost(10_000, 2_000, 500, 90_000, 4_000, 300)
+    at = roofline(cost, 2.0, Peaks(1.0, 1.0, ""))
+    assert at.bandwidth_ms == cost.moved_bytes / 1e6 and at.arithmetic_ms == cost.flops / 1e6
+    assert at.share == max(at.bandwidth_ms, at.arithmetic_ms) / 2.0
+    unknown = roofline(cost, 2.0, Peaks(1.0, None, ""))
+    assert unknown.arithmetic_share is None and unknown.share == unknown.bandwidth_share

@@ -1,0 +1,234 @@
+"""A profile's numbers against what they are numbers of: weight files, ONNX graphs, the tables that other commands read."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+
+from firp.calib import peaks
+from firp.calib.calibrate import CalibrationRequest
+from firp.calib.cost import Point, dimensions, sizes
+from firp.calib.layer_times import KINDS, head_nodes
+from firp.calib.onnx_target import OnnxTarget
+from firp.calib.pass_grid import FeedMaker
+from firp.calib.polygraphy_lines import onnxruntime_line, polygraphy_script
+from firp.calib.profile_command import print_profile, write_profile
+from firp.calib.profiling import ProfileRequest, grid_of, open_target, profile_bundle
+from firp.calib.step_split import TOTAL
+from firp.cli import cli
+from firp.runtime.bundle import load_bundle, read_latency, to_json
+from firp.runtime.decode import StepTimes
+from firp.runtime.engine import Engine
+from firp.runtime.errors import FirpError
+
+FIRP = [sys.executable, "-c", "from firp.cli import main; main()", "profile"]
+
+
+@pytest.fixture(scope="module")
+def small_peaks():
+    """Peaks are measured on less, so that the tests take seconds; a mistake in their arithmetic would still show."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(peaks, "COPY_BYTES", 2**24)
+        patch.setattr(peaks, "GEMM_SIZE", 256)
+        patch.setattr(peaks, "SECONDS", 0.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def bundle(family_bundle) -> Path:
+    return family_bundle("llama_untied_biases")[1]
+
+
+@pytest.fixture(scope="module")
+def profile(bundle, small_peaks):
+    return profile_bundle(ProfileRequest(bundle, rows=(1, 6), cached_tokens=(3, 40), batches=(1, 2), layer_rows=(1, 6)))
+
+
+@pytest.mark.parametrize("family", ["llama_untied_biases", "mistral_window"])
+def test_every_graph_accepts_the_feeds_of_two_sequences(family_bundle, family):
+    loaded, point = load_bundle(family_bundle(family)[1]), Point(4, 20, 2)
+    engine = Engine.load(loaded.path)
+    target = open_target(loaded, "cpu")
+    for name, spec in loaded.manifest.graphs.items():
+        feed = FeedMaker(spec, loaded.manifest, 2, 30).feed(point)
+        dims = dimensions(name, point, loaded.manifest.num_predictors)
+        for tensor in spec.inputs:
+            assert feed[tensor.name].shape == sizes(tensor, dims) and feed[tensor.name].dtype == tensor.dtype, tensor.name
+        outputs = engine.sessions.graphs[name].session.run(None, feed)
+        for tensor, found in zip(spec.outputs, outputs, strict=True):
+            assert found.shape == sizes(tensor, dims) and np.isfinite(found).all(), tensor.name
+        with target.timer(name) as pass_ms:
+            assert 0 < pass_ms(feed) < 1e3
+    window = loaded.manifest.model.sliding_window
+    bias = FeedMaker(loaded.manifest.graphs["lower"], loaded.manifest, 1, 20).feed(Point(4, 20, 1))["attention_bias"][0, 0]
+    assert ((bias == 0).sum(1) == (window or np.arange(21, 25))).all()  # keys in view of each row
+
+
+def test_the_grid_is_measured_whole(profile):
+    points = [(p.graph, p.batch, p.cached_tokens, p.rows) for p in profile.passes]
+    assert len(points) == len(set(points))
+    assert set(points) == {
+        (graph, batch, cached, rows)
+        for graph in ("lower", "predictors", "upper")
+        for batch in (1, 2)
+        for cached in ((0,) if graph == "predictors" else (3, 40))
+        for rows in (1, 6)
+    }
+    for each in profile.passes:
+        assert 0 < each.low_ms <= each.median_ms <= each.high_ms and each.passes >= 4
+        assert each.roofline.share == max(each.roofline.bandwidth_share, each.roofline.arithmetic_share) > 0
+
+
+def test_the_parts_of_a_step_sum_to_it(profile):
+    assert [each.decoding for each in profile.steps] == ["plain", "drafted"]
+    for each in profile.steps:
+        *parts, total = each.parts
+        assert {part.name for part in parts} == set(StepTimes._fields) - {TOTAL} | {"python_ms"}
+        assert total.name == TOTAL and sum(part.middle_ms for part in parts) == pytest.approx(total.middle_ms)
+        assert all(part.low_ms <= part.median_ms <= part.high_ms for part in each.parts)
+        assert each.part("python_ms").low_ms > 0 < each.part("copies_ms").low_ms
+    plain, drafted = profile.steps
+    assert plain.part("predictors_ms").high_ms == 0 < drafted.part("predictors_ms").median_ms
+    token_bytes = 2 * 4 * 2 * 32 * 4  # keys and values of 4 layers, 2 heads of 32, float32
+    assert plain.commit_bytes_per_step == token_bytes and plain.tokens_per_step == 1.0
+    assert drafted.commit_bytes_per_step >= token_bytes
+
+
+def test_kinds_sum_to_the_graph(profile, bundle):
+    assert [(each.graph, each.rows) for each in profile.layers] == [
+        (graph, rows) for graph in ("lower", "predictors", "upper") for rows in (1, 6)
+    ]
+    for each in profile.layers:
+        kinds = {part.kind: part for part in each.kinds}
+        assert sum(part.ms for part in each.kinds) == pytest.approx(each.layers_ms)
+        assert sum(part.share for part in each.kinds) == pytest.approx(1.0)
+        assert "other" not in kinds and set(kinds) <= set(KINDS)
+        assert each.pass_ms is not None
+        if each.graph != "predictors":  # two layers each
+            assert (kinds["attention"].layers, kinds["GEMM"].layers, kinds["rope"].layers) == (2, 8, 4)
+        assert ("head" in kinds) == (each.graph == "upper")
+    operators = {name.split("_")[1] for name in head_nodes(bundle / "upper.onnx")}
+    assert {"Gemm", "LogSoftmax", "TopK"} <= operators and "RMSNormalization" not in operators
+
+
+def test_the_folder_serves_calibration(profile, bundle, tmp_path, capsys):
+    write_profile(tmp_path / "out", bundle, profile)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "profile.json", "polygraphy.sh", "latency.png", "steps.png", "layers.png", "roofline.png"
+    }  # fmt: skip
+    table = read_latency(tmp_path / "out" / "profile.json")
+    assert table == profile.latency and table.prediction_layer == 2 and table.rows[0] == 1
+    assert table.predictors_ms > 0 and table.device == Engine.load(bundle).backend.device
+    assert CalibrationRequest(bundle, tmp_path / "p", latency=table).latency == table
+    before = (tmp_path / "out" / "profile.json").read_bytes()
+    with pytest.raises(FirpError, match="output exists"):
+        write_profile(tmp_path / "out", bundle, profile)
+    assert (tmp_path / "out" / "profile.json").read_bytes() == before
+    assert json.loads(before) == json.loads(json.dumps(to_json(profile)))
+    print_profile(profile)
+    shown = capsys.readouterr().out
+    assert "copies" in shown and "2 x 40" in shown and "attention" in shown and "…" not in shown
+
+
+def test_polygraphy_runs_its_line(bundle, profile):
+    manifest, point = load_bundle(bundle).manifest, Point(3, 5, 1)
+    script = polygraphy_script(bundle, manifest, point, Point(8, 100, 1))
+    assert subprocess.run(["sh", "-n"], input=script, text=True).returncode == 0
+    assert "--trt-max-shapes hidden_states:[1,8,64] source_rows:[1,8]" in script.replace("'", "")
+    assert "--trt-min-shapes hidden_states:[1,1,64] position_ids:[1,1] attention_bias:[1,1,1,1]" in script.replace("'", "")
+    line = onnxruntime_line(manifest.graphs["upper"], manifest, point)
+    assert line in script
+    polygraphy = f"{sys.executable} {Path(sys.executable).with_name('polygraphy')}"
+    result = subprocess.run(["sh", "-c", line.replace("polygraphy", polygraphy, 1)], cwd=bundle, capture_output=True, text=True)
+    assert result.returncode == 0 and re.search(r"Completed 50 iteration", result.stdout), result.stdout + result.stderr
+
+
+def test_a_bundle_without_predictors_has_none_in_its_profile(family_bundle, small_peaks, tmp_path):
+    from firp.export.bundle_writer import ExportOptions, export_bundle
+
+    export_bundle(ExportOptions(family_bundle("qwen2")[0], tmp_path / "bundle"))
+    plain = profile_bundle(ProfileRequest(tmp_path / "bundle", rows=(2,), cached_tokens=(8,)))
+    assert {each.graph for each in plain.passes} == {"lower", "upper"} and len(plain.steps) == 1
+    assert plain.latency.predictors_ms == 0
+    write_profile(tmp_path / "out", tmp_path / "bundle", plain)
+    assert "predictors" not in (tmp_path / "out" / "polygraphy.sh").read_text()
+
+
+def test_defaults_are_cut_to_the_context():
+    request = ProfileRequest(Path("x"))
+    points, layer_rows = grid_of(request, 256)
+    rows = (1, 2, 4, 8, 16, 32, 64)
+    assert points == [Point(count, cached, 1) for count in rows for cached in (128, 192)]
+    assert layer_rows == (1, 16)
+    points, _ = grid_of(request, 40)
+    assert max(p.rows for p in points) == 32 and {p.cached_tokens for p in points} == {8}
+    assert {p.rows for p in grid_of(ProfileRequest(Path("x"), cached_tokens=(250,)), 256)[0]} == {1, 2, 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rows": (4, 0)}, "bad --rows | got 0, expected at least 1"),
+        ({"cached_tokens": (-1,)}, "bad --cached | got -1"),
+        ({"batches": (0,)}, "bad --batch | got 0"),
+        ({"layer_rows": (0,)}, "bad --layer-rows"),
+        ({"rows": (8,), "cached_tokens": (249,)}, "got 8 rows after 249 cached tokens, expected at most 256 together"),
+        ({"rows": (300,)}, "beyond the model's context"),
+        ({"cached_tokens": (256,)}, "beyond the model's context"),
+        ({"backend": "tpu"}, "unknown backend | got 'tpu'"),
+        ({"backend": "cuda"}, "this ONNX Runtime has no CUDA"),
+    ],
+)
+def test_mistakes_get_one_line(bundle, options, message):
+    with pytest.raises(FirpError) as error:
+        profile_bundle(ProfileRequest(bundle, **options))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_tensorrt_needs_library_gpu_and_engines(bundle, backend):
+    result = subprocess.run([*FIRP, bundle, "--backend", backend], capture_output=True, text=True)
+    missing = "is not installed|no usable CUDA device|the bundle has no"
+    assert result.returncode == 1 and re.fullmatch(f"error: .*({missing}).*\n", result.stderr), result.stderr
+
+
+def test_a_backend_that_cannot_tell_layers_apart(bundle, small_peaks, tmp_path, monkeypatch):
+    monkeypatch.setattr(OnnxTarget, "layer_times", lambda self, *_: [])
+    few = profile_bundle(ProfileRequest(bundle, rows=(1,), cached_tokens=(4,), batches=(2,)))
+    assert few.layers == () and len(few.steps) == 2
+    write_profile(tmp_path / "out", bundle, few)
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".sh", ".png"}
+    assert (tmp_path / "out" / "steps.png").exists() and not (tmp_path / "out" / "layers.png").exists()
+    print_profile(few)
+
+
+def test_the_command(bundle, small_peaks, tmp_path, capsys):
+    arguments = ["profile", str(bundle), "-o", str(tmp_path / "out"), "--rows", "1", "2", "--cached", "4", "--layer-rows", "2"]
+    cli.main([*arguments, "--json"], standalone_mode=False)
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == json.loads((tmp_path / "out" / "profile.json").read_text())
+    assert shown["peaks"]["gflop_per_s"] > 1 and shown["latency"]["rows"][:2] == [1, 2]
+    with pytest.raises(FirpError, match="output exists"):
+        cli.main(arguments, standalone_mode=False)
+    with pytest.raises(click.UsageError, match="'tpu' is not one of"):
+        cli.main(["profile", str(bundle), "--backend", "tpu"], standalone_mode=False)
+
+
+def test_without_polygraphy_it_says_what_to_install(bundle):
+    hidden = "import sys; sys.modules['polygraphy'] = None; from firp.cli import main; main()"
+    result = subprocess.run([sys.executable, "-c", hidden, "profile", bundle], capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert "profiling needs polygraphy | got not installed. Fix: pip install 'firp[profile]'" in result.stderr
+
+
+def test_bfloat16_is_refused_on_the_cpu(family_bundle, tmp_path):
+    from firp.export.bundle_writer import ExportOptions, export_bundle
+
+    export_bundle(ExportOptions(family_bundle("qwen2")[0], tmp_path / "bundle", dtype="bfloat16"))
+    with pytest.raises(FirpError, match="no CPU kernels for bfloat16"):
+        profile_bundle(ProfileRequest(tmp_path / "bundle"))
