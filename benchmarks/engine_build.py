@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 import click
-from export_size import EXPORT, MAKE
+from export_size import EXPORT
+from random_model import make_checkpoint
 
 from firp.export.engine import graph_weight_bytes, memory_needed
 from firp.runtime.bundle import load_bundle
@@ -29,7 +30,7 @@ from firp.runtime.tensorrt_library import LIBRARIES
 def main(backend, dtype, folder):
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         model, bundle = Path(scratch) / "model", Path(scratch) / "bundle"
-        subprocess.run([sys.executable, "-c", MAKE, str(model), dtype], check=True, capture_output=True)
+        make_checkpoint(model, "1b", dtype)
         subprocess.run([sys.executable, "-c", EXPORT, str(model), str(bundle), dtype], check=True, capture_output=True)
         shutil.rmtree(model)
         manifest = load_bundle(bundle, check_hashes=False).manifest

@@ -13,17 +13,8 @@ import tempfile
 from pathlib import Path
 
 import click
+from random_model import make_checkpoint
 
-MAKE = """
-import sys, torch
-from transformers import AutoModelForCausalLM, LlamaConfig
-config = LlamaConfig(vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
-                     num_key_value_heads=4, max_position_embeddings=2048, tie_word_embeddings=False)
-torch.set_default_dtype(getattr(torch, sys.argv[2]))
-model = AutoModelForCausalLM.from_config(config)
-print(sum(p.numel() for p in model.parameters()))
-model.save_pretrained(sys.argv[1], max_shard_size="1GB")
-"""
 EXPORT = """
 import json, resource, sys, time
 from pathlib import Path
@@ -51,8 +42,8 @@ print(json.dumps({"seconds": seconds, "total_s": now - started,
 def main(dtype, folder, runs):
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         model = Path(scratch) / "model"
-        made = subprocess.run([sys.executable, "-c", MAKE, str(model), dtype], check=True, capture_output=True, text=True)
-        print(f"{int(made.stdout):,} parameters, {sum(f.stat().st_size for f in model.iterdir()) / 2**30:.2f} GiB, {dtype}")
+        parameters = make_checkpoint(model, "1b", dtype)
+        print(f"{parameters:,} parameters, {sum(f.stat().st_size for f in model.iterdir()) / 2**30:.2f} GiB, {dtype}")
         for run in range(runs):
             output = Path(scratch) / f"bundle-{run}"
             done = subprocess.run(

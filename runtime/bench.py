@@ -10,6 +10,7 @@ import numpy as np
 
 from firp.runtime.engine import Engine, Generation
 from firp.runtime.errors import FirpError
+from firp.runtime.parity import Difference, PlainRun, first_difference, plain_run
 from firp.runtime.sampling import SamplingParams
 
 
@@ -25,10 +26,11 @@ class BenchResult:
     drafted: Rate
     speedup: float  # drafted over plain tokens/s, all prompts together
     speedup_quartiles: list[float]  # of the prompts' own ratios: lower quartile, median, upper quartile
-    differing_prompts: int
+    differences: list[Difference]  # prompts whose drafted tokens leave the plain ones, and whether at a near tie
     tokens: int  # decoded by the plain runs, prefill tokens not counted
     backend: str
     device: str
+    cuda_graphs: dict[str, int] | None  # captures, replays, and runs of graphs without; None where there are no such things
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -36,11 +38,13 @@ class BenchResult:
             "drafted": self.drafted._asdict(),
             "speedup": self.speedup,
             "speedup_quartiles": self.speedup_quartiles,
-            "identical": self.differing_prompts == 0,
-            "differing_prompts": self.differing_prompts,
+            "identical": not self.differences,
+            "differing_prompts": len(self.differences),
+            "near_ties": [each._asdict() for each in self.differences if each.near_tie],
             "tokens": self.tokens,
             "backend": self.backend,
             "device": self.device,
+            "cuda_graphs": self.cuda_graphs,
         }
 
 
@@ -73,11 +77,24 @@ def bench(engine: Engine, prompts: list[str | list[int]], params: SamplingParams
         drafted=drafted,
         speedup=drafted.tokens_per_s / plain.tokens_per_s,
         speedup_quartiles=[float(q) for q in np.quantile(ratios, (0.25, 0.5, 0.75))],
-        differing_prompts=sum(a.token_ids != b.token_ids for a, b in zip(runs[True], runs[False], strict=True)),
+        differences=[
+            _difference(engine, index, encoded[index], params, plain_tokens.token_ids, drafted_tokens.token_ids)
+            for index, (plain_tokens, drafted_tokens) in enumerate(zip(runs[True], runs[False], strict=True))
+            if plain_tokens.token_ids != drafted_tokens.token_ids
+        ],
         tokens=sum(run.stats.decoded_tokens for run in runs[True]),
         backend=engine.backend.name,
         device=engine.backend.device,
+        cuda_graphs=engine.sessions.graph_counts,
     )
+
+
+def _difference(
+    engine: Engine, index: int, prompt: list[int], params: SamplingParams, plain: list[int], drafted: list[int]
+) -> Difference:
+    """Decodes once more, for the margins."""
+    margins = plain_run(engine, prompt, params).margins
+    return first_difference(index, PlainRun(plain, margins), drafted, params, engine.manifest.dtype)
 
 
 def _rate(runs: list[Generation]) -> Rate:

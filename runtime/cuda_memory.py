@@ -83,8 +83,8 @@ class CudaMemory:
     def __init__(self, cuda: ModuleType, stream: Any = None, buckets: bool = True):
         self.cuda, self.reuses_bindings = cuda, buckets
         self._owned: list[tuple[Callable, Any]] = []
-        weakref.finalize(self, _release, self._owned)
         self.stream = self._own(cuda.cudaStreamDestroy, self._call(cuda.cudaStreamCreate)) if stream is None else stream
+        weakref.finalize(self, _release, cuda, self.stream, self._owned)
         self._ledger: dict[str, int] = {}  # purpose -> bytes
         self._upload, self._download = _Pinned(cuda, self._owned), _Pinned(cuda, self._owned)
         self._events = [self._own(cuda.cudaEventDestroy, self._call(cuda.cudaEventCreate)) for _ in range(_EVENTS)]
@@ -252,8 +252,9 @@ def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
     return runs
 
 
-def _release(owned: list[tuple[Callable, Any]]) -> None:
-    """What was taken last goes first; the process may be ending, so that nobody listens to complaints."""
+def _release(cuda: ModuleType, stream: Any, owned: list[tuple[Callable, Any]]) -> None:
+    """Once nothing uses it any more, what was taken last goes first. The process may be ending: nobody listens to complaints."""
+    cuda.cudaStreamSynchronize(stream)
     while owned:
         release, handle = owned.pop()
         release(handle)

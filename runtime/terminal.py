@@ -108,7 +108,12 @@ def print_bench(result: BenchResult) -> None:
     )
     low, median, high = result.speedup_quartiles
     results.print(f"speedup {result.speedup:.2f} (by prompt: median {median:.2f}, quartiles {low:.2f} to {high:.2f})")
-    results.print(f"identical tokens: {'no' if result.differing_prompts else 'yes'}")
+    results.print(f"identical tokens: {'no' if result.differences else 'yes'}")
+    for each in result.differences:
+        what = "near tie" if each.near_tie else "difference"
+        results.print(f"{what}: prompt {each.prompt + 1}, token {each.position}, margin {each.margin:.2g}")
+    if result.cuda_graphs:
+        results.print("CUDA graphs: " + ", ".join(f"{count} {name}" for name, count in result.cuda_graphs.items()))
     if result.speedup < 1:
         results.print("drafting does not pay on this device: decode with --plain, or let firp tune choose")
 

@@ -44,6 +44,9 @@ class Stream:
     def __init__(self):
         self.work, self.capturing, self.error = [], None, OK
 
+    def __int__(self):
+        return id(self)
+
     def add(self, work):
         (self.work if self.capturing is None else self.capturing).append(work)
 
@@ -74,6 +77,7 @@ class CudaDouble:
     def __init__(self, memory_bytes=2**33, compute_capability=(8, 9)):
         self.memory_bytes, self.compute_capability = memory_bytes, compute_capability
         self.device, self.pinned = {}, {}  # address -> its array
+        self.streams = {}  # handle -> stream
         self.waits = self.launches = self.copied_to_device = self.copied_to_host = self.moved_on_device = 0
 
     # What is there
@@ -161,7 +165,9 @@ class CudaDouble:
 
     # Streams, events, graphs
     def cudaStreamCreate(self):
-        return OK, Stream()
+        stream = Stream()
+        self.streams[int(stream)] = stream
+        return OK, stream
 
     def cudaStreamDestroy(self, stream):
         return (OK,)

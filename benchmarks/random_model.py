@@ -1,0 +1,58 @@
+"""Checkpoints with random weights in the shapes of real models, and predictors for them: what they say is noise, what they cost
+is not.
+
+Each is made by a process of its own, so that its memory is given back.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from firp.export.checkpoint import open_checkpoint
+from firp.export.predictor_dir import FORMAT_VERSION, Accuracy, PredictorInfo, write_predictors
+
+SHAPES = {  # as LlamaConfig names them
+    "tiny": {
+        "vocab_size": 512, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 8192,
+    },
+    "1b": {  # TinyLlama's, with a longer context
+        "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
+        "num_key_value_heads": 4, "max_position_embeddings": 8192,
+    },
+    "7b": {  # Llama 2's, with a longer context
+        "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "max_position_embeddings": 8192,
+    },
+}  # fmt: skip
+_MAKE = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+torch.set_default_dtype(getattr(torch, sys.argv[3]))
+model = AutoModelForCausalLM.from_config(LlamaConfig(**json.loads(sys.argv[2]), tie_word_embeddings=False))
+print(sum(p.numel() for p in model.parameters()))
+model.save_pretrained(sys.argv[1], max_shard_size="1GB")
+"""
+
+
+def make_checkpoint(folder: Path, shape: str, dtype: str) -> int:
+    """Write a checkpoint; returns its number of parameters."""
+    command = [sys.executable, "-c", _MAKE, str(folder), json.dumps(SHAPES[shape]), dtype]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def make_predictors(folder: Path, model: Path, num_predictors: int = 3) -> Path:
+    """Predictors that change nothing: each pseudo row starts as its source."""
+    checkpoint = open_checkpoint(model)
+    config, layer = checkpoint.config, checkpoint.prediction_layer(None)
+    info = PredictorInfo(
+        format_version=FORMAT_VERSION, method="firp", num_predictors=num_predictors, prediction_layer=layer,
+        hidden_size=config.hidden_size, correction_rank=0, model_name=model.name, model_fingerprint=checkpoint.fingerprint(),
+        training={}, held_out=Accuracy((), (), (), (), 0),
+    )  # fmt: skip
+    folder.mkdir()
+    write_predictors(folder, info, np.tile(np.eye(config.hidden_size, dtype=np.float32), (num_predictors, 1, 1)))
+    return folder

@@ -1,0 +1,37 @@
+"""ONNX Runtime on CUDA, on a double of both: it proves our logic, not theirs."""
+
+import numpy as np
+import pytest
+from cuda_double import CudaDouble
+from onnxruntime_double import OnnxRuntimeDouble
+
+from firp.runtime.bundle import load_bundle
+from firp.runtime.engine import Engine
+from firp.runtime.errors import FirpError
+from firp.runtime.onnxruntime_backend import OnnxRuntimeCudaBackend
+from firp.runtime.sampling import SamplingParams
+from firp.runtime.tree import TreeConfig
+
+
+@pytest.mark.parametrize("params", [SamplingParams(50), SamplingParams(50, temperature=0.8, top_p=0.9, seed=3)])
+def test_cuda_decodes_what_the_cpu_decodes_and_gives_its_memory_back(params, family_bundle):
+    path, cuda = family_bundle("qwen2")[1], CudaDouble()
+    host = Engine.load(path)
+    device = Engine(load_bundle(path), OnnxRuntimeCudaBackend(OnnxRuntimeDouble(cuda), cuda))
+    assert device.backend.device == f"Double of a GPU, onnxruntime {OnnxRuntimeDouble.__version__}"
+    for length in (1, 40):
+        prompt = np.random.default_rng(length).integers(2, 190, length).tolist()
+        plain = host.generate(prompt, params, plain=True).token_ids
+        assert device.generate(prompt, params, plain=True).token_ids == plain
+        for tree in (TreeConfig("dynamic", 8, None), TreeConfig("dynamic", 6, 0, depth=2), TreeConfig.chain(3, 1)):
+            assert device.generate(prompt, params, tree=tree).token_ids == plain
+    assert device.sessions.graph_counts is None and not cuda.device  # sessions are made to measure, and gone
+
+
+def test_no_silent_fallback_to_the_cpu(family_bundle):
+    cuda = CudaDouble()
+    backend = OnnxRuntimeCudaBackend(OnnxRuntimeDouble(cuda, ["CPUExecutionProvider"]), cuda)
+    with pytest.raises(FirpError, match="fell back to the CPU"):
+        Engine(load_bundle(family_bundle("llama")[1]), backend)
+    with pytest.raises(FirpError, match=r"this ONNX Runtime has no CUDA.*onnxruntime-gpu"):
+        OnnxRuntimeCudaBackend()
