@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,8 @@ from firp.runtime.memory import STORAGE, HostMemory
 
 _CPU_DTYPES = ("float32", "float16")
 _ORT_TYPE = {"float32": "tensor(float)", "float16": "tensor(float16)", "bfloat16": "tensor(bfloat16)", "int64": "tensor(int64)"}
+_CUDA = "CUDAExecutionProvider"
+_ON_HOST = {"Shape", "Concat"}  # of shapes: ONNX Runtime computes them on the CPU on purpose, from shapes that it knows there
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: numpy has no such type to name it by
 
 
@@ -47,16 +50,16 @@ class OnnxRuntimeBackend:
 
 
 class OnnxRuntimeCudaBackend:
-    """CUDA or nothing: a node that would run on the CPU is an error. All sessions share one stream, that of the provider."""
+    """CUDA or nothing: values that would be computed on the CPU are an error. All sessions share the provider's stream."""
 
     name = "cuda"
 
     def __init__(self, library: ModuleType = ort, cuda: ModuleType | None = None):
         self.library = library
-        if "CUDAExecutionProvider" not in library.get_available_providers():
+        if _CUDA not in library.get_available_providers():
             raise FirpError(
                 "this ONNX Runtime has no CUDA", got=", ".join(library.get_available_providers()),
-                expected="CUDAExecutionProvider", fix="pip uninstall onnxruntime, then pip install onnxruntime-gpu",
+                expected=_CUDA, fix="pip uninstall onnxruntime, then pip install onnxruntime-gpu",
             )  # fmt: skip
         self.cuda = cuda or load_cuda()
         device = call(self.cuda, self.cuda.cudaGetDevice)
@@ -64,12 +67,12 @@ class OnnxRuntimeCudaBackend:
         self.device = f"{gpu.decode() if isinstance(gpu, bytes) else gpu}, onnxruntime {library.__version__}"
         self.stream = call(self.cuda, self.cuda.cudaStreamCreate)
         self.options = _session_options()
-        self.options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        self.options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         self.run_options = ort.RunOptions()
         self.run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # `Memory.read` waits
 
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
-        providers = [("CUDAExecutionProvider", {"user_compute_stream": str(int(self.stream))})]
+        providers = [(_CUDA, {"user_compute_stream": str(int(self.stream))})]
         return _load(self.library, bundle, self.options, providers, "cuda", self.run_options)
 
     def memory(self) -> CudaMemory:
@@ -91,11 +94,24 @@ def _load(library: ModuleType, bundle: Bundle, options: Any, providers: list, de
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             reason = str(error).splitlines()[0]
             raise BundleError("graph does not load", got=f"'{path}': {reason}", fix="export the model again") from error
-        if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":  # a CUDA library is missing
-            raise FirpError("ONNX Runtime fell back to the CPU", got=session.get_providers(), fix="install CUDA and cuDNN")
+        if device == "cuda":
+            _check_on_cuda(session, path)
         _check_signature(session, spec, path)
         graphs[name] = OnnxRuntimeGraph(session, spec, device, run_options)
     return LoadedGraphs(graphs, None)
+
+
+def _check_on_cuda(session: Any, path: Path) -> None:
+    """Raises FirpError when ONNX Runtime gave up CUDA, which it does in silence: for all of a graph, or for some nodes."""
+    if session.get_providers()[0] != _CUDA:  # a CUDA library is missing
+        raise FirpError("ONNX Runtime fell back to the CPU", got=session.get_providers(), fix="install CUDA and cuDNN")
+    parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name != _CUDA]
+    if strays := Counter(node.op_type for part in parts for node in part.get_nodes() if node.op_type not in _ON_HOST):
+        raise FirpError(
+            f"ONNX Runtime would run parts of '{path.name}' on the CPU",
+            got=", ".join(f"{count} {op}" for op, count in strays.items()), expected="CUDA kernels for all",
+            fix="upgrade onnxruntime-gpu, or use TensorRT",
+        )  # fmt: skip
 
 
 def _check_signature(session: Any, spec: GraphSpec, path: Path) -> None:

@@ -5,6 +5,7 @@ waits for the stream. Addresses must be alive and large enough.
 """
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime as ort
@@ -18,15 +19,15 @@ class OnnxRuntimeDouble:
 
     __version__ = ort.__version__
 
-    def __init__(self, cuda, providers=(CUDA, "CPUExecutionProvider")):
-        self.cuda, self.providers = cuda, list(providers)
+    def __init__(self, cuda, providers=(CUDA, "CPUExecutionProvider"), on_cpu=("Shape", "Concat")):
+        self.cuda, self.providers, self.on_cpu = cuda, list(providers), on_cpu
 
     def get_available_providers(self):
         return [CUDA, "CPUExecutionProvider"]
 
     def InferenceSession(self, path, options, providers):
         ((name, settings),) = providers
-        assert name == CUDA and options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+        assert name == CUDA and options.get_session_config_entry("session.record_ep_graph_assignment_info") == "1"
         return Session(self, path, self.cuda.streams[int(settings["user_compute_stream"])])
 
 
@@ -40,6 +41,11 @@ class Session:
 
     def get_providers(self):
         return self.library.providers
+
+    def get_provider_graph_assignment_info(self):
+        nodes = [SimpleNamespace(op_type=op) for op in self.library.on_cpu]
+        attention = SimpleNamespace(ep_name=CUDA, get_nodes=lambda: [SimpleNamespace(op_type="Gemm")])
+        return [attention, SimpleNamespace(ep_name="CPUExecutionProvider", get_nodes=lambda: nodes)]
 
     def io_binding(self):
         return Binding()

@@ -33,5 +33,8 @@ def test_no_silent_fallback_to_the_cpu(family_bundle):
     backend = OnnxRuntimeCudaBackend(OnnxRuntimeDouble(cuda, ["CPUExecutionProvider"]), cuda)
     with pytest.raises(FirpError, match="fell back to the CPU"):
         Engine(load_bundle(family_bundle("llama")[1]), backend)
+    partly = OnnxRuntimeDouble(cuda, on_cpu=("Shape", "Attention", "Attention", "TopK"))
+    with pytest.raises(FirpError, match=r"parts of 'lower.onnx' on the CPU \| got 2 Attention, 1 TopK"):
+        Engine(load_bundle(family_bundle("llama")[1]), OnnxRuntimeCudaBackend(partly, cuda))
     with pytest.raises(FirpError, match=r"this ONNX Runtime has no CUDA.*onnxruntime-gpu"):
         OnnxRuntimeCudaBackend()
