@@ -22,6 +22,7 @@ from firp.calib.peaks import cpu_peaks, cuda_copy_peaks
 from firp.export.bundle_writer import ExportOptions, export_bundle
 from firp.export.command import run_build
 from firp.runtime.bench import bench
+from firp.runtime.cuda_memory import CudaMemory, load_cuda
 from firp.runtime.engine import BACKENDS, Engine
 from firp.runtime.engine_plans import Limits
 from firp.runtime.parity import compare_trees
@@ -111,7 +112,7 @@ def main(backend, shapes, prompts, folder):
             model = Path(scratch) / "model"
             parameters = make_checkpoint(model, shape, "float16")
             engine = make_bundle(Path(scratch), model, make_predictors(Path(scratch) / "predictors", model), backend)
-            peaks = cpu_peaks(engine.backend.options, "float32") if backend == "cpu" else cuda_copy_peaks()
+            peaks = cpu_peaks(engine.backend.options, "float32") if backend == "cpu" else cuda_copy_peaks(CudaMemory(load_cuda()))
             print(f"{shape}: {parameters:,} parameters; peak bandwidth {peaks.bandwidth_gb_per_s:.0f} GB/s ({peaks.measured_by})")
             latency(engine, peaks.bandwidth_gb_per_s)
             del engine

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from firp.calib.cost import Peaks
+from firp.runtime.cuda_memory import CudaMemory
 
 COPY_BYTES = 512 * 2**20  # far larger than caches
 GEMM_SIZE = 2048
@@ -39,17 +40,15 @@ def cuda_peaks(options: Any, dtype: str) -> Peaks:
     return Peaks(2 * array.nbytes / seconds / 1e9, _gemm_gflop_per_s(options, "CUDAExecutionProvider", dtype), by)
 
 
-def cuda_copy_peaks() -> Peaks:
-    """A copy on the device, through the CUDA that polygraphy's TensorRT runner uses. Arithmetic is not measured."""
-    from polygraphy import cuda
+def cuda_copy_peaks(memory: CudaMemory) -> Peaks:
+    """A copy on the device. Arithmetic is not measured."""
+    source, target = (memory.zeros((1, 1, COPY_BYTES), np.uint8, "bandwidth") for _ in range(2))
 
-    with cuda.DeviceArray.raw((COPY_BYTES,)) as source, cuda.DeviceArray.raw((COPY_BYTES,)) as target, cuda.Stream() as stream:
+    def run() -> None:
+        memory.move_rows(source, [0], target, 0)
+        memory.wait()
 
-        def run() -> None:
-            cuda.wrapper().memcpy(target.ptr, source.ptr, COPY_BYTES, cuda.MemcpyKind.DeviceToDevice, stream.ptr)
-            stream.synchronize()
-
-        seconds = _best(run)
+    seconds = _best(run)
     return Peaks(2 * COPY_BYTES / seconds / 1e9, None, f"a copy of {COPY_BYTES >> 20} MiB on the device, read and written")
 
 

@@ -32,10 +32,11 @@ class TensorRtTarget:
     def __init__(self, bundle: Bundle, backend: str):
         if backend == "tensorrt-rtx":
             os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"  # read when polygraphy is imported, which happens below
-        runtime = TensorRTBackend(backend)
-        self._trt, self.device = runtime.library, runtime.device
+        self._runtime = TensorRTBackend(backend)
+        self._trt, self.device = self._runtime.library, self._runtime.device
         self._bundle, self._backend = bundle, backend
-        self._engines = find_engines(bundle, backend, self._trt.__version__, runtime.compute_capability)
+        self._engines = find_engines(bundle, backend, self._trt.__version__, self._runtime.compute_capability)
+        _check_cuda_library()
         from polygraphy import config
 
         if (backend == "tensorrt-rtx") != config.USE_TENSORRT_RTX:
@@ -52,7 +53,7 @@ class TensorRtTarget:
         fitting_profile(graph, self._engines.record.profiles[graph], shapes)
 
     def peaks(self) -> Peaks:
-        return cuda_copy_peaks()
+        return cuda_copy_peaks(self._runtime.memory())
 
     @contextmanager
     def timer(self, graph: str) -> Iterator[Callable[[Feed], float]]:
@@ -77,7 +78,7 @@ class TensorRtTarget:
         from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
         engine = EngineFromBytes(BytesFromPath(str(self._engines.plan_path(graph))))()
-        context = engine.create_execution_context()
+        context = _context(self._trt, engine)
         if profiler:
             context.profiler = profiler
         profiles, on_device = self._engines.record.profiles[graph], _DeviceFeed(self._bundle.manifest.graphs[graph])
@@ -126,6 +127,28 @@ class _DeviceFeed:
                 self._held[name] = array, buffer
             views[name] = cuda.DeviceView(self._held[name][1].ptr, array.shape, getattr(DataType, self._dtypes[name].upper()))
         return views
+
+
+def _context(trt: Any, engine: Any) -> Any:
+    """TensorRT-RTX compiles kernels for the sizes of a pass before it runs, as for those that the runtime captures."""
+    if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        return engine.create_execution_context()
+    config = engine.create_runtime_config()
+    config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    return engine.create_execution_context(config)
+
+
+def _check_cuda_library() -> None:
+    """Raises FirpError when polygraphy, which looks for CUDA's shared library itself, does not find it."""
+    from polygraphy import cuda
+    from polygraphy.exception import PolygraphyException
+
+    try:
+        cuda.wrapper()
+    except (PolygraphyException, OSError) as error:
+        got = str(error).splitlines()[0]
+        fix = "pip install nvidia-cuda-runtime, or add its folder to LD_LIBRARY_PATH"
+        raise FirpError("polygraphy does not find CUDA's runtime library", got=got, expected="libcudart.so", fix=fix) from error
 
 
 def layer_profiler(trt: Any) -> Any:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from firp.runtime.engine_plans import Profile
 from firp.runtime.errors import FirpError
 from firp.runtime.graph_spec import GraphSpec, TensorSpec
+from firp.runtime.tensorrt_library import DTYPES
 
-_DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
 _SLOW_PHASE = "Computing profile costs"  # steps outside it take no time, and would fill the bar before the work begins
 _DROPPED = re.compile(r"\b(ignor|unused|not used|drop|discard|skip|unsupported|not supported)", re.IGNORECASE)
 
@@ -54,7 +54,7 @@ def build_plan(
     config.progress_monitor = monitor
     for profile in profiles:
         config.add_optimization_profile(_optimization_profile(builder, profile))
-    _select_devices(library, config, target.compute_capabilities)
+    _configure(library, config, target.compute_capabilities)
     cache = _open_timing_cache(config, target.timing_cache) if target.timing_cache else None
     plan = builder.build_serialized_network(network, config)
     if cancel.is_set():
@@ -93,7 +93,7 @@ def _shown(tensor: Any) -> str:
 
 
 def _expected(tensor: TensorSpec) -> str:
-    return f"{tensor.name} {_DTYPES[tensor.dtype]} {[-1 if isinstance(size, str) else size for size in tensor.shape]}"
+    return f"{tensor.name} {DTYPES[tensor.dtype]} {[-1 if isinstance(size, str) else size for size in tensor.shape]}"
 
 
 def _optimization_profile(builder: Any, profile: Profile) -> Any:
@@ -103,7 +103,9 @@ def _optimization_profile(builder: Any, profile: Profile) -> Any:
     return made
 
 
-def _select_devices(library: ModuleType, config: Any, compute_capabilities: tuple[str, ...]) -> None:
+def _configure(library: ModuleType, config: Any, compute_capabilities: tuple[str, ...]) -> None:
+    if hasattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # without it a run may take memory, and cannot be captured
+        config.set_flag(library.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if hasattr(library, "ComputeCapability"):  # else a plan is for the device it is built on
         config.num_compute_capabilities = len(compute_capabilities)
         for index, each in enumerate(compute_capabilities):

@@ -36,6 +36,9 @@ class Memory(Protocol):
     def zeros(self, shape: tuple[int, ...], dtype: type, purpose: str) -> Array:
         """Memory for the life of the session. Raises FirpError when the device has none left, with what each purpose takes."""
 
+    def clear(self, array: Array) -> None:
+        """Fill with zeros."""
+
     def write(self, array: Array, values: np.ndarray) -> None:
         """Copy from the host; `values` may change as soon as the call returns."""
 
@@ -59,12 +62,13 @@ class Memory(Protocol):
 
 @dataclass(eq=False)
 class Binding:
-    """The arrays of one run by name: exactly the declared inputs and outputs, each of the declared dtype. A runner keeps what it
-    prepared for them in `prepared`; it stays valid as long as the binding does.
+    """The arrays of one run by name: exactly the declared inputs and outputs, each of the declared dtype. Where the same sizes will
+    come again (`repeats`), a runner keeps what it prepared for them in `prepared`; it stays valid as long as the binding does.
     """
 
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
+    repeats: bool = False
     prepared: Any = None
 
 

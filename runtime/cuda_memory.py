@@ -1,7 +1,7 @@
 """Memory of a CUDA device, and the stream on which everything of one session happens, in order.
 
-In: the CUDA runtime (`cuda.bindings.runtime`). Out: arrays for graphs to read and write, copies, CUDA graphs. Nothing waits but
-`read`. Uploads go through pinned memory that is used again after each wait.
+In: the CUDA runtime (`cuda.bindings.runtime`). Out: arrays for graphs to read and write, copies, CUDA graphs. Only `read` waits,
+and what takes or frees memory. Uploads go through pinned memory that is used again after each wait.
 """
 
 import ctypes
@@ -33,6 +33,16 @@ def load_cuda() -> ModuleType:
         got = f"{status.name} from the driver" if status != runtime.cudaError_t.cudaSuccess else "no device"
         raise FirpError("no usable CUDA device", got=got, expected="an NVIDIA GPU and its driver", fix="decode with --backend cpu")
     return runtime
+
+
+def new_stream(cuda: ModuleType) -> Any:
+    """One that does not wait for CUDA's default stream: work of others there would end a capture."""
+    return call(cuda, cuda.cudaStreamCreateWithFlags, cuda.cudaStreamNonBlocking)
+
+
+def device_name(cuda: ModuleType) -> str:
+    """Of the current device."""
+    return call(cuda, cuda.cudaGetDeviceProperties, call(cuda, cuda.cudaGetDevice)).name.decode()
 
 
 def call(cuda: ModuleType, function: Callable, *arguments: Any) -> Any:
@@ -76,14 +86,14 @@ class DeviceArray:
 
 
 class CudaMemory:
-    """buckets: show graphs a rounded number of cached slots, so that few sizes occur and their CUDA graphs can be replayed."""
+    """reuses_bindings: show graphs a rounded number of cached slots, so that few sizes occur and CUDA graphs can be replayed."""
 
     free_reads = False
 
-    def __init__(self, cuda: ModuleType, stream: Any = None, buckets: bool = True):
-        self.cuda, self.reuses_bindings = cuda, buckets
+    def __init__(self, cuda: ModuleType, stream: Any = None, reuses_bindings: bool = True):
+        self.cuda, self.reuses_bindings = cuda, reuses_bindings
         self._owned: list[tuple[Callable, Any]] = []
-        self.stream = self._own(cuda.cudaStreamDestroy, self._call(cuda.cudaStreamCreate)) if stream is None else stream
+        self.stream = self._own(cuda.cudaStreamDestroy, new_stream(cuda)) if stream is None else stream
         weakref.finalize(self, _release, cuda, self.stream, self._owned)
         self._ledger: dict[str, int] = {}  # purpose -> bytes
         self._upload, self._download = _Pinned(cuda, self._owned), _Pinned(cuda, self._owned)
@@ -91,7 +101,8 @@ class CudaMemory:
         self._next_event = 0
         self._workspace_bytes = 0
         self._workspace: DeviceArray | None = None
-        self.graph_counts = {"captures": 0, "replays": 0, "fallbacks": 0}  # fallbacks: runs of a graph that was not replayed
+        # Runs of graphs: captured while run, replayed, enqueued one by one, and the last where a capture failed before.
+        self.graph_counts = {"captures": 0, "replays": 0, "enqueued": 0, "fallbacks": 0}
 
     def zeros(self, shape: tuple[int, ...], dtype: type, purpose: str) -> DeviceArray:
         array = DeviceArray(0, shape, np.dtype(dtype))
@@ -108,8 +119,11 @@ class CudaMemory:
             raise FirpError("CUDA refused memory", got=f"{status.name} for {size} bytes of {purpose}")
         array.address = self._own(cuda.cudaFree, int(address))
         self._ledger[purpose] = self._ledger.get(purpose, 0) + size
-        self._call(cuda.cudaMemsetAsync, array.address, 0, size, self.stream)
+        self.clear(array)
         return array
+
+    def clear(self, array: DeviceArray) -> None:
+        self._call(self.cuda.cudaMemsetAsync, array.address, 0, array.nbytes, self.stream)
 
     def write(self, array: DeviceArray, values: np.ndarray) -> None:
         if values.shape != array.shape:
@@ -155,7 +169,7 @@ class CudaMemory:
         self._upload.used = self._download.used = 0
 
     def slots_in_view(self, cached: int, capacity: int) -> int:
-        """The next of four to eight sizes in each octave: at most 63 slots, or a quarter, more than are cached."""
+        """The next multiple of 64, or of an eighth to a quarter of their number: at most 63, or a quarter, more than are cached."""
         if not self.reuses_bindings or not cached:
             return cached
         step = max(_SMALLEST_BUCKET, 1 << max(0, cached.bit_length() - 3))
@@ -182,13 +196,19 @@ class CudaMemory:
         return self._workspace
 
     def capture(self, enqueue: Callable[[], None]) -> Any:
-        """What `enqueue` asks for, as a CUDA graph to `launch`; it is not executed now."""
+        """What `enqueue` asks for, as a CUDA graph to `launch`; it is not executed now. Raises FirpError when it cannot be
+        captured; the stream is whole again then.
+        """
         cuda = self.cuda
         self._call(cuda.cudaStreamBeginCapture, self.stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         try:
             enqueue()
-        finally:
-            graph = self._call(cuda.cudaStreamEndCapture, self.stream)
+        except BaseException:
+            _, graph = cuda.cudaStreamEndCapture(self.stream)  # its status would hide the reason
+            if graph:
+                cuda.cudaGraphDestroy(graph)
+            raise
+        graph = self._call(cuda.cudaStreamEndCapture, self.stream)
         executable = self._own(cuda.cudaGraphExecDestroy, self._call(cuda.cudaGraphInstantiate, graph, 0))
         self._call(cuda.cudaGraphDestroy, graph)
         return executable

@@ -29,7 +29,7 @@ class StepTimes(NamedTuple):
     lower_ms: float = 0.0
     predictors_ms: float = 0.0
     upper_ms: float = 0.0
-    copies_ms: float = 0.0  # of masks, indices and accepted rows; commits count in the step after
+    copies_ms: float = 0.0  # of masks, indices and accepted rows; a commit counts in the step after
     total_ms: float = 0.0
 
     @property
@@ -94,7 +94,7 @@ def prefill(session: Session, prompt: list[int], offsets: int, logits: bool = Tr
         tokens = prompt[start : start + size]
         last = len(tokens) - 1
         sources = [last] if offsets and start + len(tokens) == len(prompt) else []
-        result = session.forward(chain(tokens), sources, offsets, [last], logits)
+        result = session.forward(chain(tokens), sources, offsets, [last], logits, repeats=False)
         session.commit(range(len(tokens)))
     return last, result
 

@@ -36,6 +36,11 @@ class KVBuffer:
         """[rows, B, Hkv, Dh], a view that a graph writes."""
         return self.scratch[slab][:rows]
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self.memory.clear(self.slots)
+        self.length = 0
+
     def fill(self, rng: np.random.Generator, length: int) -> None:
         """Noise in the first `length` slots, to time passes with."""
         for slab in range(self.slots.shape[0]):

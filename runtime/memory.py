@@ -37,6 +37,9 @@ class HostMemory:
     def zeros(self, shape: tuple[int, ...], dtype: type, purpose: str) -> np.ndarray:
         return np.zeros(shape, dtype)  # taken from the system only as it is touched
 
+    def clear(self, array: np.ndarray) -> None:
+        array[...] = 0
+
     def write(self, array: np.ndarray, values: np.ndarray) -> None:
         array[...] = values
 

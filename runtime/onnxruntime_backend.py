@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from firp.runtime.backend import Array, Binding, LoadedGraphs, Memory
 from firp.runtime.bundle import Bundle
-from firp.runtime.cuda_memory import CudaMemory, call, load_cuda
+from firp.runtime.cuda_memory import CudaMemory, device_name, load_cuda, new_stream
 from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.graph_spec import GraphSpec, TensorSpec
 from firp.runtime.memory import STORAGE, HostMemory
@@ -62,21 +62,20 @@ class OnnxRuntimeCudaBackend:
                 expected=_CUDA, fix="pip uninstall onnxruntime, then pip install onnxruntime-gpu",
             )  # fmt: skip
         self.cuda = cuda or load_cuda()
-        device = call(self.cuda, self.cuda.cudaGetDevice)
-        gpu = call(self.cuda, self.cuda.cudaGetDeviceProperties, device).name
-        self.device = f"{gpu.decode() if isinstance(gpu, bytes) else gpu}, onnxruntime {library.__version__}"
-        self.stream = call(self.cuda, self.cuda.cudaStreamCreate)
+        self.device = f"{device_name(self.cuda)}, onnxruntime {library.__version__}"
+        self.stream = new_stream(self.cuda)
         self.options = _session_options()
         self.options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         self.run_options = ort.RunOptions()
         self.run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # `Memory.read` waits
 
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
-        providers = [(_CUDA, {"user_compute_stream": str(int(self.stream))})]
+        exact = {"use_tf32": "0"}  # which would cut float32 to 10 bits of mantissa
+        providers = [(_CUDA, {"user_compute_stream": str(int(self.stream)), **exact})]
         return _load(self.library, bundle, self.options, providers, "cuda", self.run_options)
 
     def memory(self) -> CudaMemory:
-        return CudaMemory(self.cuda, self.stream, buckets=False)
+        return CudaMemory(self.cuda, self.stream, reuses_bindings=False)
 
 
 def _session_options() -> ort.SessionOptions:
@@ -93,7 +92,8 @@ def _load(library: ModuleType, bundle: Bundle, options: Any, providers: list, de
             session = library.InferenceSession(path, options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             reason = str(error).splitlines()[0]
-            raise BundleError("graph does not load", got=f"'{path}': {reason}", fix="export the model again") from error
+            fix = "export the model again" if device == "cpu" else "see whether it loads with --backend cpu"
+            raise BundleError("graph does not load", got=f"'{path}': {reason}", fix=fix) from error
         if device == "cuda":
             _check_on_cuda(session, path)
         _check_signature(session, spec, path)

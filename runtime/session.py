@@ -19,7 +19,7 @@ from firp.runtime.kv_buffer import KVBuffer
 from firp.runtime.memory import STORAGE, to_float32
 from firp.runtime.tree import DraftTree, layout
 
-MAX_BINDINGS = 1024  # kept for passes to come; each is a few kilobytes
+MAX_BINDINGS = 256  # kept for passes to come, with what a runner prepared for them
 
 
 class Pass(NamedTuple):
@@ -65,6 +65,7 @@ class Session:
             name: zeros((rows,), np.int64, "indices") for name in ("input_ids", "position_ids", "source_rows", "logits_rows")
         }
         self._bindings: dict[tuple, Binding] = {}
+        self._repeats = False  # whether sizes like those of this pass will come again
         self._marks: list[tuple[str, Any, Any]] = []
         self.spent_ms = dict.fromkeys((*graphs, "copies"), 0.0)  # by everything that has been waited for
 
@@ -75,6 +76,7 @@ class Session:
             raise SessionBusyError(
                 "session in use", got="a second caller", expected="one at a time", fix="give each thread its own session"
             )
+        self._marks.clear()  # of a caller that left early
         try:
             yield
         finally:
@@ -87,14 +89,16 @@ class Session:
         offsets: int | None = None,
         logits_rows: list[int] | None = None,
         logits: bool = True,
+        repeats: bool = True,
     ) -> Pass:
         """One pass over a tree (or a chain of prompt tokens), and over the pseudo rows of its sources, after the cached tokens.
 
         offsets: pseudo rows of each source, all K by default; logits_rows: the tree rows to decode, all by default; the pseudo
-        rows are always decoded, after them; logits: whether to bring the logits of those tree rows to the host.
+        rows are always decoded, after them; logits: whether to bring the logits of those tree rows to the host; repeats: whether
+        passes of this size are to be expected again, as those of a prompt's pieces are not.
         """
         rows, k = len(tree.tokens), self.manifest.num_predictors
-        offsets = offsets or k
+        offsets, self._repeats = offsets or k, repeats and self.memory.reuses_bindings
         decoded = np.array([*(range(rows) if logits_rows is None else logits_rows), *range(rows, rows + len(sources) * offsets)])
         if rows + len(sources) * k > self.rows or len(decoded) > self.decoded_rows:
             got = f"{rows + len(sources) * k} rows, {len(decoded)} decoded"
@@ -105,13 +109,13 @@ class Session:
             positions = self._write_positions(depths + self.kv.length)
             self._write("logits_rows", decoded)
             self._write_bias(visible[:rows, :rows], positions[:rows])
-        self._run("lower", "lower", 0, rows)
+        self._run("lower", "lower", rows)
         hidden = "lower"
         if sources:
             hidden = self._predict("lower", rows, sources, offsets)
             with self._timed("copies"):
                 self._write_bias(visible, positions)
-        self._run("upper", hidden, 0, len(depths), len(decoded))
+        self._run("upper", hidden, len(depths), len(decoded))
         return self._read(len(decoded), len(decoded) - len(sources) * offsets if logits else 0)
 
     def draft(self, row: int, offsets: int) -> Guesses:
@@ -121,8 +125,12 @@ class Session:
             positions = self._write_positions(np.arange(offsets) + self.kv.length)  # that of the row is the last cached token's
             self._write("logits_rows", np.arange(offsets))
             self._write_bias(np.tri(offsets, dtype=bool), positions)
-        hidden = self._predict("source", 1, [0], self.manifest.num_predictors)
-        self._run("upper", hidden, 1, offsets, offsets)
+        self._repeats = self.memory.reuses_bindings
+        self._predict("source", 1, [0], self.manifest.num_predictors)
+        with self._timed("copies"):
+            extended, packed = _batch(self._hidden["extended"]), _batch(self._hidden["packed"])
+            self.memory.move_rows(extended, range(1, 1 + offsets), packed, 0)
+        self._run("upper", "packed", offsets, offsets)
         result = self._read(offsets, 0)
         return Guesses(result.top_ids, result.top_logprobs)
 
@@ -156,9 +164,8 @@ class Session:
         binding = self._bindings.get(key)
         if binding is None:
             binding = self._bind_predictors(*key[1:]) if key[0] == "predictors" else self._bind_half(*key)
-            if self.memory.reuses_bindings:
-                if len(self._bindings) >= MAX_BINDINGS:
-                    self._bindings.clear()
+            if self._repeats and len(self._bindings) < MAX_BINDINGS:
+                binding.repeats = True
                 self._bindings[key] = binding
         return binding
 
@@ -167,9 +174,9 @@ class Session:
         inputs = {"hidden_states": _batch(self._hidden[source][:rows]), "source_rows": _batch(self._indices["source_rows"][:count])}
         return Binding(inputs, {"hidden_states_out": _batch(out)})
 
-    def _bind_half(self, graph: str, slots: int, hidden: str, start: int, rows: int, decoded: int = 0) -> Binding:
-        """hidden, start: the buffer of hidden states, and the row of it that is the first of this pass."""
-        states = _batch(self._hidden[hidden][start : start + rows])
+    def _bind_half(self, graph: str, slots: int, hidden: str, rows: int, decoded: int = 0) -> Binding:
+        """hidden: the buffer of hidden states."""
+        states = _batch(self._hidden[hidden][:rows])
         keys = slots + rows
         inputs = {
             "position_ids": _batch(self._indices["position_ids"][:rows]),

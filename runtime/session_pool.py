@@ -44,6 +44,7 @@ class SessionPool:
     def _in_kept(self, capacity: int, rows: int, run: Callable[[Session], Iterator[Step]]) -> Iterator[Step]:
         try:
             session = self._idle.pop()
+            session.kv.clear()  # empty slots are in view of bucketed passes: nothing that is not finite may be left in them
         except IndexError:
             session = self.make(capacity, rows)
             self._all.append(session)
@@ -59,8 +60,8 @@ class SessionPool:
 
     @property
     def graph_counts(self) -> dict[str, int] | None:
-        """Captures and replays of CUDA graphs, and runs without, of all sessions so far; None where there are no such things."""
+        """How graphs were run in all sessions so far (`CudaMemory.graph_counts`); None where there are no CUDA graphs."""
         if not self.limits:
             return None
         counts = [session.memory.graph_counts for session in self._all]
-        return {name: sum(each[name] for each in counts) for name in ("captures", "replays", "fallbacks")}
+        return {name: sum(each[name] for each in counts) for name in ("captures", "replays", "enqueued", "fallbacks")}

@@ -1,8 +1,9 @@
 """TensorRT and TensorRT-RTX: a bundle's engines on one CUDA device, everything resident there.
 
-In: engines that `firp build` made for this library and device. Out: graphs whose runs are enqueued, and replayed as CUDA graphs
-once their sizes have occurred twice. One execution context a profile and one a CUDA graph, as TensorRT's guide asks (a context must
-not change under a captured graph); all contexts of a session share one block of activations, since they run one after the other.
+In: engines that `firp build` made for this library and device. Out: graphs whose runs are enqueued; those of decoding are captured
+as CUDA graphs when their sizes come a second time, and replayed from then on. One execution context a profile and one a CUDA graph,
+as TensorRT's guide asks (a context must not change under a captured graph); all contexts of a session share one block of
+activations, since they run one after the other.
 """
 
 from dataclasses import dataclass, field
@@ -11,14 +12,13 @@ from typing import Any
 
 from firp.runtime.backend import Binding, LoadedGraphs
 from firp.runtime.bundle import Bundle
-from firp.runtime.cuda_memory import CudaMemory, call, load_cuda
+from firp.runtime.cuda_memory import CudaMemory, call, device_name, load_cuda
 from firp.runtime.engine_plans import Profile, find_engines, fitting_profile
 from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.graph_spec import GraphSpec
-from firp.runtime.tensorrt_library import load_library
+from firp.runtime.tensorrt_library import DTYPES, load_library
 
 MAX_CUDA_GRAPHS = 64  # of one engine in one session; sizes beyond are enqueued each time
-_DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}  # as TensorRT names them
 
 
 class TensorRTBackend:
@@ -32,8 +32,7 @@ class TensorRTBackend:
             for each in (attribute.cudaDevAttrComputeCapabilityMajor, attribute.cudaDevAttrComputeCapabilityMinor)
         )
         self.compute_capability = f"{major}.{minor}"
-        gpu = call(self.cuda, self.cuda.cudaGetDeviceProperties, device).name
-        self.device = f"{gpu.decode() if isinstance(gpu, bytes) else gpu}, {name} {self.library.__version__}"
+        self.device = f"{device_name(self.cuda)}, {name} {self.library.__version__}"
 
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
         engines = find_engines(bundle, self.name, self.library.__version__, self.compute_capability, check_hashes)
@@ -60,14 +59,34 @@ class TensorRTGraph:
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         for mode, tensors in (("INPUT", spec.inputs), ("OUTPUT", spec.outputs)):
             found = {n: engine.get_tensor_dtype(n).name for n in names if engine.get_tensor_mode(n).name == mode}
-            wanted = {tensor.name: _DTYPES[tensor.dtype] for tensor in tensors}
+            wanted = {tensor.name: DTYPES[tensor.dtype] for tensor in tensors}
             if found != wanted or engine.num_optimization_profiles != len(profiles):
                 wrong = sorted(set(found.items()) ^ set(wanted.items()))[:2]
                 got = f"{mode.lower()}s that differ: {wrong}, {engine.num_optimization_profiles} profiles"
                 raise BundleError(f"the {spec.name} engine is not the graph its bundle declares", got=got, fix="firp build --force")
 
+        self._runtime_cache = None
+
     def runner(self, memory: CudaMemory) -> "TensorRTRunner":
         return TensorRTRunner(self, memory)
+
+    def context(self, captured: bool) -> Any:
+        """An execution context whose activations lie in memory of ours. captured: it serves one size, for a CUDA graph.
+
+        TensorRT-RTX compiles kernels on the device, for the sizes of a pass if asked. Its default swaps them in while others run:
+        a capture would keep the first ones, and results would depend on the time. So: at once for a captured size, else never.
+        """
+        engine, strategy = self.engine, self.library.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not hasattr(engine, "create_runtime_config"):
+            return engine.create_execution_context(strategy)
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        if hasattr(self.library, "DynamicShapesKernelSpecializationStrategy"):
+            kernels = self.library.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER if captured else kernels.NONE
+            self._runtime_cache = self._runtime_cache or config.create_runtime_cache()  # compiled once for all contexts
+            config.set_runtime_cache(self._runtime_cache)
+        return engine.create_execution_context(config)
 
 
 @dataclass
@@ -75,9 +94,9 @@ class _Prepared:
     """What a runner knows of a binding."""
 
     profile: int
-    runs: int = 0
     cuda_graph: Any = None
     context: "_Context | None" = None  # the one that the CUDA graph was captured from
+    refused: bool = False  # it could not be captured
 
 
 @dataclass
@@ -109,40 +128,52 @@ class TensorRTRunner:
         self._cuda_graphs = 0
 
     def run(self, binding: Binding) -> None:
-        prepared = binding.prepared
-        if prepared is None:
-            shapes = {name: array.shape for name, array in binding.inputs.items()}
-            prepared = binding.prepared = _Prepared(fitting_profile(self.graph.spec.name, self.graph.profiles, shapes))
-        if prepared.cuda_graph is not None:
+        prepared: _Prepared | None = binding.prepared
+        if prepared and prepared.cuda_graph is not None:
             self.memory.launch(prepared.cuda_graph)
-            self.memory.graph_counts["replays"] += 1
-            return
-        prepared.runs += 1
-        decodes = self.graph.profiles[prepared.profile].name == "decode"
-        if prepared.runs == 2 and decodes and self.memory.reuses_bindings and self._cuda_graphs < MAX_CUDA_GRAPHS:
+            self._count("replays")
+        elif prepared and binding.repeats and not prepared.refused and self._cuda_graphs < MAX_CUDA_GRAPHS:
             self._capture(binding, prepared)
-            return
-        if prepared.profile not in self._contexts:
-            self._contexts[prepared.profile] = self._context(prepared.profile)
-        self._enqueue(self._contexts[prepared.profile], binding)
-        self.memory.graph_counts["fallbacks"] += 1
+        else:
+            if prepared is None:
+                shapes = {name: array.shape for name, array in binding.inputs.items()}
+                prepared = _Prepared(fitting_profile(self.graph.spec.name, self.graph.profiles, shapes))
+                binding.prepared = prepared
+            if prepared.profile not in self._contexts:
+                self._contexts[prepared.profile] = self._context(prepared.profile, captured=False)
+            self._enqueue(self._contexts[prepared.profile], binding)
+            self._count("fallbacks" if prepared.refused else "enqueued")
+
+    def _count(self, what: str) -> None:
+        self.memory.graph_counts[what] += 1
 
     def _capture(self, binding: Binding, prepared: _Prepared) -> None:
-        """Run once from a context of its own, so that nothing is left to prepare, and capture the same run for the next times."""
-        prepared.context = self._context(prepared.profile)
-        self._enqueue(prepared.context, binding)
-        prepared.cuda_graph = self.memory.capture(lambda: self._enqueue(prepared.context, binding))
+        """Run once from a context of its own, so that nothing is left to prepare, and capture the same run for the next times. What
+        cannot be captured has run all the same, and is enqueued from now on.
+        """
+        context = self._context(prepared.profile, captured=True)
+        self._enqueue(context, binding)
+        capturable = getattr(context.context, "is_stream_capturable", lambda stream: True)
+        try:
+            if capturable(self.memory.stream):
+                prepared.cuda_graph = self.memory.capture(lambda: self._enqueue(context, binding))
+        except FirpError:
+            pass  # counted
+        if prepared.cuda_graph is None:
+            prepared.refused = True
+            self._count("fallbacks")
+            return
+        prepared.context = context
         self._cuda_graphs += 1
-        self.memory.graph_counts["captures"] += 1
+        self._count("captures")
 
     def _enqueue(self, context: _Context, binding: Binding) -> None:
         context.bind(binding)
         if not context.context.execute_async_v3(self.memory.stream):
             raise FirpError(f"the {self.graph.spec.name} engine does not run", got="an error that TensorRT printed above")
 
-    def _context(self, profile: int) -> _Context:
-        memory, strategy = self.memory, self.graph.library.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self.graph.engine.create_execution_context(strategy)
+    def _context(self, profile: int, captured: bool) -> _Context:
+        context, memory = self.graph.context(captured), self.memory
         if context is None:
             raise FirpError("no execution context", got=f"the {self.graph.spec.name} engine's profile {profile}")
         context.set_device_memory(memory.workspace.address, memory.workspace.nbytes)

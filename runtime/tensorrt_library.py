@@ -23,6 +23,9 @@ LIBRARIES = {
 }
 
 
+DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}  # as both name them
+
+
 def load_library(backend: str) -> ModuleType:
     """The library of a backend in `LIBRARIES`. Raises FirpError when it is missing, or of a version that firp does not know."""
     library, install = LIBRARIES[backend], f"pip install 'firp[{backend}]'"

@@ -98,6 +98,8 @@ class CudaDouble:
 
     # Memory
     def cudaMalloc(self, size):
+        if any(stream.capturing is not None for stream in self.streams.values()):
+            return cudaError_t.cudaErrorStreamCaptureInvalidated, None
         if size > self.cudaMemGetInfo()[1]:
             return cudaError_t.cudaErrorMemoryAllocation, None
         return OK, self._take(self.device, size)
@@ -164,7 +166,11 @@ class CudaDouble:
         return (OK,)
 
     # Streams, events, graphs
-    def cudaStreamCreate(self):
+    cudaStreamNonBlocking = 1
+
+    def cudaStreamCreateWithFlags(self, flags):
+        if flags != self.cudaStreamNonBlocking:
+            return cudaError_t.cudaErrorInvalidValue, None
         stream = Stream()
         self.streams[int(stream)] = stream
         return OK, stream

@@ -40,11 +40,37 @@ class ExecutionContextAllocationStrategy(Enum):
     USER_MANAGED = 2
 
 
+class DynamicShapesKernelSpecializationStrategy(Enum):
+    LAZY = 0
+    EAGER = 1
+    NONE = 2
+
+
+class RuntimeConfig:
+    """Its default is LAZY: kernels change while others run, so that a capture would keep the first ones."""
+
+    def __init__(self, library):
+        self.library, self.allocation, self.cache = library, ExecutionContextAllocationStrategy.STATIC, None
+        self.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self.allocation = strategy
+
+    def create_runtime_cache(self):
+        self.library.runtime_caches += 1
+        return object()
+
+    def set_runtime_cache(self, cache):
+        self.cache = cache
+        return True
+
+
 class TensorRTDouble:
     """The module. cuda: the `CudaDouble` whose memory it runs on."""
 
     __version__ = VERSION
     ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
+    DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
 
     class Logger:
         ERROR = 1
@@ -53,7 +79,7 @@ class TensorRTDouble:
             self.severity = severity
 
     def __init__(self, cuda):
-        self.cuda, self.runs, self.contexts = cuda, 0, 0
+        self.cuda, self.runs, self.contexts, self.runtime_caches, self.capturable = cuda, 0, 0, 0, True
         self.Runtime = lambda logger: SimpleNamespace(deserialize_cuda_engine=self._deserialize)
 
     def _deserialize(self, plan):
@@ -84,16 +110,23 @@ class Engine:
     def get_tensor_dtype(self, name):
         return SimpleNamespace(name={**self.inputs, **self.outputs}[name])
 
-    def create_execution_context(self, strategy):
-        assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+    def create_runtime_config(self):
+        return RuntimeConfig(self.library)
+
+    def create_execution_context(self, config):
+        assert config.allocation is ExecutionContextAllocationStrategy.USER_MANAGED and config.cache is not None
         self.library.contexts += 1
-        return Context(self)
+        return Context(self, config.dynamic_shapes_kernel_specialization_strategy)
 
 
 class Context:
-    def __init__(self, engine):
+    def __init__(self, engine, kernels):
+        self.kernels = kernels
         self.engine, self.profile, self.workspace, self.version = engine, None, (0, 0), 0
         self.shapes, self.addresses = {}, {}
+
+    def is_stream_capturable(self, stream):
+        return self.engine.library.capturable and self.kernels is DynamicShapesKernelSpecializationStrategy.EAGER
 
     def set_device_memory(self, address, size):
         self.workspace, self.version = (address, size), self.version + 1
@@ -117,6 +150,10 @@ class Context:
     def execute_async_v3(self, stream):
         engine = self.engine
         complete = set(self.shapes) == set(engine.inputs) and set(self.addresses) == {*engine.inputs, *engine.outputs}
+        if 0 in self.addresses.values():
+            return False
+        if stream.capturing is not None and not self.is_stream_capturable(stream):
+            return False
         if self.profile is None or not complete or self.workspace[1] < engine.device_memory_size_v2:
             return False
         version, shapes, addresses = self.version, dict(self.shapes), dict(self.addresses)

@@ -3,11 +3,14 @@
 import numpy as np
 import onnx
 import pytest
+from cuda_double import CudaDouble
 from safetensors import safe_open
 
+from firp.calib import peaks
 from firp.calib.cost import Cost, Peaks, Point, pass_cost, roofline
 from firp.calib.pass_grid import layers_of
 from firp.runtime.bundle import load_bundle
+from firp.runtime.cuda_memory import CudaMemory
 
 FAMILIES = ("llama_untied_biases", "qwen2", "qwen3", "mistral_window")
 
@@ -58,3 +61,12 @@ def test_roofline_takes_the_limit_that_binds():
     assert at.share == max(at.bandwidth_ms, at.arithmetic_ms) / 2.0
     unknown = roofline(cost, 2.0, Peaks(1.0, None, ""))
     assert unknown.arithmetic_share is None and unknown.share == unknown.bandwidth_share
+
+
+def test_the_bandwidth_of_a_device_is_that_of_a_copy_on_it(monkeypatch):
+    monkeypatch.setattr(peaks, "COPY_BYTES", 2**16)
+    monkeypatch.setattr(peaks, "SECONDS", 0.0)
+    cuda = CudaDouble()
+    found = peaks.cuda_copy_peaks(CudaMemory(cuda))
+    assert cuda.moved_on_device == (1 + peaks.REPEATS) * 2**16  # the first is not counted
+    assert found.bandwidth_gb_per_s > 0 and found.gflop_per_s is None

@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
-from cuda_double import CudaDouble
+from cuda_double import CudaDouble, cudaError_t
 from tensorrt_double import TensorRTDouble, device_engine, write_engines
 
 from firp.export.verify import verify
@@ -87,18 +87,52 @@ def test_commits_move_the_accepted_rows_and_nothing_else(bundle):
 
 def test_passes_of_sizes_seen_twice_are_replayed(bundle):
     engine = device_engine(bundle)
-    assert engine.sessions.graph_counts == {"captures": 0, "replays": 0, "fallbacks": 0}
+    assert engine.sessions.graph_counts == {"captures": 0, "replays": 0, "enqueued": 0, "fallbacks": 0}
     params = SamplingParams(100, ignore_eos=True)
     first = engine.generate([5, 6, 7], params, tree=TREES["dynamic"]).token_ids
     counts = engine.sessions.graph_counts
-    assert counts["captures"] > 0 and counts["replays"] > counts["fallbacks"] > 0
+    assert counts["captures"] > 0 and counts["replays"] > counts["enqueued"] > 0 == counts["fallbacks"]
     contexts = engine.backend.library.contexts
     assert engine.generate([5, 6, 7], params, tree=TREES["dynamic"]).token_ids == first
     again = engine.sessions.graph_counts
     new = {name: again[name] - counts[name] for name in again}
-    assert new["replays"] > counts["replays"] and new["fallbacks"] + new["captures"] < counts["fallbacks"] + counts["captures"]
+    assert new["replays"] > counts["replays"] and new["enqueued"] + new["captures"] < counts["enqueued"] + counts["captures"]
     assert engine.backend.library.contexts - contexts == new["captures"]  # the rest runs on what the first request left
-    assert len(engine.sessions._all) == 1
+    assert len(engine.sessions._all) == 1 and engine.backend.library.runtime_caches == 3  # one for each engine
+
+
+def test_what_cannot_be_captured_is_enqueued(bundle):
+    engine, params = device_engine(bundle), SamplingParams(60, ignore_eos=True)
+    expected = Engine.load(bundle).generate([5, 6, 7], params, plain=True).token_ids
+    engine.backend.library.capturable = False
+    assert engine.generate([5, 6, 7], params, tree=TREES["dynamic"]).token_ids == expected
+    counts = engine.sessions.graph_counts
+    assert counts["captures"] == counts["replays"] == 0 < counts["enqueued"] < counts["fallbacks"]
+    failing = device_engine(bundle)
+    failing.backend.cuda.cudaGraphInstantiate = lambda graph, flags: (cudaError_t.cudaErrorInvalidValue, None)
+    failing.backend.cuda.cudaGraphInstantiate.__name__ = "cudaGraphInstantiate"
+    assert failing.generate([5, 6, 7], params, tree=TREES["dynamic"]).token_ids == expected
+    assert failing.sessions.graph_counts["captures"] == 0 < failing.sessions.graph_counts["fallbacks"]
+
+
+def test_prompts_use_up_no_cuda_graphs(bundle):
+    engine = device_engine(bundle)
+    for length in range(2, 30):
+        for _ in range(3):
+            engine.generate(list(range(2, 2 + length)), SamplingParams(1))
+    assert engine.sessions.graph_counts["captures"] == 0 and not engine.sessions._all[0]._bindings
+
+
+def test_a_request_leaves_nothing_in_a_kept_session(bundle):
+    engine, params = device_engine(bundle), SamplingParams(40, ignore_eos=True)
+    expected = engine.generate([5, 6, 7], params).token_ids
+    engine.sessions._all[0].kv.fill(NotFinite(), 200)  # as float16 that overflowed would
+    assert engine.generate([5, 6, 7], params).token_ids == expected
+
+
+class NotFinite:
+    def standard_normal(self, shape, dtype):
+        return np.full(shape, np.nan, dtype)
 
 
 def test_two_requests_at_once_do_not_share_a_session(bundle):
