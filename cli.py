@@ -1,4 +1,4 @@
-"""The command line: export · build (export.command) · calibrate, profile (firp.calib) · tune · generate · bench · verify ·
+"""The command line: export · build (export.command) · calibrate, profile, verify (firp.calib) · tune · generate · bench ·
 inspect · demo.
 
 Results go to stdout, progress and messages to stderr. Exit status: 0 success, 1 a user's mistake or a failed check (one line,
@@ -17,6 +17,7 @@ import click
 from firp.calib.command import calibrate, run_calibration
 from firp.calib.options import TrainOptions
 from firp.calib.profile_command import profile
+from firp.calib.verify_command import verify
 from firp.export.command import build, build_after_export
 from firp.runtime.bench import bench
 from firp.runtime.bundle import CALIBRATION_NAME, load_bundle, to_json
@@ -35,7 +36,6 @@ from firp.runtime.terminal import (
     print_bundle,
     print_choice,
     print_latency,
-    print_table,
     progress_bar,
     summary,
     tuning_remark,
@@ -71,9 +71,9 @@ def export(model, output, predictors, calib_data, minutes, prediction_layer, dty
     from firp.calib.calibrate import CalibrationRequest
     from firp.export.bundle_writer import ExportOptions, export_bundle, prepare
     from firp.export.engine import BuildOptions, check_buildable
-    from firp.export.verify import verify_or_fail
+    from firp.export.verify import quiet_transformers, verify_or_fail
 
-    _quiet_transformers()
+    quiet_transformers()
     if calib_data and predictors:
         raise click.UsageError("--predictors and --calib-data exclude each other: data trains new predictors.")
     if minutes is not None and not calib_data:
@@ -107,6 +107,7 @@ def export(model, output, predictors, calib_data, minutes, prediction_layer, dty
 cli.add_command(calibrate)
 cli.add_command(build)
 cli.add_command(profile)
+cli.add_command(verify)
 
 
 def _sampling_options(command):
@@ -212,30 +213,6 @@ def bench_command(bundle, prompts, backend, as_json, **sampling):
 
 @cli.command()
 @click.argument("bundle", type=PATH)
-@click.option("--model", type=PATH, help="The model directory it came from: compares with Hugging Face too.")
-@click.option("--backend", type=click.Choice(list(BACKENDS)), default="cpu", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def verify(bundle, model, backend, as_json):
-    """Check BUNDLE: file hashes, drafted against plain decoding, engines against ONNX Runtime, both against Hugging Face."""
-    from firp.export.verify import verify
-
-    _quiet_transformers()
-    with progress_bar() as bar:
-        report = verify(bundle, model, bar.stage, engine=Engine.load(bundle, backend))
-    if as_json:
-        print(json.dumps(report.to_json()))
-    else:
-        rows = [(c.name, f"{c.value:.3g}", f"{c.limit:.3g}", "yes" if c.passed else "NO") for c in report.checks]
-        print_table(("check", "value", "limit", "passed"), rows)
-        for tie in report.near_ties:
-            messages.print(f"near tie: {tie['tree']}, prompt {tie['prompt']}, token {tie['position']}, margin {tie['margin']:.2g}")
-    if not report.passed:
-        failed = [check.name for check in report.checks if not check.passed]
-        raise CheckFailedError("verification failed", got=", ".join(failed), expected="every check within its limit")
-
-
-@cli.command()
-@click.argument("bundle", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest and the tree as one JSON object.")
 def inspect(bundle, as_json):
     """Show what BUNDLE holds; its files are checked, nothing is loaded."""
@@ -258,14 +235,6 @@ def demo(output):
     click.get_current_context().invoke(export, model=DEMO_MODEL, output=output, predictors=predictors, force=replace)
     prompts = [prompt.text for prompt in read_prompts(DEMO_MODEL / "demo_prompts.jsonl")]
     run_demo(Engine.load(output), prompts, SamplingParams(max_new_tokens=48, stop=("\n\n",)))
-
-
-def _quiet_transformers() -> None:
-    """Its progress bars and advice are not ours to show."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 def main() -> None:

@@ -1,18 +1,22 @@
 """Graphs through polygraphy's OnnxrtRunner, on the CPU or on CUDA.
 
-In: a bundle. Out: milliseconds of a pass, and the times of a graph's nodes. On the CPU the sessions are those of the runtime: the
-same options, the same threads. `pass_ms` is polygraphy's `last_inference_time`: the run and the outputs it allocates, without
-polygraphy's checks of the inputs, which would double a pass of a small model. On CUDA the copies of inputs and outputs are in it.
+In: a bundle. Out: milliseconds of a pass, the times of a graph's nodes, and what its layers give. On the CPU the sessions are those
+of the runtime: the same options, the same threads. `pass_ms` is polygraphy's `last_inference_time`: the run and the outputs it
+allocates, without polygraphy's checks of the inputs, which would double a pass of a small model. On CUDA the copies of inputs and
+outputs are in it.
 """
 
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnxruntime as ort
 
 from firp.calib.cost import Peaks
+from firp.calib.layer_outputs import make_session, with_outputs
 from firp.calib.layer_times import LayerTime, read_onnxruntime_profile
 from firp.calib.pass_grid import Feed, Shapes
 from firp.calib.peaks import cpu_peaks, cuda_peaks
@@ -27,7 +31,7 @@ class OnnxTarget:
 
     def __init__(self, bundle: Bundle, backend: str):
         self._engine = Engine.load(bundle.path, backend, check_hashes=False)
-        self.device = self._engine.backend.device
+        self.device, self.limits = self._engine.backend.device, None
         if bundle.manifest.dtype == "bfloat16":
             raise FirpError(
                 "OnnxrtRunner takes numpy arrays, and numpy has no bfloat16", got="a bfloat16 bundle",
@@ -70,3 +74,14 @@ class OnnxTarget:
             for _ in range(warm_up + passes):
                 session.run(None, feed)
             return read_onnxruntime_profile(Path(session.end_profiling()), warm_up)
+
+    def runner(self, graph: str, layer_outputs: tuple[str, ...], report: Callable[[float], None], cancel: threading.Event) -> Any:
+        """The session of the runtime, or one with the same options."""
+        from polygraphy.backend.onnxrt import OnnxrtRunner
+
+        session, path = self._engine.sessions.graphs[graph].session, self._engine.bundle.graph_path(graph)
+        if not layer_outputs:
+            return OnnxrtRunner(session)
+        declared = tuple(tensor.name for tensor in self._engine.manifest.graphs[graph].outputs)
+        options, provider = type(self._engine.backend)().options, session.get_providers()[0]
+        return OnnxrtRunner(lambda: make_session(with_outputs(path, declared + layer_outputs), path.parent, options, provider))

@@ -5,11 +5,12 @@ quartiles, what the pass costs, and how much of the device's peaks it reached.
 """
 
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from firp.calib.cost import Cost, Peaks, Point, Roofline, dimensions, pass_cost,
 from firp.calib.layer_times import LayerTime
 from firp.runtime.bundle import Manifest
 from firp.runtime.engine import Engine
+from firp.runtime.engine_plans import Limits
 from firp.runtime.graph_spec import GraphSpec, ModelConfig
 from firp.runtime.memory import attention_bias
 
@@ -31,6 +33,7 @@ class Target(Protocol):
     """Polygraphy's runners on one backend."""
 
     device: str
+    limits: Limits | None  # what its engines hold; None where nothing is built for a size
 
     def engine(self) -> Engine:
         """The runtime on this backend."""
@@ -46,6 +49,11 @@ class Target(Protocol):
 
     def layer_times(self, graph: str, feed: Feed, warm_up: int, passes: int) -> list[LayerTime]:
         """Of every layer of a graph; empty where the backend cannot tell."""
+
+    def runner(self, graph: str, layer_outputs: tuple[str, ...], report: Callable[[float], None], cancel: threading.Event) -> Any:
+        """polygraphy's runner of the graph as it runs; with layer outputs, of one made from the same file that gives these too.
+        report, cancel: as for `build_plan`.
+        """
 
 
 class Spread(NamedTuple):

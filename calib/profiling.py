@@ -104,10 +104,10 @@ def profile_bundle(request: ProfileRequest, progress: Progress = lambda *_: None
     )
 
 
-def require_packages() -> None:
+def require_packages(purpose: str = "profiling", packages: tuple[str, ...] = PACKAGES) -> None:
     """Raises FirpError with the line that installs what is missing."""
-    if absent := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise FirpError(f"profiling needs {' and '.join(absent)}", got="not installed", fix="pip install 'firp[profile]'")
+    if absent := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise FirpError(f"{purpose} needs {' and '.join(absent)}", got="not installed", fix="pip install 'firp[profile]'")
 
 
 def open_target(bundle: Bundle, backend: str) -> Target:

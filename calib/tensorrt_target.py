@@ -1,11 +1,12 @@
 """Graphs through polygraphy's TrtRunner, on TensorRT or TensorRT-RTX.
 
-In: a bundle with engines for this library and GPU. Out: milliseconds of a pass, and the times of an engine's layers. Inputs lie on
-the device before a pass is timed and outputs stay there; binding, launch and the wait for the device are counted.
+In: a bundle with engines for this library and GPU. Out: milliseconds of a pass, the times of an engine's layers, and what they
+give. Inputs of a timed pass lie on the device before it, outputs stay there; binding, launch and the wait for it are counted.
 """
 
 import os
 import statistics
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,11 +18,14 @@ from firp.calib.cost import Peaks
 from firp.calib.layer_times import LayerTime
 from firp.calib.pass_grid import Feed, Shapes
 from firp.calib.peaks import cuda_copy_peaks
+from firp.export.engine import check_memory, graph_weight_bytes
+from firp.export.plan_builder import Target, build_plan
 from firp.runtime.bundle import Bundle
 from firp.runtime.engine import Engine
 from firp.runtime.engine_plans import find_engines, fitting_profile
 from firp.runtime.errors import FirpError
 from firp.runtime.graph_spec import GraphSpec
+from firp.runtime.host_memory import available_bytes
 from firp.runtime.memory import STORAGE, to_storage
 from firp.runtime.tensorrt_backend import TensorRTBackend
 
@@ -36,6 +40,7 @@ class TensorRtTarget:
         self._trt, self.device = self._runtime.library, self._runtime.device
         self._bundle, self._backend = bundle, backend
         self._engines = find_engines(bundle, backend, self._trt.__version__, self._runtime.compute_capability)
+        self.limits = self._engines.record.limits
         _check_cuda_library()
         from polygraphy import config
 
@@ -58,13 +63,13 @@ class TensorRtTarget:
     @contextmanager
     def timer(self, graph: str) -> Iterator[Callable[[Feed], float]]:
         """A function that runs one pass and says how many milliseconds it took."""
-        with self._runner(graph, None) as run:
+        with self._passes(graph, None) as run:
             yield run
 
     def layer_times(self, graph: str, feed: Feed, warm_up: int, passes: int) -> list[LayerTime]:
         """Layers by TensorRT's own profiler."""
         profiler = layer_profiler(self._trt)
-        with self._runner(graph, profiler) as run:
+        with self._passes(graph, profiler) as run:
             for _ in range(warm_up):
                 run(feed)
             profiler.times.clear()
@@ -72,8 +77,21 @@ class TensorRtTarget:
                 run(feed)
         return [LayerTime(name, "", statistics.median(each)) for name, each in profiler.times.items()]
 
+    def runner(self, graph: str, layer_outputs: tuple[str, ...], report: Callable[[float], None], cancel: threading.Event) -> Any:
+        """The plan in its decode profile; with layer outputs, a plan built for them, for this GPU and the same profiles."""
+        from polygraphy.backend.common import BytesFromPath
+        from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+
+        plan = BytesFromPath(str(self._engines.plan_path(graph)))
+        if layer_outputs:
+            manifest, path = self._bundle.manifest, self._bundle.graph_path(graph)
+            check_memory(manifest, {graph: graph_weight_bytes(path)}, available_bytes())
+            here, profiles = Target(self._trt, (self._runtime.compute_capability,), None), self._engines.record.profiles[graph]
+            plan = build_plan(here, path, manifest.graphs[graph], profiles, report, cancel, layer_outputs)
+        return TrtRunner(EngineFromBytes(plan), optimization_profile=0)
+
     @contextmanager
-    def _runner(self, graph: str, profiler: Any) -> Iterator[Callable[[Feed], float]]:
+    def _passes(self, graph: str, profiler: Any) -> Iterator[Callable[[Feed], float]]:
         from polygraphy.backend.common import BytesFromPath
         from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 

@@ -16,6 +16,7 @@ from firp.export.weights import NUMPY_DTYPES
 from firp.runtime.graph_spec import ModelConfig
 
 Weights = Callable[[str], ir.Value]  # name -> initializer
+LAYER_OUTPUTS = ("attention_out", "out")  # of layer i, as layers.{i}.attention_out: the residual stream after attention, after all
 
 
 class LayerCache(NamedTuple):
@@ -93,8 +94,9 @@ def decoder_layer(
     """stream [B*T, D] -> (stream [B*T, D], new keys and values [T, B, Hkv, Dh])."""
     c, name = b.config, f"layers.{index}"
     attended, new = _attention(b, name, b.rms_norm(stream, f"{name}.input_norm"), shared, past)
-    stream = b.op("Add", stream, attended)
-    stream = b.op("Add", stream, _mlp(b, name, b.rms_norm(stream, f"{name}.mlp_norm"), c))
+    after_attention, after_mlp = (f"{name}.{output}" for output in LAYER_OUTPUTS)
+    stream = b.op("Add", stream, attended, output=after_attention)
+    stream = b.op("Add", stream, _mlp(b, name, b.rms_norm(stream, f"{name}.mlp_norm"), c), output=after_mlp)
     return stream, new
 
 

@@ -36,8 +36,11 @@ def build_plan(
     profiles: tuple[Profile, ...],
     report: Callable[[float], None],
     cancel: threading.Event,
+    more_outputs: tuple[str, ...] = (),
 ) -> memoryview:
-    """report: is called with the share that is done. Raises FirpError."""
+    """report: is called with the share that is done; more_outputs: tensors that the plan gives beside the declared ones. Raises
+    FirpError.
+    """
     library, logger = target.library, make_logger(target.library)
     builder = library.Builder(logger)
     # TensorRT 11 knows no other kind of network, so the flag may be gone
@@ -49,6 +52,7 @@ def build_plan(
         reasons = [f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors]
         raise FirpError(f"the library cannot read {onnx.name}", got="; ".join(reasons or logger.errors)[:500])
     check_network(network, spec)
+    _mark_outputs(network, more_outputs)
     config = builder.create_builder_config()
     monitor = make_monitor(library, report, cancel)  # a name of its own: the config does not keep it alive
     config.progress_monitor = monitor
@@ -86,6 +90,15 @@ def check_network(network: Any, spec: GraphSpec) -> None:
     read = {tensor.name for layer in layers for index in range(layer.num_inputs) if (tensor := layer.get_input(index))}
     if unread := [tensor.name for tensor in inputs if tensor.name not in read]:
         raise FirpError(f"the library drops inputs of {spec.name}", got=", ".join(unread), expected="every input used")
+
+
+def _mark_outputs(network: Any, names: tuple[str, ...]) -> None:
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    tensors = {tensor.name: tensor for layer in layers for index in range(layer.num_outputs) if (tensor := layer.get_output(index))}
+    if absent := [name for name in names if name not in tensors]:
+        raise FirpError("the library's network has no such tensors", got=", ".join(absent[:5]))
+    for name in names:
+        network.mark_output(tensors[name])
 
 
 def _shown(tensor: Any) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from firp.export.checkpoint import open_checkpoint
 from firp.export.passes import STAGES, HuggingFaceRows, Rows, SessionRows
+from firp.runtime.bundle import Manifest
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError, CheckpointError
 from firp.runtime.parity import NEAR_TIE, compare_trees, first_difference, plain_run
@@ -136,7 +137,7 @@ def _against_onnx_runtime(engine: Engine) -> Iterator[Check]:
 
 
 def _values(engine: Engine, reference: HuggingFaceRows | SessionRows, against: str) -> Iterator[Check]:
-    limit = ABSOLUTE_LIMIT[engine.manifest.dtype] * max(1.0, engine.model.num_hidden_layers / LAYER_SCALE)
+    limit = value_limit(engine.manifest)
     ours = SessionRows(engine, _most_rows(engine))
     for kind, prompts in _prompts(engine, 2, 48).items():
         for stage, passes_of in STAGES.items():
@@ -153,15 +154,24 @@ def _values(engine: Engine, reference: HuggingFaceRows | SessionRows, against: s
                 yield _compare_values(f"{stage} {part}, {against}{kind} tokens", found, expected, limit)
 
 
+def value_limit(manifest: Manifest) -> float:
+    """The largest `scaled_difference` that rounding explains."""
+    return ABSOLUTE_LIMIT[manifest.dtype] * max(1.0, manifest.model.num_hidden_layers / LAYER_SCALE)
+
+
+def scaled_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest difference of two arrays, each value's in units of its own scale; NaN where either has one."""
+    return float(np.max(np.abs(ours - theirs) / np.maximum(1.0, np.abs(theirs) / VALUE_SCALE)))
+
+
 class Pair(NamedTuple):
     ours: Rows
     theirs: Rows
 
 
 def _compare_values(name: str, ours: list[np.ndarray], theirs: list[np.ndarray], limit: float) -> Check:
-    """The largest difference, each value's in units of its own scale; NaN anywhere fails."""
-    scaled = [np.abs(a - b) / np.maximum(1.0, np.abs(b) / VALUE_SCALE) for a, b in zip(ours, theirs, strict=True)]
-    worst = float(np.max([np.max(difference) for difference in scaled]))
+    """NaN anywhere fails."""
+    worst = float(np.max([scaled_difference(*pair) for pair in zip(ours, theirs, strict=True)]))
     return Check(name, worst <= limit, worst, limit)
 
 
@@ -206,3 +216,11 @@ def _drafted_against_plain(engine: Engine, ties: list[dict[str, Any]]) -> Iterat
         ties += [{"tree": comparison.name, **difference._asdict()} for difference in comparison.differences if difference.near_tie]
         found, allowed = len(comparison.differences), comparison.allowed(engine.manifest.dtype)
         yield Check(f"near ties, {comparison.name}", found <= allowed, found, allowed)
+
+
+def quiet_transformers() -> None:
+    """Its progress bars and advice are not ours to show."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

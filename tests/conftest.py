@@ -1,4 +1,4 @@
-"""Bundles that many tests share, each made once a session."""
+"""Bundles that many tests share, each made once a session; tests that need a GPU are skipped without one."""
 
 from pathlib import Path
 
@@ -8,8 +8,14 @@ from small_models import make_model, make_predictors
 from firp.export.bundle_writer import ExportOptions, export_bundle
 from firp.export.engine import BuildOptions, build_engines
 from firp.runtime.engine import Engine
+from firp.runtime.tensorrt_library import gpu_compute_capability
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and gpu_compute_capability() is None:
+        pytest.skip("no CUDA device")
 
 
 @pytest.fixture(scope="session")

@@ -76,3 +76,10 @@ def test_timings_of_no_use_are_dropped(tmp_path):
         if content is not None:
             path.write_bytes(content)
         assert plan_builder._open_timing_cache(builder.create_builder_config(), path).serialize().nbytes > 0
+
+
+def test_an_output_that_the_network_does_not_have_is_an_error(half_bundle):
+    spec, target = load_bundle(half_bundle).manifest.graphs["lower"], Target(load_library(RTX), ("8.9",), None)
+    profiles, names = graph_profiles(spec, 3, Limits(max_context=64)), ("layers.1.out", "layers.2.out")
+    with pytest.raises(FirpError, match="no such tensors . got layers.2.out$"):
+        build_plan(target, half_bundle / "lower.onnx", spec, profiles, lambda _: None, threading.Event(), names)

@@ -1,0 +1,152 @@
+"""A backend's graphs against ONNX Runtime on the CPU, tensor by tensor, to find the first layer that diverges.
+
+In: a target (polygraphy's runners on one backend) and the bundle. Out: `GraphComparison`s: every graph as it runs, by its declared
+outputs, and each half once more with the outputs of its decoder layers. The reference is the same graph in float32, whatever the
+bundle's dtype, with none of ONNX Runtime's optimizations.
+"""
+
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+
+from firp.calib.cost import Point
+from firp.calib.layer_outputs import in_float32, layer_of, layer_outputs, make_session, tensors_in_order, with_outputs
+from firp.calib.pass_grid import FeedMaker, Progress, Target
+from firp.export.verify import Check, scaled_difference, value_limit
+from firp.runtime.bundle import Bundle, Manifest
+from firp.runtime.engine_plans import Limits
+from firp.runtime.errors import FirpError
+from firp.runtime.graph_spec import GraphSpec
+from firp.runtime.memory import to_storage
+from firp.runtime.onnxruntime_backend import OnnxRuntimeBackend
+
+ROWS, CACHED_TOKENS = (1, 16), 64  # as far as the context and the engines hold them
+AS_IT_RUNS, WITH_LAYERS = "as it runs", "with layer outputs"
+
+
+@dataclass(frozen=True)
+class GraphComparison:
+    graph: str
+    form: str  # AS_IT_RUNS, or WITH_LAYERS: made for the comparison, and fused as that allows
+    tensors: int  # compared, each over all feeds
+    worst: float  # the largest `firp.export.verify.scaled_difference`; NaN where a tensor has one
+    limit: float
+    first_beyond: str | None  # name of the first tensor beyond the limit, in the order of the graph
+    layer: int | None  # that makes this tensor; None where no layer does
+
+    def check(self) -> Check:
+        name = f"{self.graph} {self.form}" + (f", first beyond: {self.first_beyond}" if self.first_beyond else "")
+        return Check(name, self.first_beyond is None, self.worst, self.limit)
+
+
+class Difference(NamedTuple):
+    """Of one tensor in one pass; true, as polygraphy asks, when it is within the limit."""
+
+    value: float
+    limit: float
+
+    def __bool__(self) -> bool:
+        return self.value <= self.limit  # not when NaN
+
+
+def compare_graphs(
+    target: Target, bundle: Bundle, progress: Progress = lambda *_: None, cancel: threading.Event | None = None
+) -> Iterator[GraphComparison]:
+    """Raises FirpError when a graph cannot be run, or when `cancel` is set."""
+    manifest, cancel = bundle.manifest, cancel or threading.Event()
+    points, split = comparison_points(manifest.model.max_position_embeddings, target.limits), manifest.prediction_layer
+    layers = {"lower": range(split), "upper": range(split, manifest.model.num_hidden_layers)}
+    for name, spec in manifest.graphs.items():
+        path, feeds = bundle.graph_path(name), _feeds(spec, manifest, points)
+        for form in (AS_IT_RUNS, WITH_LAYERS) if name in layers else (AS_IT_RUNS,):
+            if cancel.is_set():
+                raise FirpError("interrupted", got=f"the comparison of {name} was cancelled")
+            stage = f"comparing {name} {form}"
+
+            def report(share: float, stage: str = stage) -> None:
+                progress(stage, int(share * 100), 100)
+
+            report(0.0)
+            names = layer_outputs(path, layers[name]) if form == WITH_LAYERS else ()
+            ours = target.runner(name, names, report, cancel)
+            theirs = reference_runner(path, (*(tensor.name for tensor in spec.outputs), *names))
+            yield compare_runners(name, form, ours, theirs, feeds, tensors_in_order(path), value_limit(manifest))
+
+
+def comparison_points(context: int, limits: Limits | None) -> list[Point]:
+    rows = max(1, min(ROWS[1], context // 2, limits.max_rows if limits else ROWS[1]))
+    cached = min(CACHED_TOKENS, context - rows, limits.max_context if limits else CACHED_TOKENS)
+    return [Point(each, cached, 1) for each in sorted({ROWS[0], rows})]
+
+
+def _feeds(spec: GraphSpec, manifest: Manifest, points: list[Point]) -> list[dict[str, Any]]:
+    """In the bundle's dtype; bfloat16, which numpy does not have, as torch tensors. Polygraphy casts them for the reference."""
+    maker = FeedMaker(spec, manifest, 1, points[0].cached_tokens)
+    feeds = [maker.feed(point) for point in points]
+    if manifest.dtype != "bfloat16":
+        return feeds
+    import torch
+
+    def cut(array: np.ndarray) -> torch.Tensor:
+        """Towards zero, as the runtime does: the mask's lowest value must not become infinite."""
+        return torch.from_numpy(to_storage(array, np.dtype(np.uint16)).view(np.int16)).view(torch.bfloat16)
+
+    half = {tensor.name for tensor in spec.inputs if tensor.dtype == "bfloat16"}
+    return [{name: cut(array) if name in half else array for name, array in feed.items()} for feed in feeds]
+
+
+def reference_runner(path: Path, outputs: tuple[str, ...]) -> Any:
+    from polygraphy.backend.onnxrt import OnnxrtRunner
+
+    options = OnnxRuntimeBackend().options
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return OnnxrtRunner(lambda: make_session(in_float32(with_outputs(path, outputs)), path.parent, options, "CPUExecutionProvider"))
+
+
+def compare_runners(
+    graph: str, form: str, ours: Any, theirs: Any, feeds: list[dict[str, Any]], order: list[str], limit: float
+) -> GraphComparison:
+    """Two of polygraphy's runners over the same feeds. order: of the tensors in the graph. Raises FirpError when one cannot run."""
+    from polygraphy.comparator import Comparator
+    from polygraphy.exception import PolygraphyException
+    from polygraphy.logger import G_LOGGER
+
+    def compare(our_outputs: Mapping[str, Any], their_outputs: Mapping[str, Any]) -> dict[str, Difference]:
+        return {name: Difference(difference(name, our_outputs, their_outputs), limit) for name in our_outputs}
+
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        try:
+            results = Comparator.run([ours, theirs], data_loader=feeds)
+        except PolygraphyException as error:
+            raise FirpError(f"polygraphy cannot run {graph} {form}", got=" ".join(str(error).split())[:500]) from error
+        (passes,) = Comparator.compare_accuracy(results, compare_func=compare)[0].values()
+    worst = {name: float(np.max([each[name].value for each in passes])) for name in passes[0]}
+    beyond = next((name for name in sorted(worst, key=order.index) if not Difference(worst[name], limit)), None)
+    layer = layer_of(beyond) if beyond else None
+    return GraphComparison(graph, form, len(worst), float(np.max(list(worst.values()))), limit, beyond, layer)
+
+
+def difference(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
+    """Of one tensor. Tokens are compared by their logits in the reference, for rounding may swap two that are close."""
+    a, b = _array(ours[name]), _array(theirs[name])
+    if a.shape != b.shape:
+        return math.inf
+    if name == "top_ids":
+        logits = _array(theirs["logits"])
+        if a.min() < 0 or a.max() >= logits.shape[-1]:
+            return math.inf
+        a, b = (np.take_along_axis(logits, ids, axis=-1) for ids in (a, b))
+    return scaled_difference(a, b)
+
+
+def _array(values: Any) -> np.ndarray:
+    """numpy's array of what a runner gives, a torch tensor where the feeds have some."""
+    if isinstance(values, np.ndarray):
+        return values
+    return (values.float() if values.is_floating_point() else values).numpy()

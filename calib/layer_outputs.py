@@ -1,0 +1,70 @@
+"""ONNX graphs that give the outputs of their decoder layers too, and the same graphs in float32.
+
+In: a bundle's ONNX file. Out: names of tensors in the order in which the graph makes them, models that are changed in memory, and
+sessions of them. Weights are never loaded into a model: a session reads them from the bundle's folder.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from firp.export.decoder import LAYER_OUTPUTS
+from firp.runtime.errors import BundleError
+
+_LAYER = re.compile(r"(?:layers|new_key|new_value)\.(\d+)\b")
+
+
+def layer_of(tensor: str) -> int | None:
+    """The decoder layer that makes a tensor; None where it is made outside of them."""
+    found = _LAYER.match(tensor)
+    return int(found[1]) if found else None
+
+
+def tensors_in_order(path: Path) -> list[str]:
+    """What the nodes of a graph make, first to last."""
+    import onnx
+
+    return [name for node in onnx.load(path, load_external_data=False).graph.node for name in node.output]
+
+
+def layer_outputs(path: Path, layers: Iterable[int]) -> tuple[str, ...]:
+    """The tensors that each of these layers adds to the residual stream. Raises BundleError when the graph does not name them."""
+    names, made = [f"layers.{layer}.{output}" for layer in layers for output in LAYER_OUTPUTS], set(tensors_in_order(path))
+    if absent := [name for name in names if name not in made]:
+        raise BundleError(f"'{path}' does not name its layers' outputs", got=f"no {absent[0]}", fix="export the model again")
+    return tuple(names)
+
+
+def with_outputs(path: Path, names: Iterable[str]) -> Any:
+    """The graph as an onnx.ModelProto with exactly these outputs, through polygraphy."""
+    import onnx
+    from polygraphy.backend.onnx import ModifyOutputs
+
+    return ModifyOutputs(onnx.load(path, load_external_data=False), outputs=list(names))()
+
+
+def in_float32(model: Any) -> Any:
+    """The model with inputs and arithmetic in float32, changed in place: weights of half types are cast where they are read."""
+    from onnx import TensorProto, helper
+
+    graph, half = model.graph, (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    cast = {weight.name: f"{weight.name}.float32" for weight in graph.initializer if weight.data_type in half}
+    nodes = list(graph.node)
+    for node in nodes:
+        node.input[:] = [cast.get(name, name) for name in node.input]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(helper.make_node("Cast", [name], [wide], to=TensorProto.FLOAT) for name, wide in cast.items())
+    graph.node.extend(nodes)
+    for value in graph.input:
+        if value.type.tensor_type.elem_type in half:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    return model
+
+
+def make_session(model: Any, folder: Path, options: ort.SessionOptions, provider: str) -> ort.InferenceSession:
+    """A session of a model in memory whose weights lie in `folder`."""
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    return ort.InferenceSession(model.SerializeToString(), options, providers=[provider])
