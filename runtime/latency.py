@@ -28,14 +28,14 @@ def measure_latency(engine: Engine, progress: Callable[[str, int, int], None] = 
     if limits:
         context, most = min(context, limits.max_context), min(most, limits.max_rows)
     cached = min(CACHED_TOKENS, context // 2)
-    session = engine.session(cached, most + k)
-    session.kv.fill(np.random.default_rng(0), cached)
-    rows = _worth_measuring(session, [count for count in ROWS if count <= most], k)
-    times: dict[int, list[dict[str, float]]] = {count: [] for count in rows}
-    for turn in range(TURNS):
-        progress("measuring latency", turn, TURNS)
-        for count in rows:
-            times[count] += [_pass_ms(session, count, draft=k > 0) for _ in range(PASSES)][WARM_UP:]
+    with engine.sessions.lend(cached, most + k) as session:
+        session.kv.fill(np.random.default_rng(0), cached)
+        rows = _worth_measuring(session, [count for count in ROWS if count <= most], k)
+        times: dict[int, list[dict[str, float]]] = {count: [] for count in rows}
+        for turn in range(TURNS):
+            progress("measuring latency", turn, TURNS)
+            for count in rows:
+                times[count] += [_pass_ms(session, count, draft=k > 0) for _ in range(PASSES)][WARM_UP:]
     params, prompt = SamplingParams(32, ignore_eos=True), list(range(min(16, engine.model.vocab_size)))
     tree = TreeConfig("dynamic", min(8, most // (1 + k)), None) if k else None
     outside = [_outside_ms(engine, prompt, params, each) for each in (None, tree)]

@@ -5,6 +5,7 @@ owns, its memory and its CUDA graphs, serves one request after the other.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from firp.runtime.backend import Backend, LoadedGraphs
 from firp.runtime.bundle import Bundle
@@ -33,15 +34,12 @@ class SessionPool:
             max(decoded, self.limits.max_rows),
         )  # fmt: skip
 
-    def steps(self, capacity: int, rows: int, tree_rows: int, run: Callable[[Session], Iterator[Step]]) -> Iterator[Step]:
-        """What `run` yields with a session of its own. tree_rows: of a decoding pass; rows: of any."""
+    @contextmanager
+    def lend(self, capacity: int, rows: int) -> Iterator[Session]:
+        """A session for a while: made to measure, or one that is kept."""
         if not self.limits:
-            return run(self.make(capacity, rows))
-        self._check("context", capacity, self.limits.max_context)
-        self._check("rows", tree_rows, self.limits.max_rows)
-        return self._in_kept(capacity, rows, run)
-
-    def _in_kept(self, capacity: int, rows: int, run: Callable[[Session], Iterator[Step]]) -> Iterator[Step]:
+            yield self.make(capacity, rows)
+            return
         try:
             session = self._idle.pop()
             session.kv.clear()  # empty slots are in view of bucketed passes: nothing that is not finite may be left in them
@@ -49,9 +47,20 @@ class SessionPool:
             session = self.make(capacity, rows)
             self._all.append(session)
         try:
-            yield from run(session)
+            yield session
         finally:
             self._idle.append(session)
+
+    def steps(self, capacity: int, rows: int, tree_rows: int, run: Callable[[Session], Iterator[Step]]) -> Iterator[Step]:
+        """What `run` yields with a session of its own. tree_rows: of a decoding pass; rows: of any."""
+        if self.limits:
+            self._check("context", capacity, self.limits.max_context)
+            self._check("rows", tree_rows, self.limits.max_rows)
+        return self._run(capacity, rows, run)
+
+    def _run(self, capacity: int, rows: int, run: Callable[[Session], Iterator[Step]]) -> Iterator[Step]:
+        with self.lend(capacity, rows) as session:
+            yield from run(session)
 
     def _check(self, what: str, needed: int, limit: int) -> None:
         if needed > limit:
