@@ -21,6 +21,7 @@ from firp.runtime.tree import TreeConfig
 
 messages = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 results = Console(highlight=False, soft_wrap=True, markup=False)
+tables = Console(width=400, highlight=False, markup=False)  # a number that is cut is worse than a line that is long
 
 
 class Repeating(click.Command):
@@ -96,7 +97,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
         table.add_column(name, justify="right" if index else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    results.print(table)
+    tables.print(table)
 
 
 def print_bench(result: BenchResult) -> None:
