@@ -92,11 +92,13 @@ def cancel_on_interrupt() -> Iterator[threading.Event]:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
     """First column left, the others right."""
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for index, name in enumerate(columns):
         table.add_column(name, justify="right" if index else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
+    if title:
+        results.print(title)
     tables.print(table)
 
 
