@@ -6,6 +6,7 @@ no traceback), 2 wrong usage. Defaults are those of the dataclasses that the opt
 """
 
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from firp.runtime.bench import bench
 from firp.runtime.bundle import CALIBRATION_NAME, load_bundle, to_json
 from firp.runtime.choice import TEXTS
 from firp.runtime.engine import BACKENDS, Chunk, Engine, Generation, collect
+from firp.runtime.engine_plans import engine_folders
 from firp.runtime.errors import CheckFailedError, FirpError
 from firp.runtime.graph_spec import DTYPES
 from firp.runtime.sampling import SamplingParams
@@ -218,7 +220,8 @@ def inspect(bundle, as_json):
     """Show what BUNDLE holds; its files are checked, nothing is loaded."""
     loaded = load_bundle(bundle)
     if as_json:
-        print(json.dumps({**to_json(loaded.manifest), "tree": to_json(loaded.tree) if loaded.tree else None}))
+        engines = [folder.name for folder in engine_folders(bundle)]
+        print(json.dumps({**to_json(loaded.manifest), "tree": to_json(loaded.tree) if loaded.tree else None, "engines": engines}))
         return
     print_bundle(loaded)
 
@@ -239,6 +242,8 @@ def demo(output):
 
 def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as an exception, so that unfinished folders are removed
+    if sys.stdout is None:  # it was closed
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
     try:
         cli.main(standalone_mode=False)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from firp.calib.layer_times import LayerTime
 from firp.runtime.bundle import Manifest
 from firp.runtime.engine import Engine
 from firp.runtime.engine_plans import Limits
+from firp.runtime.errors import FirpError
 from firp.runtime.graph_spec import GraphSpec, ModelConfig
 from firp.runtime.memory import attention_bias
 
@@ -136,6 +138,21 @@ def check_grid(target: Target, manifest: Manifest, points: Iterable[Point]) -> N
         for name, spec in manifest.graphs.items():
             dims = dimensions(name, point, manifest.num_predictors)
             target.check(name, {tensor.name: sizes(tensor, dims) for tensor in spec.inputs})
+
+
+def check_memory(manifest: Manifest, points: Iterable[Point], available: int | None) -> None:
+    """Raises FirpError when inputs and outputs of a pass, made once and held once more by what runs it, do not fit. available: in
+    bytes; None is not checked.
+    """
+    points = list(points)
+    needed = 2 * max(
+        sum(prod(sizes(each, dimensions(name, point, manifest.num_predictors))) for each in (*spec.inputs, *spec.outputs)) * 4
+        for point in points
+        for name, spec in manifest.graphs.items()
+    )
+    if available is not None and needed > available:
+        got, expected = (f"{size / 2**30:.2f} GiB" for size in (available, needed))
+        raise FirpError("not enough memory for the grid", got=f"{got} free", expected=expected, fix="smaller --batch or --cached")
 
 
 def measure_grid(

@@ -18,7 +18,8 @@ def polygraphy_script(bundle: Path, manifest: Manifest, point: Point, largest: P
     """point: whose pass is run; largest: what the TensorRT engines are to hold."""
     lines = [
         "#!/bin/sh",
-        f"# The graphs of a firp bundle in polygraphy: {point.rows} rows, {point.cached_tokens} cached tokens, batch {point.batch}",
+        f"# The graphs of a firp bundle in polygraphy, for one point: rows {point.rows}, cached tokens {point.cached_tokens}, "
+        f"batch {point.batch}",
         f"cd {shlex.quote(str(bundle.resolve()))} || exit 1",
         "",
         "# What the graphs are made of",
@@ -28,7 +29,7 @@ def polygraphy_script(bundle: Path, manifest: Manifest, point: Point, largest: P
         *(onnxruntime_line(spec, manifest, point) for spec in manifest.graphs.values()),
         "",
         "# Engines of TensorRT-RTX: built with or without a GPU, run with one",
-        "plans=$(mktemp -d)",
+        "plans=$(mktemp -d) && trap 'rm -rf \"$plans\"' EXIT",
         *(line for spec in manifest.graphs.values() for line in tensorrt_lines(spec, manifest, point, largest)),
     ]
     return "\n".join(lines) + "\n"

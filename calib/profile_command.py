@@ -4,6 +4,7 @@ DIR holds profile.json (a `BundleProfile`), the pictures, and polygraphy.sh; it 
 """
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -11,12 +12,12 @@ import click
 from firp.calib.cost import Point
 from firp.calib.layer_times import KINDS
 from firp.calib.profiling import CACHED, LAYER_ROWS, ROWS, BundleProfile, ProfileRequest, profile_bundle, require_packages
-from firp.export.target_folder import check_target, disk_errors, target_folder
+from firp.export.target_folder import disk_errors, target_folder
 from firp.runtime.bundle import load_bundle, to_json, write_json
 from firp.runtime.engine import BACKENDS
 from firp.runtime.terminal import Repeating, describe, messages, print_latency, print_table, progress_bar
 
-PROFILE_NAME = "profile.json"
+PROFILE_NAME, SCRIPT_NAME = "profile.json", "polygraphy.sh"
 
 
 def _shown(values: tuple[int, ...]) -> str:
@@ -39,33 +40,35 @@ def profile(bundle, output, rows, cached, batch, layer_rows, backend, as_json):
     kind, and the share of this device's bandwidth and arithmetic. A share above 100 % means that weights stay in a cache.
     """
     require_packages()
-    if output:
-        check_target(output, PROFILE_NAME)  # before minutes of measuring
     request = ProfileRequest(bundle, backend, rows, cached, batch or ProfileRequest.batches, layer_rows)
-    with progress_bar() as bar:
-        result = profile_bundle(request, bar.update)
-    if output:
-        write_profile(output, bundle, result)
-    if as_json:
-        print(json.dumps(to_json(result)))
-    else:
-        print_profile(result)
+    with target_folder(output, PROFILE_NAME) if output else nullcontext() as folder:  # refused before minutes of measuring
+        with progress_bar() as bar:
+            result = profile_bundle(request, bar.update)
+        if as_json:
+            print(json.dumps(to_json(result)))
+        else:
+            print_profile(result)
+        if folder:
+            with disk_errors(output):
+                write_profile(folder, bundle, result)
     if output:
         messages.print(f"wrote {output}: {PROFILE_NAME}, pictures, polygraphy.sh")
 
 
-def write_profile(output: Path, bundle: Path, result: BundleProfile) -> None:
+def write_profile(folder: Path, bundle: Path, result: BundleProfile) -> None:
+    """Into a folder that exists. Raises OSError when the disk refuses."""
     from firp.calib.polygraphy_lines import polygraphy_script
     from firp.calib.profile_pictures import draw_profile
 
+    write_json(folder / PROFILE_NAME, to_json(result))
     points = [Point(each.rows, each.cached_tokens, each.batch) for each in result.passes if each.graph == "lower"]
     largest = Point(*(max(sizes) for sizes in zip(*points, strict=True)))
-    with target_folder(output, PROFILE_NAME) as folder, disk_errors(output):
-        write_json(folder / PROFILE_NAME, to_json(result))
-        for name, data in draw_profile(result).items():
-            (folder / name).write_bytes(data)
-        script = polygraphy_script(bundle, load_bundle(bundle, check_hashes=False).manifest, points[len(points) // 2], largest)
-        (folder / "polygraphy.sh").write_text(script, "utf-8")
+    single = [point for point in points if point.batch == min(point.batch for point in points)]
+    script = polygraphy_script(bundle, load_bundle(bundle, check_hashes=False).manifest, single[len(single) // 2], largest)
+    (folder / SCRIPT_NAME).write_text(script, "utf-8")
+    (folder / SCRIPT_NAME).chmod(0o755)
+    for name, data in draw_profile(result).items():
+        (folder / name).write_bytes(data)
 
 
 def print_profile(result: BundleProfile) -> None:

@@ -4,6 +4,8 @@ In: a bundle, a backend, a grid of rows, cached tokens and batch sizes. Out: a `
 every pass and of every part of a step, times of layers by kind, shares of the device's peaks, and the latency table of calibration.
 """
 
+import contextlib
+import importlib
 import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,12 +14,13 @@ from pathlib import Path
 
 from firp.calib.cost import Peaks, Point
 from firp.calib.layer_times import KindTime, group, head_nodes
-from firp.calib.pass_grid import FeedMaker, PassTime, Progress, Target, check_grid, measure_grid
+from firp.calib.pass_grid import FeedMaker, PassTime, Progress, Target, check_grid, check_memory, measure_grid
 from firp.calib.step_split import StepSplit, split_steps
 from firp.runtime.bundle import Bundle, load_bundle
 from firp.runtime.choice import LatencyTable
 from firp.runtime.engine import BACKENDS
 from firp.runtime.errors import FirpError
+from firp.runtime.host_memory import available_bytes
 from firp.runtime.latency import CACHED_TOKENS, measure_latency
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
@@ -78,6 +81,7 @@ def profile_bundle(request: ProfileRequest, progress: Progress = lambda *_: None
         raise FirpError("unknown backend", got=repr(request.backend), expected=" or ".join(BACKENDS))
     bundle = load_bundle(request.bundle)
     grid, layer_rows = grid_of(request, bundle.manifest.model.max_position_embeddings)
+    check_memory(bundle.manifest, grid, available_bytes())
     target = open_target(bundle, request.backend)
     import onnxruntime
     import polygraphy
@@ -111,7 +115,11 @@ def require_packages(purpose: str = "profiling", packages: tuple[str, ...] = PAC
 
 
 def open_target(bundle: Bundle, backend: str) -> Target:
-    """Polygraphy is imported after the target is made and not before: its TensorRT is chosen when that happens."""
+    """Polygraphy is imported after the target is made and not before: its TensorRT is chosen when that happens. And after torch,
+    if it is there: polygraphy looks for it in the middle of a run, and would swallow an interrupt that falls into that.
+    """
+    with contextlib.suppress(ImportError):
+        importlib.import_module("torch")
     if backend in ("tensorrt", "tensorrt-rtx"):
         from firp.calib.tensorrt_target import TensorRtTarget
 

@@ -32,10 +32,12 @@ def verify(bundle, model, layers, backend, as_json):
 
     if layers:
         require_packages("verify --layers", PACKAGES)
-    quiet_transformers()
-    with progress_bar() as bar:
-        report = verify(bundle, model, bar.stage, engine=Engine.load(bundle, backend))
+    if model:
+        quiet_transformers()
+    engine = Engine.load(bundle, backend)
     comparisons = _compare(bundle, backend) if layers else []
+    with progress_bar() as bar:
+        report = verify(bundle, model, bar.stage, engine=engine)
     report = Report([*report.checks, *(each.check() for each in comparisons)], report.near_ties)
     if as_json:
         print(json.dumps(report.to_json() | ({"layers": [to_json(each) for each in comparisons]} if layers else {})))

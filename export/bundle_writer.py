@@ -31,6 +31,7 @@ from firp.runtime.bundle import (
     write_json,
     write_manifest,
 )  # fmt: skip
+from firp.runtime.engine_plans import ENGINES_FOLDER, engine_folders
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.graph_spec import DTYPES
 from firp.runtime.text import load_tokenizer
@@ -111,8 +112,12 @@ def _check_own_files(bundle: Path) -> None:
     listed = data.get("files") if isinstance(data, dict) else None
     if not isinstance(listed, dict) or "format_version" not in data:
         raise FirpError("output exists and is something else", got=f"'{bundle}'", fix="choose another path")
-    own, leftover = {*listed, MANIFEST_NAME, "engines"}, f".{MANIFEST_NAME}-"  # of a killed writer
+    own, leftover = {*listed, MANIFEST_NAME, ENGINES_FOLDER}, f".{MANIFEST_NAME}-"  # of a killed writer
     foreign = sorted(path.name for path in bundle.iterdir() if path.name not in own and not path.name.startswith(leftover))
+    engines = {folder.name for folder in engine_folders(bundle)}
+    if (bundle / ENGINES_FOLDER).is_dir():
+        found = (path.name for path in (bundle / ENGINES_FOLDER).iterdir())
+        foreign += sorted(name for name in found if name not in engines and not name.startswith("."))  # of a killed build
     if foreign:
         raise FirpError(
             "the bundle to replace holds other files", got=", ".join(foreign[:5]), fix="move them, or choose another path"

@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import click
 
-from firp.runtime.bundle import MANIFEST_NAME, read_manifest, to_json
+from firp.runtime.bundle import MANIFEST_NAME, load_bundle, read_manifest, to_json
 from firp.runtime.engine_plans import ENGINES_FOLDER, EngineRecord, Limits, folder_name
 from firp.runtime.errors import FirpError
 from firp.runtime.tensorrt_library import LIBRARIES
 from firp.runtime.terminal import Repeating, cancel_on_interrupt, messages, progress_bar
 
 _LIMITS = (
-    ("max_rows", "Rows of a decoding pass, pseudo rows included."),
-    ("max_batch", "Sequences decoded together."),
+    ("max_rows", "Rows of a decoding pass, pseudo rows included; at least 1 + predictors."),
+    ("max_batch", "Sequences of one pass, for firp profile; decoding has one."),
     ("max_context", "Tokens of a sequence; no more than the model's own context."),
 )
 
@@ -65,7 +65,7 @@ def run_build(
     folder = bundle / ENGINES_FOLDER / folder_name(backend, record.library_version, record.compute_capabilities)
     summaries = {name: [summarize(kernels) for kernels in read_plan(folder / f"{name}.plan")] for name in record.plans}
     built = Built(folder, record, summaries)
-    _report(built, options, read_manifest(bundle / MANIFEST_NAME))
+    _report(bundle, built, options, read_manifest(bundle / MANIFEST_NAME))
     return built
 
 
@@ -78,7 +78,7 @@ def build_after_export(bundle: Path, backend: str) -> None:
         raise
 
 
-def _report(built: Built, options, manifest) -> None:
+def _report(bundle: Path, built: Built, options, manifest) -> None:
     """A line for each graph, and where the engines are."""
     record, split = built.record, manifest.prediction_layer
     layers = {"lower": split, "upper": manifest.model.num_hidden_layers - split}
@@ -92,5 +92,9 @@ def _report(built: Built, options, manifest) -> None:
         messages.print(line)
     if record.limits != options.limits:
         messages.print(f"built for {record.limits.max_context} tokens of context: the model has no more")
+    tree = load_bundle(bundle, check_hashes=False).tree
+    if tree and (rows := tree.pass_rows(manifest.num_predictors)) > record.limits.max_rows:
+        choose = f"firp tune {bundle} --backend {record.backend}"
+        messages.print(f"the bundle's tree takes passes of {rows} rows, more than these engines hold: {choose} finds one that fits")
     devices = ", ".join(record.compute_capabilities)
     messages.print(f"wrote {built.folder} for compute capability {devices}; peak memory {record.peak_bytes / 2**30:.2f} GiB")

@@ -27,6 +27,7 @@ from firp.runtime.host_memory import available_bytes, peak_bytes, reset_peak
 from firp.runtime.tensorrt_library import LIBRARIES, gpu_compute_capability, load_library
 
 TIMING_CACHE_NAME = "timing.cache"
+OWN_FILES = {RECORD_NAME, TIMING_CACHE_NAME}  # of a folder of engines, beside the plans
 _MOST_ROWS, _MOST_BATCH = 1024, 1024
 _OLDEST_DEFAULT = (8, 0)  # a plan that includes 7.5 runs 7.5's kernels on every device
 _GIB = 2**30
@@ -55,8 +56,9 @@ def build_engines(
     manifest = loaded.manifest
     limits = check_limits(options.limits, manifest)
     output = bundle / ENGINES_FOLDER / folder_name(options.backend, library.__version__, capabilities)
-    if (output / RECORD_NAME).is_file() and not options.force:
+    if output.is_dir() and not options.force:
         raise FirpError("these engines are built already", got=f"'{output}'", fix="replace them with --force")
+    _check_own_files(output)
     weights = {name: graph_weight_bytes(loaded.graph_path(name)) for name in manifest.graphs}
     check_memory(manifest, weights, available_bytes())
     check_disk(manifest, weights, shutil.disk_usage(bundle).free)
@@ -69,6 +71,17 @@ def build_engines(
             record = _build_all(folder, loaded, options.backend, limits, target, weights, progress, cancel)
             write_json(folder / RECORD_NAME, to_json(record))
     return record
+
+
+def _check_own_files(folder: Path) -> None:
+    """What is to be replaced holds plans and their records alone. One without its record is of no use, and is removed."""
+    if not folder.is_dir():
+        return
+    foreign = sorted(file.name for file in folder.iterdir() if not (file.suffix == ".plan" or file.name in OWN_FILES))
+    if foreign:
+        raise FirpError(f"'{folder}' holds other files", got=", ".join(foreign[:5]), fix="move them")
+    if not (folder / RECORD_NAME).is_file():
+        shutil.rmtree(folder)
 
 
 class Buildable(NamedTuple):

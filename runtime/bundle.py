@@ -246,7 +246,11 @@ def from_json(kind: Any, data: Any, where: str) -> Any:
         (kind,) = set(arguments) - {types.NoneType}  # only "or None" is used
         return from_json(kind, data, where)
     if origin is tuple and isinstance(data, list):
-        return tuple(from_json(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(data))
+        kinds = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else arguments
+        if len(kinds) != len(data):
+            raise BundleError(f"bad value at {where}", got=f"{len(data)} values", expected=len(kinds))
+        items = zip(kinds, data, strict=True)
+        return tuple(from_json(each, item, f"{where}[{index}]") for index, (each, item) in enumerate(items))
     if origin is dict and isinstance(data, dict):
         return {key: from_json(arguments[1], item, f"{where}: {key}") for key, item in data.items()}
     if kind is Any or type(data) is kind or (kind is float and type(data) is int and abs(data) < 2**53):

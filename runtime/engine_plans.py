@@ -85,40 +85,58 @@ def source_hashes(manifest: Manifest, graph: str) -> dict[str, str]:
     return {name: manifest.files[name].sha256 for name in (f"{graph}.onnx", weights)}
 
 
-def read_record(folder: Path) -> EngineRecord:
-    """Raises BundleError when engine.json is not one."""
-    record = from_json(EngineRecord, read_json(folder / RECORD_NAME), f"{folder.name}/{RECORD_NAME}")
-    if record.format_version != FORMAT_VERSION:
-        raise BundleError(
-            f"engines of another format in '{folder}'", got=f"version {record.format_version}", expected=FORMAT_VERSION,
-            fix="build them again",
-        )  # fmt: skip
+def read_record(folder: Path, build: str) -> EngineRecord:
+    """build: the command that makes a new one. Raises BundleError when engine.json is not one."""
+    where = f"{folder.name}/{RECORD_NAME}"
+    data = read_json(folder / RECORD_NAME)
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version != FORMAT_VERSION:
+        raise BundleError(f"engines of another format in '{folder}'", got=f"version {version}", expected=FORMAT_VERSION, fix=build)
+    try:
+        record = from_json(EngineRecord, data, where)
+    except BundleError as error:
+        raise BundleError(error.what, got=error.got, expected=error.expected, fix=build) from error
+    limits = data["limits"]
+    if set(limits) != {"max_context", "max_batch", "max_rows"} or min(limits.values()) < 1:
+        raise BundleError(f"bad limits in {where}", got=limits, expected="three positive numbers", fix=build)
     return record
 
 
+def engine_folders(bundle: Path, backend: str = "") -> list[Path]:
+    """Folders in a bundle that hold engines of a backend, or of any."""
+    parent = bundle / ENGINES_FOLDER
+    found = parent.glob(f"{backend}-[0-9]*" if backend else "*") if parent.is_dir() else ()
+    return sorted(folder for folder in found if (folder / RECORD_NAME).is_file())
+
+
 def find_engines(bundle: Bundle, backend: str, library_version: str, compute_capability: str, check_hashes: bool = True) -> Engines:
-    """The engines for this library and device. Raises FirpError with the command that builds them when there are none, and
-    BundleError when they were built from another bundle or are not whole.
+    """The engines for this library and device; of several the ones for the fewest devices, made for this one. Raises FirpError
+    with the command that builds them when there are none, and BundleError when all were built from another bundle or are not whole.
     """
-    parent, found = bundle.path / ENGINES_FOLDER, []
-    build = f"firp build {bundle.path} --backend {backend}"
-    for folder in sorted(parent.glob(f"{backend}-[0-9]*")) if parent.is_dir() else ():
-        if (folder / RECORD_NAME).is_file():
-            engines = Engines(folder, read_record(folder))
-            if engines.record.backend == backend:
-                found.append(engines)
+    build, found, reasons = f"firp build {bundle.path} --backend {backend} --force", [], []
+    for folder in engine_folders(bundle.path, backend):
+        try:
+            found.append(Engines(folder, read_record(folder, build)))
+        except BundleError as error:
+            reasons.append(error)
+    found = [each for each in found if each.record.backend == backend]
+    matching = [each for each in found if each.record.library_version == library_version]
+    usable = [each for each in matching if compute_capability in each.record.compute_capabilities]
+    for engines in sorted(usable, key=lambda each: len(each.record.compute_capabilities)):
+        try:
+            _check_whole(engines, bundle.manifest, build, check_hashes)
+            return engines
+        except BundleError as error:
+            reasons.insert(0, error)
+    if reasons:
+        raise reasons[0]
     if not found:
         raise FirpError(f"the bundle has no {backend} engines", got=f"'{bundle.path}'", fix=build)
-    matching = [each for each in found if each.record.library_version == library_version]
     if not matching:
         versions = ", ".join(sorted({each.record.library_version for each in found}))
         raise FirpError(f"engines of another {backend} version", got=versions, expected=library_version, fix=build)
-    usable = [each for each in matching if compute_capability in each.record.compute_capabilities]
-    if not usable:
-        capabilities = ", ".join(sorted({c for each in matching for c in each.record.compute_capabilities}))
-        raise FirpError("engines for another GPU", got=f"compute capability {capabilities}", expected=compute_capability, fix=build)
-    _check_whole(usable[0], bundle.manifest, f"{build} --force", check_hashes)
-    return usable[0]
+    capabilities = ", ".join(sorted({c for each in matching for c in each.record.compute_capabilities}))
+    raise FirpError("engines for another GPU", got=f"compute capability {capabilities}", expected=compute_capability, fix=build)
 
 
 def _check_whole(engines: Engines, manifest: Manifest, build: str, check_hashes: bool) -> None:
@@ -126,6 +144,11 @@ def _check_whole(engines: Engines, manifest: Manifest, build: str, check_hashes:
     if set(record.plans) != set(manifest.graphs) or set(record.profiles) != set(manifest.graphs):
         raise BundleError("engines of another bundle", got=sorted(record.plans), expected=sorted(manifest.graphs), fix=build)
     for graph, entry in record.plans.items():
+        ranks = {tensor.name: len(tensor.shape) for tensor in manifest.graphs[graph].inputs}
+        for profile in record.profiles[graph]:
+            if any({name: len(each[i]) for name, each in profile.shapes.items()} != ranks for i in range(3)):
+                what = f"the {profile.name} profile in '{engines.folder}' is not one of the {graph} graph"
+                raise BundleError(what, fix=build)
         for name, digest in source_hashes(manifest, graph).items():
             if record.built_from.get(name) != digest:
                 raise BundleError(

@@ -13,7 +13,7 @@ from typing import Any
 from firp.runtime.backend import Binding, LoadedGraphs
 from firp.runtime.bundle import Bundle
 from firp.runtime.cuda_memory import CudaMemory, call, device_name, load_cuda
-from firp.runtime.engine_plans import Profile, find_engines, fitting_profile
+from firp.runtime.engine_plans import RECORD_NAME, Profile, find_engines, fitting_profile
 from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.graph_spec import GraphSpec
 from firp.runtime.tensorrt_library import DTYPES, load_library
@@ -37,14 +37,16 @@ class TensorRTBackend:
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
         engines = find_engines(bundle, self.name, self.library.__version__, self.compute_capability, check_hashes)
         runtime = self.library.Runtime(self.library.Logger(self.library.Logger.ERROR))
-        graphs = {}
+        graphs, build = {}, f"firp build {bundle.path} --backend {self.name} --force"
         for name, spec in bundle.manifest.graphs.items():
             path = engines.plan_path(name)
             engine = runtime.deserialize_cuda_engine(path.read_bytes())
             if engine is None:
-                fix = f"firp build {bundle.path} --backend {self.name} --force"
-                raise BundleError(f"{self.name} refuses the engine", got=f"'{path}'", fix=fix)
-            graphs[name] = TensorRTGraph(self.library, runtime, engine, spec, engines.record.profiles[name])
+                raise BundleError(f"{self.name} refuses the engine", got=f"'{path}'", fix=build)
+            graph = TensorRTGraph(self.library, runtime, engine, spec, engines.record.profiles[name])
+            if wrong := graph.differences():
+                raise BundleError(f"'{path}' is not the graph its bundle declares", got=wrong, fix=build)
+            graphs[name] = graph
         return LoadedGraphs(graphs, engines.record.limits)
 
     def memory(self) -> CudaMemory:
@@ -52,20 +54,24 @@ class TensorRTBackend:
 
 
 class TensorRTGraph:
-    """Raises BundleError when the engine is not the graph that `spec` declares. runtime: kept, since its engines need it."""
+    """runtime: kept, since its engines need it."""
 
     def __init__(self, library: ModuleType, runtime: Any, engine: Any, spec: GraphSpec, profiles: tuple[Profile, ...]):
         self.library, self.runtime, self.engine, self.spec, self.profiles = library, runtime, engine, spec, profiles
+        self._runtime_cache = None
+
+    def differences(self) -> str | None:
+        """In what the engine is not the declared graph."""
+        engine = self.engine
+        if engine.num_optimization_profiles != len(self.profiles):
+            return f"{engine.num_optimization_profiles} profiles, {len(self.profiles)} in {RECORD_NAME}"
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        for mode, tensors in (("INPUT", spec.inputs), ("OUTPUT", spec.outputs)):
+        for mode, tensors in (("INPUT", self.spec.inputs), ("OUTPUT", self.spec.outputs)):
             found = {n: engine.get_tensor_dtype(n).name for n in names if engine.get_tensor_mode(n).name == mode}
             wanted = {tensor.name: DTYPES[tensor.dtype] for tensor in tensors}
-            if found != wanted or engine.num_optimization_profiles != len(profiles):
-                wrong = sorted(set(found.items()) ^ set(wanted.items()))[:2]
-                got = f"{mode.lower()}s that differ: {wrong}, {engine.num_optimization_profiles} profiles"
-                raise BundleError(f"the {spec.name} engine is not the graph its bundle declares", got=got, fix="firp build --force")
-
-        self._runtime_cache = None
+            if found != wanted:
+                return f"{mode.lower()}s that differ: {sorted(set(found.items()) ^ set(wanted.items()))[:2]}"
+        return None
 
     def runner(self, memory: CudaMemory) -> "TensorRTRunner":
         return TensorRTRunner(self, memory)

@@ -17,6 +17,7 @@ from firp.runtime.bench import BenchResult
 from firp.runtime.bundle import Bundle
 from firp.runtime.choice import Choice, LatencyTable
 from firp.runtime.engine import Engine, Generation
+from firp.runtime.engine_plans import engine_folders
 from firp.runtime.tree import TreeConfig
 
 messages = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
@@ -181,6 +182,8 @@ def print_bundle(bundle: Bundle) -> None:
         results.print(f"held-out accuracy by offset: top-1 {held_out['top1']}, top-5 {held_out['top5']}")
     checks = f"{len(m.verification['checks'])} checks, {count_ties(m.verification)}" if m.verification else "never"
     results.print(f"verified: {checks}; written by firp {m.written_by['firp']}")
+    for folder in engine_folders(bundle.path):
+        results.print(f"engines: {folder.name}")
     for name, entry in m.files.items():
         results.print(f"{entry.size:>12,}  {entry.sha256[:12]}  {name}")
 

@@ -42,6 +42,15 @@ def test_engines_are_replaced_only_by_force(half_bundle):
     again = build_engines(half_bundle, BuildOptions(RTX, Limits(max_rows=8), ("8.9",), force=True))
     engines = find_engines(load_bundle(half_bundle), RTX, first.library_version, "8.9")
     assert engines.record == again and again.limits.max_rows == 8
+    options = BuildOptions(RTX, Limits(max_rows=8), ("8.9",), force=True)
+    (engines.folder / "notes.txt").write_text("keep me")
+    with pytest.raises(FirpError, match="holds other files.*notes.txt"):
+        build_engines(half_bundle, options)
+    (engines.folder / "notes.txt").unlink()
+    (engines.folder / "engine.json").unlink()  # without it the plans are of no use
+    with pytest.raises(FirpError, match="--force"):
+        build_engines(half_bundle, ONE_DEVICE)
+    build_engines(half_bundle, options)
 
 
 @pytest.mark.parametrize("stop_at", ["lower", "upper"])

@@ -39,6 +39,10 @@ def test_force_never_deletes_files_that_are_not_the_bundle_s(model, tmp_path):
     with pytest.raises(FirpError, match="holds other files.*notes.txt"):
         export_bundle(options)
     assert (tmp_path / "bundle" / "notes.txt").read_text() == "keep me"
+    (tmp_path / "bundle" / "engines").mkdir()
+    (tmp_path / "bundle" / "notes.txt").rename(tmp_path / "bundle" / "engines" / "notes.txt")
+    with pytest.raises(FirpError, match="holds other files.*notes.txt"):
+        export_bundle(options)
     load_bundle(tmp_path / "bundle")
 
 

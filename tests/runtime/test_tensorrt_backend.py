@@ -274,7 +274,7 @@ def test_engines_that_do_not_match_are_refused_with_the_command_that_builds_them
     with pytest.raises(FirpError, match=r"engines of another tensorrt-rtx version.*1\.6\.0\.1.*1\.7\.1\.116"):
         load(bundle)
     record.write_text("{}")
-    with pytest.raises(BundleError, match=r"missing key in .*engine\.json"):
+    with pytest.raises(BundleError, match=r"engines of another format.*version None"):
         load(bundle)
 
 
@@ -285,7 +285,7 @@ def test_an_engine_with_other_tensors_is_refused(bundle):
     record = json.loads((folder / "engine.json").read_text())
     record["plans"]["upper"] = {"size": upper.stat().st_size, "sha256": sha256_file(upper)}
     write_json(folder / "engine.json", record)
-    with pytest.raises(BundleError, match="the upper engine is not the graph its bundle declares"):
+    with pytest.raises(BundleError, match=r"upper\.plan' is not the graph its bundle declares.*inputs that differ"):
         load(bundle)
     upper.write_text("not a plan")
     record["plans"]["upper"] = {"size": upper.stat().st_size, "sha256": sha256_file(upper)}
@@ -299,3 +299,43 @@ def test_without_a_gpu_every_device_backend_says_so(bundle):
         with pytest.raises(FirpError) as caught:
             Engine.load(bundle, backend)
         assert "\n" not in str(caught.value) and "Fix:" in str(caught.value)
+
+
+def edit_record(folder, edit):
+    record = json.loads((folder / "engine.json").read_text())
+    edit(record)
+    write_json(folder / "engine.json", record)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda r: r["profiles"]["lower"][0]["shapes"]["input_ids"].pop(), "got 2 values, expected 3"),
+        (lambda r: r["profiles"]["lower"][0]["shapes"]["input_ids"][1].append(1), "not one of the lower graph"),
+        (lambda r: r["profiles"]["lower"][0]["shapes"].update(zzz=[[1], [1], [1]]), "not one of the lower graph"),
+        (lambda r: r["profiles"].update(predictors=r["profiles"]["lower"]), "not one of the predictors graph"),
+        (lambda r: r["limits"].clear(), "bad limits"),
+        (lambda r: r["limits"].update(max_batch=0), "bad limits"),
+        (lambda r: r.update(format_version=7, more=1), "another format.*version 7"),
+        (lambda r: r.pop("plans"), "missing key"),
+    ],
+)
+def test_an_edited_record_gets_one_line_and_the_command_that_makes_another(bundle, edit, message):
+    edit_record(write_engines(load_bundle(bundle)), edit)
+    with pytest.raises(BundleError, match=message) as caught:
+        load(bundle)
+    assert "Fix: firp build" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_of_several_engines_the_ones_for_this_device_are_taken_and_bad_ones_passed_over(bundle):
+    loaded = load_bundle(bundle)
+    wide = write_engines(loaded, Limits(256, 1, 16))
+    wide = wide.rename(wide.with_name("tensorrt-rtx-1.7.1.116-sm80-sm89"))
+    edit_record(wide, lambda r: r.update(compute_capabilities=["8.0", "8.9"]))
+    own = write_engines(loaded, Limits(256, 1, 64))
+    for name in ("tensorrt-rtx-0.1-sm89", "tensorrt-rtx-9.9-sm89"):
+        shutil.copytree(own, own.with_name(name))
+        (own.with_name(name) / "engine.json").write_text("{")
+    assert load(bundle).limits.max_rows == 64
+    (own / "upper.plan").write_text("x")
+    assert load(bundle).limits.max_rows == 16  # the wide ones are whole
