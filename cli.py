@@ -241,6 +241,7 @@ def demo(output):
 
 
 def main() -> None:
+    os.environ["MPLBACKEND"] = "agg"  # pictures go to files; a notebook's backend would keep matplotlib from being imported
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as an exception, so that unfinished folders are removed
     if sys.stdout is None:  # it was closed
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115

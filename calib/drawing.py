@@ -4,10 +4,7 @@ In: matplotlib figures in the making. Out: PNG bytes.
 """
 
 import io
-import os
 from collections.abc import Iterable
-
-os.environ["MPLBACKEND"] = "agg"  # notebooks set one that only they have, and matplotlib refuses to be imported
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure

@@ -246,3 +246,13 @@ def test_interrupted_generation_keeps_its_tokens(demo_bundle):
     assert process.returncode == 1 and "Traceback" not in stderr
     if stdout:  # decoding had begun
         assert json.loads(stdout)["finish_reason"] in ("cancelled", "stop", "length")
+
+
+def test_a_notebook_s_matplotlib_backend_and_a_closed_stdout_do_no_harm(demo_bundle, tmp_path):
+    environment = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    command = [sys.executable, "-c", "from firp.cli import main; main()"]
+    profile = [*command, "profile", demo_bundle, "--rows", "1", "--cached", "8", "--layer-rows", "1", "-o", tmp_path / "out"]
+    result = subprocess.run(profile, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0 and (tmp_path / "out" / "latency.png").is_file(), result.stderr
+    closed = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command, "inspect", demo_bundle], capture_output=True, text=True)
+    assert (closed.returncode, closed.stderr) == (0, "")
