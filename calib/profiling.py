@@ -121,9 +121,9 @@ def open_target(bundle: Bundle, backend: str) -> Target:
     with contextlib.suppress(ImportError):
         importlib.import_module("torch")
     if backend in ("tensorrt", "tensorrt-rtx"):
-        from firp.calib.tensorrt_target import TensorRtTarget
+        from firp.calib.tensorrt_target import TensorRTTarget
 
-        target = TensorRtTarget(bundle, backend)
+        target = TensorRTTarget(bundle, backend)
     else:
         from firp.calib.onnx_target import OnnxTarget
 

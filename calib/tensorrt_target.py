@@ -27,10 +27,10 @@ from firp.runtime.errors import FirpError
 from firp.runtime.graph_spec import GraphSpec
 from firp.runtime.host_memory import available_bytes
 from firp.runtime.memory import STORAGE, to_storage
-from firp.runtime.tensorrt_backend import TensorRTBackend
+from firp.runtime.tensorrt_backend import TensorRTBackend, new_context
 
 
-class TensorRtTarget:
+class TensorRTTarget:
     """Raises FirpError without the library, without a GPU, or without engines for both."""
 
     def __init__(self, bundle: Bundle, backend: str):
@@ -96,7 +96,8 @@ class TensorRtTarget:
         from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
         engine = EngineFromBytes(BytesFromPath(str(self._engines.plan_path(graph))))()
-        context = _context(self._trt, engine)
+        own_memory = self._trt.ExecutionContextAllocationStrategy.STATIC
+        context = new_context(self._trt, engine, own_memory, compiled=True)  # as those that the runtime captures
         if profiler:
             context.profiler = profiler
         profiles, on_device = self._engines.record.profiles[graph], _DeviceFeed(self._bundle.manifest.graphs[graph])
@@ -145,15 +146,6 @@ class _DeviceFeed:
                 self._held[name] = array, buffer
             views[name] = cuda.DeviceView(self._held[name][1].ptr, array.shape, getattr(DataType, self._dtypes[name].upper()))
         return views
-
-
-def _context(trt: Any, engine: Any) -> Any:
-    """TensorRT-RTX compiles kernels for the sizes of a pass before it runs, as for those that the runtime captures."""
-    if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
-        return engine.create_execution_context()
-    config = engine.create_runtime_config()
-    config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-    return engine.create_execution_context(config)
 
 
 def _check_cuda_library() -> None:

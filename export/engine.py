@@ -25,10 +25,11 @@ from firp.runtime.engine_plans import ENGINES_FOLDER, FORMAT_VERSION, RECORD_NAM
 from firp.runtime.errors import FirpError
 from firp.runtime.host_memory import available_bytes, peak_bytes, reset_peak
 from firp.runtime.tensorrt_library import LIBRARIES, gpu_compute_capability, load_library
+from firp.runtime.tree import MAX_PASS_ROWS
 
 TIMING_CACHE_NAME = "timing.cache"
 OWN_FILES = {RECORD_NAME, TIMING_CACHE_NAME}  # of a folder of engines, beside the plans
-_MOST_ROWS, _MOST_BATCH = 1024, 1024
+_MOST_BATCH = 1024
 _OLDEST_DEFAULT = (8, 0)  # a plan that includes 7.5 runs 7.5's kernels on every device
 _GIB = 2**30
 
@@ -111,7 +112,7 @@ def check_limits(limits: Limits, manifest: Manifest) -> Limits:
     ranges = {
         "max_context": (1, 2**31 - 1),
         "max_batch": (1, _MOST_BATCH),
-        "max_rows": (1 + manifest.num_predictors, _MOST_ROWS),  # a root and its pseudo rows
+        "max_rows": (1 + manifest.num_predictors, MAX_PASS_ROWS),  # a root and its pseudo rows
     }
     for name, (least, most) in ranges.items():
         if not least <= getattr(limits, name) <= most:

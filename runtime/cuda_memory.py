@@ -20,6 +20,7 @@ _ALIGNMENT = 256  # bytes, of pieces of the pinned memory
 _FIRST_STAGE = 2**20  # bytes of pinned memory to begin with
 _EVENTS = 128  # more than lie between two reads
 _SMALLEST_BUCKET = 64  # cached slots
+GRAPH_RUNS = ("captures", "replays", "enqueued", "fallbacks")  # the last: enqueued since a capture failed
 
 
 def load_cuda() -> ModuleType:
@@ -45,17 +46,20 @@ def device_name(cuda: ModuleType) -> str:
     return call(cuda, cuda.cudaGetDeviceProperties, call(cuda, cuda.cudaGetDevice)).name.decode()
 
 
+def compute_capability(cuda: ModuleType) -> str:
+    """Of the current device, such as "8.9"."""
+    device, names = call(cuda, cuda.cudaGetDevice), cuda.cudaDeviceAttr
+    parts = (names.cudaDevAttrComputeCapabilityMajor, names.cudaDevAttrComputeCapabilityMinor)
+    return ".".join(str(call(cuda, cuda.cudaDeviceGetAttribute, part, device)) for part in parts)
+
+
 def call(cuda: ModuleType, function: Callable, *arguments: Any) -> Any:
     """The result of a CUDA call. Raises FirpError with CUDA's own words when it fails."""
     status, *values = function(*arguments)
     if status != cuda.cudaError_t.cudaSuccess:
-        raise FirpError(f"CUDA refused {function.__name__}", got=f"{status.name} ({_words(cuda, status)})")
+        words = cuda.cudaGetErrorString(status)[1].decode()
+        raise FirpError(f"CUDA refused {function.__name__}", got=f"{status.name} ({words})")
     return values[0] if values else None
-
-
-def _words(cuda: ModuleType, status: Any) -> str:
-    text = cuda.cudaGetErrorString(status)[1]
-    return text.decode() if isinstance(text, bytes) else str(text)
 
 
 class DeviceArray:
@@ -101,8 +105,7 @@ class CudaMemory:
         self._next_event = 0
         self._workspace_bytes = 0
         self._workspace: DeviceArray | None = None
-        # Runs of graphs: captured while run, replayed, enqueued one by one, and the last where a capture failed before.
-        self.graph_counts = {"captures": 0, "replays": 0, "enqueued": 0, "fallbacks": 0}
+        self.graph_counts = dict.fromkeys(GRAPH_RUNS, 0)
 
     def zeros(self, shape: tuple[int, ...], dtype: type, purpose: str) -> DeviceArray:
         array = DeviceArray(0, shape, np.dtype(dtype))

@@ -42,7 +42,7 @@ class Session:
         memory: Memory,
         capacity: int,
         rows: int,
-        decoded_rows: int | None = None,
+        decoded_rows: int,
     ):
         self.manifest, self.model, self.memory = manifest, manifest.model, memory
         self._runners = {name: graph.runner(memory) for name, graph in graphs.items()}
@@ -50,7 +50,7 @@ class Session:
         self._slabs = {"lower": _slab_names(range(split)), "upper": _slab_names(range(split, layers))}
         self._lock = threading.Lock()
         model, dtype, zeros = self.model, STORAGE[manifest.dtype], memory.zeros
-        self.rows, self.decoded_rows = rows, decoded_rows or rows
+        self.rows, self.decoded_rows = rows, decoded_rows
         top_k = graphs["upper"].spec.output("top_ids").shape[-1]
         self.kv = KVBuffer(memory, model.num_hidden_layers, capacity, rows, 1, model.num_key_value_heads, model.head_dim, dtype)
         self._hidden = {  # [rows, D] each
@@ -65,7 +65,6 @@ class Session:
             name: zeros((rows,), np.int64, "indices") for name in ("input_ids", "position_ids", "source_rows", "logits_rows")
         }
         self._bindings: dict[tuple, Binding] = {}
-        self._repeats = False  # whether sizes like those of this pass will come again
         self._marks: list[tuple[str, Any, Any]] = []
         self.spent_ms = dict.fromkeys((*graphs, "copies"), 0.0)  # by everything that has been waited for
 
@@ -98,7 +97,7 @@ class Session:
         passes of this size are to be expected again, as those of a prompt's pieces are not.
         """
         rows, k = len(tree.tokens), self.manifest.num_predictors
-        offsets, self._repeats = offsets or k, repeats and self.memory.reuses_bindings
+        offsets = offsets or k
         decoded = np.array([*(range(rows) if logits_rows is None else logits_rows), *range(rows, rows + len(sources) * offsets)])
         if rows + len(sources) * k > self.rows or len(decoded) > self.decoded_rows:
             got = f"{rows + len(sources) * k} rows, {len(decoded)} decoded"
@@ -109,13 +108,16 @@ class Session:
             positions = self._write_positions(depths + self.kv.length)
             self._write("logits_rows", decoded)
             self._write_bias(visible[:rows, :rows], positions[:rows])
-        self._run("lower", "lower", rows)
+        self._run("lower", repeats, "lower", rows)
         hidden = "lower"
         if sources:
-            hidden = self._predict("lower", rows, sources, offsets)
+            hidden = "extended"
+            self._predict("lower", rows, sources, repeats)
             with self._timed("copies"):
+                if offsets < k:
+                    hidden = self._pack(rows, len(sources), offsets)
                 self._write_bias(visible, positions)
-        self._run("upper", hidden, len(depths), len(decoded))
+        self._run("upper", repeats, hidden, len(depths), len(decoded))
         return self._read(len(decoded), len(decoded) - len(sources) * offsets if logits else 0)
 
     def draft(self, row: int, offsets: int) -> Guesses:
@@ -125,12 +127,11 @@ class Session:
             positions = self._write_positions(np.arange(offsets) + self.kv.length)  # that of the row is the last cached token's
             self._write("logits_rows", np.arange(offsets))
             self._write_bias(np.tri(offsets, dtype=bool), positions)
-        self._repeats = self.memory.reuses_bindings
-        self._predict("source", 1, [0], self.manifest.num_predictors)
-        with self._timed("copies"):
+        self._predict("source", 1, [0], repeats=True)
+        with self._timed("copies"):  # the pseudo rows alone
             extended, packed = _batch(self._hidden["extended"]), _batch(self._hidden["packed"])
             self.memory.move_rows(extended, range(1, 1 + offsets), packed, 0)
-        self._run("upper", "packed", offsets, offsets)
+        self._run("upper", True, "packed", offsets, offsets)
         result = self._read(offsets, 0)
         return Guesses(result.top_ids, result.top_logprobs)
 
@@ -138,33 +139,32 @@ class Session:
         """[rows, D] f32: the first rows of the last pass at the prediction layer."""
         return to_float32(self.memory.read(self._hidden["lower"][:rows])[0])
 
-    def _predict(self, source: str, rows: int, sources: list[int], offsets: int) -> str:
-        """Extend `rows` hidden states by the first pseudo rows of each source. Returns the buffer that holds them."""
+    def _predict(self, source: str, rows: int, sources: list[int], repeats: bool) -> None:
+        """Extend the first `rows` hidden states of a buffer by all pseudo rows of each source, in the buffer "extended"."""
         self._write("source_rows", np.array(sources, np.int64))
-        count, k = len(sources), self.manifest.num_predictors
         with self._timed("predictors"):
-            self._runners["predictors"].run(self._binding(("predictors", source, rows, count)))
-        if offsets == k:
-            return "extended"
-        with self._timed("copies"):  # close the gaps that the further offsets leave
-            extended, packed = self._hidden["extended"], self._hidden["packed"]
-            self.memory.move_rows(_batch(extended[:rows]), range(rows), _batch(packed[:rows]), 0)
-            pseudo = extended[rows : rows + count * k].reshape(count, k, -1)
-            target = packed[rows : rows + count * offsets].reshape(count, offsets, -1)
-            self.memory.move_rows(pseudo, range(offsets), target, 0)
+            self._runners["predictors"].run(self._binding(("predictors", source, rows, len(sources)), repeats))
+
+    def _pack(self, rows: int, sources: int, offsets: int) -> str:
+        """Close the gaps that offsets beyond the first ones leave. Returns the buffer that holds the rows then."""
+        k, extended, packed = self.manifest.num_predictors, self._hidden["extended"], self._hidden["packed"]
+        self.memory.move_rows(_batch(extended[:rows]), range(rows), _batch(packed[:rows]), 0)
+        pseudo = extended[rows : rows + sources * k].reshape(sources, k, -1)
+        target = packed[rows : rows + sources * offsets].reshape(sources, offsets, -1)
+        self.memory.move_rows(pseudo, range(offsets), target, 0)
         return "packed"
 
-    def _run(self, graph: str, *sizes) -> None:
+    def _run(self, graph: str, repeats: bool, *sizes) -> None:
         """Run one half of the model on views of the cache."""
         with self._timed(graph):
-            self._runners[graph].run(self._binding((graph, self.kv.slots_in_view, *sizes)))
+            self._runners[graph].run(self._binding((graph, self.kv.slots_in_view, *sizes), repeats))
 
-    def _binding(self, key: tuple) -> Binding:
+    def _binding(self, key: tuple, repeats: bool) -> Binding:
         """The arrays of a run; the key says everything that they depend on."""
         binding = self._bindings.get(key)
         if binding is None:
             binding = self._bind_predictors(*key[1:]) if key[0] == "predictors" else self._bind_half(*key)
-            if self._repeats and len(self._bindings) < MAX_BINDINGS:
+            if repeats and self.memory.reuses_bindings and len(self._bindings) < MAX_BINDINGS:
                 binding.repeats = True
                 self._bindings[key] = binding
         return binding

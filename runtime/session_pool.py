@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from firp.runtime.backend import Backend, LoadedGraphs
 from firp.runtime.bundle import Bundle
+from firp.runtime.cuda_memory import GRAPH_RUNS
 from firp.runtime.decode import PREFILL_ROWS, Step
 from firp.runtime.errors import FirpError
 from firp.runtime.session import Session
@@ -24,15 +25,12 @@ class SessionPool:
         """A session that holds `capacity` cached tokens and passes of `rows` rows, or more. Raises FirpError when the engines, or
         the device's memory, do not.
         """
-        manifest, memory = self._bundle.manifest, self._backend.memory()
-        if not self.limits:
-            return Session(manifest, self.graphs, memory, capacity, rows)
-        self._check("context", capacity, self.limits.max_context)
-        most, decoded = PREFILL_ROWS + manifest.num_predictors, 1 + manifest.num_predictors
-        return Session(
-            manifest, self.graphs, memory, self.limits.max_context, max(most, self.limits.max_rows),
-            max(decoded, self.limits.max_rows),
-        )  # fmt: skip
+        decoded, limits, manifest = rows, self.limits, self._bundle.manifest
+        if limits:
+            self._check("context", capacity, limits.max_context)
+            capacity, decoded = limits.max_context, max(1 + manifest.num_predictors, limits.max_rows)
+            rows = max(PREFILL_ROWS + manifest.num_predictors, limits.max_rows)
+        return Session(manifest, self.graphs, self._backend.memory(), capacity, rows, decoded)
 
     @contextmanager
     def lend(self, capacity: int, rows: int) -> Iterator[Session]:
@@ -73,4 +71,4 @@ class SessionPool:
         if not self.limits:
             return None
         counts = [session.memory.graph_counts for session in self._all]
-        return {name: sum(each[name] for each in counts) for name in ("captures", "replays", "enqueued", "fallbacks")}
+        return {name: sum(each[name] for each in counts) for name in GRAPH_RUNS}

@@ -12,7 +12,7 @@ from typing import Any
 
 from firp.runtime.backend import Binding, LoadedGraphs
 from firp.runtime.bundle import Bundle
-from firp.runtime.cuda_memory import CudaMemory, call, device_name, load_cuda
+from firp.runtime.cuda_memory import CudaMemory, compute_capability, device_name, load_cuda
 from firp.runtime.engine_plans import RECORD_NAME, Profile, find_engines, fitting_profile
 from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.graph_spec import GraphSpec
@@ -26,12 +26,7 @@ class TensorRTBackend:
 
     def __init__(self, name: str, library: ModuleType | None = None, cuda: ModuleType | None = None):
         self.name, self.library, self.cuda = name, library or load_library(name), cuda or load_cuda()
-        attribute, device = self.cuda.cudaDeviceAttr, call(self.cuda, self.cuda.cudaGetDevice)
-        major, minor = (
-            call(self.cuda, self.cuda.cudaDeviceGetAttribute, each, device)
-            for each in (attribute.cudaDevAttrComputeCapabilityMajor, attribute.cudaDevAttrComputeCapabilityMinor)
-        )
-        self.compute_capability = f"{major}.{minor}"
+        self.compute_capability = compute_capability(self.cuda)
         self.device = f"{device_name(self.cuda)}, {name} {self.library.__version__}"
 
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
@@ -77,22 +72,28 @@ class TensorRTGraph:
         return TensorRTRunner(self, memory)
 
     def context(self, captured: bool) -> Any:
-        """An execution context whose activations lie in memory of ours. captured: it serves one size, for a CUDA graph.
+        """An execution context whose activations lie in memory of ours. captured: it serves one size, for a CUDA graph."""
+        strategy = self.library.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._runtime_cache is None and hasattr(self.library, "IRuntimeCache"):  # what is compiled once serves all contexts
+            self._runtime_cache = self.engine.create_runtime_config().create_runtime_cache()
+        return new_context(self.library, self.engine, strategy, captured, self._runtime_cache)
 
-        TensorRT-RTX compiles kernels on the device, for the sizes of a pass if asked. Its default swaps them in while others run:
-        a capture would keep the first ones, and results would depend on the time. So: at once for a captured size, else never.
-        """
-        engine, strategy = self.engine, self.library.ExecutionContextAllocationStrategy.USER_MANAGED
-        if not hasattr(engine, "create_runtime_config"):
-            return engine.create_execution_context(strategy)
-        config = engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(strategy)
-        if hasattr(self.library, "DynamicShapesKernelSpecializationStrategy"):
-            kernels = self.library.DynamicShapesKernelSpecializationStrategy
-            config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER if captured else kernels.NONE
-            self._runtime_cache = self._runtime_cache or config.create_runtime_cache()  # compiled once for all contexts
-            config.set_runtime_cache(self._runtime_cache)
-        return engine.create_execution_context(config)
+
+def new_context(library: ModuleType, engine: Any, strategy: Any, compiled: bool, runtime_cache: Any = None) -> Any:
+    """An execution context. strategy: whose memory its activations lie in; compiled: TensorRT-RTX compiles kernels for the sizes of
+    a pass before it runs, else never. Its default swaps them in while others run: a capture would keep the first ones, and results
+    would depend on the time.
+    """
+    if not hasattr(engine, "create_runtime_config"):
+        return engine.create_execution_context(strategy)
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    if hasattr(library, "DynamicShapesKernelSpecializationStrategy"):
+        kernels = library.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER if compiled else kernels.NONE
+    if runtime_cache is not None:
+        config.set_runtime_cache(runtime_cache)
+    return engine.create_execution_context(config)
 
 
 @dataclass

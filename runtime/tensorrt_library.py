@@ -8,6 +8,7 @@ import importlib
 from types import ModuleType
 from typing import NamedTuple
 
+from firp.runtime.cuda_memory import compute_capability, load_cuda
 from firp.runtime.errors import FirpError
 
 
@@ -21,8 +22,6 @@ LIBRARIES = {
     "tensorrt": Library("tensorrt", (10, 15), 11),
     "tensorrt-rtx": Library("tensorrt_rtx", (1, 7), 1),
 }
-
-
 DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}  # as both name them
 
 
@@ -44,17 +43,8 @@ def load_library(backend: str) -> ModuleType:
 
 
 def gpu_compute_capability() -> str | None:
-    """Of the first CUDA device, such as "8.9"; None where there is no CUDA driver, no device, or no cuda-bindings."""
+    """Of the current CUDA device, such as "8.9"; None where there is no driver, no device, or no cuda-bindings."""
     try:
-        driver = importlib.import_module("cuda.bindings.driver")
-        status, *_ = driver.cuInit(0)
-    except (ImportError, RuntimeError):  # RuntimeError: there is no libcuda to load
+        return compute_capability(load_cuda())
+    except FirpError:
         return None
-    if status != driver.CUresult.CUDA_SUCCESS:
-        return None
-    names = driver.CUdevice_attribute
-    parts = (names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
-    found = [driver.cuDeviceGetAttribute(part, 0) for part in parts]
-    if any(status != driver.CUresult.CUDA_SUCCESS for status, _ in found):
-        return None
-    return ".".join(str(value) for _, value in found)

@@ -71,6 +71,7 @@ class TensorRTDouble:
     __version__ = VERSION
     ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
     DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
+    IRuntimeCache = object
 
     class Logger:
         ERROR = 1

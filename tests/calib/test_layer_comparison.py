@@ -24,7 +24,7 @@ from firp.calib import verify_command
 from firp.calib.layer_comparison import AS_IT_RUNS, WITH_LAYERS, compare_graphs, comparison_points, difference, reference_runner
 from firp.calib.layer_outputs import layer_of, layer_outputs
 from firp.calib.onnx_target import OnnxTarget
-from firp.calib.tensorrt_target import TensorRtTarget
+from firp.calib.tensorrt_target import TensorRTTarget
 from firp.export.bundle_writer import ExportOptions, export_bundle
 from firp.export.engine import BuildOptions, build_engines
 from firp.export.safetensors_file import read_safetensors
@@ -173,7 +173,7 @@ def test_an_engine_with_layer_outputs_is_built(half_bundle, monkeypatch):
     """All but execution: the built plan first, then one that gives the layers, for this GPU; passes as the engines hold them."""
     record = build_engines(half_bundle, BuildOptions("tensorrt-rtx", Limits(200, 1, 8), ("8.9",)))
     loaded, plans, rows, shares = load_bundle(half_bundle), [], [], []
-    target = TensorRtTarget.__new__(TensorRtTarget)
+    target = TensorRTTarget.__new__(TensorRTTarget)
     target._trt, target._bundle, target._runtime = load_library("tensorrt-rtx"), loaded, SimpleNamespace(compute_capability="8.9")
     target._engines = find_engines(loaded, "tensorrt-rtx", record.library_version, "8.9")
     target.limits = target._engines.record.limits

@@ -11,7 +11,7 @@ from polygraphy import cuda
 from firp.calib.cost import Point, dimensions, sizes
 from firp.calib.layer_times import kind_of
 from firp.calib.pass_grid import FeedMaker, check_grid
-from firp.calib.tensorrt_target import TensorRtTarget, layer_profiler
+from firp.calib.tensorrt_target import TensorRTTarget, layer_profiler
 from firp.runtime.bundle import load_bundle
 from firp.runtime.engine_plans import Profile
 from firp.runtime.errors import FirpError
@@ -40,7 +40,7 @@ def test_passes_of_an_engine(family_bundle, monkeypatch):
     class Context:
         profiler = None
 
-        def create_execution_context(self):
+        def create_execution_context(self, strategy):
             return self
 
     class Runner:
@@ -68,9 +68,10 @@ def test_passes_of_an_engine(family_bundle, monkeypatch):
     monkeypatch.setattr(backend, "EngineFromBytes", lambda data: Context)
     monkeypatch.setattr(backend, "TrtRunner", Runner)
     monkeypatch.setattr(cuda.DeviceArray, "raw", Array)
-    target = TensorRtTarget.__new__(TensorRtTarget)
+    target = TensorRTTarget.__new__(TensorRTTarget)
     record = SimpleNamespace(profiles={"lower": tuple(Profile(name, each) for name, each in shapes.items())})
-    target._bundle, target._trt = loaded, SimpleNamespace(IProfiler=object)
+    library = SimpleNamespace(IProfiler=object, ExecutionContextAllocationStrategy=SimpleNamespace(STATIC=0))
+    target._bundle, target._trt = loaded, library
     target._engines = SimpleNamespace(record=record, plan_path=lambda graph: bundle / f"{graph}.plan")
     check_grid(target, SimpleNamespace(graphs={"lower": spec}, num_predictors=3), [Point(64, 50, 1)])
     with pytest.raises(FirpError, match=re.escape("the lower engine does not hold such a pass | got input_ids [1, 65]")):

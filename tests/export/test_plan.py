@@ -16,6 +16,8 @@ from firp.runtime.tensorrt_library import load_library
 RTX = "tensorrt-rtx"
 ONE_DEVICE = BuildOptions(RTX, compute_capabilities=("8.9",))
 
+SIZES = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 448, "max_position_embeddings": 2048}
+
 
 def synthetic(folder, config, dtype):
     """A bundle of random weights, split at three quarters."""
@@ -53,19 +55,13 @@ def test_demo_model_launches(demo16):
 
 
 def test_16_layers_with_grouped_queries_launch(tmp_path):
-    config = LlamaConfig(
-        vocab_size=512, hidden_size=256, intermediate_size=448, num_hidden_layers=16, num_attention_heads=8, num_key_value_heads=2,
-        head_dim=64, max_position_embeddings=2048,
-    )  # fmt: skip
+    config = LlamaConfig(**SIZES, num_hidden_layers=16, num_attention_heads=8, num_key_value_heads=2, head_dim=64)
     bundle = synthetic(tmp_path, config, "float16")
     check_fusions(bundle, build_engines(bundle, ONE_DEVICE), launches_per_layer=12)
 
 
 def test_bfloat16_with_norms_on_queries_and_batches_launches(tmp_path):
-    config = Qwen3Config(
-        vocab_size=512, hidden_size=256, intermediate_size=448, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=1,
-        head_dim=128, max_position_embeddings=2048,
-    )  # fmt: skip
+    config = Qwen3Config(**SIZES, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=1, head_dim=128)
     bundle = synthetic(tmp_path, config, "bfloat16")
     every = choose_capabilities(load_library(RTX), BuildOptions(RTX), None)
     record = build_engines(bundle, BuildOptions(RTX, Limits(max_batch=4), every))

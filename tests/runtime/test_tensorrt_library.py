@@ -1,37 +1,33 @@
-"""The GPU that is here, told by a driver of our own making. The libraries' versions are tested with the build that refuses them."""
+"""The GPU that is here. The libraries' versions are tested with the build that refuses them."""
 
 import sys
-from types import SimpleNamespace
 
 import pytest
+from cuda_double import CudaDouble, cudaError_t
 
+from firp.runtime import tensorrt_library
+from firp.runtime.cuda_memory import load_cuda
+from firp.runtime.errors import FirpError
 from firp.runtime.tensorrt_library import gpu_compute_capability
 
-OK, NO_DEVICE = 0, 100
+
+def test_compute_capability(monkeypatch):
+    cuda = CudaDouble(compute_capability=(12, 1))
+    monkeypatch.setattr(tensorrt_library, "load_cuda", lambda: cuda)
+    assert gpu_compute_capability() == "12.1"
+    cuda.cudaGetDevice = failing(cudaError_t.cudaErrorInvalidValue)
+    assert gpu_compute_capability() is None
 
 
-def driver(init=OK, attribute=OK):
-    names = SimpleNamespace(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=12, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1)
-    return SimpleNamespace(
-        CUresult=SimpleNamespace(CUDA_SUCCESS=OK), CUdevice_attribute=names, cuInit=lambda _: (init,),
-        cuDeviceGetAttribute=lambda name, device: (attribute, name if attribute == OK else None),
-    )  # fmt: skip
+def failing(status):
+    def cudaGetDevice():
+        return status, None
+
+    return cudaGetDevice
 
 
-def no_libcuda(_):
-    raise RuntimeError("Failed to dlopen libcuda.so.1")
-
-
-@pytest.mark.parametrize(
-    ("module", "expected"),
-    [
-        (driver(), "12.1"),
-        (driver(init=NO_DEVICE), None),
-        (driver(attribute=NO_DEVICE), None),
-        (SimpleNamespace(cuInit=no_libcuda), None),
-        (None, None),
-    ],
-)
-def test_compute_capability(module, expected, monkeypatch):
-    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", module)
-    assert gpu_compute_capability() == expected
+def test_without_the_bindings_there_is_no_gpu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    assert gpu_compute_capability() is None
+    with pytest.raises(FirpError, match=r"the CUDA bindings are not installed.*pip install cuda-bindings"):
+        load_cuda()
