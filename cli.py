@@ -1,8 +1,9 @@
-"""The command line: export · build (export.command) · calibrate, profile, verify (firp.calib) · tune · generate · bench ·
-inspect · demo.
+"""The command line: export · build (export.command) · calibrate, profile, verify (firp.calib) ·
+tune · generate · bench · inspect · demo.
 
-Results go to stdout, progress and messages to stderr. Exit status: 0 success, 1 a user's mistake or a failed check (one line,
-no traceback), 2 wrong usage. Defaults are those of the dataclasses that the options fill.
+Results go to stdout, progress and messages to stderr. Exit status: 0 success, 1 a user's mistake or
+a failed check (one line, no traceback), 2 wrong usage. Defaults are those of the dataclasses that
+the options fill.
 """
 
 import json
@@ -61,14 +62,32 @@ def cli():
 @click.option("-o", "--output", type=PATH, required=True, help="The bundle to write.")
 @click.option("--predictors", type=PATH, help="Predictor directory, from firp calibrate.")
 @click.option("--calib-data", type=PATH, multiple=True, help="Train predictors on these text files first.")
-@click.option("--minutes", type=float, help=f"How long to train on --calib-data.  [default: {TrainOptions.minutes:g}]")
-@click.option("--prediction-layer", type=int, help="Where to split; default: that of the predictors, or 3/4 of the layers.")
-@click.option("--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True, help="Of weights and cache.")
-@click.option("--verify/--no-verify", default=True, help="Check against the Hugging Face model; on by default.")
-@click.option("--tune/--no-tune", default=True, help="Choose the tree that is fastest on this machine; on by default.")
-@click.option("--engine", type=click.Choice(list(LIBRARIES)), help="Build engines with this library afterwards; see firp build.")
+@click.option(
+    "--minutes", type=float, help=f"How long to train on --calib-data.  [default: {TrainOptions.minutes:g}]"
+)
+@click.option(
+    "--prediction-layer",
+    type=int,
+    help="Where to split; default: that of the predictors, or 3/4 of the layers.",
+)
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True, help="Of weights and cache."
+)
+@click.option(
+    "--verify/--no-verify", default=True, help="Check against the Hugging Face model; on by default."
+)
+@click.option(
+    "--tune/--no-tune", default=True, help="Choose the tree that is fastest on this machine; on by default."
+)
+@click.option(
+    "--engine",
+    type=click.Choice(list(LIBRARIES)),
+    help="Build engines with this library afterwards; see firp build.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
-def export(model, output, predictors, calib_data, minutes, prediction_layer, dtype, verify, tune, engine, force):
+def export(
+    model, output, predictors, calib_data, minutes, prediction_layer, dtype, verify, tune, engine, force
+):
     """Turn the Hugging Face model directory MODEL into a bundle."""
     from firp.calib.calibrate import CalibrationRequest
     from firp.export.bundle_writer import ExportOptions, export_bundle, prepare
@@ -77,7 +96,9 @@ def export(model, output, predictors, calib_data, minutes, prediction_layer, dty
 
     quiet_transformers()
     if calib_data and predictors:
-        raise click.UsageError("--predictors and --calib-data exclude each other: data trains new predictors.")
+        raise click.UsageError(
+            "--predictors and --calib-data exclude each other: data trains new predictors."
+        )
     if minutes is not None and not calib_data:
         raise click.UsageError("--minutes goes with --calib-data.")
     if engine:
@@ -86,7 +107,10 @@ def export(model, output, predictors, calib_data, minutes, prediction_layer, dty
         options = ExportOptions(model, output, predictors, prediction_layer, dtype, force=force)
         if calib_data:
             prepare(options, verify)  # before minutes of training
-            training = TrainOptions(prediction_layer=prediction_layer, minutes=TrainOptions.minutes if minutes is None else minutes)
+            training = TrainOptions(
+                prediction_layer=prediction_layer,
+                minutes=TrainOptions.minutes if minutes is None else minutes,
+            )
             predictors = Path(scratch) / "predictors"
             run_calibration(CalibrationRequest(model, predictors, calib_data, options=training))
             options = ExportOptions(model, output, predictors, prediction_layer, dtype, force=force)
@@ -94,11 +118,17 @@ def export(model, output, predictors, calib_data, minutes, prediction_layer, dty
             check = (lambda folder: verify_or_fail(folder, model, bar.stage)) if verify else None
             manifest = export_bundle(options, check, bar.update)
     size = sum(entry.size for entry in manifest.files.values())
-    messages.print(f"wrote {output}: {manifest.dtype}, split at layer {manifest.prediction_layer}, {size / 2**20:.1f} MiB")
+    messages.print(
+        f"wrote {output}: {manifest.dtype}, split at layer {manifest.prediction_layer}, {size / 2**20:.1f} MiB"
+    )
     if manifest.verification:
-        messages.print(f"verified: {len(manifest.verification['checks'])} checks, {count_ties(manifest.verification)}")
+        messages.print(
+            f"verified: {len(manifest.verification['checks'])} checks, {count_ties(manifest.verification)}"
+        )
     if not manifest.num_predictors:
-        messages.print("no predictors: this bundle decodes plainly; add --predictors or --calib-data for drafts")
+        messages.print(
+            "no predictors: this bundle decodes plainly; add --predictors or --calib-data for drafts"
+        )
     elif tune and CALIBRATION_NAME in manifest.files and dtype != "bfloat16":
         with progress_bar() as bar:
             print_choice(tune_engine(Engine.load(output, check_hashes=False), progress=bar.update))
@@ -123,25 +153,33 @@ def _sampling_options(command):
         ("max_new_tokens", int, "Tokens to decode at most."),
     ):
         flag = "--" + name.replace("_", "-")
-        command = click.option(flag, type=kind, default=getattr(defaults, name), show_default=True, help=text)(command)
+        command = click.option(
+            flag, type=kind, default=getattr(defaults, name), show_default=True, help=text
+        )(command)
     return command
 
 
 @cli.command(cls=Repeating)
 @click.argument("bundle", type=PATH)
 @click.option("--prompt", multiple=True, help="Texts to continue.")
-@click.option("--prompts", type=PATH, help="File with one JSON object a line: prompt or input_ids, optional id.")
+@click.option(
+    "--prompts", type=PATH, help="File with one JSON object a line: prompt or input_ids, optional id."
+)
 @_sampling_options
 @click.option("--stop", multiple=True, help="End before any of these texts.")
 @click.option("--plain", is_flag=True, help="One token a pass, no drafts.")
 @click.option("--backend", type=click.Choice(list(BACKENDS)), default="cpu", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a prompt.")
 def generate(bundle, prompt, prompts, stop, plain, backend, as_json, **sampling):
-    """Continue prompts from BUNDLE; drafted decoding gives the same tokens as plain decoding, in fewer passes."""
+    """Continue prompts from BUNDLE; drafted decoding gives the same tokens as plain decoding, in
+    fewer passes.
+    """
     if bool(prompt) == (prompts is not None):
         raise click.UsageError("give either --prompt or --prompts.")
     params = SamplingParams(**sampling, stop=tuple(stop))
-    requests = read_prompts(prompts) if prompts else [Prompt(str(i), text) for i, text in enumerate(prompt, 1)]
+    requests = (
+        read_prompts(prompts) if prompts else [Prompt(str(i), text) for i, text in enumerate(prompt, 1)]
+    )
     engine = Engine.load(bundle, backend)
     if not plain and (remark := tuning_remark(engine)):
         messages.print(remark)
@@ -159,11 +197,17 @@ def generate(bundle, prompt, prompts, stop, plain, backend, as_json, **sampling)
                 print()
                 messages.print(summary(result), style="dim")
             if cancel.is_set():
-                raise FirpError("interrupted", got=f"{result.stats.decoded_tokens} tokens of prompt {request.id}")
+                raise FirpError(
+                    "interrupted", got=f"{result.stats.decoded_tokens} tokens of prompt {request.id}"
+                )
 
 
 def _show(chunk: Chunk) -> None:
-    print("".join(f"{token} " for token in chunk.token_ids) if chunk.text is None else chunk.text, end="", flush=True)
+    print(
+        "".join(f"{token} " for token in chunk.token_ids) if chunk.text is None else chunk.text,
+        end="",
+        flush=True,
+    )
 
 
 def _content(request: Prompt) -> str | list[int]:
@@ -172,18 +216,33 @@ def _content(request: Prompt) -> str | list[int]:
 
 def _generation_json(request_id: str, result: Generation) -> dict:
     return {
-        "id": request_id, "prompt_tokens": result.prompt_tokens, "token_ids": result.token_ids, "text": result.text,
-        "finish_reason": result.finish_reason, "steps": result.stats.steps, "tokens_per_step": result.stats.tokens_per_step,
-    }  # fmt: skip
+        "id": request_id,
+        "prompt_tokens": result.prompt_tokens,
+        "token_ids": result.token_ids,
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "steps": result.stats.steps,
+        "tokens_per_step": result.stats.tokens_per_step,
+    }
 
 
 @cli.command()
 @click.argument("bundle", type=PATH)
-@click.option("--text", type=click.Choice(TEXTS), default=TEXTS[0], show_default=True, help="What it is to be fastest at.")
+@click.option(
+    "--text",
+    type=click.Choice(TEXTS),
+    default=TEXTS[0],
+    show_default=True,
+    help="What it is to be fastest at.",
+)
 @click.option("--backend", type=click.Choice(list(BACKENDS)), default="cpu", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the choice, with the latency table, as one JSON object.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the choice, with the latency table, as one JSON object."
+)
 def tune(bundle, text, backend, as_json):
-    """Measure latency against rows on this device, choose the fastest tree, and store the choice in BUNDLE."""
+    """Measure latency against rows on this device, choose the fastest tree, and store the choice in
+    BUNDLE.
+    """
     with progress_bar() as bar:
         choice = tune_engine(Engine.load(bundle, backend), text, bar.update)
     if as_json:
@@ -221,28 +280,44 @@ def inspect(bundle, as_json):
     loaded = load_bundle(bundle)
     if as_json:
         engines = [folder.name for folder in engine_folders(bundle)]
-        print(json.dumps({**to_json(loaded.manifest), "tree": to_json(loaded.tree) if loaded.tree else None, "engines": engines}))
+        print(
+            json.dumps(
+                {
+                    **to_json(loaded.manifest),
+                    "tree": to_json(loaded.tree) if loaded.tree else None,
+                    "engines": engines,
+                }
+            )
+        )
         return
     print_bundle(loaded)
 
 
 @cli.command()
-@click.option("-o", "--output", type=PATH, default=DEMO_BUNDLE, show_default=True, help="Where to keep the bundle.")
+@click.option(
+    "-o", "--output", type=PATH, default=DEMO_BUNDLE, show_default=True, help="Where to keep the bundle."
+)
 def demo(output):
     """Export the demo model, verify it, decode with and without drafts, and compare."""
     from firp.runtime.demo import run_demo
 
     if not (DEMO_MODEL / "config.json").is_file():
-        raise FirpError("the demo model is not installed", got=f"no '{DEMO_MODEL}'", fix="run firp demo from a checkout")
+        raise FirpError(
+            "the demo model is not installed", got=f"no '{DEMO_MODEL}'", fix="run firp demo from a checkout"
+        )
     predictors, replace = DEMO_MODEL / "predictors", output == DEMO_BUNDLE
-    click.get_current_context().invoke(export, model=DEMO_MODEL, output=output, predictors=predictors, force=replace)
+    click.get_current_context().invoke(
+        export, model=DEMO_MODEL, output=output, predictors=predictors, force=replace
+    )
     prompts = [prompt.text for prompt in read_prompts(DEMO_MODEL / "demo_prompts.jsonl")]
     run_demo(Engine.load(output), prompts, SamplingParams(max_new_tokens=48, stop=("\n\n",)))
 
 
 def main() -> None:
-    os.environ["MPLBACKEND"] = "agg"  # pictures go to files; a notebook's backend would keep matplotlib from being imported
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as an exception, so that unfinished folders are removed
+    # pictures go to files; a notebook's backend would keep matplotlib from being imported
+    os.environ["MPLBACKEND"] = "agg"
+    # as an exception, so that unfinished folders are removed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if sys.stdout is None:  # it was closed
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
@@ -266,7 +341,9 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:  # a full disk behind stdout, a path too long
-        click.echo(f"error: {error.strerror or error} | got '{error.filename or 'standard output'!s:.200}'", err=True)
+        click.echo(
+            f"error: {error.strerror or error} | got '{error.filename or 'standard output'!s:.200}'", err=True
+        )
         sys.exit(1)
 
 

@@ -1,11 +1,12 @@
-"""What calibration reaches on the demo model: FIRP against its baselines, and quality by minutes of training.
+"""What calibration reaches on the demo model: FIRP against its baselines, and quality by minutes of
+training.
 
     python benchmarks/calibration.py baselines [--steps 300]
     python benchmarks/calibration.py budgets [1 3 10 30]
     python benchmarks/calibration.py layers [--steps 100]
 
-Data: the standard library of this Python without its tests, which the demo model knows as a style and mostly as text. The last 5 %
-is held out from the training of heads; figures are of that part.
+Data: the standard library of this Python without its tests, which the demo model knows as a style
+and mostly as text. The last 5 % is held out from the training of heads; figures are of that part.
 """
 
 import json
@@ -46,7 +47,9 @@ def main():
 @main.command()
 @click.option("--steps", default=300, show_default=True)
 def baselines(steps):
-    """Accuracy and tokens per step of FIRP, Medusa heads, early exit and prompt lookup, trained alike."""
+    """Accuracy and tokens per step of FIRP, Medusa heads, early exit and prompt lookup, trained
+    alike.
+    """
     print_report(report_of(TrainOptions(minutes=None, steps=steps, baselines=True)))
 
 
@@ -58,19 +61,27 @@ def budgets(minutes):
         report = report_of(TrainOptions(minutes=budget))
         (firp,), at = report["methods"], report["rows"].index(16)
         per_step = ", ".join(f"{text} {values[at]:.2f}" for text, values in firp["corrected"].items())
-        print(f"{budget:g} minutes, {report['steps']} steps: {per_step}; top-1 {firp['accuracy']['top1']}", flush=True)
+        print(
+            f"{budget:g} minutes, {report['steps']} steps: {per_step}; top-1 {firp['accuracy']['top1']}",
+            flush=True,
+        )
 
 
 @main.command()
 @click.option("--steps", default=100, show_default=True)
 def layers(steps):
-    """Each prediction layer, trained alike: accuracy, tokens per step (rows 16, a draft at every step), expected speedup here."""
+    """Each prediction layer, trained alike: accuracy, tokens per step (rows 16, a draft at every
+    step), expected speedup here.
+    """
     for layer in layers_to_try(8):
         report = report_of(TrainOptions(minutes=None, steps=steps, prediction_layer=layer))
         firp, at = report["methods"][0], report["rows"].index(16)
         per_step = ", ".join(f"{text} {values[at]:.2f}" for text, values in firp["corrected"].items())
         choice = report["choice"]
-        print(f"layer {layer}: top-1 {firp['accuracy']['top1']}; {per_step}; speedup {choice['speedup']:.2f}", flush=True)
+        print(
+            f"layer {layer}: top-1 {firp['accuracy']['top1']}; {per_step}; speedup {choice['speedup']:.2f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python benchmarks/engine_build.py [--dtype float16] [--folder DIR]
 
-The bundle is that of `export_size.py` (TinyLlama's shape, random weights). The build is a process of its own, whose peak resident
-memory engine.json records; it is compared with what `firp.export.engine.memory_needed` says before. Needs about 7 GB of disk.
+The bundle is that of `export_size.py` (TinyLlama's shape, random weights). The build is a process
+of its own, whose peak resident memory engine.json records; it is compared with what
+`firp.export.engine.memory_needed` says before. Needs about 7 GB of disk.
 """
 
 import json
@@ -26,12 +27,16 @@ from firp.runtime.tensorrt_library import LIBRARIES
 @click.command()
 @click.option("--backend", default="tensorrt-rtx", show_default=True, type=click.Choice(list(LIBRARIES)))
 @click.option("--dtype", default="float16", show_default=True, type=click.Choice(["bfloat16", "float16"]))
-@click.option("--folder", type=click.Path(path_type=Path), help="Where to work; default: the system's temporary folder.")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), help="Where to work; default: the system's temporary folder."
+)
 def main(backend, dtype, folder):
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         model, bundle = Path(scratch) / "model", Path(scratch) / "bundle"
         make_checkpoint(model, "1b", dtype)
-        subprocess.run([sys.executable, "-c", EXPORT, str(model), str(bundle), dtype], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-c", EXPORT, str(model), str(bundle), dtype], check=True, capture_output=True
+        )
         shutil.rmtree(model)
         manifest = load_bundle(bundle, check_hashes=False).manifest
         weights = {name: graph_weight_bytes(bundle / f"{name}.onnx") for name in manifest.graphs}
@@ -39,15 +44,21 @@ def main(backend, dtype, folder):
         started = time.perf_counter()
         command = [sys.executable, "-m", "firp.cli", "build", str(bundle), "--backend", backend, "--json"]
         built = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        print(f"{backend} {built['library_version']}, compute capability {', '.join(built['compute_capabilities'])}, {dtype}")
+        print(
+            f"{backend} {built['library_version']}, compute capability {', '.join(built['compute_capabilities'])}, {dtype}"
+        )
         for name, size in weights.items():
             plan, launches = built["plans"][name]["size"], built["launches"][name][0]
             counts = ", ".join(f"{kind} {count}" for kind, count in launches.items())
             seconds = built["build_seconds"][name]
-            print(f"{name}: weights {size / 2**20:.0f} MiB, plan {plan / 2**20:.0f} MiB in {seconds:.1f} s; {counts}")
+            print(
+                f"{name}: weights {size / 2**20:.0f} MiB, plan {plan / 2**20:.0f} MiB in {seconds:.1f} s; {counts}"
+            )
         real = built["peak_bytes"]
         print(f"{time.perf_counter() - started:.1f} s with start and hashing")
-        print(f"peak resident: predicted {predicted / 2**30:.2f} GiB, real {real / 2**30:.2f} ({predicted / real - 1:+.1%})")
+        print(
+            f"peak resident: predicted {predicted / 2**30:.2f} GiB, real {real / 2**30:.2f} ({predicted / real - 1:+.1%})"
+        )
 
 
 if __name__ == "__main__":

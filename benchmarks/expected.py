@@ -1,9 +1,11 @@
-"""Expected against measured tokens per step: trees replayed on held-out text, and the same trees decoded by the runtime.
+"""Expected against measured tokens per step: trees replayed on held-out text, and the same trees
+decoded by the runtime.
 
     python benchmarks/expected.py MODEL PREDICTORS BUNDLE [--prompts 24] [--tokens 96]
 
-Two comparisons. "Same text": the replay on what the model decoded from these prompts; it must take the same steps, up to rounding.
-"Other text": what calibration.json promises, from the held-out part of the calibration data.
+Two comparisons. "Same text": the replay on what the model decoded from these prompts; it must take
+the same steps, up to rounding. "Other text": what calibration.json promises, from the held-out part
+of the calibration data.
 """
 
 from pathlib import Path
@@ -36,19 +38,30 @@ def main(model, predictors, bundle, prompts, tokens):
     torch_model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     frozen = FrozenModel(torch_model, engine.manifest.prediction_layer, engine.model.sliding_window)
     heads = FirpPredictors(engine.manifest.num_predictors, engine.model.hidden_size)
-    heads.weight.data = torch.from_numpy(load_file(predictors / "predictors.safetensors")["predictors.weight"])
+    heads.weight.data = torch.from_numpy(
+        load_file(predictors / "predictors.safetensors")["predictors.weight"]
+    )
     encoded = [engine.encode(prompt.text) for prompt in read_prompts(PROMPTS)[:prompts]]
-    promised = {(c.tree.rows, c.tree.draft_sources): c for c in engine.bundle.calibration.candidates if c.tree.depth is None}
+    promised = {
+        (c.tree.rows, c.tree.draft_sources): c
+        for c in engine.bundle.calibration.candidates
+        if c.tree.depth is None
+    }
     for text, temperature in (("greedy", 0.0), ("sampled", 0.8)):
         params = SamplingParams(tokens, temperature=temperature)
         written = [engine.generate(prompt, params, plain=True).token_ids for prompt in encoded]
         sequences = [Sequence(np.array([*a, *b]), len(a)) for a, b in zip(encoded, written, strict=True)]
         drafted = rank(record(frozen, heads, sequences), engine.bundle.correction, temperature == 0)
-        print(f"{text}: rows, draft sources: measured; replay of the same text; promised by calibration (other text)")
+        print(
+            f"{text}: rows, draft sources: measured; replay of the same text; promised by calibration (other text)"
+        )
         for key in SHOWN:
             runs = [engine.generate(prompt, params, tree=promised[key].tree).stats for prompt in encoded]
             measured = sum(run.decoded_tokens for run in runs) / sum(run.steps for run in runs)
-            same, other = replay(drafted, promised[key].tree).tokens_per_step, promised[key].tokens_per_step[text]
+            same, other = (
+                replay(drafted, promised[key].tree).tokens_per_step,
+                promised[key].tokens_per_step[text],
+            )
             print(
                 f"{key[0]:2} {'T' if key[1] is None else key[1]}: {measured:.3f}; {same:.3f} ({same / measured - 1:+.2%}); "
                 f"{other:.3f} ({other / measured - 1:+.1%})",

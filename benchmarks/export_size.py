@@ -2,8 +2,9 @@
 
     python benchmarks/export_size.py [--dtype bfloat16] [--folder DIR]
 
-The checkpoint (TinyLlama's shape, random weights, sharded) is made first, in a child process; the export runs in another, whose
-time by stage and peak resident memory are printed. Needs about 5 GB of disk.
+The checkpoint (TinyLlama's shape, random weights, sharded) is made first, in a child process; the
+export runs in another, whose time by stage and peak resident memory are printed. Needs about 5 GB
+of disk.
 """
 
 import json
@@ -36,23 +37,34 @@ print(json.dumps({"seconds": seconds, "total_s": now - started,
 
 
 @click.command()
-@click.option("--dtype", default="bfloat16", show_default=True, type=click.Choice(["bfloat16", "float16", "float32"]))
-@click.option("--folder", type=click.Path(path_type=Path), help="Where to work; default: the system's temporary folder.")
+@click.option(
+    "--dtype", default="bfloat16", show_default=True, type=click.Choice(["bfloat16", "float16", "float32"])
+)
+@click.option(
+    "--folder", type=click.Path(path_type=Path), help="Where to work; default: the system's temporary folder."
+)
 @click.option("--runs", default=3, show_default=True)
 def main(dtype, folder, runs):
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         model = Path(scratch) / "model"
         parameters = make_checkpoint(model, "1b", dtype)
-        print(f"{parameters:,} parameters, {sum(f.stat().st_size for f in model.iterdir()) / 2**30:.2f} GiB, {dtype}")
+        print(
+            f"{parameters:,} parameters, {sum(f.stat().st_size for f in model.iterdir()) / 2**30:.2f} GiB, {dtype}"
+        )
         for run in range(runs):
             output = Path(scratch) / f"bundle-{run}"
             done = subprocess.run(
-                [sys.executable, "-c", EXPORT, str(model), str(output), dtype], check=True, capture_output=True, text=True
+                [sys.executable, "-c", EXPORT, str(model), str(output), dtype],
+                check=True,
+                capture_output=True,
+                text=True,
             )
             result = json.loads(done.stdout)
             apart = result["total_s"] - result["seconds"]["hashing"]
             stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["seconds"].items())
-            print(f"run {run}: {apart:.1f} s apart from hashing ({stages}), peak resident {result['peak_resident_MiB']:.0f} MiB")
+            print(
+                f"run {run}: {apart:.1f} s apart from hashing ({stages}), peak resident {result['peak_resident_MiB']:.0f} MiB"
+            )
             for file in output.iterdir():
                 file.unlink()
 

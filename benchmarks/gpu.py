@@ -1,10 +1,13 @@
-"""What a GPU makes of it: step latency against rows and cached tokens, host overhead, and drafted against plain decoding.
+"""What a GPU makes of it: step latency against rows and cached tokens, host overhead, and drafted
+against plain decoding.
 
-    python benchmarks/gpu.py --backend tensorrt|tensorrt-rtx|cuda [--shape 1b --shape 7b] [--folder DIR]
+    python benchmarks/gpu.py --backend tensorrt|tensorrt-rtx|cuda [--shape 1b --shape 7b] [--folder
+    DIR]
 
-Models with random weights serve for latency; the demo model, which is trained, for tokens per second and near ties. All in float16.
-`--backend cpu --shape tiny` runs the same in float32 on a CPU, to test this script. A pass is one of verification: every row is
-decoded, and top lists come back. The share of bandwidth is that of a pass of one row: weights and cache over the measured peak.
+Models with random weights serve for latency; the demo model, which is trained, for tokens per
+second and near ties. All in float16. `--backend cpu --shape tiny` runs the same in float32 on a
+CPU, to test this script. A pass is one of verification: every row is decoded, and top lists come
+back. The share of bandwidth is that of a pass of one row: weights and cache over the measured peak.
 """
 
 import statistics
@@ -46,7 +49,9 @@ def make_bundle(folder: Path, model: Path, predictors: Path, backend: str) -> En
 
 
 def latency(engine: Engine, bandwidth: float) -> None:
-    """Milliseconds of a whole pass by rows and cached tokens, and how much of it the graphs do not account for."""
+    """Milliseconds of a whole pass by rows and cached tokens, and how much of it the graphs do not
+    account for.
+    """
     session, lines = engine.session(max(CACHED) + max(ROWS), max(ROWS)), []
     for cached in CACHED:
         session.kv.fill(np.random.default_rng(0), cached)
@@ -64,10 +69,17 @@ def latency(engine: Engine, bandwidth: float) -> None:
             totals, hosts = zip(*times, strict=True)
             low, median, high = statistics.quantiles(totals, n=4)
             host = statistics.median(hosts)
-            lines.append((
-                str(cached), str(rows), f"{median:.3f} [{low:.3f} {high:.3f}]", f"{median / one:.2f}", f"{host:.3f}",
-                f"{host / median:.0%}", f"{share:.0%}" if rows == 1 else "",
-            ))  # fmt: skip
+            lines.append(
+                (
+                    str(cached),
+                    str(rows),
+                    f"{median:.3f} [{low:.3f} {high:.3f}]",
+                    f"{median / one:.2f}",
+                    f"{host:.3f}",
+                    f"{host / median:.0%}",
+                    f"{share:.0%}" if rows == 1 else "",
+                )
+            )
     names = ("cached", "rows", "ms [quartiles]", "to 1 row", "host ms", "host", "bandwidth")
     print_table(names, lines, f"a pass on {engine.backend.device}, {engine.manifest.dtype}")
 
@@ -77,16 +89,22 @@ def moved_bytes(engine: Engine, cached: int) -> int:
     manifest = engine.manifest
     return sum(
         pass_cost(
-            manifest.graphs[name], manifest.model, layers_of(name, manifest.model, manifest.prediction_layer),
-            manifest.num_predictors, manifest.dtype, Point(1, cached, 1),
+            manifest.graphs[name],
+            manifest.model,
+            layers_of(name, manifest.model, manifest.prediction_layer),
+            manifest.num_predictors,
+            manifest.dtype,
+            Point(1, cached, 1),
         ).moved_bytes
         for name in ("lower", "upper")
-    )  # fmt: skip
+    )
 
 
 def trained(engine: Engine, count: int) -> None:
     """Tokens per second, plain and drafted, and how often rounding turns a pick."""
-    prompts = [engine.encode(prompt.text) for prompt in read_prompts(DEMO_MODEL / "held_out_prompts.jsonl")[:count]]
+    prompts = [
+        engine.encode(prompt.text) for prompt in read_prompts(DEMO_MODEL / "held_out_prompts.jsonl")[:count]
+    ]
     result = bench(engine, prompts, SamplingParams(128))
     low, median, high = result.speedup_quartiles
     print(
@@ -95,25 +113,46 @@ def trained(engine: Engine, count: int) -> None:
         f"by prompt {median:.2f} [{low:.2f} {high:.2f}]; CUDA graphs {result.cuda_graphs}"
     )
     trees = {"16 rows": TreeConfig("dynamic", 16, None), "draft pass": TreeConfig("dynamic", 8, 0)}
-    for comparison in compare_trees(engine, prompts, [SamplingParams(96), SamplingParams(96, temperature=0.8, seed=1)], trees):
+    for comparison in compare_trees(
+        engine, prompts, [SamplingParams(96), SamplingParams(96, temperature=0.8, seed=1)], trees
+    ):
         ties, wrong = len(comparison.differences) - len(comparison.unexcused), len(comparison.unexcused)
         margins = sorted(each.margin for each in comparison.differences)
-        print(f"{comparison.name}: {comparison.tokens} tokens, near ties {ties}, other differences {wrong}, margins {margins[:5]}")
+        print(
+            f"{comparison.name}: {comparison.tokens} tokens, near ties {ties}, other differences {wrong}, margins {margins[:5]}"
+        )
 
 
 @click.command()
 @click.option("--backend", type=click.Choice(list(BACKENDS)), required=True)
-@click.option("--shape", "shapes", type=click.Choice(list(SHAPES)), multiple=True, default=("1b", "7b"), show_default=True)
+@click.option(
+    "--shape",
+    "shapes",
+    type=click.Choice(list(SHAPES)),
+    multiple=True,
+    default=("1b", "7b"),
+    show_default=True,
+)
 @click.option("--prompts", default=40, show_default=True)
-@click.option("--folder", type=click.Path(path_type=Path), help="Where to work; default: the system's temporary folder.")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), help="Where to work; default: the system's temporary folder."
+)
 def main(backend, shapes, prompts, folder):
     for shape in shapes:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             model = Path(scratch) / "model"
             parameters = make_checkpoint(model, shape, "float16")
-            engine = make_bundle(Path(scratch), model, make_predictors(Path(scratch) / "predictors", model), backend)
-            peaks = cpu_peaks(engine.backend.options, "float32") if backend == "cpu" else cuda_copy_peaks(CudaMemory(load_cuda()))
-            print(f"{shape}: {parameters:,} parameters; peak bandwidth {peaks.bandwidth_gb_per_s:.0f} GB/s ({peaks.measured_by})")
+            engine = make_bundle(
+                Path(scratch), model, make_predictors(Path(scratch) / "predictors", model), backend
+            )
+            peaks = (
+                cpu_peaks(engine.backend.options, "float32")
+                if backend == "cpu"
+                else cuda_copy_peaks(CudaMemory(load_cuda()))
+            )
+            print(
+                f"{shape}: {parameters:,} parameters; peak bandwidth {peaks.bandwidth_gb_per_s:.0f} GB/s ({peaks.measured_by})"
+            )
             latency(engine, peaks.bandwidth_gb_per_s)
             del engine
     with tempfile.TemporaryDirectory(dir=folder) as scratch:

@@ -1,9 +1,11 @@
-"""Drafted against plain decoding on held-out prompts, float32: greedy and sampled, every kind of tree, every M.
+"""Drafted against plain decoding on held-out prompts, float32: greedy and sampled, every kind of
+tree, every M.
 
     python benchmarks/lossless.py BUNDLE [--prompts 200] [--tokens 128] [--seeds 5] [--processes 2]
 
-Every difference is printed with the plain run's own margin at that token. A difference is excused only below the margin in
-firp.runtime.parity, and at most one in 10,000 tokens; greedy decoding may have none.
+Every difference is printed with the plain run's own margin at that token. A difference is excused
+only below the margin in firp.runtime.parity, and at most one in 10,000 tokens; greedy decoding may
+have none.
 """
 
 import itertools
@@ -33,11 +35,17 @@ def trees() -> dict[str, TreeConfig]:
         "shallow": lambda m: TreeConfig("dynamic", rows=4, draft_sources=m, depth=2),
     }
     sources = {"draft pass": 0, "M=1": 1, "M=2": 2, "M=T": None}
-    return {f"{kind:7} {name}": make(m) for (kind, make), (name, m) in itertools.product(kinds.items(), sources.items())}
+    return {
+        f"{kind:7} {name}": make(m)
+        for (kind, make), (name, m) in itertools.product(kinds.items(), sources.items())
+    }
 
 
 def sampling(tokens: int, seeds: int) -> dict[str, SamplingParams]:
-    sampled = {f"sampled, seed {seed}": SamplingParams(tokens, temperature=0.8, top_p=0.95, seed=seed) for seed in range(seeds)}
+    sampled = {
+        f"sampled, seed {seed}": SamplingParams(tokens, temperature=0.8, top_p=0.95, seed=seed)
+        for seed in range(seeds)
+    }
     return {"greedy": SamplingParams(tokens), **sampled}
 
 
@@ -46,7 +54,10 @@ def work(bundle: Path, prompts: list[str], tokens: int, seeds: int) -> dict[str,
     engine = Engine.load(bundle, threads=1, check_hashes=False)
     encoded = [engine.encode(prompt) for prompt in prompts]
     params = sampling(tokens, seeds)
-    groups = {"greedy": [params["greedy"]], "sampled": [each for name, each in params.items() if name != "greedy"]}
+    groups = {
+        "greedy": [params["greedy"]],
+        "sampled": [each for name, each in params.items() if name != "greedy"],
+    }
     return {name: compare_trees(engine, encoded, group, trees()) for name, group in groups.items() if group}
 
 
@@ -71,7 +82,9 @@ def main(bundle, prompts, tokens, seeds, processes):
     started = time.monotonic()
     texts = [prompt.text for prompt in read_prompts(PROMPTS)[:prompts]]
     with ProcessPoolExecutor(processes) as pool:
-        shares = [pool.submit(work, bundle, texts[index::processes], tokens, seeds) for index in range(processes)]
+        shares = [
+            pool.submit(work, bundle, texts[index::processes], tokens, seeds) for index in range(processes)
+        ]
         results = [share.result() for share in shares]
     good, summary = True, {}
     for kind in results[0]:
@@ -86,7 +99,16 @@ def main(bundle, prompts, tokens, seeds, processes):
                 f"{wrong} differ, {ties} near ties {margins}"
             )
             summary[f"{kind} {total.name}"] = {"tokens": total.tokens, "differ": wrong, "near_ties": ties}
-    print(json.dumps({"passed": good, "minutes": round((time.monotonic() - started) / 60, 1), "prompts": len(texts), **summary}))
+    print(
+        json.dumps(
+            {
+                "passed": good,
+                "minutes": round((time.monotonic() - started) / 60, 1),
+                "prompts": len(texts),
+                **summary,
+            }
+        )
+    )
     sys.exit(not good)
 
 

@@ -1,8 +1,10 @@
-"""Predicted against real memory of a training step (firp.calib.memory), on random Llamas and this machine's CPU.
+"""Predicted against real memory of a training step (firp.calib.memory), on random Llamas and this
+machine's CPU.
 
     python benchmarks/memory.py
 
-Each case is a process of its own; real is its peak resident size less what it had before the model was there.
+Each case is a process of its own; real is its peak resident size less what it had before the model
+was there.
 """
 
 import json
@@ -28,14 +30,23 @@ SIZES = {  # hidden, intermediate, layers, heads, key/value heads, vocabulary
     "25 M": (512, 1376, 6, 8, 4, 8000),
     "110 M": (768, 2048, 12, 12, 12, 32000),
 }
-STEPS = ({"batch": 1, "anchors": 64}, {"batch": 4, "anchors": 128}, {"batch": 4, "anchors": 128, "precision": "bfloat16"})
+STEPS = (
+    {"batch": 1, "anchors": 64},
+    {"batch": 4, "anchors": 128},
+    {"batch": 4, "anchors": 128, "precision": "bfloat16"},
+)
 
 
 def config(hidden, intermediate, layers, heads, kv_heads, vocabulary) -> LlamaConfig:
     return LlamaConfig(
-        hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, vocab_size=vocabulary, max_position_embeddings=2048,
-    )  # fmt: skip
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        vocab_size=vocabulary,
+        max_position_embeddings=2048,
+    )
 
 
 def one_case(folder: str, options: TrainOptions) -> None:
@@ -60,8 +71,13 @@ def main() -> None:
                 options = TrainOptions(minutes=None, steps=2, **changes)
                 predicted = sum(memory_needed(checkpoint, options, size[2] * 3 // 4).values())
                 arguments = [sys.executable, __file__, str(folder), json.dumps(changes)]
-                real = json.loads(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout)
-                print(f"{name} {changes}: predicted {predicted / 2**30:.2f} GiB, real {real / 2**30:.2f}", flush=True)
+                real = json.loads(
+                    subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+                )
+                print(
+                    f"{name} {changes}: predicted {predicted / 2**30:.2f} GiB, real {real / 2**30:.2f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

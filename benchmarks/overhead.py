@@ -24,16 +24,28 @@ PROMPTS = Path(__file__).parent.parent / "tests" / "demo_model" / "held_out_prom
 def main(bundle, steps, rows):
     engine = Engine.load(bundle)
     c = engine.model
-    slot_bytes = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * (4 if engine.manifest.dtype == "float32" else 2)
+    slot_bytes = (
+        2
+        * c.num_hidden_layers
+        * c.num_key_value_heads
+        * c.head_dim
+        * (4 if engine.manifest.dtype == "float32" else 2)
+    )
     for sources in (1, 4, None):
         for temperature in (0.0, 0.8):
-            params = SamplingParams(400, temperature=temperature, top_p=0.95 if temperature else 1.0, ignore_eos=True)
+            params = SamplingParams(
+                400, temperature=temperature, top_p=0.95 if temperature else 1.0, ignore_eos=True
+            )
             outside, moved_ratio = [], []
             for prompt in read_prompts(PROMPTS):
                 ids = engine.encode(prompt.text)
-                session = engine.session(len(ids) + 400, max(len(ids), rows) + rows * engine.manifest.num_predictors)
+                session = engine.session(
+                    len(ids) + 400, max(len(ids), rows) + rows * engine.manifest.num_predictors
+                )
                 before = 0
-                for step in decode(session, ids, params, (), engine.drafter(TreeConfig("dynamic", rows, sources))):
+                for step in decode(
+                    session, ids, params, (), engine.drafter(TreeConfig("dynamic", rows, sources))
+                ):
                     moved = session.kv.moved_bytes - before
                     before = session.kv.moved_bytes
                     if step.rows == rows:

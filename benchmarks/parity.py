@@ -1,9 +1,11 @@
-"""ONNX graphs against Hugging Face in float32: logits of every family, and greedy tokens of the demo model.
+"""ONNX graphs against Hugging Face in float32: logits of every family, and greedy tokens of the
+demo model.
 
     python benchmarks/parity.py [--prompts 50] [--tokens 128]
 
-Families are the small random models of the tests, each with random prompts in prefill, chained decoding and a random tree.
-The demo model decodes held-out prompts plainly; Hugging Face `generate` (eager, float32) decodes the same.
+Families are the small random models of the tests, each with random prompts in prefill, chained
+decoding and a random tree. The demo model decodes held-out prompts plainly; Hugging Face `generate`
+(eager, float32) decodes the same.
 """
 
 import json
@@ -29,7 +31,9 @@ from small_models import CONFIGS, make_model  # noqa: E402
 
 
 def family_parity(folder: Path) -> dict[str, dict[str, float]]:
-    """Largest logit difference of each family in each stage, absolute for logits up to 16 (see firp.export.verify)."""
+    """Largest logit difference of each family in each stage, absolute for logits up to 16 (see
+    firp.export.verify).
+    """
     rows = {}
     for family in CONFIGS:
         model = make_model(folder / family, family)
@@ -54,7 +58,9 @@ def greedy_parity(engine: Engine, prompts: list[list[int]], tokens: int) -> int:
     """Prompts whose plain tokens differ from those of Hugging Face generate."""
     model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32, attn_implementation="eager")
     eos = list(engine.bundle.eos_token_ids)
-    model.generation_config = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=eos, pad_token_id=0)
+    model.generation_config = GenerationConfig(
+        max_new_tokens=tokens, do_sample=False, eos_token_id=eos, pad_token_id=0
+    )
     differing = 0
     for prompt in prompts:
         ids = torch.tensor([prompt])

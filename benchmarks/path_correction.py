@@ -1,4 +1,5 @@
-"""What the path correction gives: tokens per step with and without it, drafts from every row; and what it costs a step.
+"""What the path correction gives: tokens per step with and without it, drafts from every row; and
+what it costs a step.
 
 python benchmarks/path_correction.py BUNDLE [--prompts 40] [--tokens 96]
 """
@@ -39,7 +40,10 @@ def main(bundle, prompts, tokens, sizes, cost_only):
         for drafts in sizes:
             counts = []
             for engine.bundle in (without, corrected):
-                runs = [engine.generate(prompt, params, tree=TreeConfig("dynamic", drafts + 1, None)).stats for prompt in encoded]
+                runs = [
+                    engine.generate(prompt, params, tree=TreeConfig("dynamic", drafts + 1, None)).stats
+                    for prompt in encoded
+                ]
                 counts.append([(run.decoded_tokens, run.steps) for run in runs])
             before, after = (per_step(np.array(each)) for each in counts)
             low, high = gain_interval(*map(np.array, counts))
@@ -57,9 +61,13 @@ def per_step(counts: np.ndarray) -> float:
 
 
 def gain_interval(without: np.ndarray, corrected: np.ndarray) -> tuple[float, float]:
-    """What the gain would have been with other prompts of the same kind: 5 % and 95 % of 2,000 draws with replacement."""
+    """What the gain would have been with other prompts of the same kind: 5 % and 95 % of 2,000
+    draws with replacement.
+    """
     draws = np.random.default_rng(0).integers(0, len(without), (2000, len(without)))
-    low, high = np.quantile([per_step(corrected[draw]) / per_step(without[draw]) - 1 for draw in draws], (0.05, 0.95))
+    low, high = np.quantile(
+        [per_step(corrected[draw]) / per_step(without[draw]) - 1 for draw in draws], (0.05, 0.95)
+    )
     return float(low), float(high)
 
 

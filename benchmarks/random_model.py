@@ -1,5 +1,5 @@
-"""Checkpoints with random weights in the shapes of real models, and predictors for them: what they say is noise, what they cost
-is not.
+"""Checkpoints with random weights in the shapes of real models, and predictors for them: what they
+say is noise, what they cost is not.
 
 Each is made by a process of its own, so that its memory is given back.
 """
@@ -16,18 +16,33 @@ from firp.export.predictor_dir import FORMAT_VERSION, Accuracy, PredictorInfo, w
 
 SHAPES = {  # as LlamaConfig names them
     "tiny": {
-        "vocab_size": 512, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 8192,
+        "vocab_size": 512,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 8192,
     },
     "1b": {  # TinyLlama's, with a longer context
-        "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
-        "num_key_value_heads": 4, "max_position_embeddings": 8192,
+        "vocab_size": 32000,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 8192,
     },
     "7b": {  # Llama 2's, with a longer context
-        "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "num_key_value_heads": 32, "max_position_embeddings": 8192,
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 8192,
     },
-}  # fmt: skip
+}
 _MAKE = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -49,10 +64,19 @@ def make_predictors(folder: Path, model: Path, num_predictors: int = 3) -> Path:
     checkpoint = open_checkpoint(model)
     config, layer = checkpoint.config, checkpoint.prediction_layer(None)
     info = PredictorInfo(
-        format_version=FORMAT_VERSION, method="firp", num_predictors=num_predictors, prediction_layer=layer,
-        hidden_size=config.hidden_size, correction_rank=0, model_name=model.name, model_fingerprint=checkpoint.fingerprint(),
-        training={}, held_out=Accuracy((), (), (), (), 0),
-    )  # fmt: skip
+        format_version=FORMAT_VERSION,
+        method="firp",
+        num_predictors=num_predictors,
+        prediction_layer=layer,
+        hidden_size=config.hidden_size,
+        correction_rank=0,
+        model_name=model.name,
+        model_fingerprint=checkpoint.fingerprint(),
+        training={},
+        held_out=Accuracy((), (), (), (), 0),
+    )
     folder.mkdir()
-    write_predictors(folder, info, np.tile(np.eye(config.hidden_size, dtype=np.float32), (num_predictors, 1, 1)))
+    write_predictors(
+        folder, info, np.tile(np.eye(config.hidden_size, dtype=np.float32), (num_predictors, 1, 1))
+    )
     return folder

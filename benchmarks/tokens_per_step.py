@@ -1,9 +1,10 @@
-"""Tokens per step of dynamic trees on held-out prompts, by rows T and draft sources M (0: a draft pass); and the rate that each
-gives here.
+"""Tokens per step of dynamic trees on held-out prompts, by rows T and draft sources M (0: a draft
+pass); and the rate that each gives here.
 
     python benchmarks/tokens_per_step.py BUNDLE [--prompts 40] [--tokens 96] [--temperature 0]
 
-Plain decoding runs in the same process, before every tree of every prompt; a rate is quoted as its ratio to that.
+Plain decoding runs in the same process, before every tree of every prompt; a rate is quoted as its
+ratio to that.
 """
 
 import statistics
@@ -39,7 +40,9 @@ def main(bundle, prompts, tokens, temperature, threads):
     print(
         f"top-1 accuracy by offset {held_out['top1']}, top-5 {held_out['top5']} (held-out text, against the model's greedy tokens)"
     )
-    print(f"{len(encoded)} prompts x {tokens} tokens, temperature {temperature}, top_p {top_p}; ratio to plain: median [quartiles]")
+    print(
+        f"{len(encoded)} prompts x {tokens} tokens, temperature {temperature}, top_p {top_p}; ratio to plain: median [quartiles]"
+    )
     for rows in ROWS:
         for sources in SOURCES:
             tree = TreeConfig("dynamic", rows, sources)

@@ -1,9 +1,11 @@
-"""What else the predictors could be: variants trained alike, with top-1 accuracy and tokens per step (rows 16, M = T, corrected).
+"""What else the predictors could be: variants trained alike, with top-1 accuracy and tokens per
+step (rows 16, M = T, corrected).
 
     python benchmarks/variants.py [LAYER] [--steps 200] [--only NAME]...
 
-A variant that pays becomes the method; the others are named in benchmarks/README.md with their numbers. `bonus` and `final` know
-the token that the verified row picked, or its last hidden state: only a draft pass after acceptance could use them.
+A variant that pays becomes the method; the others are named in benchmarks/README.md with their
+numbers. `bonus` and `final` know the token that the verified row picked, or its last hidden state:
+only a draft pass after acceptance could use them.
 """
 
 from abc import abstractmethod
@@ -60,7 +62,9 @@ class Embedding(TwoInputs):
 
 class Bonus(TwoInputs):
     def other(self, frozen, real, anchors):
-        return frozen.model.model.embed_tokens(at(real.input_ids, (anchors + 1).clamp_max(real.input_ids.shape[1] - 1)))
+        return frozen.model.model.embed_tokens(
+            at(real.input_ids, (anchors + 1).clamp_max(real.input_ids.shape[1] - 1))
+        )
 
 
 class Final(TwoInputs):
@@ -96,7 +100,8 @@ class Blind(FirpPredictors):
             part = FrozenModel(frozen.model, start, frozen.window)
             states = real.states[start - frozen.prediction_layer :]
             pseudo = at(states[0], anchors) @ weight.T
-            # K = 1, and as far ahead as this offset is: the position is the anchor's plus offset + 1
+            # K = 1, and as far ahead as this offset is: the position is the anchor's plus offset +
+            # 1
             out.append(part.logits(_one_offset(part, pseudo, real, anchors, offset)))
         return torch.stack(out, 2)
 
@@ -130,10 +135,16 @@ class _Past:
 
 
 VARIANTS = {
-    "firp": (FirpPredictors, 3), "K=5": (FirpPredictors, 5), "two positions": (TwoPositions, 3), "layers 0 and t": (Embedding, 3),
-    "low rank": (LowRank, 3), "blind": (Blind, 3), "layer per offset": (LayerPerOffset, 3), "bonus": (Bonus, 3),
+    "firp": (FirpPredictors, 3),
+    "K=5": (FirpPredictors, 5),
+    "two positions": (TwoPositions, 3),
+    "layers 0 and t": (Embedding, 3),
+    "low rank": (LowRank, 3),
+    "blind": (Blind, 3),
+    "layer per offset": (LayerPerOffset, 3),
+    "bonus": (Bonus, 3),
     "final": (Final, 3),
-}  # fmt: skip
+}
 
 
 @click.command(cls=Repeating)
@@ -143,7 +154,9 @@ VARIANTS = {
 def main(layer, steps, only):
     options = TrainOptions(minutes=None, steps=steps)
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    documents = load_documents(list(standard_library()), load_tokenizer(MODEL / "tokenizer.json"), ChatTemplate(MODEL))
+    documents = load_documents(
+        list(standard_library()), load_tokenizer(MODEL / "tokenizer.json"), ChatTemplate(MODEL)
+    )
     dataset = make_dataset(documents, options.window, 0)
     evaluation = Evaluation(model, dataset, options, (0,), lambda *_: None)
     for name, (heads_class, k) in VARIANTS.items():

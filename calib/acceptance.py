@@ -1,8 +1,10 @@
-"""How many tokens a step gives, without decoding: drafts are replayed on a text that the model has already decoded.
+"""How many tokens a step gives, without decoding: drafts are replayed on a text that the model has
+already decoded.
 
-In: a frozen model, draft heads, sequences. Out: `Recorded` guesses at every position, and what any tree makes of them. Exact,
-because acceptance depends on the picked tokens alone, and a source's guesses on the tokens before it alone: the
-replay walks the runtime's own trees. In float32 it differs from decoding by rounding only.
+In: a frozen model, draft heads, sequences. Out: `Recorded` guesses at every position, and what any
+tree makes of them. Exact, because acceptance depends on the picked tokens alone, and a source's
+guesses on the tokens before it alone: the replay walks the runtime's own trees. In float32 it
+differs from decoding by rounding only.
 """
 
 from typing import NamedTuple
@@ -24,7 +26,9 @@ class Sequence(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """A sequence, and the guesses of each of its rows from the last prompt token on; those before are padding."""
+    """A sequence, and the guesses of each of its rows from the last prompt token on; those before
+    are padding.
+    """
 
     sequence: Sequence
     top_ids: np.ndarray  # [S, K, k] i64
@@ -62,18 +66,24 @@ def record(frozen: FrozenModel, heads: Heads, sequences: list[Sequence]) -> list
         logprobs = F.log_softmax(heads(frozen, real, anchors)[0], -1)  # [A, K, V]
         best, best_ids = logprobs.topk(min(TOP_K, logprobs.shape[-1]), -1)
         padding = ((first, 0), (0, 0), (0, 0))
-        recorded.append(Recorded(sequence, np.pad(best_ids.cpu().numpy(), padding), np.pad(best.cpu().numpy(), padding)))
+        recorded.append(
+            Recorded(sequence, np.pad(best_ids.cpu().numpy(), padding), np.pad(best.cpu().numpy(), padding))
+        )
     return recorded
 
 
 def rank(recorded: list[Recorded], correction: PathCorrection | None, greedy: bool) -> list[Drafted]:
-    """Rank all guesses once; trees of any kind then share the rankings. greedy: how the sequences were decoded."""
+    """Rank all guesses once; trees of any kind then share the rankings. greedy: how the sequences
+    were decoded.
+    """
     drafted = []
     for sequence, top_ids, top_logprobs in recorded:
         roots = range(sequence.prompt_tokens, len(sequence.tokens) - 1)
         guesses = {root: Guesses(top_ids[root - 1], top_logprobs[root - 1]) for root in roots}
         rankings = {
-            root: _compact(correction.rank(int(sequence.tokens[root]), each, greedy)) if correction else independent(each)
+            root: _compact(correction.rank(int(sequence.tokens[root]), each, greedy))
+            if correction
+            else independent(each)
             for root, each in guesses.items()
         }
         drafted.append(Drafted(sequence.tokens.tolist(), sequence.prompt_tokens, guesses, rankings))
@@ -92,8 +102,12 @@ class Outcome(NamedTuple):
     end_rank: int  # of the row that ended the path, among the tree's likely ends
 
 
-def replay(sequences: list[Drafted], config: TreeConfig, known: dict[tuple[int, int], Outcome] | None = None) -> Replay:
-    """Decode the sequences again with this tree. `known` may be shared by trees that differ in draft sources alone."""
+def replay(
+    sequences: list[Drafted], config: TreeConfig, known: dict[tuple[int, int], Outcome] | None = None
+) -> Replay:
+    """Decode the sequences again with this tree. `known` may be shared by trees that differ in
+    draft sources alone.
+    """
     known = {} if known is None else known
     tokens = steps = undrafted = 0
     by_depth: list[int] = []
@@ -108,7 +122,11 @@ def replay(sequences: list[Drafted], config: TreeConfig, known: dict[tuple[int, 
             by_depth += [0] * (outcome.accept_length - len(by_depth))
             for depth in range(outcome.accept_length):
                 by_depth[depth] += 1
-            root, tokens, steps = root + outcome.accept_length + 1, tokens + outcome.accept_length + 1, steps + 1
+            root, tokens, steps = (
+                root + outcome.accept_length + 1,
+                tokens + outcome.accept_length + 1,
+                steps + 1,
+            )
     return Replay(tokens, steps, undrafted, by_depth)
 
 
@@ -125,7 +143,9 @@ def _outcome(each: Drafted, root: int, config: TreeConfig) -> Outcome:
 
 
 def accepted_ranks(sequences: list[Drafted]) -> list[tuple[int, ...]]:
-    """At each root, the path of ranks that the text took, as far as the guesses reach: () when not even the first is among them."""
+    """At each root, the path of ranks that the text took, as far as the guesses reach: () when not
+    even the first is among them.
+    """
     paths = []
     for each in sequences:
         for root, ranking in each.rankings.items():

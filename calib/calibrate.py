@@ -1,7 +1,9 @@
-"""From a model directory and text to a predictor directory: data, prediction layer, training, trees, report.
+"""From a model directory and text to a predictor directory: data, prediction layer, training,
+trees, report.
 
-In: `CalibrationRequest`. Out: a directory that appears whole or not at all (firp.export.predictor_dir, and the report). Every stage
-is kept in a `SavedRun` beside the target, so a run that was stopped goes on where it was, with the same result.
+In: `CalibrationRequest`. Out: a directory that appears whole or not at all
+(firp.export.predictor_dir, and the report). Every stage is kept in a `SavedRun` beside the target,
+so a run that was stopped goes on where it was, with the same result.
 """
 
 import functools
@@ -18,7 +20,14 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from firp.calib.dataset import HELD_OUT_SHARE, ChatTemplate, Dataset, load_documents, make_dataset, split_prompts
+from firp.calib.dataset import (
+    HELD_OUT_SHARE,
+    ChatTemplate,
+    Dataset,
+    load_documents,
+    make_dataset,
+    split_prompts,
+)
 from firp.calib.evaluation import Evaluated, Evaluation
 from firp.calib.findings import LayerFindings
 from firp.calib.frozen_model import FrozenModel
@@ -42,7 +51,8 @@ from firp.runtime.guesses import PathCorrection
 from firp.runtime.latency import measure_latency
 from firp.runtime.text import check_text, load_tokenizer
 
-RESUMABLE_CHANGES = ("learning_rate", "batch", "accumulate", "anchors")  # options that a resumed run may change
+# options that a resumed run may change
+RESUMABLE_CHANGES = ("learning_rate", "batch", "accumulate", "anchors")
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
@@ -51,7 +61,8 @@ class CalibrationRequest:
     model: Path
     output: Path
     data: tuple[Path, ...] = ()  # text files, .jsonl, directories
-    prompts: tuple[list[int], ...] | tuple[str, ...] = ()  # the model continues these, and trains on what it wrote
+    # the model continues these, and trains on what it wrote
+    prompts: tuple[list[int], ...] | tuple[str, ...] = ()
     options: TrainOptions = field(default_factory=TrainOptions)
     latency: LatencyTable | None = None  # of the target device; None: measured here, where this is a CPU
     resume: bool = False
@@ -62,28 +73,47 @@ def calibrate(
 ) -> PredictorInfo:
     """Train predictors and path correction, calibrate trees, write the directory and its report.
 
-    cancel: when set, the run stops after its current step and can be resumed. Raises FirpError: bad model, data, options or
-    target; not enough memory; training diverged; interrupted.
+    cancel: when set, the run stops after its current step and can be resumed. Raises FirpError: bad
+    model, data, options or target; not enough memory; training diverged; interrupted.
     """
     check_target(request.output, MARKER)
     checkpoint = open_checkpoint(request.model)
     wanted = request.options.prediction_layer
     default_layer = checkpoint.prediction_layer(None if wanted == AUTO else wanted)
     lowest = layers_to_try(checkpoint.config.num_hidden_layers)[0] if wanted == AUTO else default_layer
-    window, needed = min(request.options.window, checkpoint.config.max_position_embeddings), 2 * request.options.num_predictors + 2
+    window, needed = (
+        min(request.options.window, checkpoint.config.max_position_embeddings),
+        2 * request.options.num_predictors + 2,
+    )
     if window < needed:
-        raise FirpError("context too short to train on", got=f"{window} tokens", expected=f"at least {needed}")
+        raise FirpError(
+            "context too short to train on", got=f"{window} tokens", expected=f"at least {needed}"
+        )
     check_device(request.options.device)
     check_memory(checkpoint, request.options, lowest)
     tokenizer = _tokenizer(request.model)
     if not request.data and not request.prompts:
-        raise FirpError("nothing to calibrate on", got="no data", expected="text files, or prompts that the model continues")
-    documents = load_documents(list(request.data), tokenizer, ChatTemplate(request.model)) if request.data else []
-    prompts = [tokenizer.encode(check_text(each)).ids if isinstance(each, str) else list(each) for each in request.prompts]
+        raise FirpError(
+            "nothing to calibrate on",
+            got="no data",
+            expected="text files, or prompts that the model continues",
+        )
+    documents = (
+        load_documents(list(request.data), tokenizer, ChatTemplate(request.model)) if request.data else []
+    )
+    prompts = [
+        tokenizer.encode(check_text(each)).ids if isinstance(each, str) else list(each)
+        for each in request.prompts
+    ]
     _check_ids([*documents, *prompts], checkpoint.config.vocab_size)
     if request.latency and request.latency.num_hidden_layers != checkpoint.config.num_hidden_layers:
         got, expected = f"{request.latency.num_hidden_layers} layers", checkpoint.config.num_hidden_layers
-        raise FirpError("latency table of another model", got=got, expected=expected, fix="measure it with firp tune --json")
+        raise FirpError(
+            "latency table of another model",
+            got=got,
+            expected=expected,
+            fix="measure it with firp tune --json",
+        )
     saved = SavedRun(request.output, _identity(request, checkpoint, documents, prompts), request.resume)
     saved.save()  # from here on the output is taken: another run is refused at once
     try:
@@ -96,18 +126,24 @@ def calibrate(
 
 
 def check_device(device: str) -> None:
-    """Raises FirpError for a device that this machine lacks, or that is neither a CPU nor a CUDA GPU."""
+    """Raises FirpError for a device that this machine lacks, or that is neither a CPU nor a CUDA
+    GPU.
+    """
     try:
         if torch.empty(1, device=device).device.type not in ("cpu", "cuda"):
             raise RuntimeError("neither cpu nor cuda")
     except (RuntimeError, AssertionError) as error:
-        raise FirpError("cannot use the device", got=f"{device}: {str(error).splitlines()[0]:.100}", fix="--device cpu") from error
+        raise FirpError(
+            "cannot use the device", got=f"{device}: {str(error).splitlines()[0]:.100}", fix="--device cpu"
+        ) from error
 
 
 def _tokenizer(model_dir: Path):
     file = model_dir / "tokenizer.json"
     if not file.is_file():
-        raise CheckpointError("the model has no tokenizer", got=f"'{model_dir}' without tokenizer.json", fix="add it")
+        raise CheckpointError(
+            "the model has no tokenizer", got=f"'{model_dir}' without tokenizer.json", fix="add it"
+        )
     return load_tokenizer(file)
 
 
@@ -115,12 +151,20 @@ def _check_ids(sequences: list[list[int]], vocab_size: int) -> None:
     """Raises FirpError for a token that the model has no embedding for."""
     for ids in sequences:
         if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
-            raise FirpError("token id out of range", got=f"{min(ids)} to {max(ids)}", expected=f"0 to {vocab_size - 1}")
+            raise FirpError(
+                "token id out of range", got=f"{min(ids)} to {max(ids)}", expected=f"0 to {vocab_size - 1}"
+            )
 
 
-def _identity(request: CalibrationRequest, checkpoint: Checkpoint, documents: list, prompts: list) -> dict[str, Any]:
-    """What a run must share with an unfinished one to go on with it. Sizes of a step may change: lower ones help out of a crash."""
-    options = {name: value for name, value in asdict(request.options).items() if name not in RESUMABLE_CHANGES}
+def _identity(
+    request: CalibrationRequest, checkpoint: Checkpoint, documents: list, prompts: list
+) -> dict[str, Any]:
+    """What a run must share with an unfinished one to go on with it. Sizes of a step may change:
+    lower ones help out of a crash.
+    """
+    options = {
+        name: value for name, value in asdict(request.options).items() if name not in RESUMABLE_CHANGES
+    }
     data = hashlib.sha256(json.dumps([documents, prompts]).encode()).hexdigest()
     latency = asdict(request.latency) if request.latency else None
     return {"model": checkpoint.fingerprint(), "data": data, "latency": latency, **options}
@@ -129,7 +173,9 @@ def _identity(request: CalibrationRequest, checkpoint: Checkpoint, documents: li
 class _Run:
     """One calibration, stage by stage; what a stage found is in `saved` and is not found again."""
 
-    def __init__(self, request: CalibrationRequest, checkpoint: Checkpoint, saved: SavedRun, progress: Progress, cancel):
+    def __init__(
+        self, request: CalibrationRequest, checkpoint: Checkpoint, saved: SavedRun, progress: Progress, cancel
+    ):
         self.request, self.options, self.checkpoint = request, request.options, checkpoint
         self.saved, self.cancel, self.show = saved, cancel, progress
         self.progress("loading the model", 0, 1)
@@ -140,9 +186,13 @@ class _Run:
             raise CheckpointError("the model does not load", got=str(error).splitlines()[0][:200]) from error
         self.model = model.to(self.options.device)
 
-    def finish(self, default_layer: int, documents: list[list[int]], prompts: list[list[int]]) -> PredictorInfo:
+    def finish(
+        self, default_layer: int, documents: list[list[int]], prompts: list[list[int]]
+    ) -> PredictorInfo:
         dataset = self._dataset(documents, prompts)
-        evaluation = Evaluation(self.model, dataset, self.options, self.checkpoint.eos_token_ids, self.progress)
+        evaluation = Evaluation(
+            self.model, dataset, self.options, self.checkpoint.eos_token_ids, self.progress
+        )
         latency = self._latency(default_layer)
         layer, swept = default_layer, ()
         options = replace(self.options, prediction_layer=default_layer)
@@ -165,11 +215,21 @@ class _Run:
         window = min(self.options.window, self.checkpoint.config.max_position_embeddings)
         own_text = ([], [])
         if prompts:
-            tokens, shares = self.options.own_tokens, zip(split_prompts(prompts), (1 - HELD_OUT_SHARE, HELD_OUT_SHARE), strict=True)
-            write = functools.partial(
-                write_text, self.model, window=window, seed=self.options.seed, ends=ends, progress=self.progress
+            tokens, shares = (
+                self.options.own_tokens,
+                zip(split_prompts(prompts), (1 - HELD_OUT_SHARE, HELD_OUT_SHARE), strict=True),
             )
-            own_text = self._stage("own text", lambda: tuple(write(each, tokens=int(tokens * share)) for each, share in shares))
+            write = functools.partial(
+                write_text,
+                self.model,
+                window=window,
+                seed=self.options.seed,
+                ends=ends,
+                progress=self.progress,
+            )
+            own_text = self._stage(
+                "own text", lambda: tuple(write(each, tokens=int(tokens * share)) for each, share in shares)
+            )
         return make_dataset(documents, window, ends[0] if ends else None, own_text)
 
     def _latency(self, layer: int) -> LatencyTable | None:
@@ -197,12 +257,16 @@ class _Run:
                 ) from error
             return measure_latency(Engine.load(bundle, check_hashes=False), self.progress)
 
-    def _sweep(self, dataset: Dataset, evaluation: Evaluation, latency: LatencyTable | None) -> tuple[LayerFindings, ...]:
+    def _sweep(
+        self, dataset: Dataset, evaluation: Evaluation, latency: LatencyTable | None
+    ) -> tuple[LayerFindings, ...]:
         if latency is None:
             raise FirpError(
-                "no latency table to choose a prediction layer with", got=f"device {self.options.device}",
-                expected="--latency FILE", fix="print one on the target with firp tune BUNDLE --json",
-            )  # fmt: skip
+                "no latency table to choose a prediction layer with",
+                got=f"device {self.options.device}",
+                expected="--latency FILE",
+                fix="print one on the target with firp tune BUNDLE --json",
+            )
         layers = layers_to_try(self.checkpoint.config.num_hidden_layers)
 
         def findings_at(layer: int) -> dict[str, Any]:
@@ -211,7 +275,10 @@ class _Run:
             self.saved.stages.pop(_stage_name(trainer))
             return asdict(evaluation.layer_findings(trainer, latency))
 
-        return tuple(LayerFindings(**self._stage(f"sweep, layer {layer}", lambda at=layer: findings_at(at))) for layer in layers)
+        return tuple(
+            LayerFindings(**self._stage(f"sweep, layer {layer}", lambda at=layer: findings_at(at)))
+            for layer in layers
+        )
 
     def _train(self, method: type[Heads], layer: int, dataset: Dataset, options: TrainOptions) -> Trainer:
         frozen = FrozenModel(self.model, layer, self.checkpoint.config.sliding_window)
@@ -247,7 +314,9 @@ class _Run:
         self.show(stage, done, total)
         if self.cancel is not None and self.cancel.is_set():
             kept = f", what was finished is kept in '{self.saved.path}'" if self.saved.stages else ""
-            fix = "repeat the command with --resume to go on" if kept else "start again: no stage was finished"
+            fix = (
+                "repeat the command with --resume to go on" if kept else "start again: no stage was finished"
+            )
             raise FirpError("interrupted", got=f"'{stage}'{kept}", fix=fix)
 
     def _stage(self, name: str, make: Callable[[], Any]) -> Any:
@@ -273,11 +342,18 @@ class _Run:
     def _write(self, folder: Path, trainer: Trainer, dataset: Dataset, evaluated: Evaluated) -> PredictorInfo:
         request, options = self.request, self.options
         training = asdict(options) | {
-            "data": [path.name for path in request.data[:10]], "files": len(request.data), "prompts": len(request.prompts),
-            "tokens": dataset.tokens, "steps": trainer.step, "minutes": round(trainer.seconds / 60, 2),
-        }  # fmt: skip
+            "data": [path.name for path in request.data[:10]],
+            "files": len(request.data),
+            "prompts": len(request.prompts),
+            "tokens": dataset.tokens,
+            "steps": trainer.step,
+            "minutes": round(trainer.seconds / 60, 2),
+        }
         info = self._info(
-            trainer.frozen.prediction_layer, training, evaluated.findings.methods[0].accuracy, options.correction_rank
+            trainer.frozen.prediction_layer,
+            training,
+            evaluated.findings.methods[0].accuracy,
+            options.correction_rank,
         )
         weight = trainer.heads.weight.detach().cpu().numpy()
         write_predictors(folder, info, weight, evaluated.correction, evaluated.calibration)

@@ -30,27 +30,57 @@ def _training_options(command):
     defaults = TrainOptions()
     for name, kind, text in reversed(_NUMBERS):
         flag = "--" + name.replace("_", "-")
-        command = click.option(flag, type=kind, default=getattr(defaults, name), show_default=True, help=text)(command)
+        command = click.option(
+            flag, type=kind, default=getattr(defaults, name), show_default=True, help=text
+        )(command)
     return command
 
 
 @click.command(cls=Repeating)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The predictor directory to write.")
-@click.option("--data", type=click.Path(path_type=Path), multiple=True, help="Text files, .jsonl (text or messages), directories.")
-@click.option("--from-model", type=click.Path(path_type=Path), help="Prompt file; train on what the model writes after them too.")
-@click.option("--prediction-layer", help=f"Layer whose input the predictors read, or '{AUTO}'.  [default: 3/4 of the layers]")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The predictor directory to write."
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Text files, .jsonl (text or messages), directories.",
+)
+@click.option(
+    "--from-model",
+    type=click.Path(path_type=Path),
+    help="Prompt file; train on what the model writes after them too.",
+)
+@click.option(
+    "--prediction-layer",
+    help=f"Layer whose input the predictors read, or '{AUTO}'.  [default: 3/4 of the layers]",
+)
 @click.option("--minutes", type=float, help=f"How long to train.  [default: {TrainOptions.minutes:g}]")
 @click.option("--steps", type=int, help="Train for this many steps instead.")
 @_training_options
 @click.option("--device", default=TrainOptions.device, show_default=True, help="cpu, cuda, cuda:1, ...")
-@click.option("--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], show_default=True, help="Of the frozen model.")
-@click.option("--baselines", is_flag=True, help="Train Medusa heads and early exit as well, for as many steps, and compare.")
-@click.option("--latency", type=click.Path(path_type=Path), help="From the target: the output of firp tune --json.")
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default=PRECISIONS[0],
+    show_default=True,
+    help="Of the frozen model.",
+)
+@click.option(
+    "--baselines",
+    is_flag=True,
+    help="Train Medusa heads and early exit as well, for as many steps, and compare.",
+)
+@click.option(
+    "--latency", type=click.Path(path_type=Path), help="From the target: the output of firp tune --json."
+)
 @click.option("--resume", is_flag=True, help="Go on with the calibration that was interrupted.")
 @click.option("--json", "as_json", is_flag=True, help="Print report.json.")
 def calibrate(model, output, data, from_model, latency, resume, as_json, **options):
-    """Train predictors and path correction for MODEL, calibrate draft trees, and report what they are worth."""
+    """Train predictors and path correction for MODEL, calibrate draft trees, and report what they
+    are worth.
+    """
     if not data and not from_model:
         raise click.UsageError("give --data, --from-model, or both.")
     from firp.calib.calibrate import CalibrationRequest
@@ -71,7 +101,9 @@ def calibrate(model, output, data, from_model, latency, resume, as_json, **optio
         print(json.dumps(report))
     else:
         print_report(report)
-        messages.print(f"wrote {output} (split at layer {report['prediction_layer']}); pictures in {output / 'report.html'}")
+        messages.print(
+            f"wrote {output} (split at layer {report['prediction_layer']}); pictures in {output / 'report.html'}"
+        )
 
 
 def run_calibration(request, cancel: threading.Event | None = None) -> None:
@@ -85,7 +117,9 @@ def run_calibration(request, cancel: threading.Event | None = None) -> None:
         calibrate(request, bar.update, cancel)
 
 
-def _options(prediction_layer: str | None, minutes: float | None, steps: int | None, **numbers) -> TrainOptions:
+def _options(
+    prediction_layer: str | None, minutes: float | None, steps: int | None, **numbers
+) -> TrainOptions:
     if minutes is not None and steps is not None:
         raise click.UsageError("--minutes and --steps exclude each other.")
     layer = prediction_layer
@@ -93,7 +127,9 @@ def _options(prediction_layer: str | None, minutes: float | None, steps: int | N
         try:
             layer = int(layer)
         except ValueError as error:
-            raise FirpError("bad prediction layer", got=repr(layer)[:40], expected=f"a number, or '{AUTO}'") from error
+            raise FirpError(
+                "bad prediction layer", got=repr(layer)[:40], expected=f"a number, or '{AUTO}'"
+            ) from error
     if minutes is None and steps is None:
         minutes = TrainOptions.minutes
     return TrainOptions(prediction_layer=layer, minutes=minutes, steps=steps, **numbers)
@@ -105,7 +141,13 @@ def print_report(report: dict) -> None:
     shares = ("top1", "top3", "top5", "top10")
     print_table(
         ("accuracy by offset", "top-1", "top-3", "top-5", "top-10"),
-        [(m["method"], *(" ".join(f"{share:.3f}".lstrip("0") for share in m["accuracy"][top]) for top in shares)) for m in trained],
+        [
+            (
+                m["method"],
+                *(" ".join(f"{share:.3f}".lstrip("0") for share in m["accuracy"][top]) for top in shares),
+            )
+            for m in trained
+        ],
         f"held-out text, against the model's own greedy tokens, {trained[0]['accuracy']['guesses']} guesses each",
     )
     rows = report["rows"]

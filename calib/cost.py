@@ -1,8 +1,10 @@
-"""What a pass costs at the least: the bytes that must move and the arithmetic that must be done, and the time that takes here.
+"""What a pass costs at the least: the bytes that must move and the arithmetic that must be done,
+and the time that takes here.
 
-In: a model's blueprint, the shapes of a pass, the device's measured peaks. Out: a `Cost`, and its `Roofline`: a pass can be no
-faster than its bytes at the peak bandwidth, nor than its FLOPs at the peak rate (Williams et al., "Roofline", 2009). Counted are
-weights once, the declared inputs and outputs once, the arithmetic of GEMMs and attention; what a graph copies on the way is not.
+In: a model's blueprint, the shapes of a pass, the device's measured peaks. Out: a `Cost`, and its
+`Roofline`: a pass can be no faster than its bytes at the peak bandwidth, nor than its FLOPs at the
+peak rate (Williams et al., "Roofline", 2009). Counted are weights once, the declared inputs and
+outputs once, the arithmetic of GEMMs and attention; what a graph copies on the way is not.
 """
 
 from collections.abc import Mapping
@@ -53,7 +55,9 @@ class Peaks:
 
 @dataclass(frozen=True)
 class Roofline:
-    """Shares of the measured time; above 1 where weights stay in a cache that is faster than memory, so never clamped."""
+    """Shares of the measured time; above 1 where weights stay in a cache that is faster than
+    memory, so never clamped.
+    """
 
     flops_per_byte: float
     bandwidth_ms: float
@@ -83,10 +87,14 @@ def _size(dimension: Any, dims: Mapping[str, int]) -> int:
     return sum(dims[letter] for letter in dimension.split("+")) if isinstance(dimension, str) else dimension
 
 
-def pass_cost(spec: GraphSpec, model: ModelConfig, layers: int, num_predictors: int, dtype: str, point: Point) -> Cost:
+def pass_cost(
+    spec: GraphSpec, model: ModelConfig, layers: int, num_predictors: int, dtype: str, point: Point
+) -> Cost:
     """The cost of one pass of a graph that holds `layers` layers of the model."""
     c, dims, item = model, dimensions(spec.name, point, num_predictors), _ITEM_BYTES[dtype]
-    tensors = [(each, prod(sizes(each, dims)) * _ITEM_BYTES[each.dtype]) for each in (*spec.inputs, *spec.outputs)]
+    tensors = [
+        (each, prod(sizes(each, dims)) * _ITEM_BYTES[each.dtype]) for each in (*spec.inputs, *spec.outputs)
+    ]
     cache = sum(size for tensor, size in tensors if tensor.name.startswith(_CACHE))
     count, keys = point.batch * point.rows, point.cached_tokens + point.rows
     weights, head, linear = layers * layer_parameters(c), 0, layers * layer_gemm_parameters(c)
@@ -115,7 +123,11 @@ def layer_gemm_parameters(c: ModelConfig) -> int:
 
 def layer_parameters(c: ModelConfig) -> int:
     query, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    biases = c.qkv_bias * (query + 2 * kv) + c.o_bias * c.hidden_size + c.mlp_bias * (2 * c.intermediate_size + c.hidden_size)
+    biases = (
+        c.qkv_bias * (query + 2 * kv)
+        + c.o_bias * c.hidden_size
+        + c.mlp_bias * (2 * c.intermediate_size + c.hidden_size)
+    )
     return layer_gemm_parameters(c) + biases + 2 * c.hidden_size + c.qk_norm * 2 * c.head_dim
 
 

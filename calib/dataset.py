@@ -1,7 +1,7 @@
 """Calibration text as windows of tokens, with a held-out part that training never sees.
 
-In: files (UTF-8 text; .jsonl with `text` or `messages` on each line) and directories, of which every text file below is read and
-others are passed over. Out: `Dataset`.
+In: files (UTF-8 text; .jsonl with `text` or `messages` on each line) and directories, of which
+every text file below is read and others are passed over. Out: `Dataset`.
 """
 
 import json
@@ -26,7 +26,9 @@ class Dataset(NamedTuple):
 
 
 class ChatTemplate:
-    """Renders `messages` as the model was trained to see them. Raises FirpError when the model has no template."""
+    """Renders `messages` as the model was trained to see them. Raises FirpError when the model has
+    no template.
+    """
 
     def __init__(self, model_dir: Path):
         self._model_dir, self._tokenizer = model_dir, None
@@ -38,7 +40,9 @@ class ChatTemplate:
             try:
                 self._tokenizer = AutoTokenizer.from_pretrained(self._model_dir, local_files_only=True)
             except Exception as error:  # whatever its readers raise
-                raise FirpError("the model's tokenizer does not load", got=f"{error}".splitlines()[0][:200]) from error
+                raise FirpError(
+                    "the model's tokenizer does not load", got=f"{error}".splitlines()[0][:200]
+                ) from error
         if not self._tokenizer.chat_template:
             fix = 'give lines with "text", or a model with a chat_template'
             raise FirpError("the model has no chat template", got=f"messages at {where}", fix=fix)
@@ -49,7 +53,9 @@ class ChatTemplate:
 
 
 def load_documents(paths: list[Path], tokenizer: Tokenizer, chat: ChatTemplate) -> list[list[int]]:
-    """Token ids of every document, in order. Raises FirpError for what cannot be read or is not text."""
+    """Token ids of every document, in order. Raises FirpError for what cannot be read or is not
+    text.
+    """
     documents, texts = [], []
     for text in (text for path in paths for file in _files(path) for text in _texts(file, chat)):
         texts.append(text)
@@ -60,9 +66,13 @@ def load_documents(paths: list[Path], tokenizer: Tokenizer, chat: ChatTemplate) 
 
 
 def make_dataset(
-    documents: list[list[int]], window: int, separator: int | None, own_text: tuple[list[list[int]], list[list[int]]] = ([], [])
+    documents: list[list[int]],
+    window: int,
+    separator: int | None,
+    own_text: tuple[list[list[int]], list[list[int]]] = ([], []),
 ) -> Dataset:
-    """Join documents (each closed by `separator`) and cut windows; the last ones are held out. Raises FirpError for too little.
+    """Join documents (each closed by `separator`) and cut windows; the last ones are held out.
+    Raises FirpError for too little.
 
     own_text: continuations of prompts to train on, and of other prompts, that are held out.
     """
@@ -73,7 +83,10 @@ def make_dataset(
     tokens = sum(len(ids) + (separator is not None) for part in (documents, *own_text) for ids in part)
     if not len(training) or not len(held_out):
         raise FirpError(
-            "too little calibration data", got=f"{tokens} tokens", expected=f"at least {2 * window}", fix="give more text"
+            "too little calibration data",
+            got=f"{tokens} tokens",
+            expected=f"at least {2 * window}",
+            fix="give more text",
         )
     return Dataset(training, held_out, tokens)
 
@@ -86,10 +99,17 @@ def _windows(documents: list[list[int]], window: int, separator: int | None) -> 
 
 
 def split_prompts(prompts: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
-    """To train on, and to hold out: no prompt is in both. Raises FirpError for fewer than two different ones."""
+    """To train on, and to hold out: no prompt is in both. Raises FirpError for fewer than two
+    different ones.
+    """
     different = [list(ids) for ids in dict.fromkeys(tuple(ids) for ids in prompts if ids)]
     if len(different) < 2:
-        raise FirpError("too few prompts", got=f"{len(different)} different ones", expected="at least 2", fix="one is held out")
+        raise FirpError(
+            "too few prompts",
+            got=f"{len(different)} different ones",
+            expected="at least 2",
+            fix="one is held out",
+        )
     held_out = max(1, round(len(different) * HELD_OUT_SHARE))
     return different[:-held_out], different[-held_out:]
 
@@ -97,15 +117,22 @@ def split_prompts(prompts: list[list[int]]) -> tuple[list[list[int]], list[list[
 def _files(path: Path) -> list[Path]:
     """The file itself, or all files below a directory, hidden ones left out, in a fixed order."""
     if path.exists() and not path.is_dir() and not path.is_file():
-        raise FirpError("cannot read calibration data", got=f"'{path}'", expected="a regular file or a directory")
+        raise FirpError(
+            "cannot read calibration data", got=f"'{path}'", expected="a regular file or a directory"
+        )
     if not path.is_dir():
         return [path]
     files = sorted(
-        file for file in path.rglob("*")
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts) and is_text(file)
-    )  # fmt: skip
+        file
+        for file in path.rglob("*")
+        if file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        and is_text(file)
+    )
     if not files:
-        raise FirpError("no calibration data", got=f"'{path}' without a text file", fix="give a directory with text files")
+        raise FirpError(
+            "no calibration data", got=f"'{path}' without a text file", fix="give a directory with text files"
+        )
     return files
 
 
@@ -126,7 +153,9 @@ def _texts(file: Path, chat: ChatTemplate) -> Iterator[str]:
     except OSError as error:
         raise FirpError("cannot read calibration data", got=f"'{file}': {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise FirpError("calibration data is not text", got=f"'{file}': byte {error.start} is not UTF-8") from error
+        raise FirpError(
+            "calibration data is not text", got=f"'{file}': byte {error.start} is not UTF-8"
+        ) from error
     if file.suffix != ".jsonl":
         yield content
         return
@@ -144,4 +173,6 @@ def _line_text(line: str, where: str, chat: ChatTemplate) -> str:
         return check_text(item["text"])
     if isinstance(item, dict) and isinstance(item.get("messages"), list):
         return check_text(chat.render(item["messages"], where))
-    raise FirpError("no text in calibration data", got=f"{line[:60]!r} at {where}", expected='"text" or "messages"')
+    raise FirpError(
+        "no text in calibration data", got=f"{line[:60]!r} at {where}", expected='"text" or "messages"'
+    )

@@ -38,7 +38,13 @@ def panel_row(title: str, names: list[str], share_y: bool = True, inches: tuple[
 def legend(figure: Figure, handles: Iterable, columns: int) -> None:
     """Below the panels, where it covers no data."""
     handles = list(handles)
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)), frameon=False, fontsize=9)
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(columns, len(handles)),
+        frameon=False,
+        fontsize=9,
+    )
 
 
 def rows_axis(axes: Axes, rows: Iterable[int], label: str) -> None:

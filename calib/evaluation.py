@@ -1,6 +1,8 @@
-"""What trained heads are worth: held-out text decoded by the model, and every method and tree replayed on it.
+"""What trained heads are worth: held-out text decoded by the model, and every method and tree
+replayed on it.
 
-In: the model, held-out windows, trainers that are done. Out: `Findings` for the report, `Calibration` for the tuner.
+In: the model, held-out windows, trainers that are done. Out: `Findings` for the report,
+`Calibration` for the tuner.
 """
 
 import functools
@@ -37,29 +39,52 @@ class Evaluated(NamedTuple):
 
 
 class Evaluation:
-    def __init__(self, model: nn.Module, dataset: Dataset, options: TrainOptions, ends: tuple[int, ...], progress: Callable):
-        self.model, self.dataset, self.options, self.ends, self.progress = model, dataset, options, ends, progress
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        options: TrainOptions,
+        ends: tuple[int, ...],
+        progress: Callable,
+    ):
+        self.model, self.dataset, self.options, self.ends, self.progress = (
+            model,
+            dataset,
+            options,
+            ends,
+            progress,
+        )
 
     @cached_property
     def sequences(self) -> dict[str, list[Sequence]]:
-        """Held-out prompts continued greedily and sampled, and the held-out text itself. Prompts are spread over the whole part."""
+        """Held-out prompts continued greedily and sampled, and the held-out text itself. Prompts
+        are spread over the whole part.
+        """
         chosen = _spread(self.dataset.held_out)
         greedy, sampled = self._decoded(chosen)
-        return {"greedy": greedy, "sampled": sampled, "text": [Sequence(row, _prompt_tokens(chosen)) for row in chosen]}
+        return {
+            "greedy": greedy,
+            "sampled": sampled,
+            "text": [Sequence(row, _prompt_tokens(chosen)) for row in chosen],
+        }
 
     def _decoded(self, windows: np.ndarray) -> tuple[list[Sequence], list[Sequence]]:
         prompt_tokens = _prompt_tokens(windows)
         prompts, new_tokens = windows[:, :prompt_tokens].tolist(), windows.shape[1] - prompt_tokens
         report = functools.partial(self.progress, "decoding prompts")
         greedy, sampled = (
-            continue_prompts(self.model, prompts, new_tokens, temperature, self.options.seed, self.ends, report)
+            continue_prompts(
+                self.model, prompts, new_tokens, temperature, self.options.seed, self.ends, report
+            )
             for temperature in (0.0, SAMPLING_TEMPERATURE)
         )
         return greedy, sampled
 
     @cached_property
     def fitting_sequences(self) -> tuple[list[Sequence], list[Sequence]]:
-        """Training prompts continued greedily and sampled: what scales are fitted on, so that held-out text stays unseen."""
+        """Training prompts continued greedily and sampled: what scales are fitted on, so that
+        held-out text stays unseen.
+        """
         return self._decoded(_spread(self.dataset.training))
 
     def correction(self, trainer: Trainer) -> PathCorrection:
@@ -73,7 +98,11 @@ class Evaluation:
     def layer_findings(self, trainer: Trainer, latency: LatencyTable) -> LayerFindings:
         """What a shortly trained layer promises: the tree that is fastest there."""
         layer, k = trainer.frozen.prediction_layer, self.options.num_predictors
-        drafted = rank(record(trainer.frozen, trainer.heads, self.sequences["greedy"]), self.correction(trainer), greedy=True)
+        drafted = rank(
+            record(trainer.frozen, trainer.heads, self.sequences["greedy"]),
+            self.correction(trainer),
+            greedy=True,
+        )
         found, at_layer = as_candidates({"greedy": candidates(drafted, k)}), latency.at_layer(layer)
         best = max(found, key=lambda each: predicted_speedup(each, at_layer, k, "greedy"))
         return LayerFindings(
@@ -84,18 +113,27 @@ class Evaluation:
         )
 
     def findings(
-        self, trainers: list[Trainer], model_name: str, swept: tuple[LayerFindings, ...], latency: LatencyTable | None
+        self,
+        trainers: list[Trainer],
+        model_name: str,
+        swept: tuple[LayerFindings, ...],
+        latency: LatencyTable | None,
     ) -> Evaluated:
         """The first trainer is FIRP's; the others are baselines."""
         firp, k = trainers[0], self.options.num_predictors
         fitting = self._fitting(firp)
         corrections = [fit_scales(fitting, firp.tables.finish()), *map(self.correction, trainers[1:])]
-        static_trees = [self._static_trees(rank(recorded, corrections[0], mode == 0)) for mode, recorded in enumerate(fitting)]
+        static_trees = [
+            self._static_trees(rank(recorded, corrections[0], mode == 0))
+            for mode, recorded in enumerate(fitting)
+        ]
         independent, corrected = [{} for _ in trainers], [{} for _ in trainers]
         trees, static, acceptance = {}, {}, {}
-        for text, sequences in self.sequences.items():  # one at a time: rankings take megabytes for every prompt
+        # one at a time: rankings take megabytes for every prompt
+        for text, sequences in self.sequences.items():
             greedy = text == "greedy"
-            for index, trainer in reversed(list(enumerate(trainers))):  # FIRP last: its rankings serve the trees too
+            # FIRP last: its rankings serve the trees too
+            for index, trainer in reversed(list(enumerate(trainers))):
                 self.progress(f"measuring {trainer.heads.method}, {text}", len(trees), len(self.sequences))
                 recorded = record(trainer.frozen, trainer.heads, sequences)
                 independent[index][text] = _dynamic(rank(recorded, None, greedy))
@@ -134,10 +172,13 @@ class Evaluation:
         return MethodFindings(trainer.heads.method, shares, curve, independent, corrected)
 
     def _static_trees(self, known: list[Drafted]) -> list[TreeConfig]:
-        """The best static trees for what the model decodes from training prompts: made on the held-out sequences that they are
-        measured on, a tree of fixed ranks would know the answers.
+        """The best static trees for what the model decodes from training prompts: made on the
+        held-out sequences that they are measured on, a tree of fixed ranks would know the answers.
         """
-        return [TreeConfig.static(best_static_tree(known, self.options.num_predictors, rows - 1)) for rows in REPORT_ROWS]
+        return [
+            TreeConfig.static(best_static_tree(known, self.options.num_predictors, rows - 1))
+            for rows in REPORT_ROWS
+        ]
 
     def _lookup(self) -> MethodFindings:
         found = {
@@ -168,5 +209,7 @@ def _speedups(found: tuple[Candidate, ...], latency: LatencyTable, k: int) -> tu
     """The best expected speedup of greedy decoding at each tree size."""
     best: dict[int, float] = {}
     for each in found:
-        best[each.tree.rows] = max(best.get(each.tree.rows, 0.0), predicted_speedup(each, latency, k, "greedy"))
+        best[each.tree.rows] = max(
+            best.get(each.tree.rows, 0.0), predicted_speedup(each, latency, k, "greedy")
+        )
     return tuple((rows, round(speedup, 3)) for rows, speedup in sorted(best.items()))

@@ -25,8 +25,10 @@ class MethodFindings:
     method: str
     accuracy: Accuracy | None  # None: a method without guesses by offset (prompt lookup)
     curve: tuple[tuple[int, tuple[float, ...]], ...]  # (step, loss by offset in nats)
-    independent: dict[str, tuple[float, ...]]  # text -> tokens per step [len(REPORT_ROWS)], guesses as they come
-    corrected: dict[str, tuple[float, ...]]  # the same, ranked by a path correction trained for this method; {} without one
+    # text -> tokens per step [len(REPORT_ROWS)], guesses as they come
+    independent: dict[str, tuple[float, ...]]
+    # the same, ranked by a path correction trained for this method; {} without one
+    corrected: dict[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,14 @@ class Findings:
     steps: int
     minutes: float
     methods: tuple[MethodFindings, ...]  # firp first
-    static: dict[str, tuple[float, ...]]  # text -> [len(REPORT_ROWS)]: static trees, corrected as the dynamic ones
-    acceptance: dict[str, tuple[tuple[float, ...], ...]]  # text -> [K, ranks]: child of that rank accepted, once its parent is
-    similarity: tuple[tuple[float, ...], ...]  # [K, N - t + 1]: cosine of pseudo and real hidden states from layer t on
+    # text -> [len(REPORT_ROWS)]: static trees, corrected as the dynamic ones
+    static: dict[str, tuple[float, ...]]
+    # text -> [K, ranks]: child of that rank accepted, once its parent is
+    acceptance: dict[str, tuple[tuple[float, ...], ...]]
+    # [K, N - t + 1]: cosine of pseudo and real hidden states from layer t on
+    similarity: tuple[tuple[float, ...], ...]
     layers: tuple[LayerFindings, ...]  # () when the layer was given
-    speedups: tuple[tuple[int, float], ...]  # (rows, best expected speedup of a tree with so many), () without a latency table
+    # (rows, best expected speedup of a tree with so many), () without a latency table
+    speedups: tuple[tuple[int, float], ...]
     choice: Choice | None  # None without a latency table
     rows: tuple[int, ...] = REPORT_ROWS  # what the tuples over tree sizes stand for

@@ -1,7 +1,9 @@
-"""A frozen Hugging Face model, run as its two halves: real rows once without gradients, pseudo rows with them.
+"""A frozen Hugging Face model, run as its two halves: real rows once without gradients, pseudo rows
+with them.
 
-In: a decoder-only model of a supported family, on any device. Out: hidden states at and above the prediction layer, and the
-final states of pseudo rows that attend to the real rows' keys and values (method.md, "Training the predictors").
+In: a decoder-only model of a supported family, on any device. Out: hidden states at and above the
+prediction layer, and the final states of pseudo rows that attend to the real rows' keys and values
+(method.md, "Training the predictors").
 """
 
 from collections.abc import Sequence
@@ -43,7 +45,9 @@ class _Prefix:
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_, **__) -> tuple[Tensor, Tensor]:
         past_keys, past_values = self._layers[layer]
-        return torch.cat([past_keys, keys.to(past_keys.dtype)], 2), torch.cat([past_values, values.to(past_values.dtype)], 2)
+        return torch.cat([past_keys, keys.to(past_keys.dtype)], 2), torch.cat(
+            [past_values, values.to(past_values.dtype)], 2
+        )
 
 
 class FrozenModel(nn.Module):
@@ -69,11 +73,19 @@ class FrozenModel(nn.Module):
                 cache = _Recorder()
             if index >= self.prediction_layer:
                 states.append(rows)
-            rows = layer(rows, attention_mask=bias, position_ids=positions, past_key_values=cache, position_embeddings=rope)
+            rows = layer(
+                rows,
+                attention_mask=bias,
+                position_ids=positions,
+                past_key_values=cache,
+                position_embeddings=rope,
+            )
         return RealRows(input_ids, states, rows, decoder.norm(rows), cache.layers)
 
     def pseudo_rows(self, pseudo: Tensor, real: RealRows, anchors: Tensor) -> Tensor:
-        """pseudo [B, A, K, D], anchors [B, A] positions -> final hidden states [B, A, K, D] of the pseudo rows."""
+        """pseudo [B, A, K, D], anchors [B, A] positions -> final hidden states [B, A, K, D] of the
+        pseudo rows.
+        """
         return self.model.model.norm(self.pseudo_states(pseudo, real, anchors)[-1])
 
     def pseudo_states(self, pseudo: Tensor, real: RealRows, anchors: Tensor) -> Sequence[Tensor]:
@@ -92,7 +104,13 @@ class FrozenModel(nn.Module):
         rope, cache = decoder.rotary_emb(rows, position_ids=positions), _Prefix(real.keys)
         states = [rows]
         for layer in decoder.layers[self.prediction_layer :]:
-            rows = layer(rows, attention_mask=bias, position_ids=positions, past_key_values=cache, position_embeddings=rope)
+            rows = layer(
+                rows,
+                attention_mask=bias,
+                position_ids=positions,
+                past_key_values=cache,
+                position_embeddings=rope,
+            )
             states.append(rows)
         return [state.reshape(pseudo.shape) for state in states]
 

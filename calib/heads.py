@@ -1,7 +1,9 @@
-"""Draft heads: what guesses the tokens after the next one. FIRP, and the two methods that the paper compares it with.
+"""Draft heads: what guesses the tokens after the next one. FIRP, and the two methods that the paper
+compares it with.
 
-In: real rows of a frozen model, and anchors (the rows that guess). Out: logits for K offsets; offset j of anchor i guesses
-token i + 1 + j. All share the model's own lm_head and train alike, so that only the idea differs.
+In: real rows of a frozen model, and anchors (the rows that guess). Out: logits for K offsets;
+offset j of anchor i guesses token i + 1 + j. All share the model's own lm_head and train alike, so
+that only the idea differs.
 """
 
 from abc import ABC, abstractmethod
@@ -32,7 +34,9 @@ class Heads(nn.Module, ABC):
 
 
 class FirpPredictors(Heads):
-    """Pseudo hidden states at the prediction layer, sent through the upper layers (arXiv 2410.20488)."""
+    """Pseudo hidden states at the prediction layer, sent through the upper layers (arXiv
+    2410.20488).
+    """
 
     method = "firp"
 
@@ -52,7 +56,9 @@ class EarlyExit(Heads):
 
 
 class Medusa(Heads):
-    """A residual block for each offset on the last hidden state, x + SiLU(W x), as in Medusa (arXiv 2401.10774), W from zero."""
+    """A residual block for each offset on the last hidden state, x + SiLU(W x), as in Medusa (arXiv
+    2401.10774), W from zero.
+    """
 
     method = "medusa"
 

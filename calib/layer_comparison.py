@@ -1,8 +1,10 @@
-"""A backend's graphs against ONNX Runtime on the CPU, tensor by tensor, to find the first layer that diverges.
+"""A backend's graphs against ONNX Runtime on the CPU, tensor by tensor, to find the first layer
+that diverges.
 
-In: a target (polygraphy's runners on one backend) and the bundle. Out: `GraphComparison`s: every graph as it runs, by its declared
-outputs, and each half once more with the outputs of its decoder layers. The reference is the same graph in float32, whatever the
-bundle's dtype, with none of ONNX Runtime's optimizations.
+In: a target (polygraphy's runners on one backend) and the bundle. Out: `GraphComparison`s: every
+graph as it runs, by its declared outputs, and each half once more with the outputs of its decoder
+layers. The reference is the same graph in float32, whatever the bundle's dtype, with none of ONNX
+Runtime's optimizations.
 """
 
 import math
@@ -16,7 +18,14 @@ import numpy as np
 import onnxruntime as ort
 
 from firp.calib.cost import Point
-from firp.calib.layer_outputs import in_float32, layer_of, layer_outputs, make_session, tensors_in_order, with_outputs
+from firp.calib.layer_outputs import (
+    in_float32,
+    layer_of,
+    layer_outputs,
+    make_session,
+    tensors_in_order,
+    with_outputs,
+)
 from firp.calib.pass_grid import FeedMaker, Progress, Target
 from firp.export.verify import Check, scaled_difference, value_limit
 from firp.runtime.bundle import Bundle, Manifest
@@ -41,7 +50,9 @@ class GraphComparison:
     layer: int | None  # that makes this tensor; None where no layer does
 
     def check(self) -> Check:
-        name = f"{self.graph} {self.form}" + (f", first beyond: {self.first_beyond}" if self.first_beyond else "")
+        name = f"{self.graph} {self.form}" + (
+            f", first beyond: {self.first_beyond}" if self.first_beyond else ""
+        )
         return Check(name, self.first_beyond is None, self.worst, self.limit)
 
 
@@ -56,11 +67,17 @@ class Difference(NamedTuple):
 
 
 def compare_graphs(
-    target: Target, bundle: Bundle, progress: Progress = lambda *_: None, cancel: threading.Event | None = None
+    target: Target,
+    bundle: Bundle,
+    progress: Progress = lambda *_: None,
+    cancel: threading.Event | None = None,
 ) -> Iterator[GraphComparison]:
     """Raises FirpError when a graph cannot be run, or when `cancel` is set."""
     manifest, cancel = bundle.manifest, cancel or threading.Event()
-    points, split = comparison_points(manifest.model.max_position_embeddings, target.limits), manifest.prediction_layer
+    points, split = (
+        comparison_points(manifest.model.max_position_embeddings, target.limits),
+        manifest.prediction_layer,
+    )
     layers = {"lower": range(split), "upper": range(split, manifest.model.num_hidden_layers)}
     for name, spec in manifest.graphs.items():
         path, feeds = bundle.graph_path(name), _feeds(spec, manifest, points)
@@ -76,7 +93,9 @@ def compare_graphs(
             names = layer_outputs(path, layers[name]) if form == WITH_LAYERS else ()
             ours = target.runner(name, names, report, cancel)
             theirs = reference_runner(path, (*(tensor.name for tensor in spec.outputs), *names))
-            yield compare_runners(name, form, ours, theirs, feeds, tensors_in_order(path), value_limit(manifest))
+            yield compare_runners(
+                name, form, ours, theirs, feeds, tensors_in_order(path), value_limit(manifest)
+            )
 
 
 def comparison_points(context: int, limits: Limits | None) -> list[Point]:
@@ -86,7 +105,9 @@ def comparison_points(context: int, limits: Limits | None) -> list[Point]:
 
 
 def _feeds(spec: GraphSpec, manifest: Manifest, points: list[Point]) -> list[dict[str, Any]]:
-    """In the bundle's dtype; bfloat16, which numpy does not have, as torch tensors. Polygraphy casts them for the reference."""
+    """In the bundle's dtype; bfloat16, which numpy does not have, as torch tensors. Polygraphy
+    casts them for the reference.
+    """
     maker = FeedMaker(spec, manifest, 1, points[0].cached_tokens)
     feeds = [maker.feed(point) for point in points]
     if manifest.dtype != "bfloat16":
@@ -106,13 +127,19 @@ def reference_runner(path: Path, outputs: tuple[str, ...]) -> Any:
 
     options = OnnxRuntimeBackend().options
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return OnnxrtRunner(lambda: make_session(in_float32(with_outputs(path, outputs)), path.parent, options, "CPUExecutionProvider"))
+    return OnnxrtRunner(
+        lambda: make_session(
+            in_float32(with_outputs(path, outputs)), path.parent, options, "CPUExecutionProvider"
+        )
+    )
 
 
 def compare_runners(
     graph: str, form: str, ours: Any, theirs: Any, feeds: list[dict[str, Any]], order: list[str], limit: float
 ) -> GraphComparison:
-    """Two of polygraphy's runners over the same feeds. order: of the tensors in the graph. Raises FirpError when one cannot run."""
+    """Two of polygraphy's runners over the same feeds. order: of the tensors in the graph. Raises
+    FirpError when one cannot run.
+    """
     from polygraphy.comparator import Comparator
     from polygraphy.exception import PolygraphyException
     from polygraphy.logger import G_LOGGER
@@ -124,16 +151,22 @@ def compare_runners(
         try:
             results = Comparator.run([ours, theirs], data_loader=feeds)
         except PolygraphyException as error:
-            raise FirpError(f"polygraphy cannot run {graph} {form}", got=" ".join(str(error).split())[:500]) from error
+            raise FirpError(
+                f"polygraphy cannot run {graph} {form}", got=" ".join(str(error).split())[:500]
+            ) from error
         (passes,) = Comparator.compare_accuracy(results, compare_func=compare)[0].values()
     worst = {name: float(np.max([each[name].value for each in passes])) for name in passes[0]}
-    beyond = next((name for name in sorted(worst, key=order.index) if not Difference(worst[name], limit)), None)
+    beyond = next(
+        (name for name in sorted(worst, key=order.index) if not Difference(worst[name], limit)), None
+    )
     layer = layer_of(beyond) if beyond else None
     return GraphComparison(graph, form, len(worst), float(np.max(list(worst.values()))), limit, beyond, layer)
 
 
 def difference(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
-    """Of one tensor. Tokens are compared by their logits in the reference, for rounding may swap two that are close."""
+    """Of one tensor. Tokens are compared by their logits in the reference, for rounding may swap
+    two that are close.
+    """
     a, b = _array(ours[name]), _array(theirs[name])
     if a.shape != b.shape:
         return math.inf

@@ -1,7 +1,8 @@
 """ONNX graphs that give the outputs of their decoder layers too, and the same graphs in float32.
 
-In: a bundle's ONNX file. Out: names of tensors in the order in which the graph makes them, models that are changed in memory, and
-sessions of them. Weights are never loaded into a model: a session reads them from the bundle's folder.
+In: a bundle's ONNX file. Out: names of tensors in the order in which the graph makes them, models
+that are changed in memory, and sessions of them. Weights are never loaded into a model: a session
+reads them from the bundle's folder.
 """
 
 import re
@@ -31,10 +32,17 @@ def tensors_in_order(path: Path) -> list[str]:
 
 
 def layer_outputs(path: Path, layers: Iterable[int]) -> tuple[str, ...]:
-    """The tensors that each of these layers adds to the residual stream. Raises BundleError when the graph does not name them."""
-    names, made = [f"layers.{layer}.{output}" for layer in layers for output in LAYER_OUTPUTS], set(tensors_in_order(path))
+    """The tensors that each of these layers adds to the residual stream. Raises BundleError when
+    the graph does not name them.
+    """
+    names, made = (
+        [f"layers.{layer}.{output}" for layer in layers for output in LAYER_OUTPUTS],
+        set(tensors_in_order(path)),
+    )
     if absent := [name for name in names if name not in made]:
-        raise BundleError(f"'{path}' does not name its layers' outputs", got=f"no {absent[0]}", fix="export the model again")
+        raise BundleError(
+            f"'{path}' does not name its layers' outputs", got=f"no {absent[0]}", fix="export the model again"
+        )
     return tuple(names)
 
 
@@ -47,7 +55,9 @@ def with_outputs(path: Path, names: Iterable[str]) -> Any:
 
 
 def in_float32(model: Any) -> Any:
-    """The model with inputs and arithmetic in float32, changed in place: weights of half types are cast where they are read."""
+    """The model with inputs and arithmetic in float32, changed in place: weights of half types are
+    cast where they are read.
+    """
     from onnx import TensorProto, helper
 
     graph, half = model.graph, (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -56,7 +66,9 @@ def in_float32(model: Any) -> Any:
     for node in nodes:
         node.input[:] = [cast.get(name, name) for name in node.input]
     del graph.node[:], graph.value_info[:]
-    graph.node.extend(helper.make_node("Cast", [name], [wide], to=TensorProto.FLOAT) for name, wide in cast.items())
+    graph.node.extend(
+        helper.make_node("Cast", [name], [wide], to=TensorProto.FLOAT) for name, wide in cast.items()
+    )
     graph.node.extend(nodes)
     for value in graph.input:
         if value.type.tensor_type.elem_type in half:
@@ -64,7 +76,9 @@ def in_float32(model: Any) -> Any:
     return model
 
 
-def make_session(model: Any, folder: Path, options: ort.SessionOptions, provider: str) -> ort.InferenceSession:
+def make_session(
+    model: Any, folder: Path, options: ort.SessionOptions, provider: str
+) -> ort.InferenceSession:
     """A session of a model in memory whose weights lie in `folder`."""
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     return ort.InferenceSession(model.SerializeToString(), options, providers=[provider])

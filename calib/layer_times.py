@@ -1,8 +1,9 @@
 """Times of single nodes or layers, grouped by what they are.
 
-In: (name, operator, milliseconds) of everything that ran, from ONNX Runtime's profile or TensorRT's profiler. Out: `KindTime`s
-whose sum is the sum of what came in. ONNX Runtime names operators; TensorRT fuses them and names what it fused, so its layers are
-told by name. What follows from the last GEMM of the upper graph on is the head, in both.
+In: (name, operator, milliseconds) of everything that ran, from ONNX Runtime's profile or TensorRT's
+profiler. Out: `KindTime`s whose sum is the sum of what came in. ONNX Runtime names operators;
+TensorRT fuses them and names what it fused, so its layers are told by name. What follows from the
+last GEMM of the upper graph on is the head, in both.
 """
 
 import json
@@ -26,7 +27,8 @@ _OPERATORS = {
     "head": "LogSoftmax TopK",
 }
 _KIND_OF = {operator: kind for kind, operators in _OPERATORS.items() for operator in operators.split()}
-# Names as in the plans of TensorRT-RTX 1.7: "node_Gemm_7", "__myl_AddMulMeanAddSqrtDivMulMul" (a fused norm); the first that fits.
+# Names as in the plans of TensorRT-RTX 1.7: "node_Gemm_7", "__myl_AddMulMeanAddSqrtDivMulMul" (a
+# fused norm); the first that fits.
 _LAYER_NAMES = (
     ("head", r"logsoftmax|topk"),
     ("attention", r"attention|mha|maxrsub|softmax"),
@@ -54,12 +56,18 @@ class KindTime:
 
 
 def group(layers: Iterable[LayerTime], head: frozenset[str] = frozenset()) -> tuple[KindTime, ...]:
-    """Sums by kind, in the order of KINDS, those without layers left out. head: names of the nodes that make logits."""
+    """Sums by kind, in the order of KINDS, those without layers left out. head: names of the nodes
+    that make logits.
+    """
     times: dict[str, list[float]] = defaultdict(list)
     for layer in layers:
         times[kind_of(layer, head)].append(layer.ms)
     total = sum(map(sum, times.values()))
-    return tuple(KindTime(kind, len(times[kind]), sum(times[kind]), sum(times[kind]) / total) for kind in KINDS if kind in times)
+    return tuple(
+        KindTime(kind, len(times[kind]), sum(times[kind]), sum(times[kind]) / total)
+        for kind in KINDS
+        if kind in times
+    )
 
 
 def kind_of(layer: LayerTime, head: frozenset[str] = frozenset()) -> str:
@@ -67,11 +75,15 @@ def kind_of(layer: LayerTime, head: frozenset[str] = frozenset()) -> str:
         return "head"
     if layer.operator:
         return _KIND_OF.get(layer.operator, "other")
-    return next((kind for kind, pattern in _LAYER_NAMES if re.search(pattern, layer.name, re.IGNORECASE)), "other")
+    return next(
+        (kind for kind, pattern in _LAYER_NAMES if re.search(pattern, layer.name, re.IGNORECASE)), "other"
+    )
 
 
 def head_nodes(graph_path: Path) -> frozenset[str]:
-    """Names of the nodes from the last GEMM of the upper graph on: logits, log-probabilities and the best of them."""
+    """Names of the nodes from the last GEMM of the upper graph on: logits, log-probabilities and
+    the best of them.
+    """
     import onnx
 
     nodes = list(onnx.load(graph_path, load_external_data=False).graph.node)
@@ -86,5 +98,8 @@ def read_onnxruntime_profile(path: Path, warm_up: int) -> list[LayerTime]:
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
     for event in events:
         if event["cat"] == "Node" and event["name"].endswith("_kernel_time") and event["ts"] >= runs[0]:
-            times[event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]].append(event["dur"] / 1e3)  # microseconds
+            # microseconds
+            times[event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]].append(
+                event["dur"] / 1e3
+            )
     return [LayerTime(name, operator, statistics.median(each)) for (name, operator), each in times.items()]

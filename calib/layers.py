@@ -1,7 +1,8 @@
 """Which prediction layers a sweep tries (the paper's Figure 5), and on what budget.
 
-An early split gives better drafts and costs more, since pseudo rows run through more layers; so the layer with the highest
-expected tokens per second wins, not the most accurate one (firp.calib.evaluation, `layer_findings`).
+An early split gives better drafts and costs more, since pseudo rows run through more layers; so the
+layer with the highest expected tokens per second wins, not the most accurate one
+(firp.calib.evaluation, `layer_findings`).
 """
 
 SHARE = 0.25  # of the training budget, for all layers together
@@ -10,4 +11,6 @@ _FRACTIONS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 
 def layers_to_try(num_hidden_layers: int) -> list[int]:
     """At most six, from a quarter of the layers on."""
-    return sorted({min(max(1, round(num_hidden_layers * share)), num_hidden_layers - 1) for share in _FRACTIONS})
+    return sorted(
+        {min(max(1, round(num_hidden_layers * share)), num_hidden_layers - 1) for share in _FRACTIONS}
+    )

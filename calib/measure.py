@@ -1,7 +1,8 @@
-"""How good draft heads are on held-out text: accuracy by offset, and how like real hidden states the pseudo ones become.
+"""How good draft heads are on held-out text: accuracy by offset, and how like real hidden states
+the pseudo ones become.
 
-In: a frozen model, heads, held-out windows. Out: shares of guesses, cosines. Teacher-forced; the target is the model's own greedy
-token.
+In: a frozen model, heads, held-out windows. Out: shares of guesses, cosines. Teacher-forced; the
+target is the model's own greedy token.
 """
 
 import numpy as np
@@ -27,18 +28,24 @@ def accuracy(frozen: FrozenModel, heads: Heads, windows: np.ndarray) -> Accuracy
         guessed = heads(frozen, real, anchors).topk(max(TOP), -1).indices == target[..., None]
         hits += torch.stack([guessed[..., :n].any(-1).sum((0, 1)) for n in TOP]).cpu()
         total += anchors.numel()
-    return Accuracy(*(tuple(round(share, 4) for share in row) for row in (hits / total).tolist()), guesses=total)
+    return Accuracy(
+        *(tuple(round(share, 4) for share in row) for row in (hits / total).tolist()), guesses=total
+    )
 
 
 @torch.no_grad()
 def similarity(frozen: FrozenModel, heads: FirpPredictors, windows: np.ndarray) -> list[list[float]]:
-    """[K][N - t + 1]: mean cosine of pseudo and real hidden states as they enter each layer from t on, and leave the last."""
+    """[K][N - t + 1]: mean cosine of pseudo and real hidden states as they enter each layer from t
+    on, and leave the last.
+    """
     sums, batches = 0, 0
     for real, anchors, following in _batches(frozen, heads, windows[: MAX_WINDOWS // 4]):
         pseudo = frozen.pseudo_states(heads.map(at(real.hidden, anchors)), real, anchors)
         truth = [at(state, following) for state in (*real.states, real.last)]
         pairs = zip(pseudo, truth, strict=True)
-        sums += torch.stack([F.cosine_similarity(a.float(), b.float(), dim=-1).mean((0, 1)) for a, b in pairs])
+        sums += torch.stack(
+            [F.cosine_similarity(a.float(), b.float(), dim=-1).mean((0, 1)) for a, b in pairs]
+        )
         batches += 1
     return [[round(value, 4) for value in row] for row in (sums / batches).T.tolist()]
 

@@ -1,7 +1,8 @@
 """How much memory a calibration needs, told before it starts.
 
-In: the model's blueprint and the options. Out: bytes by what they are for. An estimate, from the tensors that are alive at the
-peak of a step (backward through the upper layers); `benchmarks/memory.py` compares it with what a run took.
+In: the model's blueprint and the options. Out: bytes by what they are for. An estimate, from the
+tensors that are alive at the peak of a step (backward through the upper layers);
+`benchmarks/memory.py` compares it with what a run took.
 """
 
 import math
@@ -30,7 +31,8 @@ def memory_needed(checkpoint: Checkpoint, options: TrainOptions, prediction_laye
     real, pseudo = o.batch * window, o.batch * anchors * o.num_predictors
     upper = c.num_hidden_layers - prediction_layer
     head, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    saved_by_layer = 6 * c.hidden_size + 4 * c.intermediate_size + 4 * head + 4 * kv  # values of one row that backward needs
+    # values of one row that backward needs
+    saved_by_layer = 6 * c.hidden_size + 4 * c.intermediate_size + 4 * head + 4 * kv
     keys = window + anchors * o.num_predictors
     attention = o.batch * anchors * o.num_predictors * keys * (2 * c.num_attention_heads + 1)
     weights = sum(math.prod(weight.shape) for weight in checkpoint.weights())
@@ -38,7 +40,9 @@ def memory_needed(checkpoint: Checkpoint, options: TrainOptions, prediction_laye
         "model": weights * width,
         "predictors": o.num_predictors * c.hidden_size**2 * 4 * _ADAM_COPIES,
         "path correction": c.vocab_size * 4 * (2 * o.correction_rank * (_ADAM_COPIES + 1) + c.hidden_size),
-        "real rows": real * width * (upper * (c.hidden_size + 2 * kv) + 4 * c.hidden_size + 3 * c.intermediate_size),
+        "real rows": real
+        * width
+        * (upper * (c.hidden_size + 2 * kv) + 4 * c.hidden_size + 3 * c.intermediate_size),
         "pseudo rows": (pseudo * upper * saved_by_layer + upper * attention) * width,
         "logits": pseudo * (c.vocab_size * 4 * _LOGITS_COPIES + TOP_K * o.correction_rank * 12),
     }
@@ -52,10 +56,11 @@ def check_memory(checkpoint: Checkpoint, options: TrainOptions, prediction_layer
         return
     parts = " + ".join(f"{name} {size / _GIB:.2f}" for name, size in needed.items())
     raise FirpError(
-        f"not enough memory on {options.device}", got=f"{available / _GIB:.2f} GiB free",
+        f"not enough memory on {options.device}",
+        got=f"{available / _GIB:.2f} GiB free",
         expected=f"{total / _GIB:.2f} GiB = {parts}",
         fix="lower --batch, --anchors or --window, or take --precision bfloat16",
-    )  # fmt: skip
+    )
 
 
 @contextmanager
@@ -63,8 +68,11 @@ def memory_errors(options: TrainOptions) -> Iterator[None]:
     """Turn the device's refusal into one line; what was kept of the run stays."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError; that of the CPU has no class
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+    # torch.OutOfMemoryError is a RuntimeError; that of the CPU has no class
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(
+            error
+        ):
             raise
         raise FirpError(
             f"out of memory on {options.device}",

@@ -1,8 +1,9 @@
 """Graphs through polygraphy's OnnxrtRunner, on the CPU or on CUDA.
 
-In: a bundle. Out: milliseconds of a pass, the times of a graph's nodes, and what its layers give. On the CPU the sessions are those
-of the runtime: the same options, the same threads. `pass_ms` is polygraphy's `last_inference_time`: the run and the outputs it
-allocates, without polygraphy's checks of the inputs, which would double a pass of a small model. On CUDA the copies of inputs and
+In: a bundle. Out: milliseconds of a pass, the times of a graph's nodes, and what its layers give.
+On the CPU the sessions are those of the runtime: the same options, the same threads. `pass_ms` is
+polygraphy's `last_inference_time`: the run and the outputs it allocates, without polygraphy's
+checks of the inputs, which would double a pass of a small model. On CUDA the copies of inputs and
 outputs are in it.
 """
 
@@ -27,16 +28,20 @@ from firp.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 
 class OnnxTarget:
-    """backend: "cpu" or "cuda"; the sessions are the runtime's own. Raises FirpError where it has none."""
+    """backend: "cpu" or "cuda"; the sessions are the runtime's own. Raises FirpError where it has
+    none.
+    """
 
     def __init__(self, bundle: Bundle, backend: str):
         self._engine = Engine.load(bundle.path, backend, check_hashes=False)
         self.device, self.limits = self._engine.backend.device, None
         if bundle.manifest.dtype == "bfloat16":
             raise FirpError(
-                "OnnxrtRunner takes numpy arrays, and numpy has no bfloat16", got="a bfloat16 bundle",
-                expected="float32 or float16", fix="export the model with --dtype float16, or profile it with TensorRT",
-            )  # fmt: skip
+                "OnnxrtRunner takes numpy arrays, and numpy has no bfloat16",
+                got="a bfloat16 bundle",
+                expected="float32 or float16",
+                fix="export the model with --dtype float16, or profile it with TensorRT",
+            )
 
     def engine(self) -> Engine:
         return self._engine
@@ -62,7 +67,9 @@ class OnnxTarget:
             yield pass_ms
 
     def layer_times(self, graph: str, feed: Feed, warm_up: int, passes: int) -> list[LayerTime]:
-        """Nodes by ONNX Runtime's own profile. Empty on CUDA, where its times of nodes are those of their launches."""
+        """Nodes by ONNX Runtime's own profile. Empty on CUDA, where its times of nodes are those of
+        their launches.
+        """
         if self._engine.backend.name != "cpu":
             return []
         with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +82,13 @@ class OnnxTarget:
                 session.run(None, feed)
             return read_onnxruntime_profile(Path(session.end_profiling()), warm_up)
 
-    def runner(self, graph: str, layer_outputs: tuple[str, ...], report: Callable[[float], None], cancel: threading.Event) -> Any:
+    def runner(
+        self,
+        graph: str,
+        layer_outputs: tuple[str, ...],
+        report: Callable[[float], None],
+        cancel: threading.Event,
+    ) -> Any:
         """The session of the runtime, or one with the same options."""
         from polygraphy.backend.onnxrt import OnnxrtRunner
 
@@ -84,4 +97,6 @@ class OnnxTarget:
             return OnnxrtRunner(session)
         declared = tuple(tensor.name for tensor in self._engine.manifest.graphs[graph].outputs)
         options, provider = type(self._engine.backend)().options, session.get_providers()[0]
-        return OnnxrtRunner(lambda: make_session(with_outputs(path, declared + layer_outputs), path.parent, options, provider))
+        return OnnxrtRunner(
+            lambda: make_session(with_outputs(path, declared + layer_outputs), path.parent, options, provider)
+        )

@@ -14,7 +14,8 @@ class TrainOptions:
     """Raises FirpError when made with a value that means nothing."""
 
     num_predictors: int = 3  # K, as in the paper
-    prediction_layer: int | str | None = None  # None: three quarters of the layers; "auto": the best of a sweep
+    # None: three quarters of the layers; "auto": the best of a sweep
+    prediction_layer: int | str | None = None
     minutes: float | None = 10.0  # how long to train; the learning rate falls to 0 at the end
     steps: int | None = None  # train for this many steps instead
     seed: int = 0
@@ -36,8 +37,18 @@ class TrainOptions:
         limits = (
             ("number of predictors", self.num_predictors, 1 <= self.num_predictors <= 16, "1 to 16"),
             ("training budget", amount, 0 < amount < math.inf, "more than 0 minutes or steps"),
-            ("prediction layer", layer, layer is None or layer == AUTO or isinstance(layer, int), f"a layer or {AUTO}"),
-            ("window", self.window, self.window >= 2 * self.num_predictors + 2, f"at least {2 * self.num_predictors + 2} tokens"),
+            (
+                "prediction layer",
+                layer,
+                layer is None or layer == AUTO or isinstance(layer, int),
+                f"a layer or {AUTO}",
+            ),
+            (
+                "window",
+                self.window,
+                self.window >= 2 * self.num_predictors + 2,
+                f"at least {2 * self.num_predictors + 2} tokens",
+            ),
             ("batch", self.batch, self.batch >= 1, "at least 1 sequence"),
             ("accumulate", self.accumulate, self.accumulate >= 1, "at least 1 pass"),
             ("anchors", self.anchors, self.anchors >= 1, "at least 1"),

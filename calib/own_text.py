@@ -1,6 +1,7 @@
 """Text that the model writes itself: drafts must match what it writes, not what people wrote.
 
-In: a Hugging Face model and prompts. Out: sequences of prompt and continuation, decoded in batches of prompts of equal length.
+In: a Hugging Face model and prompts. Out: sequences of prompt and continuation, decoded in batches
+of prompts of equal length.
 """
 
 import functools
@@ -29,12 +30,19 @@ def continue_prompts(
     ends: tuple[int, ...],
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Sequence]:
-    """Continue each prompt by up to `new_tokens` tokens; an end-of-sequence token is kept and closes it. temperature 0: greedy."""
+    """Continue each prompt by up to `new_tokens` tokens; an end-of-sequence token is kept and
+    closes it. temperature 0: greedy.
+    """
     by_length = defaultdict(list)
     for index, prompt in enumerate(prompts):
         by_length[len(prompt)].append(index)
-    model.generation_config = GenerationConfig()  # its own defaults (penalties, top-k) are not what the runtime decodes with
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+    # its own defaults (penalties, top-k) are not what the runtime decodes with
+    model.generation_config = GenerationConfig()
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature
+        else {"do_sample": False}
+    )
     written: list[Sequence | None] = [None] * len(prompts)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -43,9 +51,13 @@ def continue_prompts(
                 chosen = indices[start : start + BATCH]
                 ids = torch.tensor([prompts[i] for i in chosen], device=model.device)
                 out = model.generate(
-                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, eos_token_id=list(ends) or None,
-                    pad_token_id=ends[0] if ends else 0, **sampling,
-                )  # fmt: skip
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=new_tokens,
+                    eos_token_id=list(ends) or None,
+                    pad_token_id=ends[0] if ends else 0,
+                    **sampling,
+                )
                 for i, row in zip(chosen, out.cpu().numpy(), strict=True):
                     written[i] = _closed(row, len(prompts[i]), ends)
                 progress(sum(each is not None for each in written), len(prompts))
@@ -53,10 +65,16 @@ def continue_prompts(
 
 
 def write_text(
-    model: nn.Module, prompts: list[list[int]], window: int, tokens: int, seed: int, ends: tuple[int, ...], progress: Callable
+    model: nn.Module,
+    prompts: list[list[int]],
+    window: int,
+    tokens: int,
+    seed: int,
+    ends: tuple[int, ...],
+    progress: Callable,
 ) -> list[list[int]]:
-    """About so many tokens of continuations, up to half of them greedy, the others sampled. Prompts take turns; their last tokens
-    are kept.
+    """About so many tokens of continuations, up to half of them greedy, the others sampled. Prompts
+    take turns; their last tokens are kept.
     """
     kept, new_tokens = [ids[-(window // 4) :] for ids in prompts], window - window // 4
     count = max(2, tokens // new_tokens)

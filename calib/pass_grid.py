@@ -1,7 +1,8 @@
 """Latency of each graph over a grid of rows x cached tokens x batch.
 
-In: a target (polygraphy's runners on one backend), the declared graphs, the grid. Out: one `PassTime` a point: median and
-quartiles, what the pass costs, and how much of the device's peaks it reached.
+In: a target (polygraphy's runners on one backend), the declared graphs, the grid. Out: one
+`PassTime` a point: median and quartiles, what the pass costs, and how much of the device's peaks it
+reached.
 """
 
 import statistics
@@ -52,9 +53,15 @@ class Target(Protocol):
     def layer_times(self, graph: str, feed: Feed, warm_up: int, passes: int) -> list[LayerTime]:
         """Of every layer of a graph; empty where the backend cannot tell."""
 
-    def runner(self, graph: str, layer_outputs: tuple[str, ...], report: Callable[[float], None], cancel: threading.Event) -> Any:
-        """polygraphy's runner of the graph as it runs; with layer outputs, of one made from the same file that gives these too.
-        report, cancel: as for `build_plan`.
+    def runner(
+        self,
+        graph: str,
+        layer_outputs: tuple[str, ...],
+        report: Callable[[float], None],
+        cancel: threading.Event,
+    ) -> Any:
+        """polygraphy's runner of the graph as it runs; with layer outputs, of one made from the
+        same file that gives these too. report, cancel: as for `build_plan`.
         """
 
 
@@ -65,7 +72,11 @@ class Spread(NamedTuple):
 
     @staticmethod
     def of(values: list[float]) -> "Spread":
-        return Spread(*statistics.quantiles(values, n=4, method="inclusive")) if len(values) > 1 else Spread(*values * 3)
+        return (
+            Spread(*statistics.quantiles(values, n=4, method="inclusive"))
+            if len(values) > 1
+            else Spread(*values * 3)
+        )
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,9 @@ class PassTime:
 
 
 class FeedMaker:
-    """Inputs for one graph and one batch size; the cache is made once, and every point reads views of it, as a session does."""
+    """Inputs for one graph and one batch size; the cache is made once, and every point reads views
+    of it, as a session does.
+    """
 
     def __init__(self, spec: GraphSpec, manifest: Manifest, batch: int, cached_tokens: int):
         self._spec, self._model, self._k = spec, manifest.model, manifest.num_predictors
@@ -93,7 +106,9 @@ class FeedMaker:
         self._past = {each.name: self._normal(sizes(each, dims), each.dtype) * 0.1 for each in past}
 
     def feed(self, point: Point) -> dict[str, np.ndarray]:
-        """Arrays as the graph declares them: random hidden states and tokens, causal rows after a cache in full view."""
+        """Arrays as the graph declares them: random hidden states and tokens, causal rows after a
+        cache in full view.
+        """
         rows, cached, batch = point
         dims = dimensions(self._spec.name, point, self._k)
         positions = np.arange(cached, cached + rows)  # [rows]
@@ -109,7 +124,8 @@ class FeedMaker:
             elif tensor.name == "attention_bias":
                 made[tensor.name] = np.repeat(self._causal(positions, tensor.dtype), batch, axis=0)
             else:
-                of_a_sequence = positions if tensor.name == "position_ids" else np.arange(rows)  # source_rows, logits_rows
+                # source_rows, logits_rows
+                of_a_sequence = positions if tensor.name == "position_ids" else np.arange(rows)
                 made[tensor.name] = np.repeat(of_a_sequence[None], batch, axis=0)  # [B, rows]
         return made
 
@@ -124,7 +140,9 @@ class FeedMaker:
 
 
 def numpy_dtype(dtype: str) -> np.dtype:
-    """That of an array in host memory: bfloat16 is float32 there, and is cut where it goes to the device."""
+    """That of an array in host memory: bfloat16 is float32 there, and is cut where it goes to the
+    device.
+    """
     return np.dtype("float32" if dtype == "bfloat16" else dtype)
 
 
@@ -141,43 +159,69 @@ def check_grid(target: Target, manifest: Manifest, points: Iterable[Point]) -> N
 
 
 def check_memory(manifest: Manifest, points: Iterable[Point], available: int | None) -> None:
-    """Raises FirpError when inputs and outputs of a pass, made once and held once more by what runs it, do not fit. available: in
-    bytes; None is not checked.
+    """Raises FirpError when inputs and outputs of a pass, made once and held once more by what runs
+    it, do not fit. available: in bytes; None is not checked.
     """
     points = list(points)
     needed = 2 * max(
-        sum(prod(sizes(each, dimensions(name, point, manifest.num_predictors))) for each in (*spec.inputs, *spec.outputs)) * 4
+        sum(
+            prod(sizes(each, dimensions(name, point, manifest.num_predictors)))
+            for each in (*spec.inputs, *spec.outputs)
+        )
+        * 4
         for point in points
         for name, spec in manifest.graphs.items()
     )
     if available is not None and needed > available:
         got, expected = (f"{size / 2**30:.2f} GiB" for size in (available, needed))
-        raise FirpError("not enough memory for the grid", got=f"{got} free", expected=expected, fix="smaller --batch or --cached")
+        raise FirpError(
+            "not enough memory for the grid",
+            got=f"{got} free",
+            expected=expected,
+            fix="smaller --batch or --cached",
+        )
 
 
 def measure_grid(
     target: Target, manifest: Manifest, points: Iterable[Point], peaks: Peaks, progress: Progress
 ) -> tuple[PassTime, ...]:
-    """Time every point for every graph. The points take turns, so that a busy moment of the machine falls on all of them."""
+    """Time every point for every graph. The points take turns, so that a busy moment of the machine
+    falls on all of them.
+    """
     points, measured = list(points), []
     for done, (name, spec) in enumerate(manifest.graphs.items()):
         layers = layers_of(name, manifest.model, manifest.prediction_layer)
         progress(f"measuring {name}", done, len(manifest.graphs))
         cached = any(each.name.startswith("past_") for each in spec.inputs)
         of_graph = {point if cached else point._replace(cached_tokens=0) for point in points}
-        times = _graph_times(target, name, spec, manifest, sorted(of_graph, key=lambda p: (p.batch, p.cached_tokens, p.rows)))
+        times = _graph_times(
+            target, name, spec, manifest, sorted(of_graph, key=lambda p: (p.batch, p.cached_tokens, p.rows))
+        )
         for point, values in times.items():
             cost = pass_cost(spec, manifest.model, layers, manifest.num_predictors, manifest.dtype, point)
             low, median, high = Spread.of(values)
             share = roofline(cost, median, peaks)
             measured.append(
-                PassTime(name, point.batch, point.cached_tokens, point.rows, median, low, high, len(values), cost, share)
+                PassTime(
+                    name,
+                    point.batch,
+                    point.cached_tokens,
+                    point.rows,
+                    median,
+                    low,
+                    high,
+                    len(values),
+                    cost,
+                    share,
+                )
             )
     progress("measured", len(manifest.graphs), len(manifest.graphs))
     return tuple(measured)
 
 
-def _graph_times(target: Target, name: str, spec: GraphSpec, manifest: Manifest, points: list[Point]) -> dict[Point, list[float]]:
+def _graph_times(
+    target: Target, name: str, spec: GraphSpec, manifest: Manifest, points: list[Point]
+) -> dict[Point, list[float]]:
     times: dict[Point, list[float]] = {point: [] for point in points}
     with target.timer(name) as pass_ms:
         for batch in sorted({point.batch for point in points}):

@@ -1,7 +1,8 @@
-"""Trains the path correction: what a draft token is worth given the token that it follows (method.md, "Beyond the paper").
+"""Trains the path correction: what a draft token is worth given the token that it follows
+(method.md, "Beyond the paper").
 
-In: the guesses of draft heads, the token before each, the model's own distribution. Out: low-rank tables and per-offset scales,
-which the runtime's tree builder applies as `firp.runtime.guesses`.
+In: the guesses of draft heads, the token before each, the model's own distribution. Out: low-rank
+tables and per-offset scales, which the runtime's tree builder applies as `firp.runtime.guesses`.
 """
 
 import torch
@@ -13,12 +14,16 @@ from firp.runtime.guesses import PathCorrection
 
 
 class PathTables(nn.Module):
-    """previous and following [V, r]: a projection of the model's own embeddings, for tokens rarely seen, plus a free part."""
+    """previous and following [V, r]: a projection of the model's own embeddings, for tokens rarely
+    seen, plus a free part.
+    """
 
     def __init__(self, embeddings: Tensor, num_predictors: int, rank: int):
         super().__init__()
         vocab_size, size = embeddings.shape
-        self.register_buffer("embeddings", F.normalize(embeddings.detach().float(), dim=-1) * size**0.5, persistent=False)
+        self.register_buffer(
+            "embeddings", F.normalize(embeddings.detach().float(), dim=-1) * size**0.5, persistent=False
+        )
         self.project_previous = nn.Parameter(torch.randn(size, rank) * (size * rank) ** -0.5)
         self.project_following = nn.Parameter(torch.zeros(size, rank))
         self.free_previous = nn.Parameter(torch.zeros(vocab_size, rank))
@@ -35,16 +40,18 @@ class PathTables(nn.Module):
         return self._rows(ids, self.project_following, self.free_following)
 
     def _rows(self, ids: Tensor, project: Tensor, free: Tensor) -> Tensor:
-        """For more ids than tokens, the whole table is projected first: backward would keep an embedding for each. Rows are taken
-        by F.embedding, whose gradient, unlike that of an index, sums in the same order however many threads there are.
+        """For more ids than tokens, the whole table is projected first: backward would keep an
+        embedding for each. Rows are taken by F.embedding, whose gradient, unlike that of an index,
+        sums in the same order however many threads there are.
         """
         if ids.numel() > len(self.embeddings):
             return F.embedding(ids, self.embeddings @ project + free)
         return self.embeddings[ids] @ project + F.embedding(ids, free)
 
     def pair_loss(self, windows: Tensor) -> Tensor:
-        """Cross entropy in nats of telling which token followed, among the followers of all tokens in these windows [n, S]: its
-        optimum is log p(x | u) / p(x) + a constant for each u (noise contrastive; the followers are draws from p).
+        """Cross entropy in nats of telling which token followed, among the followers of all tokens
+        in these windows [n, S]: its optimum is log p(x | u) / p(x) + a constant for each u (noise
+        contrastive; the followers are draws from p).
         """
         previous, following = windows[:, :-1].flatten(), windows[:, 1:].flatten()
         scores = self.previous(previous) @ self.following(following).T
@@ -53,7 +60,8 @@ class PathTables(nn.Module):
     def guess_losses(self, student: Tensor, teacher: Tensor, previous: Tensor) -> Tensor:
         """Mean cross entropy in nats for each offset, [K], over the student's candidates.
 
-        student, teacher: log-probabilities [B, A, K, V]; previous: the token ids [B, A, K] that the guesses follow.
+        student, teacher: log-probabilities [B, A, K, V]; previous: the token ids [B, A, K] that the
+        guesses follow.
         """
         scores, ids = student.topk(min(TOP_K, student.shape[-1]), -1)  # [B, A, K, k]
         correction = (self.following(ids) @ self.previous(previous)[..., None])[..., 0]
@@ -64,7 +72,9 @@ class PathTables(nn.Module):
 
     @torch.no_grad()
     def finish(self) -> PathCorrection:
-        """As the runtime applies it; scales are the same for greedy and sampled decoding until they are fitted."""
+        """As the runtime applies it; scales are the same for greedy and sampled decoding until they
+        are fitted.
+        """
         ids = torch.arange(len(self.embeddings), device=self.embeddings.device)
         weight, scale = self.weight.expand(2, -1), (-self.log_temperature).exp().expand(2, -1)
         tensors = self.previous(ids), self.following(ids), weight, scale

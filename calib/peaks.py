@@ -1,6 +1,8 @@
-"""The device's peaks, measured on the device itself: how fast it moves bytes, and how fast it multiplies.
+"""The device's peaks, measured on the device itself: how fast it moves bytes, and how fast it
+multiplies.
 
-In: the ONNX Runtime options that the graphs run with, or a CUDA device. Out: `Peaks`. Nothing is looked up in a table.
+In: the ONNX Runtime options that the graphs run with, or a CUDA device. Out: `Peaks`. Nothing is
+looked up in a table.
 """
 
 import os
@@ -37,7 +39,9 @@ def cuda_peaks(options: Any, dtype: str) -> Peaks:
     array = np.ones(COPY_BYTES // 4, np.float32)
     seconds = _onnxruntime_seconds("Identity", options, "CUDAExecutionProvider", array)
     by = f"ONNX Runtime on CUDA: Identity of {COPY_BYTES >> 20} MiB, read and written; MatMul of {GEMM_SIZE} x {GEMM_SIZE} {dtype}"
-    return Peaks(2 * array.nbytes / seconds / 1e9, _gemm_gflop_per_s(options, "CUDAExecutionProvider", dtype), by)
+    return Peaks(
+        2 * array.nbytes / seconds / 1e9, _gemm_gflop_per_s(options, "CUDAExecutionProvider", dtype), by
+    )
 
 
 def cuda_copy_peaks(memory: CudaMemory) -> Peaks:
@@ -49,7 +53,11 @@ def cuda_copy_peaks(memory: CudaMemory) -> Peaks:
         memory.wait()
 
     seconds = _best(run)
-    return Peaks(2 * COPY_BYTES / seconds / 1e9, None, f"a copy of {COPY_BYTES >> 20} MiB on the device, read and written")
+    return Peaks(
+        2 * COPY_BYTES / seconds / 1e9,
+        None,
+        f"a copy of {COPY_BYTES >> 20} MiB on the device, read and written",
+    )
 
 
 def _gemm_gflop_per_s(options: Any, provider: str, dtype: str) -> float:

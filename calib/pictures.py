@@ -1,6 +1,7 @@
 """The pictures of a calibration report.
 
-In: `Findings`. Out: PNG bytes by file name, in the report's order; a picture without data is left out.
+In: `Findings`. Out: PNG bytes by file name, in the report's order; a picture without data is left
+out.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,11 @@ from firp.calib.findings import REPORT_ROWS, Findings, MethodFindings
 from firp.calib.own_text import SAMPLING_TEMPERATURE
 from firp.runtime.choice import TEXTS
 
-TEXT_NAMES = {"greedy": "greedy", "sampled": f"sampled at temperature {SAMPLING_TEMPERATURE}", "text": "held-out text"}
+TEXT_NAMES = {
+    "greedy": "greedy",
+    "sampled": f"sampled at temperature {SAMPLING_TEMPERATURE}",
+    "text": "held-out text",
+}
 _METHOD_NAMES = {"firp": "FIRP", "medusa": "Medusa"}
 _MARK, _GREY = "#D55E00", "#595959"
 _OFFSETS = matplotlib.colormaps["viridis"]  # ordered, and told apart by lightness alone
@@ -40,10 +45,14 @@ def draw_pictures(findings: Findings) -> dict[str, bytes]:
 def _speedup(findings: Findings) -> Figure | None:
     if not findings.speedups:
         return None
-    figure, (axes,) = panel_row("Tokens per step and expected speedup by tree size (greedy)", [""], inches=(6.6, 4.2))
+    figure, (axes,) = panel_row(
+        "Tokens per step and expected speedup by tree size (greedy)", [""], inches=(6.6, 4.2)
+    )
     firp = findings.methods[0]
     given, ranking = (
-        (firp.corrected, "path correction") if "greedy" in firp.corrected else (firp.independent, "independent guesses")
+        (firp.corrected, "path correction")
+        if "greedy" in firp.corrected
+        else (firp.independent, "independent guesses")
     )
     tokens = list(zip(REPORT_ROWS, given.get("greedy", ()), strict=False))
     lines = ((tokens, f"tokens per step, {ranking}", "o"), (findings.speedups, "expected speedup", "s"))
@@ -64,10 +73,14 @@ def _speedup(findings: Findings) -> Figure | None:
 
 
 def _tokens_per_step(findings: Findings) -> Figure | None:
-    texts = texts_of(findings.static, *(table for each in findings.methods for table in (each.corrected, each.independent)))
+    texts = texts_of(
+        findings.static, *(table for each in findings.methods for table in (each.corrected, each.independent))
+    )
     if not texts:
         return None
-    figure, panels = panel_row("Tokens per step by tree size, a draft at every step", [TEXT_NAMES[text] for text in texts])
+    figure, panels = panel_row(
+        "Tokens per step by tree size, a draft at every step", [TEXT_NAMES[text] for text in texts]
+    )
     styles = set()
     for axes, text in zip(panels, texts, strict=True):
         curves = [(0, "dotted", findings.static)]
@@ -76,14 +89,26 @@ def _tokens_per_step(findings: Findings) -> Figure | None:
         for index, style, table in curves:
             if values := table.get(text):
                 points = zip(*zip(REPORT_ROWS, values, strict=False), strict=True)
-                axes.plot(*points, linestyle=style, **_method_style(index), linewidth=2.2 if style == "dotted" else 1.6)
+                axes.plot(
+                    *points,
+                    linestyle=style,
+                    **_method_style(index),
+                    linewidth=2.2 if style == "dotted" else 1.6,
+                )
                 styles.add(style)
         axes.axhline(1, color=_GREY, linewidth=1)
         rows_axis(axes, REPORT_ROWS, _TREE_ROWS)
     panels[0].set_ylabel("tokens per step (plain decoding = 1)")
     names = {"solid": "path correction", "dashed": "independent guesses", "dotted": "best static tree (FIRP)"}
-    kinds = [Line2D([], [], color="black", linestyle=style, label=names[style]) for style in names if style in styles]
-    keys = [Line2D([], [], label=method_name(each.method), **_method_style(i)) for i, each in enumerate(findings.methods)]
+    kinds = [
+        Line2D([], [], color="black", linestyle=style, label=names[style])
+        for style in names
+        if style in styles
+    ]
+    keys = [
+        Line2D([], [], label=method_name(each.method), **_method_style(i))
+        for i, each in enumerate(findings.methods)
+    ]
     legend(figure, keys + kinds, columns=4 if len(panels) > 1 else 2)
     return figure
 
@@ -111,7 +136,9 @@ def _layers(findings: Findings) -> Figure | None:
 
 
 def _accuracy(findings: Findings) -> Figure | None:
-    shown = [(index, each) for index, each in enumerate(findings.methods) if each.accuracy and each.accuracy.top1]
+    shown = [
+        (index, each) for index, each in enumerate(findings.methods) if each.accuracy and each.accuracy.top1
+    ]
     if not shown:
         return None
     offsets = max(len(each.accuracy.top1) for _, each in shown)
@@ -140,7 +167,9 @@ def _acceptance(findings: Findings) -> Figure | None:
     texts = texts_of(findings.acceptance)
     if not texts:
         return None
-    figure, panels = panel_row("Accepted children by rank, once their parent is accepted", [TEXT_NAMES[text] for text in texts])
+    figure, panels = panel_row(
+        "Accepted children by rank, once their parent is accepted", [TEXT_NAMES[text] for text in texts]
+    )
     for axes, text in zip(panels, texts, strict=True):
         for j, shares in enumerate(findings.acceptance[text]):
             style = _offset_style(j, len(findings.acceptance[text])) | {"label": f"depth {j + 1}"}
@@ -159,7 +188,9 @@ def _similarity(findings: Findings) -> Figure | None:
     for j, cosines in enumerate(findings.similarity):
         layers = range(findings.prediction_layer, findings.prediction_layer + len(cosines))
         axes.plot(layers, cosines, **_offset_style(j, len(findings.similarity)))
-    axes.set_xlabel(f"hidden state at the input of layer ({findings.num_hidden_layers}: output of the last layer)")
+    axes.set_xlabel(
+        f"hidden state at the input of layer ({findings.num_hidden_layers}: output of the last layer)"
+    )
     axes.set_ylabel("mean cosine similarity")
     axes.set_xlim(findings.prediction_layer - 0.3, findings.num_hidden_layers + 0.3)
     _integer_axis(axes)

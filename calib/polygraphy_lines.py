@@ -30,14 +30,20 @@ def polygraphy_script(bundle: Path, manifest: Manifest, point: Point, largest: P
         "",
         "# Engines of TensorRT-RTX: built with or without a GPU, run with one",
         "plans=$(mktemp -d) && trap 'rm -rf \"$plans\"' EXIT",
-        *(line for spec in manifest.graphs.values() for line in tensorrt_lines(spec, manifest, point, largest)),
+        *(
+            line
+            for spec in manifest.graphs.values()
+            for line in tensorrt_lines(spec, manifest, point, largest)
+        ),
     ]
     return "\n".join(lines) + "\n"
 
 
 def onnxruntime_line(spec: GraphSpec, manifest: Manifest, point: Point) -> str:
     return _line(
-        f"polygraphy run {spec.name}.onnx --onnxrt {_timed()}", _shapes(spec, manifest, point), _ranges(spec, manifest, point)
+        f"polygraphy run {spec.name}.onnx --onnxrt {_timed()}",
+        _shapes(spec, manifest, point),
+        _ranges(spec, manifest, point),
     )
 
 
@@ -71,10 +77,20 @@ def _shapes(spec: GraphSpec, manifest: Manifest, point: Point) -> str:
 
 
 def _ranges(spec: GraphSpec, manifest: Manifest, point: Point) -> str:
-    """Values that the graph can take: polygraphy draws them at random, and a row that does not exist ends the run."""
-    highest = {"input_ids": manifest.model.vocab_size - 1, "position_ids": point.cached_tokens, "attention_bias": 0}
+    """Values that the graph can take: polygraphy draws them at random, and a row that does not
+    exist ends the run.
+    """
+    highest = {
+        "input_ids": manifest.model.vocab_size - 1,
+        "position_ids": point.cached_tokens,
+        "attention_bias": 0,
+    }
     rows = dict.fromkeys(("logits_rows", "source_rows"), point.rows - 1)
-    ranges = {tensor.name: [0, (highest | rows)[tensor.name]] for tensor in spec.inputs if tensor.name in highest | rows}
+    ranges = {
+        tensor.name: [0, (highest | rows)[tensor.name]]
+        for tensor in spec.inputs
+        if tensor.name in highest | rows
+    }
     return f"--val-range '[-1,1]' {_values(ranges)}"
 
 

@@ -1,6 +1,8 @@
-"""The `profile` command: options that fill a ProfileRequest, what it prints, and the folder it writes.
+"""The `profile` command: options that fill a ProfileRequest, what it prints, and the folder it
+writes.
 
-DIR holds profile.json (a `BundleProfile`), the pictures, and polygraphy.sh; it appears whole or not at all.
+DIR holds profile.json (a `BundleProfile`), the pictures, and polygraphy.sh; it appears whole or not
+at all.
 """
 
 import json
@@ -11,7 +13,15 @@ import click
 
 from firp.calib.cost import Point
 from firp.calib.layer_times import KINDS
-from firp.calib.profiling import CACHED, LAYER_ROWS, ROWS, BundleProfile, ProfileRequest, profile_bundle, require_packages
+from firp.calib.profiling import (
+    CACHED,
+    LAYER_ROWS,
+    ROWS,
+    BundleProfile,
+    ProfileRequest,
+    profile_bundle,
+    require_packages,
+)
 from firp.export.target_folder import disk_errors, target_folder
 from firp.runtime.bundle import load_bundle, to_json, write_json
 from firp.runtime.engine import BACKENDS
@@ -26,22 +36,39 @@ def _shown(values: tuple[int, ...]) -> str:
 
 @click.command(cls=Repeating)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write profile.json, pictures and polygraphy.sh here.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Write profile.json, pictures and polygraphy.sh here.",
+)
 @click.option("--rows", type=int, multiple=True, help=f"Rows of a pass.  [default: {_shown(ROWS)}]")
 @click.option(
-    "--cached", type=int, multiple=True, help=f"Cached tokens before it.  [default: {_shown(CACHED)}, cut to the context]"
+    "--cached",
+    type=int,
+    multiple=True,
+    help=f"Cached tokens before it.  [default: {_shown(CACHED)}, cut to the context]",
 )
 @click.option("--batch", type=int, multiple=True, help="Sequences at once.  [default: 1]")
-@click.option("--layer-rows", type=int, multiple=True, help=f"Passes whose layers are timed.  [default: {_shown(LAYER_ROWS)}]")
-@click.option("--backend", type=click.Choice(list(BACKENDS)), default=ProfileRequest.backend, show_default=True)
+@click.option(
+    "--layer-rows",
+    type=int,
+    multiple=True,
+    help=f"Passes whose layers are timed.  [default: {_shown(LAYER_ROWS)}]",
+)
+@click.option(
+    "--backend", type=click.Choice(list(BACKENDS)), default=ProfileRequest.backend, show_default=True
+)
 @click.option("--json", "as_json", is_flag=True, help="Print profile.json.")
 def profile(bundle, output, rows, cached, batch, layer_rows, backend, as_json):
-    """Measure BUNDLE through polygraphy: latency of each graph over rows, cached tokens and batch, the parts of a step, layers by
-    kind, and the share of this device's bandwidth and arithmetic. A share above 100 % means that weights stay in a cache.
+    """Measure BUNDLE through polygraphy: latency of each graph over rows, cached tokens and batch,
+    the parts of a step, layers by kind, and the share of this device's bandwidth and arithmetic. A
+    share above 100 % means that weights stay in a cache.
     """
     require_packages()
     request = ProfileRequest(bundle, backend, rows, cached, batch or ProfileRequest.batches, layer_rows)
-    with target_folder(output, PROFILE_NAME) if output else nullcontext() as folder:  # refused before minutes of measuring
+    # refused before minutes of measuring
+    with target_folder(output, PROFILE_NAME) if output else nullcontext() as folder:
         with progress_bar() as bar:
             result = profile_bundle(request, bar.update)
         if as_json:
@@ -61,10 +88,14 @@ def write_profile(folder: Path, bundle: Path, result: BundleProfile) -> None:
     from firp.calib.profile_pictures import draw_profile
 
     write_json(folder / PROFILE_NAME, to_json(result))
-    points = [Point(each.rows, each.cached_tokens, each.batch) for each in result.passes if each.graph == "lower"]
+    points = [
+        Point(each.rows, each.cached_tokens, each.batch) for each in result.passes if each.graph == "lower"
+    ]
     largest = Point(*(max(sizes) for sizes in zip(*points, strict=True)))
     single = [point for point in points if point.batch == min(point.batch for point in points)]
-    script = polygraphy_script(bundle, load_bundle(bundle, check_hashes=False).manifest, single[len(single) // 2], largest)
+    script = polygraphy_script(
+        bundle, load_bundle(bundle, check_hashes=False).manifest, single[len(single) // 2], largest
+    )
     (folder / SCRIPT_NAME).write_text(script, "utf-8")
     (folder / SCRIPT_NAME).chmod(0o755)
     for name, data in draw_profile(result).items():
@@ -78,18 +109,32 @@ def print_profile(result: BundleProfile) -> None:
     batches = {each.batch for each in result.passes}
     for graph in dict.fromkeys(each.graph for each in result.passes):
         print_table(
-            ("cached" if len(batches) == 1 else "batch x cached", "rows", "ms", "quartiles", "MB", "MFLOP", "bytes", "FLOPs"),
+            (
+                "cached" if len(batches) == 1 else "batch x cached",
+                "rows",
+                "ms",
+                "quartiles",
+                "MB",
+                "MFLOP",
+                "bytes",
+                "FLOPs",
+            ),
             [
                 (
-                    str(each.cached_tokens) if len(batches) == 1 else f"{each.batch} x {each.cached_tokens}", str(each.rows),
-                    _ms(each.median_ms), f"{_ms(each.low_ms)} {_ms(each.high_ms)}",
-                    f"{each.cost.moved_bytes / 1e6:.1f}", f"{each.cost.flops / 1e6:.0f}",
-                    _percent(each.roofline.bandwidth_share), _percent(each.roofline.arithmetic_share),
+                    str(each.cached_tokens) if len(batches) == 1 else f"{each.batch} x {each.cached_tokens}",
+                    str(each.rows),
+                    _ms(each.median_ms),
+                    f"{_ms(each.low_ms)} {_ms(each.high_ms)}",
+                    f"{each.cost.moved_bytes / 1e6:.1f}",
+                    f"{each.cost.flops / 1e6:.0f}",
+                    _percent(each.roofline.bandwidth_share),
+                    _percent(each.roofline.arithmetic_share),
                 )
-                for each in result.passes if each.graph == graph
+                for each in result.passes
+                if each.graph == graph
             ],
             f"{graph}: {title}",
-        )  # fmt: skip
+        )
         title = "as above; bytes, FLOPs: share of the peak"
     _print_steps(result)
     _print_layers(result)
@@ -103,7 +148,10 @@ def _print_steps(result: BundleProfile) -> None:
     print_table(
         ("ms of a step", *(each.decoding for each in result.steps)),
         [
-            (part.removesuffix("_ms").replace("_", " "), *(f"{_ms(p.median_ms)} [{_ms(p.low_ms)} {_ms(p.high_ms)}]" for p in row))
+            (
+                part.removesuffix("_ms").replace("_", " "),
+                *(f"{_ms(p.median_ms)} [{_ms(p.low_ms)} {_ms(p.high_ms)}]" for p in row),
+            )
             for part, row in zip(parts, cells, strict=True)
         ],
         f"decoding after {result.steps[0].prompt_tokens} random tokens, median and quartiles{trees}",
@@ -115,12 +163,20 @@ def _print_layers(result: BundleProfile) -> None:
         of_graph = [each for each in result.layers if each.graph == graph]
         shares = [{part.kind: part for part in each.kinds} for each in of_graph]
         lines = [
-            (kind, *(f"{each[kind].share:.0%} ({each[kind].layers})" if kind in each else "-" for each in shares))
+            (
+                kind,
+                *(
+                    f"{each[kind].share:.0%} ({each[kind].layers})" if kind in each else "-"
+                    for each in shares
+                ),
+            )
             for kind in KINDS
             if any(kind in each for each in shares)
         ]
         lines.append(("ms, profiled", *(_ms(each.layers_ms) for each in of_graph)))
-        lines.append(("ms, unprofiled", *("-" if each.pass_ms is None else _ms(each.pass_ms) for each in of_graph)))
+        lines.append(
+            ("ms, unprofiled", *("-" if each.pass_ms is None else _ms(each.pass_ms) for each in of_graph))
+        )
         print_table(
             ("share (layers)", *(f"{each.rows} {'row' if each.rows == 1 else 'rows'}" for each in of_graph)),
             lines,

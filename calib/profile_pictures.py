@@ -13,9 +13,14 @@ from firp.calib.layer_times import KINDS
 from firp.calib.profiling import BundleProfile
 from firp.calib.step_split import TOTAL
 
-_PARTS = ("#0072B2", "#009E73", "#56B4E9", "#D55E00", "#F0E442", "#595959", "#CC79A7")  # Okabe and Ito's palette
+# Okabe and Ito's palette
+_PARTS = ("#0072B2", "#009E73", "#56B4E9", "#D55E00", "#F0E442", "#595959", "#CC79A7")
 _KIND_COLOURS = dict(
-    zip(KINDS, ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#F0E442", "#999999", "#56B4E9", "#000000"), strict=True)
+    zip(
+        KINDS,
+        ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#F0E442", "#999999", "#56B4E9", "#000000"),
+        strict=True,
+    )
 )
 _DASHES = ("solid", "dashed", "dotted", "dashdot")
 
@@ -33,18 +38,28 @@ def _latency(profile: BundleProfile) -> Figure | None:
     for axes, graph in zip(panels, graphs, strict=True):
         for i, tokens in enumerate(cached):
             for j, batch in enumerate(batches):
-                points = [p for p in profile.passes if (p.graph, p.cached_tokens, p.batch) == (graph, tokens, batch)]
+                points = [
+                    p for p in profile.passes if (p.graph, p.cached_tokens, p.batch) == (graph, tokens, batch)
+                ]
                 rows, (colour, marker) = [p.rows for p in points], STYLES[i % len(STYLES)]
-                style = {"color": colour, "linestyle": _DASHES[j % len(_DASHES)], "marker": marker, "markersize": 4.5}
+                style = {
+                    "color": colour,
+                    "linestyle": _DASHES[j % len(_DASHES)],
+                    "marker": marker,
+                    "markersize": 4.5,
+                }
                 axes.plot(rows, [p.median_ms for p in points], **style)
-                axes.fill_between(rows, [p.low_ms for p in points], [p.high_ms for p in points], color=colour, alpha=0.2)
+                axes.fill_between(
+                    rows, [p.low_ms for p in points], [p.high_ms for p in points], color=colour, alpha=0.2
+                )
         rows_axis(axes, {p.rows for p in profile.passes}, "rows of the pass")
         axes.set_ylim(bottom=0)
     panels[0].set_ylabel("latency (ms)")
     keys = _cached_keys(cached)
     if len(batches) > 1:
         keys += [
-            Line2D([], [], color="black", linestyle=_DASHES[j % len(_DASHES)], label=f"batch {b}") for j, b in enumerate(batches)
+            Line2D([], [], color="black", linestyle=_DASHES[j % len(_DASHES)], label=f"batch {b}")
+            for j, b in enumerate(batches)
         ]
     legend(figure, keys, columns=4)
     return figure
@@ -53,8 +68,12 @@ def _latency(profile: BundleProfile) -> Figure | None:
 def _steps(profile: BundleProfile) -> Figure | None:
     if not profile.steps:
         return None
-    figure, (axes,) = panel_row("Parts of a step (mean of the middle half of the steps)", [""], inches=(6.6, 4.0))
-    names = [f"{each.decoding}, {each.tree.rows} rows" if each.tree else each.decoding for each in profile.steps]
+    figure, (axes,) = panel_row(
+        "Parts of a step (mean of the middle half of the steps)", [""], inches=(6.6, 4.0)
+    )
+    names = [
+        f"{each.decoding}, {each.tree.rows} rows" if each.tree else each.decoding for each in profile.steps
+    ]
     parts = [part.name for part in profile.steps[0].parts if part.name != TOTAL]
     bottoms = [0.0] * len(names)
     for part, colour in zip(parts, _PARTS, strict=False):
@@ -81,7 +100,9 @@ def _kinds(profile: BundleProfile) -> Figure | None:
     names = [f"{each.graph}\n{each.rows} {'row' if each.rows == 1 else 'rows'}" for each in profile.layers]
     bottoms = [0.0] * len(names)
     for kind in KINDS:
-        shares = [100 * sum(part.share for part in each.kinds if part.kind == kind) for each in profile.layers]
+        shares = [
+            100 * sum(part.share for part in each.kinds if part.kind == kind) for each in profile.layers
+        ]
         if any(shares):
             axes.bar(names, shares, 0.65, bottoms, label=kind, color=_KIND_COLOURS[kind])
             bottoms = [a + b for a, b in zip(bottoms, shares, strict=True)]
@@ -94,12 +115,16 @@ def _kinds(profile: BundleProfile) -> Figure | None:
 
 def _roofline(profile: BundleProfile) -> Figure | None:
     graphs = list(dict.fromkeys(each.graph for each in profile.passes))
-    figure, panels = panel_row("Share of the roofline (the limit that binds; above 100 %: weights in cache)", graphs)
+    figure, panels = panel_row(
+        "Share of the roofline (the limit that binds; above 100 %: weights in cache)", graphs
+    )
     cached = sorted({each.cached_tokens for each in profile.passes})
     batch = min(each.batch for each in profile.passes)
     for axes, graph in zip(panels, graphs, strict=True):
         for i, tokens in enumerate(cached):
-            points = [p for p in profile.passes if (p.graph, p.cached_tokens, p.batch) == (graph, tokens, batch)]
+            points = [
+                p for p in profile.passes if (p.graph, p.cached_tokens, p.batch) == (graph, tokens, batch)
+            ]
             colour, marker = STYLES[i % len(STYLES)]
             shares = [100 * p.roofline.share for p in points]
             axes.plot([p.rows for p in points], shares, color=colour, marker=marker, markersize=4.5)
@@ -114,7 +139,10 @@ def _roofline(profile: BundleProfile) -> Figure | None:
 def _cached_keys(cached: list[int]) -> list[Line2D]:
     styles = [STYLES[i % len(STYLES)] for i in range(len(cached))]
     names = [f"{tokens} cached tokens" if tokens else "reads no cache" for tokens in cached]
-    return [Line2D([], [], color=c, marker=m, markersize=4.5, label=n) for (c, m), n in zip(styles, names, strict=True)]
+    return [
+        Line2D([], [], color=c, marker=m, markersize=4.5, label=n)
+        for (c, m), n in zip(styles, names, strict=True)
+    ]
 
 
 _PICTURES: dict[str, Callable[[BundleProfile], Figure | None]] = {

@@ -1,7 +1,8 @@
 """The profile of a bundle on one device.
 
-In: a bundle, a backend, a grid of rows, cached tokens and batch sizes. Out: a `BundleProfile`, which is profile.json: the time of
-every pass and of every part of a step, times of layers by kind, shares of the device's peaks, and the latency table of calibration.
+In: a bundle, a backend, a grid of rows, cached tokens and batch sizes. Out: a `BundleProfile`,
+which is profile.json: the time of every pass and of every part of a step, times of layers by kind,
+shares of the device's peaks, and the latency table of calibration.
 """
 
 import contextlib
@@ -44,7 +45,9 @@ class ProfileRequest:
 
 @dataclass(frozen=True)
 class LayerProfile:
-    """Where one graph's time goes by its own clock, which also counts the clock's cost for each layer."""
+    """Where one graph's time goes by its own clock, which also counts the clock's cost for each
+    layer.
+    """
 
     graph: str
     rows: int
@@ -58,8 +61,9 @@ class LayerProfile:
 class BundleProfile:
     """profile.json.
 
-    `latency` is what `firp calibrate --latency` reads, measured as `firp tune` does: by the runtime, whose graphs take turns and
-    push each other's data out of the processor's caches. `passes` are polygraphy's, each graph by itself.
+    `latency` is what `firp calibrate --latency` reads, measured as `firp tune` does: by the
+    runtime, whose graphs take turns and push each other's data out of the processor's caches.
+    `passes` are polygraphy's, each graph by itself.
     """
 
     bundle: str
@@ -75,7 +79,9 @@ class BundleProfile:
 
 
 def profile_bundle(request: ProfileRequest, progress: Progress = lambda *_: None) -> BundleProfile:
-    """Measure everything. Raises FirpError for what the model or this machine cannot do, before anything is measured."""
+    """Measure everything. Raises FirpError for what the model or this machine cannot do, before
+    anything is measured.
+    """
     require_packages()
     if request.backend not in BACKENDS:
         raise FirpError("unknown backend", got=repr(request.backend), expected=" or ".join(BACKENDS))
@@ -111,12 +117,15 @@ def profile_bundle(request: ProfileRequest, progress: Progress = lambda *_: None
 def require_packages(purpose: str = "profiling", packages: tuple[str, ...] = PACKAGES) -> None:
     """Raises FirpError with the line that installs what is missing."""
     if absent := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise FirpError(f"{purpose} needs {' and '.join(absent)}", got="not installed", fix="pip install 'firp[profile]'")
+        raise FirpError(
+            f"{purpose} needs {' and '.join(absent)}", got="not installed", fix="pip install 'firp[profile]'"
+        )
 
 
 def open_target(bundle: Bundle, backend: str) -> Target:
-    """Polygraphy is imported after the target is made and not before: its TensorRT is chosen when that happens. And after torch,
-    if it is there: polygraphy looks for it in the middle of a run, and would swallow an interrupt that falls into that.
+    """Polygraphy is imported after the target is made and not before: its TensorRT is chosen when
+    that happens. And after torch, if it is there: polygraphy looks for it in the middle of a run,
+    and would swallow an interrupt that falls into that.
     """
     with contextlib.suppress(ImportError):
         importlib.import_module("torch")
@@ -135,20 +144,33 @@ def open_target(bundle: Bundle, backend: str) -> Target:
 
 
 def grid_of(request: ProfileRequest, context: int) -> tuple[list[Point], tuple[int, ...]]:
-    """The points to measure, and the rows whose layers are. Raises FirpError for numbers that the context does not hold."""
-    given = {"rows": request.rows, "cached": request.cached_tokens, "batch": request.batches, "layer-rows": request.layer_rows}
+    """The points to measure, and the rows whose layers are. Raises FirpError for numbers that the
+    context does not hold.
+    """
+    given = {
+        "rows": request.rows,
+        "cached": request.cached_tokens,
+        "batch": request.batches,
+        "layer-rows": request.layer_rows,
+    }
     for name, values in given.items():
         if wrong := [value for value in values if value < 1]:
             raise FirpError(f"bad --{name}", got=wrong[0], expected="at least 1")
-    rows = request.rows or tuple(each for each in ROWS if each <= context - max(request.cached_tokens, default=1)) or (1,)
+    rows = (
+        request.rows
+        or tuple(each for each in ROWS if each <= context - max(request.cached_tokens, default=1))
+        or (1,)
+    )
     room = context - max(rows)
     cached = request.cached_tokens or tuple(sorted({max(1, min(each, room)) for each in CACHED}))
     layer_rows = request.layer_rows or tuple(each for each in LAYER_ROWS if each <= max(rows))
     if max(*rows, *layer_rows) + max(cached) > context:
         raise FirpError(
-            "grid beyond the model's context", got=f"{max(*rows, *layer_rows)} rows after {max(cached)} cached tokens",
-            expected=f"at most {context} together", fix="smaller --rows, --layer-rows or --cached",
-        )  # fmt: skip
+            "grid beyond the model's context",
+            got=f"{max(*rows, *layer_rows)} rows after {max(cached)} cached tokens",
+            expected=f"at most {context} together",
+            fix="smaller --rows, --layer-rows or --cached",
+        )
     return [Point(*each) for each in product(rows, cached, request.batches)], layer_rows
 
 
@@ -160,16 +182,24 @@ def _layer_profiles(
     cached_tokens: int,
     progress: Progress,
 ) -> tuple[LayerProfile, ...]:
-    unprofiled = {(p.graph, p.rows): p.median_ms for p in passes if p.batch == 1 and p.cached_tokens in (cached_tokens, 0)}
+    unprofiled = {
+        (p.graph, p.rows): p.median_ms
+        for p in passes
+        if p.batch == 1 and p.cached_tokens in (cached_tokens, 0)
+    }
     found, head = [], head_nodes(bundle.graph_path("upper"))
     for done, (name, spec) in enumerate(bundle.manifest.graphs.items()):
         progress(f"profiling layers of {name}", done, len(bundle.manifest.graphs))
         feeds = FeedMaker(spec, bundle.manifest, 1, cached_tokens)
         for rows in layer_rows:
-            layers = target.layer_times(name, feeds.feed(Point(rows, cached_tokens, 1)), LAYER_WARM_UP, LAYER_PASSES)
+            layers = target.layer_times(
+                name, feeds.feed(Point(rows, cached_tokens, 1)), LAYER_WARM_UP, LAYER_PASSES
+            )
             if layers:
                 kinds = group(layers, head if name == "upper" else frozenset())
                 total = sum(each.ms for each in layers)
-                found.append(LayerProfile(name, rows, cached_tokens, total, unprofiled.get((name, rows)), kinds))
+                found.append(
+                    LayerProfile(name, rows, cached_tokens, total, unprofiled.get((name, rows)), kinds)
+                )
     progress("profiled layers", len(bundle.manifest.graphs), len(bundle.manifest.graphs))
     return tuple(found)

@@ -1,6 +1,8 @@
-"""Prompt lookup: drafts copied from the text so far, the baseline that needs no training (Saxena 2023, in Hugging Face too).
+"""Prompt lookup: drafts copied from the text so far, the baseline that needs no training (Saxena
+2023, in Hugging Face too).
 
-In: sequences. Out: a `Replay`. The longest earlier match of the last tokens is looked up; what followed it is the draft.
+In: sequences. Out: a `Replay`. The longest earlier match of the last tokens is looked up; what
+followed it is the draft.
 """
 
 from firp.calib.acceptance import Replay, Sequence
@@ -9,7 +11,9 @@ MAX_NGRAM = 3
 
 
 def replay_lookup(sequences: list[Sequence], drafts: int) -> Replay:
-    """Decode the sequences again, each step with up to `drafts` tokens copied from the text before it."""
+    """Decode the sequences again, each step with up to `drafts` tokens copied from the text before
+    it.
+    """
     tokens = steps = undrafted = 0
     for sequence in sequences:
         text, root = sequence.tokens.tolist(), sequence.prompt_tokens

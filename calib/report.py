@@ -1,4 +1,5 @@
-"""The report of a calibration: report.json, the pictures, and report.html, one file that needs nothing else.
+"""The report of a calibration: report.json, the pictures, and report.html, one file that needs
+nothing else.
 
 In: a folder, `Findings`. Out: those files in it, what decides about a deployment first.
 """
@@ -75,10 +76,19 @@ def write_report(folder: Path, findings: Findings) -> None:
 def _html(findings: Findings, pictures: dict[str, bytes]) -> str:
     title = escape(f"FIRP calibration of {findings.model_name}")
     figures = "\n".join(_figure(name, png) for name, png in pictures.items())
-    tables = "\n".join(filter(None, (
-        _tokens_table(findings), _static_table(findings), _speedup_table(findings), _latency_table(findings.choice),
-        _layer_table(findings), _accuracy_table(findings),
-    )))  # fmt: skip
+    tables = "\n".join(
+        filter(
+            None,
+            (
+                _tokens_table(findings),
+                _static_table(findings),
+                _speedup_table(findings),
+                _latency_table(findings.choice),
+                _layer_table(findings),
+                _accuracy_table(findings),
+            ),
+        )
+    )
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -116,7 +126,11 @@ def _verdict(choice: Choice | None) -> str:
     rate = f"{choice.tokens_per_step:.2f} tokens per step at {choice.speedup:.3f} times the speed of plain decoding"
     if choice.drafts:
         return f"{place}, {tree} is expected to be fastest, with {rate}."
-    reason = "" if choice.speedup < 1 else f", less than the factor of {MARGIN} that is beyond the error of the prediction"
+    reason = (
+        ""
+        if choice.speedup < 1
+        else f", less than the factor of {MARGIN} that is beyond the error of the prediction"
+    )
     return f"{place}, plain decoding is expected to be fastest: the best tree, {tree}, would give {rate}{reason}."
 
 
@@ -132,7 +146,8 @@ def _tree(tree: TreeConfig) -> str:
 
 
 def _figure(name: str, png: bytes) -> str:
-    width = int.from_bytes(png[16:20], "big") * 96 // DPI  # PNG's header has it in pixels; CSS counts 96 an inch
+    # PNG's header has it in pixels; CSS counts 96 an inch
+    width = int.from_bytes(png[16:20], "big") * 96 // DPI
     data, alt = base64.b64encode(png).decode(), name.removesuffix(".png").replace("_", " ")
     image = f'<img src="data:image/png;base64,{data}" width="{width}" style="min-width: {width * 7 // 10}px" alt="{alt}">'
     return f'<figure><div class="scroll">{image}</div><figcaption>{escape(_CAPTIONS[name])}</figcaption></figure>'
@@ -144,13 +159,17 @@ def _tokens_table(findings: Findings) -> str:
         for text in texts_of(each.corrected, each.independent):
             for ranking, table in (("path correction", each.corrected), ("independent", each.independent)):
                 if text in table:
-                    rows.append((method_name(each.method), TEXT_NAMES[text], ranking, *map(_two, table[text])))
+                    rows.append(
+                        (method_name(each.method), TEXT_NAMES[text], ranking, *map(_two, table[text]))
+                    )
     return _table("Tokens per step by rows of the tree", ("method", "text", "guesses"), REPORT_ROWS, rows)
 
 
 def _static_table(findings: Findings) -> str:
     rows = [(TEXT_NAMES[text], *map(_two, findings.static[text])) for text in texts_of(findings.static)]
-    return _table("Tokens per step of the best static trees, FIRP, by rows of the tree", ("text",), REPORT_ROWS, rows)
+    return _table(
+        "Tokens per step of the best static trees, FIRP, by rows of the tree", ("text",), REPORT_ROWS, rows
+    )
 
 
 def _speedup_table(findings: Findings) -> str:
@@ -169,7 +188,10 @@ def _latency_table(choice: Choice | None) -> str:
         f"{each.predictors_ms:.3f} ms; outside the graphs, a plain step takes {each.plain_outside_ms:.3f} ms and a drafted one "
         f"{each.drafted_outside_ms:.3f} ms. A plain step takes {each.plain_ms():.3f} ms in all."
     )
-    return _table(f"Latency on {each.device}", (), ("rows", "lower (ms)", "upper (ms)"), rows) + f"\n<p>{escape(note)}</p>"
+    return (
+        _table(f"Latency on {each.device}", (), ("rows", "lower (ms)", "upper (ms)"), rows)
+        + f"\n<p>{escape(note)}</p>"
+    )
 
 
 def _layer_table(findings: Findings) -> str:
@@ -180,7 +202,10 @@ def _layer_table(findings: Findings) -> str:
     if layers:
         rows.append(("tokens per step", *(_two(each.tokens_per_step) for each in layers)))
         rows.append(("speedup (×)", *(f"{each.speedup:.3f}" for each in layers)))
-    columns = [f"layer {each.prediction_layer}{' (chosen)' if each.prediction_layer == chosen else ''}" for each in layers]
+    columns = [
+        f"layer {each.prediction_layer}{' (chosen)' if each.prediction_layer == chosen else ''}"
+        for each in layers
+    ]
     return _table("Sweep of the prediction layer (short training, greedy)", ("",), columns, rows)
 
 
@@ -188,8 +213,12 @@ def _accuracy_table(findings: Findings) -> str:
     rows = []
     for each in findings.methods:
         for top in (1, 3, 5, 10) if each.accuracy else ():
-            rows.append((method_name(each.method), f"top-{top}", *map(_percent, getattr(each.accuracy, f"top{top}"))))
-    return _table("Held-out accuracy (%) by offset", ("method", "among"), range(1, findings.num_predictors + 1), rows)
+            rows.append(
+                (method_name(each.method), f"top-{top}", *map(_percent, getattr(each.accuracy, f"top{top}")))
+            )
+    return _table(
+        "Held-out accuracy (%) by offset", ("method", "among"), range(1, findings.num_predictors + 1), rows
+    )
 
 
 def _table(title: str, names: Iterable[str], columns: Iterable, rows: list[tuple[str, ...]]) -> str:

@@ -1,8 +1,10 @@
-"""Fits how far scores of guesses are to be trusted: per offset, for greedy and for sampled decoding.
+"""Fits how far scores of guesses are to be trusted: per offset, for greedy and for sampled
+decoding.
 
-In: text that the model decoded from training prompts, with recorded guesses, and a path correction as trained. Out: the same tables
-with scales under which the tokens that were decoded are likeliest. Training matches the model's whole distribution; what greedy
-decoding picks is more certain than that, and a tree that ranks paths across depths has to know how certain.
+In: text that the model decoded from training prompts, with recorded guesses, and a path correction
+as trained. Out: the same tables with scales under which the tokens that were decoded are likeliest.
+Training matches the model's whole distribution; what greedy decoding picks is more certain than
+that, and a tree that ranks paths across depths has to know how certain.
 """
 
 import numpy as np
@@ -15,7 +17,9 @@ CORRECTION_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)  # of the correction's own
 
 
 def fit_scales(texts: tuple[list[Recorded], list[Recorded]], trained: PathCorrection) -> PathCorrection:
-    """texts: decoded greedily, and sampled. Every offset gets the pair on the grid with the highest likelihood."""
+    """texts: decoded greedily, and sampled. Every offset gets the pair on the grid with the highest
+    likelihood.
+    """
     scale, weight = trained.scale.copy(), trained.weight.copy()
     for mode, recorded in enumerate(texts):
         for offset in range(scale.shape[1]):
@@ -33,8 +37,12 @@ def fit_scales(texts: tuple[list[Recorded], list[Recorded]], trained: PathCorrec
     return trained._replace(scale=scale, weight=weight)
 
 
-def _observed(recorded: list[Recorded], trained: PathCorrection, offset: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Log-probabilities [n, k], corrections [n, k] and place of the decoded token [n], where it was among the guesses."""
+def _observed(
+    recorded: list[Recorded], trained: PathCorrection, offset: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Log-probabilities [n, k], corrections [n, k] and place of the decoded token [n], where it was
+    among the guesses.
+    """
     logprobs, corrections, hits = [], [], []
     for sequence, top_ids, top_logprobs in recorded:
         tokens = sequence.tokens
@@ -52,4 +60,6 @@ def _observed(recorded: list[Recorded], trained: PathCorrection, offset: int) ->
 def _loss(scores: np.ndarray, hits: np.ndarray) -> float:
     """Mean negative log-likelihood in nats."""
     top = scores.max(1)
-    return float(np.mean(top + np.log(np.exp(scores - top[:, None]).sum(1)) - scores[np.arange(len(hits)), hits]))
+    return float(
+        np.mean(top + np.log(np.exp(scores - top[:, None]).sum(1)) - scores[np.arange(len(hits)), hits])
+    )

@@ -1,7 +1,7 @@
 """Where the time of a decoding step goes, in the real loop: graphs, copies, Python.
 
-In: an engine. Out: `StepSplit`s of plain and of drafted decoding. The parts are the fields of the runtime's own `StepTimes`, and
-what is left is Python: trees, bindings, picks.
+In: an engine. Out: `StepSplit`s of plain and of drafted decoding. The parts are the fields of the
+runtime's own `StepTimes`, and what is left is Python: trees, bindings, picks.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,9 @@ class StepSplit:
 
 
 def split_steps(engine: Engine) -> tuple[StepSplit, ...]:
-    """Plain decoding and, where the bundle has predictors, drafted decoding with the best tree of this device."""
+    """Plain decoding and, where the bundle has predictors, drafted decoding with the best tree of
+    this device.
+    """
     trees = [None, engine.best_tree] if engine.drafts else [None]
     return tuple(_split(engine, tree) for tree in trees)
 

@@ -1,7 +1,8 @@
 """Graphs through polygraphy's TrtRunner, on TensorRT or TensorRT-RTX.
 
-In: a bundle with engines for this library and GPU. Out: milliseconds of a pass, the times of an engine's layers, and what they
-give. Inputs of a timed pass lie on the device before it, outputs stay there; binding, launch and the wait for it are counted.
+In: a bundle with engines for this library and GPU. Out: milliseconds of a pass, the times of an
+engine's layers, and what they give. Inputs of a timed pass lie on the device before it, outputs
+stay there; binding, launch and the wait for it are counted.
 """
 
 import os
@@ -35,7 +36,8 @@ class TensorRTTarget:
 
     def __init__(self, bundle: Bundle, backend: str):
         if backend == "tensorrt-rtx":
-            os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"  # read when polygraphy is imported, which happens below
+            # read when polygraphy is imported, which happens below
+            os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"
         self._runtime = TensorRTBackend(backend)
         self._trt, self.device = self._runtime.library, self._runtime.device
         self._bundle, self._backend = bundle, backend
@@ -47,9 +49,11 @@ class TensorRTTarget:
         if (backend == "tensorrt-rtx") != config.USE_TENSORRT_RTX:
             loaded = "tensorrt-rtx" if config.USE_TENSORRT_RTX else "tensorrt"
             raise FirpError(
-                "polygraphy is set for another TensorRT", got=loaded, expected=backend,
+                "polygraphy is set for another TensorRT",
+                got=loaded,
+                expected=backend,
                 fix="unset POLYGRAPHY_USE_TENSORRT_RTX, and profile one backend in a process",
-            )  # fmt: skip
+            )
 
     def engine(self) -> Engine:
         return Engine.load(self._bundle.path, self._backend, check_hashes=False)
@@ -77,8 +81,16 @@ class TensorRTTarget:
                 run(feed)
         return [LayerTime(name, "", statistics.median(each)) for name, each in profiler.times.items()]
 
-    def runner(self, graph: str, layer_outputs: tuple[str, ...], report: Callable[[float], None], cancel: threading.Event) -> Any:
-        """The plan in its decode profile; with layer outputs, a plan built for them, for this GPU and the same profiles."""
+    def runner(
+        self,
+        graph: str,
+        layer_outputs: tuple[str, ...],
+        report: Callable[[float], None],
+        cancel: threading.Event,
+    ) -> Any:
+        """The plan in its decode profile; with layer outputs, a plan built for them, for this GPU
+        and the same profiles.
+        """
         from polygraphy.backend.common import BytesFromPath
         from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
@@ -86,7 +98,10 @@ class TensorRTTarget:
         if layer_outputs:
             manifest, path = self._bundle.manifest, self._bundle.graph_path(graph)
             check_memory(manifest, {graph: graph_weight_bytes(path)}, available_bytes())
-            here, profiles = Target(self._trt, (self._runtime.compute_capability,), None), self._engines.record.profiles[graph]
+            here, profiles = (
+                Target(self._trt, (self._runtime.compute_capability,), None),
+                self._engines.record.profiles[graph],
+            )
             plan = build_plan(here, path, manifest.graphs[graph], profiles, report, cancel, layer_outputs)
         return TrtRunner(EngineFromBytes(plan), optimization_profile=0)
 
@@ -97,10 +112,14 @@ class TensorRTTarget:
 
         engine = EngineFromBytes(BytesFromPath(str(self._engines.plan_path(graph))))()
         own_memory = self._trt.ExecutionContextAllocationStrategy.STATIC
-        context = new_context(self._trt, engine, own_memory, compiled=True)  # as those that the runtime captures
+        # as those that the runtime captures
+        context = new_context(self._trt, engine, own_memory, compiled=True)
         if profiler:
             context.profiler = profiler
-        profiles, on_device = self._engines.record.profiles[graph], _DeviceFeed(self._bundle.manifest.graphs[graph])
+        profiles, on_device = (
+            self._engines.record.profiles[graph],
+            _DeviceFeed(self._bundle.manifest.graphs[graph]),
+        )
         with TrtRunner(context, optimization_profile=0) as runner, on_device:
             chosen = 0
 
@@ -117,7 +136,9 @@ class TensorRTTarget:
 
 
 class _DeviceFeed:
-    """The arrays of the last feed on the device; an array that is the same as before is not copied again."""
+    """The arrays of the last feed on the device; an array that is the same as before is not copied
+    again.
+    """
 
     def __init__(self, spec: GraphSpec):
         self._dtypes = {tensor.name: tensor.dtype for tensor in spec.inputs}
@@ -144,12 +165,16 @@ class _DeviceFeed:
                 buffer = cuda.DeviceArray.raw((stored.nbytes,))
                 buffer.copy_from(stored.reshape(-1).view(np.uint8))
                 self._held[name] = array, buffer
-            views[name] = cuda.DeviceView(self._held[name][1].ptr, array.shape, getattr(DataType, self._dtypes[name].upper()))
+            views[name] = cuda.DeviceView(
+                self._held[name][1].ptr, array.shape, getattr(DataType, self._dtypes[name].upper())
+            )
         return views
 
 
 def _check_cuda_library() -> None:
-    """Raises FirpError when polygraphy, which looks for CUDA's shared library itself, does not find it."""
+    """Raises FirpError when polygraphy, which looks for CUDA's shared library itself, does not find
+    it.
+    """
     from polygraphy import cuda
     from polygraphy.exception import PolygraphyException
 
@@ -158,7 +183,9 @@ def _check_cuda_library() -> None:
     except (PolygraphyException, OSError) as error:
         got = str(error).splitlines()[0]
         fix = "pip install nvidia-cuda-runtime, or add its folder to LD_LIBRARY_PATH"
-        raise FirpError("polygraphy does not find CUDA's runtime library", got=got, expected="libcudart.so", fix=fix) from error
+        raise FirpError(
+            "polygraphy does not find CUDA's runtime library", got=got, expected="libcudart.so", fix=fix
+        ) from error
 
 
 def layer_profiler(trt: Any) -> Any:

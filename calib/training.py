@@ -1,8 +1,9 @@
 """The training loop of draft heads and of the path correction, on a frozen model.
 
-In: a frozen model, windows of tokens, options. Out: trained heads and tables, and the loss curve. Loss of the heads: KL
-divergence from the model's own next-token distribution at token i + j to that of guess j of anchor i, summed over j, averaged
-over anchors (method.md, "Training the predictors"). The tables learn from the same guesses, which they do not change.
+In: a frozen model, windows of tokens, options. Out: trained heads and tables, and the loss curve.
+Loss of the heads: KL divergence from the model's own next-token distribution at token i + j to that
+of guess j of anchor i, summed over j, averaged over anchors (method.md, "Training the predictors").
+The tables learn from the same guesses, which they do not change.
 """
 
 import math
@@ -23,7 +24,8 @@ from firp.calib.path_correction import PathTables
 from firp.runtime.errors import FirpError
 
 CURVE_POINTS = 200
-PAIR_UPDATES, PAIR_WINDOWS = 8, 4  # a step, in the first half: of the tables, from the pairs of neighbours in so many windows
+# a step, in the first half: of the tables, from the pairs of neighbours in so many windows
+PAIR_UPDATES, PAIR_WINDOWS = 8, 4
 
 _TRAINED = ("heads", "tables")
 _PARTS = (*_TRAINED, "optimizer", "table_optimizer")
@@ -37,9 +39,18 @@ class TrainProgress(NamedTuple):
 
 
 class Trainer:
-    """Everything that changes while heads train; `state` and `restore` let a run stop anywhere and go on as if it had not."""
+    """Everything that changes while heads train; `state` and `restore` let a run stop anywhere and
+    go on as if it had not.
+    """
 
-    def __init__(self, frozen: FrozenModel, heads: Heads, tables: PathTables, windows: np.ndarray, options: TrainOptions):
+    def __init__(
+        self,
+        frozen: FrozenModel,
+        heads: Heads,
+        tables: PathTables,
+        windows: np.ndarray,
+        options: TrainOptions,
+    ):
         self.frozen, self.heads, self.tables, self.options = frozen, heads, tables, options
         self.windows = torch.from_numpy(windows)
         self.generator = torch.Generator().manual_seed(options.seed)
@@ -58,9 +69,10 @@ class Trainer:
         return self.step / o.steps if o.steps is not None else self.seconds / 60 / o.minutes
 
     def run(self, progress: Callable[[TrainProgress], None] = lambda state: None) -> None:
-        """Train until the budget is used. `progress` is called between steps, and may end the run by raising. Raises FirpError when
-        training diverges. Unless an exception falls into the few milliseconds of an update (`settled` is then False), the state
-        stays that of the last whole step.
+        """Train until the budget is used. `progress` is called between steps, and may end the run
+        by raising. Raises FirpError when training diverges. Unless an exception falls into the few
+        milliseconds of an update (`settled` is then False), the state stays that of the last whole
+        step.
         """
         while self.done < 1:
             started, done = time.monotonic(), self.done
@@ -86,8 +98,14 @@ class Trainer:
                 self.curve.append((self.step, [round(loss, 4) for loss in self.running.tolist()]))
             self.settled = True
             progress(TrainProgress(done, self.step, self.running.tolist()))
-        if not all(torch.isfinite(weight).all() for part in (self.heads, self.tables) for weight in part.parameters()):
-            raise FirpError("training diverged", got="weights that are not finite", fix="start again with a lower --learning-rate")
+        if not all(
+            torch.isfinite(weight).all() for part in (self.heads, self.tables) for weight in part.parameters()
+        ):
+            raise FirpError(
+                "training diverged",
+                got="weights that are not finite",
+                fix="start again with a lower --learning-rate",
+            )
 
     def _accumulate(self) -> Tensor:
         """Clipped gradients of one step; the losses of its passes, averaged, [K]."""
@@ -102,7 +120,11 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.heads.parameters(), 1.0)
         if not math.isfinite(total.sum() + table_total + norm):
             got = f"loss {total.tolist()}, gradient {norm:.3g} at step {self.step}"
-            raise FirpError("training diverged", got=got, fix="repeat with --resume and a lower --learning-rate, or clean the data")
+            raise FirpError(
+                "training diverged",
+                got=got,
+                fix="repeat with --resume and a lower --learning-rate, or clean the data",
+            )
         return total
 
     def _learn_pairs(self) -> None:
@@ -135,7 +157,11 @@ class Trainer:
         """On the CPU. What only further training needs is left out when it is over."""
         parts = _PARTS if self.done < 1 else _TRAINED
         state = {name: _on_cpu(getattr(self, name).state_dict()) for name in parts}
-        return state | {name: getattr(self, name) for name in _VALUES} | {"generator": self.generator.get_state()}
+        return (
+            state
+            | {name: getattr(self, name) for name in _VALUES}
+            | {"generator": self.generator.get_state()}
+        )
 
     def restore(self, state: dict[str, Any]) -> None:
         for name in _PARTS:

@@ -1,6 +1,8 @@
-"""Trees from measured acceptance: the best static tree of each size, and the candidates that a device chooses from.
+"""Trees from measured acceptance: the best static tree of each size, and the candidates that a
+device chooses from.
 
-In: sequences with ranked guesses (firp.calib.acceptance). Out: `Candidate`s with what each tree gives on them.
+In: sequences with ranked guesses (firp.calib.acceptance). Out: `Candidate`s with what each tree
+gives on them.
 """
 
 import heapq
@@ -16,7 +18,8 @@ ROWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SOURCES = (0, 1, 2, 3, 4, 8, None)
 SHALLOW_ROWS = 8  # trees larger than this always draft every offset
 _WIDTH = 32  # ranks that a static tree may use
-_PRIOR_WEIGHT = 30.0  # how many observations the product of marginals counts for, where a path was hardly ever seen
+# how many observations the product of marginals counts for, where a path was hardly ever seen
+_PRIOR_WEIGHT = 30.0
 
 
 def acceptance_by_rank(sequences: list[Drafted], num_predictors: int) -> np.ndarray:
@@ -32,8 +35,9 @@ def acceptance_by_rank(sequences: list[Drafted], num_predictors: int) -> np.ndar
 
 
 def best_static_tree(sequences: list[Drafted], num_predictors: int, nodes: int) -> list[tuple[int, ...]]:
-    """Paths of the tree of `nodes` drafts that accepts most: always the likeliest path on the frontier (method.md). Paths are
-    counted as a whole; where they are rare, the product of their ranks' shares fills in.
+    """Paths of the tree of `nodes` drafts that accepts most: always the likeliest path on the
+    frontier (method.md). Paths are counted as a whole; where they are rare, the product of their
+    ranks' shares fills in.
     """
     marginals = acceptance_by_rank(sequences, num_predictors)
     seen, total = Counter(), 0
@@ -76,7 +80,10 @@ def as_candidates(by_text: dict[str, list[tuple[TreeConfig, Replay]]]) -> list[C
         Candidate(
             trees[0][0],
             {text: round(each.tokens_per_step, 4) for text, (_, each) in zip(by_text, trees, strict=True)},
-            {text: round(each.undrafted / max(each.steps, 1), 4) for text, (_, each) in zip(by_text, trees, strict=True)},
+            {
+                text: round(each.undrafted / max(each.steps, 1), 4)
+                for text, (_, each) in zip(by_text, trees, strict=True)
+            },
         )
         for trees in zip(*by_text.values(), strict=True)
     ]

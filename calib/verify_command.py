@@ -1,6 +1,8 @@
-"""The `verify` command: what it checks, and what it prints. The exit status is 1 when a check fails.
+"""The `verify` command: what it checks, and what it prints. The exit status is 1 when a check
+fails.
 
-In: a bundle, and the model it came from. Out: the Report of `firp.export.verify`; with --layers the comparisons of graphs too.
+In: a bundle, and the model it came from. Out: the Report of `firp.export.verify`; with --layers the
+comparisons of graphs too.
 """
 
 import json
@@ -22,12 +24,18 @@ kept, which takes as long as firp build."""
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--model", type=click.Path(path_type=Path), help="The model directory it came from: compares with Hugging Face too.")
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="The model directory it came from: compares with Hugging Face too.",
+)
 @click.option("--layers", is_flag=True, help=_LAYERS_HELP)
 @click.option("--backend", type=click.Choice(list(BACKENDS)), default="cpu", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(bundle, model, layers, backend, as_json):
-    """Check BUNDLE: file hashes, drafted against plain decoding, engines against ONNX Runtime, both against Hugging Face."""
+    """Check BUNDLE: file hashes, drafted against plain decoding, engines against ONNX Runtime, both
+    against Hugging Face.
+    """
     from firp.export.verify import Report, quiet_transformers, verify
 
     if layers:
@@ -40,12 +48,18 @@ def verify(bundle, model, layers, backend, as_json):
         report = verify(bundle, model, bar.stage, engine=engine)
     report = Report([*report.checks, *(each.check() for each in comparisons)], report.near_ties)
     if as_json:
-        print(json.dumps(report.to_json() | ({"layers": [to_json(each) for each in comparisons]} if layers else {})))
+        print(
+            json.dumps(
+                report.to_json() | ({"layers": [to_json(each) for each in comparisons]} if layers else {})
+            )
+        )
     else:
         _print(report, comparisons)
     if not report.passed:
         failed = [check.name for check in report.checks if not check.passed]
-        raise CheckFailedError("verification failed", got=", ".join(failed), expected="every check within its limit")
+        raise CheckFailedError(
+            "verification failed", got=", ".join(failed), expected="every check within its limit"
+        )
 
 
 def _compare(bundle: Path, backend: str) -> list:
@@ -61,19 +75,29 @@ def _print(report, comparisons) -> None:
     from firp.calib.layer_comparison import WITH_LAYERS
 
     names = {each.check().name for each in comparisons}
-    rows = [(c.name, f"{c.value:.3g}", f"{c.limit:.3g}", "yes" if c.passed else "NO") for c in report.checks if c.name not in names]
+    rows = [
+        (c.name, f"{c.value:.3g}", f"{c.limit:.3g}", "yes" if c.passed else "NO")
+        for c in report.checks
+        if c.name not in names
+    ]
     print_table(("check", "value", "limit", "passed"), rows)
     if comparisons:
         print_table(
             ("graph", "tensors", "worst", "limit", "first beyond", "layer"),
             [
                 (
-                    each.graph + (", layers" if each.form == WITH_LAYERS else ""), str(each.tensors), f"{each.worst:.3g}",
-                    f"{each.limit:.3g}", each.first_beyond or "-", "-" if each.layer is None else str(each.layer),
+                    each.graph + (", layers" if each.form == WITH_LAYERS else ""),
+                    str(each.tensors),
+                    f"{each.worst:.3g}",
+                    f"{each.limit:.3g}",
+                    each.first_beyond or "-",
+                    "-" if each.layer is None else str(each.layer),
                 )
                 for each in comparisons
             ],
             "worst difference from ONNX Runtime in float32, without optimizations",
-        )  # fmt: skip
+        )
     for tie in report.near_ties:
-        messages.print(f"near tie: {tie['tree']}, prompt {tie['prompt']}, token {tie['position']}, margin {tie['margin']:.2g}")
+        messages.print(
+            f"near tie: {tie['tree']}, prompt {tie['prompt']}, token {tie['position']}, margin {tie['margin']:.2g}"
+        )

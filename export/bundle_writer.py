@@ -1,7 +1,8 @@
 """From a model directory to a bundle: weights, graphs, tree, tokenizer, manifest.
 
-In: `ExportOptions`. Out: a bundle that appears whole or not at all: it is written to a folder beside the target, verified
-there, and renamed when complete. Interrupted or failed, the target stays as it was.
+In: `ExportOptions`. Out: a bundle that appears whole or not at all: it is written to a folder
+beside the target, verified there, and renamed when complete. Interrupted or failed, the target
+stays as it was.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from firp.runtime.bundle import (
     to_json,
     write_json,
     write_manifest,
-)  # fmt: skip
+)
 from firp.runtime.engine_plans import ENGINES_FOLDER, engine_folders
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.graph_spec import DTYPES
@@ -49,15 +50,20 @@ class ExportOptions:
     output: Path
     predictors: Path | None = None
     prediction_layer: int | None = None  # None: that of the predictors, or three quarters of the layers
-    dtype: str = DTYPES[0]  # the type in which drafted decoding is exactly plain decoding, and that every CPU runs
+    # the type in which drafted decoding is exactly plain decoding, and that every CPU runs
+    dtype: str = DTYPES[0]
     tree: TreeConfig = dataclasses.field(default_factory=TreeConfig)
     force: bool = False
 
 
-def export_bundle(options: ExportOptions, verify: Verify | None = None, progress: Progress | None = None) -> Manifest:
-    """Write the bundle and return its manifest. `verify` sees the finished folder before it gets its name.
+def export_bundle(
+    options: ExportOptions, verify: Verify | None = None, progress: Progress | None = None
+) -> Manifest:
+    """Write the bundle and return its manifest. `verify` sees the finished folder before it gets
+    its name.
 
-    Raises FirpError: the model or the predictors cannot be used, the target exists, a check failed, the disk is full.
+    Raises FirpError: the model or the predictors cannot be used, the target exists, a check failed,
+    the disk is full.
     """
     checkpoint, predictors, layer = prepare(options, verify is not None)
     with target_folder(options.output, MANIFEST_NAME, options.force) as folder:
@@ -99,11 +105,17 @@ def prepare(options: ExportOptions, verify: bool) -> Prepared:
 
 
 def _check_apart(options: ExportOptions) -> None:
-    """The bundle neither is, nor holds, nor lies inside what it is made from: replacing it must not delete an input."""
+    """The bundle neither is, nor holds, nor lies inside what it is made from: replacing it must not
+    delete an input.
+    """
     output = options.output.resolve()
     for source in (options.model, options.predictors):
         if source and (output.is_relative_to(source.resolve()) or source.resolve().is_relative_to(output)):
-            raise FirpError("output and input overlap", got=f"'{options.output}' and '{source}'", fix="choose another path")
+            raise FirpError(
+                "output and input overlap",
+                got=f"'{options.output}' and '{source}'",
+                fix="choose another path",
+            )
 
 
 def _check_own_files(bundle: Path) -> None:
@@ -113,30 +125,45 @@ def _check_own_files(bundle: Path) -> None:
     if not isinstance(listed, dict) or "format_version" not in data:
         raise FirpError("output exists and is something else", got=f"'{bundle}'", fix="choose another path")
     own, leftover = {*listed, MANIFEST_NAME, ENGINES_FOLDER}, f".{MANIFEST_NAME}-"  # of a killed writer
-    foreign = sorted(path.name for path in bundle.iterdir() if path.name not in own and not path.name.startswith(leftover))
+    foreign = sorted(
+        path.name for path in bundle.iterdir() if path.name not in own and not path.name.startswith(leftover)
+    )
     engines = {folder.name for folder in engine_folders(bundle)}
     if (bundle / ENGINES_FOLDER).is_dir():
         found = (path.name for path in (bundle / ENGINES_FOLDER).iterdir())
-        foreign += sorted(name for name in found if name not in engines and not name.startswith("."))  # of a killed build
+        # of a killed build
+        foreign += sorted(name for name in found if name not in engines and not name.startswith("."))
     if foreign:
         raise FirpError(
-            "the bundle to replace holds other files", got=", ".join(foreign[:5]), fix="move them, or choose another path"
+            "the bundle to replace holds other files",
+            got=", ".join(foreign[:5]),
+            fix="move them, or choose another path",
         )
 
 
 def _split(checkpoint: Checkpoint, predictors: Predictors | None, requested: int | None) -> int:
-    """The prediction layer: requested, or that of the predictors, or the default. Raises CheckpointError."""
+    """The prediction layer: requested, or that of the predictors, or the default. Raises
+    CheckpointError.
+    """
     trained = predictors.info.prediction_layer if predictors else None
     layer = checkpoint.prediction_layer(requested if requested is not None else trained)
     if trained is not None and layer != trained:
         raise CheckpointError(
-            "predictors for another layer", got=f"--prediction-layer {layer}", expected=trained, fix="leave the option out"
+            "predictors for another layer",
+            got=f"--prediction-layer {layer}",
+            expected=trained,
+            fix="leave the option out",
         )
     return layer
 
 
 def _write(
-    folder: Path, options: ExportOptions, checkpoint: Checkpoint, predictors: Predictors | None, layer: int, progress: Progress
+    folder: Path,
+    options: ExportOptions,
+    checkpoint: Checkpoint,
+    predictors: Predictors | None,
+    layer: int,
+    progress: Progress,
 ) -> Manifest:
     records = _write_weights(folder, options.dtype, checkpoint, predictors, progress)
     num_predictors = predictors.info.num_predictors if predictors else 0
@@ -145,12 +172,19 @@ def _write(
         if (options.model / name).is_file():
             shutil.copyfile(options.model / name, folder / name)
     write_json(folder / "generation_config.json", {"eos_token_id": list(checkpoint.eos_token_ids)})
-    source = {"model": checkpoint.path.resolve().name, "fingerprint": checkpoint.fingerprint(), "predictors": None}
+    source = {
+        "model": checkpoint.path.resolve().name,
+        "fingerprint": checkpoint.fingerprint(),
+        "predictors": None,
+    }
     if predictors:
         write_json(folder / "tree.json", to_json(options.tree))
         for name, path in predictors.files.items():
             shutil.copyfile(path, folder / name)
-        source["predictors"] = {"training": predictors.info.training, "held_out": to_json(predictors.info.held_out)}
+        source["predictors"] = {
+            "training": predictors.info.training,
+            "held_out": to_json(predictors.info.held_out),
+        }
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST_NAME)
     total, done, entries = sum(path.stat().st_size for path in files), 0, {}
     for path in files:
@@ -190,7 +224,9 @@ def _write_weights(
     total = sum(weights.size_bytes(each, dtype) for each in files.values())
     free = shutil.disk_usage(folder).free
     if total > free:
-        raise FirpError("not enough disk space", got=f"{free / 2**30:.2f} GiB free", expected=f"{total / 2**30:.2f} GiB")
+        raise FirpError(
+            "not enough disk space", got=f"{free / 2**30:.2f} GiB free", expected=f"{total / 2**30:.2f} GiB"
+        )
     records, done = {}, 0
     for name, each in files.items():
         report = functools.partial(_report, progress, done, total)

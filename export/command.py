@@ -1,4 +1,6 @@
-"""The `build` command: options that fill BuildOptions, and what it prints. `firp export --engine` ends here too."""
+"""The `build` command: options that fill BuildOptions, and what it prints. `firp export --engine`
+ends here too.
+"""
 
 import json
 from pathlib import Path
@@ -23,13 +25,17 @@ def _limit_options(command):
     """The options that fill Limits, its defaults shown."""
     for name, text in _LIMITS:
         flag = "--" + name.replace("_", "-")
-        command = click.option(flag, type=int, default=getattr(Limits, name), show_default=True, help=text)(command)
+        command = click.option(flag, type=int, default=getattr(Limits, name), show_default=True, help=text)(
+            command
+        )
     return command
 
 
 @click.command(cls=Repeating)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--backend", type=click.Choice(list(LIBRARIES)), required=True, help="The library to build with.")
+@click.option(
+    "--backend", type=click.Choice(list(LIBRARIES)), required=True, help="The library to build with."
+)
 @_limit_options
 @click.option(
     "--compute-capability",
@@ -37,7 +43,12 @@ def _limit_options(command):
     help="Devices to build for, such as 8.9.  [default: the GPU that is here; without one, all from 8.0 on]",
 )
 @click.option("--force", is_flag=True, help="Replace engines for the same library version and devices.")
-@click.option("--json", "as_json", is_flag=True, help="Print engine.json, with what each plan launches, as one JSON object.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print engine.json, with what each plan launches, as one JSON object.",
+)
 def build(bundle, backend, compute_capability, force, as_json, **limits):
     """Build TensorRT engines for BUNDLE; TensorRT-RTX needs no GPU for that."""
     built = run_build(bundle, backend, Limits(**limits), compute_capability or None, force)
@@ -49,11 +60,16 @@ def build(bundle, backend, compute_capability, force, as_json, **limits):
 class Built(NamedTuple):
     folder: Path
     record: EngineRecord
-    summaries: dict[str, list]  # graph -> a PlanSummary for each profile; [] where the library's plans list no kernels
+    # graph -> a PlanSummary for each profile; [] where the library's plans list no kernels
+    summaries: dict[str, list]
 
 
 def run_build(
-    bundle: Path, backend: str, limits: Limits | None = None, capabilities: tuple[str, ...] | None = None, force: bool = False
+    bundle: Path,
+    backend: str,
+    limits: Limits | None = None,
+    capabilities: tuple[str, ...] | None = None,
+    force: bool = False,
 ) -> Built:
     """Build with a progress bar, Ctrl-C cancels; then say what was built. Raises FirpError."""
     from firp.export.engine import BuildOptions, build_engines
@@ -62,8 +78,12 @@ def run_build(
     options = BuildOptions(backend, limits or Limits(), capabilities, force)
     with progress_bar() as bar, cancel_on_interrupt() as cancel:
         record = build_engines(bundle, options, bar.update, cancel)
-    folder = bundle / ENGINES_FOLDER / folder_name(backend, record.library_version, record.compute_capabilities)
-    summaries = {name: [summarize(kernels) for kernels in read_plan(folder / f"{name}.plan")] for name in record.plans}
+    folder = (
+        bundle / ENGINES_FOLDER / folder_name(backend, record.library_version, record.compute_capabilities)
+    )
+    summaries = {
+        name: [summarize(kernels) for kernels in read_plan(folder / f"{name}.plan")] for name in record.plans
+    }
     built = Built(folder, record, summaries)
     _report(bundle, built, options, read_manifest(bundle / MANIFEST_NAME))
     return built
@@ -74,7 +94,9 @@ def build_after_export(bundle: Path, backend: str) -> None:
     try:
         run_build(bundle, backend)
     except FirpError:
-        messages.print(f"{bundle} is whole and can be used; it only has no engines: firp build {bundle} --backend {backend}")
+        messages.print(
+            f"{bundle} is whole and can be used; it only has no engines: firp build {bundle} --backend {backend}"
+        )
         raise
 
 
@@ -95,6 +117,10 @@ def _report(bundle: Path, built: Built, options, manifest) -> None:
     tree = load_bundle(bundle, check_hashes=False).tree
     if tree and (rows := tree.pass_rows(manifest.num_predictors)) > record.limits.max_rows:
         choose = f"firp tune {bundle} --backend {record.backend}"
-        messages.print(f"the bundle's tree takes passes of {rows} rows, more than these engines hold: {choose} finds one that fits")
+        messages.print(
+            f"the bundle's tree takes passes of {rows} rows, more than these engines hold: {choose} finds one that fits"
+        )
     devices = ", ".join(record.compute_capabilities)
-    messages.print(f"wrote {built.folder} for compute capability {devices}; peak memory {record.peak_bytes / 2**30:.2f} GiB")
+    messages.print(
+        f"wrote {built.folder} for compute capability {devices}; peak memory {record.peak_bytes / 2**30:.2f} GiB"
+    )

@@ -1,8 +1,9 @@
 """One decoder layer as ONNX nodes (opset 24, standard operators).
 
-In: the residual stream and the cache views of one layer. Out: the residual stream and this pass's new keys and values.
-What architectures differ in is in `ModelConfig`: biases, norms on queries and keys, head counts. There are no subclasses.
-The shapes of the cache follow the "prefix" contract: a graph reads past [P, B, Hkv, Dh] and returns new [rows, B, Hkv, Dh].
+In: the residual stream and the cache views of one layer. Out: the residual stream and this pass's
+new keys and values. What architectures differ in is in `ModelConfig`: biases, norms on queries and
+keys, head counts. There are no subclasses. The shapes of the cache follow the "prefix" contract: a
+graph reads past [P, B, Hkv, Dh] and returns new [rows, B, Hkv, Dh].
 """
 
 from collections.abc import Callable
@@ -16,11 +17,14 @@ from firp.export.weights import NUMPY_DTYPES
 from firp.runtime.graph_spec import ModelConfig
 
 Weights = Callable[[str], ir.Value]  # name -> initializer
-LAYER_OUTPUTS = ("attention_out", "out")  # of layer i, as layers.{i}.attention_out: the residual stream after attention, after all
+# of layer i, as layers.{i}.attention_out: the residual stream after attention, after all
+LAYER_OUTPUTS = ("attention_out", "out")
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer, [slots, B, Hkv, Dh]: the past that goes in, or the new rows that come out."""
+    """Keys and values of one layer, [slots, B, Hkv, Dh]: the past that goes in, or the new rows
+    that come out.
+    """
 
     key: ir.Value
     value: ir.Value
@@ -42,7 +46,9 @@ class GraphBuilder:
 
     def split(self, value: ir.Value, sizes: list[int]) -> list[ir.Value]:
         """Along the last axis."""
-        return list(self.tape.op_multi_out("Split", [value, self.ints(sizes)], {"axis": -1}, num_outputs=len(sizes)))
+        return list(
+            self.tape.op_multi_out("Split", [value, self.ints(sizes)], {"axis": -1}, num_outputs=len(sizes))
+        )
 
     def ints(self, values: list[int]) -> ir.Value:
         return self._constant(f"ints_{'_'.join(map(str, values))}", np.array(values, np.int64))
@@ -61,7 +67,13 @@ class GraphBuilder:
         return self.op("Gemm", *inputs, transB=1)
 
     def rms_norm(self, value: ir.Value, name: str) -> ir.Value:
-        return self.op("RMSNormalization", value, self.weight(f"{name}.weight"), axis=-1, epsilon=self.config.rms_norm_eps)
+        return self.op(
+            "RMSNormalization",
+            value,
+            self.weight(f"{name}.weight"),
+            axis=-1,
+            epsilon=self.config.rms_norm_eps,
+        )
 
     def rows(self, value: ir.Value, features: int) -> ir.Value:
         """[B, T, features] -> [B*T, features]."""
@@ -73,7 +85,9 @@ class GraphBuilder:
 
 
 class Attention:
-    """What every layer of one graph shares: row positions, the mask, cos and sin, and the shapes to reshape to."""
+    """What every layer of one graph shares: row positions, the mask, cos and sin, and the shapes to
+    reshape to.
+    """
 
     def __init__(self, b: GraphBuilder, like: ir.Value, position_ids: ir.Value, attention_bias: ir.Value):
         c = b.config
@@ -100,17 +114,22 @@ def decoder_layer(
     return stream, new
 
 
-def _attention(b: GraphBuilder, name: str, rows: ir.Value, shared: Attention, past: LayerCache) -> tuple[ir.Value, LayerCache]:
+def _attention(
+    b: GraphBuilder, name: str, rows: ir.Value, shared: Attention, past: LayerCache
+) -> tuple[ir.Value, LayerCache]:
     c = b.config
     query_size, kv_size = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    query, key, value = b.split(b.linear(rows, f"{name}.qkv_proj", c.qkv_bias), [query_size, kv_size, kv_size])
+    query, key, value = b.split(
+        b.linear(rows, f"{name}.qkv_proj", c.qkv_bias), [query_size, kv_size, kv_size]
+    )
     query = b.op("Reshape", query, shared.query_shape)  # [B, T, H, Dh]
     key = b.op("Reshape", key, shared.kv_shape)  # [B, T, Hkv, Dh]
     value = b.op("Reshape", value, shared.kv_shape)
     if c.qk_norm:
         query, key = b.rms_norm(query, f"{name}.q_norm"), b.rms_norm(key, f"{name}.k_norm")
     query = shared.rotate(b, b.op("Transpose", query, perm=[0, 2, 1, 3]))  # [B, H, T, Dh]
-    query = b.op("Mul", query, shared.scale)  # on the rows: a scale inside Attention makes TensorRT multiply all keys
+    # on the rows: a scale inside Attention makes TensorRT multiply all keys
+    query = b.op("Mul", query, shared.scale)
     key = shared.rotate(b, b.op("Transpose", key, perm=[0, 2, 1, 3]))
     new = LayerCache(b.op("Transpose", key, perm=[2, 0, 1, 3]), b.op("Transpose", value, perm=[1, 0, 2, 3]))
     keys, values = (

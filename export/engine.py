@@ -1,7 +1,8 @@
 """`firp build`: a bundle's graphs to TensorRT engines.
 
-In: a bundle and `BuildOptions`. Out: BUNDLE/engines/<backend>-<version>-<sm...>/ with a plan for each graph and engine.json, which
-appears whole or not at all. Graphs are built one after the other, so that one half's weights are in memory at a time.
+In: a bundle and `BuildOptions`. Out: BUNDLE/engines/<backend>-<version>-<sm...>/ with a plan for
+each graph and engine.json, which appears whole or not at all. Graphs are built one after the other,
+so that one half's weights are in memory at a time.
 """
 
 import hashlib
@@ -20,8 +21,25 @@ import onnx_ir as ir
 from firp.export.plan_builder import Target, build_plan
 from firp.export.profiles import graph_profiles
 from firp.export.target_folder import disk_errors, target_folder
-from firp.runtime.bundle import MANIFEST_NAME, Bundle, FileEntry, Manifest, load_bundle, read_manifest, to_json, write_json
-from firp.runtime.engine_plans import ENGINES_FOLDER, FORMAT_VERSION, RECORD_NAME, EngineRecord, Limits, folder_name, source_hashes
+from firp.runtime.bundle import (
+    MANIFEST_NAME,
+    Bundle,
+    FileEntry,
+    Manifest,
+    load_bundle,
+    read_manifest,
+    to_json,
+    write_json,
+)
+from firp.runtime.engine_plans import (
+    ENGINES_FOLDER,
+    FORMAT_VERSION,
+    RECORD_NAME,
+    EngineRecord,
+    Limits,
+    folder_name,
+    source_hashes,
+)
 from firp.runtime.errors import FirpError
 from firp.runtime.host_memory import available_bytes, peak_bytes, reset_peak
 from firp.runtime.tensorrt_library import LIBRARIES, gpu_compute_capability, load_library
@@ -45,12 +63,15 @@ class BuildOptions:
 
 
 def build_engines(
-    bundle: Path, options: BuildOptions, progress: Progress | None = None, cancel: threading.Event | None = None
+    bundle: Path,
+    options: BuildOptions,
+    progress: Progress | None = None,
+    cancel: threading.Event | None = None,
 ) -> EngineRecord:
     """Build, write and return engine.json. A context limit beyond the model's is lowered to it.
 
-    Raises FirpError: no library, a bundle that cannot be built, limits out of range, engines that exist, too little memory or
-    disk, a build that failed or that `cancel` ended.
+    Raises FirpError: no library, a bundle that cannot be built, limits out of range, engines that
+    exist, too little memory or disk, a build that failed or that `cancel` ended.
     """
     library, capabilities = check_buildable(options, read_manifest(bundle / MANIFEST_NAME).dtype)
     loaded = load_bundle(bundle)
@@ -75,10 +96,14 @@ def build_engines(
 
 
 def _check_own_files(folder: Path) -> None:
-    """What is to be replaced holds plans and their records alone. One without its record is of no use, and is removed."""
+    """What is to be replaced holds plans and their records alone. One without its record is of no
+    use, and is removed.
+    """
     if not folder.is_dir():
         return
-    foreign = sorted(file.name for file in folder.iterdir() if not (file.suffix == ".plan" or file.name in OWN_FILES))
+    foreign = sorted(
+        file.name for file in folder.iterdir() if not (file.suffix == ".plan" or file.name in OWN_FILES)
+    )
     if foreign:
         raise FirpError(f"'{folder}' holds other files", got=", ".join(foreign[:5]), fix="move them")
     if not (folder / RECORD_NAME).is_file():
@@ -97,13 +122,17 @@ def check_buildable(options: BuildOptions, dtype: str) -> Buildable:
         raise FirpError("unknown backend", got=repr(backend), expected=" or ".join(LIBRARIES))
     if dtype == "float32":
         raise FirpError(
-            f"{backend} has no fused attention in float32", got="a float32 bundle", expected="float16 or bfloat16",
+            f"{backend} has no fused attention in float32",
+            got="a float32 bundle",
+            expected="float16 or bfloat16",
             fix="export with --dtype float16",
-        )  # fmt: skip
+        )
     library = load_library(backend)
     capabilities = choose_capabilities(library, options, gpu_compute_capability())
     if dtype == "bfloat16" and _number(capabilities[0]) < (8, 0):
-        raise FirpError("bfloat16 needs compute capability 8.0", got=capabilities[0], fix="export with --dtype float16")
+        raise FirpError(
+            "bfloat16 needs compute capability 8.0", got=capabilities[0], fix="export with --dtype float16"
+        )
     return Buildable(library, capabilities)
 
 
@@ -116,32 +145,44 @@ def check_limits(limits: Limits, manifest: Manifest) -> Limits:
     }
     for name, (least, most) in ranges.items():
         if not least <= getattr(limits, name) <= most:
-            raise FirpError(f"--{name.replace('_', '-')} out of range", got=getattr(limits, name), expected=f"{least} to {most}")
+            raise FirpError(
+                f"--{name.replace('_', '-')} out of range",
+                got=getattr(limits, name),
+                expected=f"{least} to {most}",
+            )
     return replace(limits, max_context=min(limits.max_context, manifest.model.max_position_embeddings))
 
 
 def choose_capabilities(library: ModuleType, options: BuildOptions, here: str | None) -> tuple[str, ...]:
-    """The devices to build for, ascending. TensorRT: the GPU that is here. TensorRT-RTX: those requested; else the GPU that is
-    here; else all that the library knows from 8.0 on, which costs neither time nor size. Raises FirpError.
+    """The devices to build for, ascending. TensorRT: the GPU that is here. TensorRT-RTX: those
+    requested; else the GPU that is here; else all that the library knows from 8.0 on, which costs
+    neither time nor size. Raises FirpError.
     """
     requested, backend = options.compute_capabilities, options.backend
     if not hasattr(library, "ComputeCapability"):
         if here is None:
             raise FirpError(
-                f"{backend} builds on the GPU that the engines are for", got="no CUDA device",
+                f"{backend} builds on the GPU that the engines are for",
+                got="no CUDA device",
                 fix="build on the target, or use --backend tensorrt-rtx",
-            )  # fmt: skip
+            )
         if requested not in (None, (here,)):
-            raise FirpError(f"{backend} builds for the GPU that is here", got=", ".join(requested), expected=here)
+            raise FirpError(
+                f"{backend} builds for the GPU that is here", got=", ".join(requested), expected=here
+            )
         return (here,)
     names = (re.fullmatch(r"SM(\d+)(\d)", name) for name in dir(library.ComputeCapability))
     offered = sorted((f"{found[1]}.{found[2]}" for found in names if found), key=_number)
     if requested is None:
-        requested = tuple(each for each in offered if _number(each) >= _OLDEST_DEFAULT) if here is None else (here,)
+        requested = (
+            tuple(each for each in offered if _number(each) >= _OLDEST_DEFAULT) if here is None else (here,)
+        )
     if not requested or (unknown := [each for each in requested if each not in offered]):
         got = f"compute capability {', '.join(unknown) if requested else 'none'}"
         fix = "use --backend tensorrt on the target" if here in requested else None
-        raise FirpError(f"{backend} does not build for this GPU", got=got, expected=", ".join(offered), fix=fix)
+        raise FirpError(
+            f"{backend} does not build for this GPU", got=got, expected=", ".join(offered), fix=fix
+        )
     return tuple(sorted(set(requested), key=_number))
 
 
@@ -155,31 +196,49 @@ def graph_weight_bytes(onnx: Path) -> int:
 
 
 def memory_needed(manifest: Manifest, graph: str, weight_bytes: int) -> dict[str, int]:
-    """Bytes that building one graph takes at its peak, by purpose. Measured with TensorRT-RTX 1.7.1 on graphs of 2 to 16 layers
-    and 5 MB to 1.5 GB (`benchmarks/engine_build.py`): weights are mapped once and copied for the network, the engine and the plan.
+    """Bytes that building one graph takes at its peak, by purpose. Measured with TensorRT-RTX 1.7.1
+    on graphs of 2 to 16 layers and 5 MB to 1.5 GB (`benchmarks/engine_build.py`): weights are
+    mapped once and copied for the network, the engine and the plan.
     """
-    layers = {"lower": manifest.prediction_layer, "upper": manifest.model.num_hidden_layers - manifest.prediction_layer}
-    return {"weights": weight_bytes * 37 // 10, "kernels": layers.get(graph, 0) * (14 << 20), "library": 290 << 20}
+    layers = {
+        "lower": manifest.prediction_layer,
+        "upper": manifest.model.num_hidden_layers - manifest.prediction_layer,
+    }
+    return {
+        "weights": weight_bytes * 37 // 10,
+        "kernels": layers.get(graph, 0) * (14 << 20),
+        "library": 290 << 20,
+    }
 
 
 def check_memory(manifest: Manifest, weights: dict[str, int], available: int | None) -> None:
-    """Raises FirpError, with the sum, when this machine cannot hold the larger half's build. available: None is not checked."""
+    """Raises FirpError, with the sum, when this machine cannot hold the larger half's build.
+    available: None is not checked.
+    """
     needed = {graph: memory_needed(manifest, graph, size) for graph, size in weights.items()}
     largest = max(needed, key=lambda graph: sum(needed[graph].values()))
     total = sum(needed[largest].values())
     if available is not None and total > available:
         parts = " + ".join(f"{name} {size / _GIB:.2f}" for name, size in needed[largest].items())
         raise FirpError(
-            f"not enough memory to build {largest}", got=f"{available / _GIB:.2f} GiB free",
-            expected=f"{total / _GIB:.2f} GiB = {parts}", fix="free some memory, or build on a larger machine",
-        )  # fmt: skip
+            f"not enough memory to build {largest}",
+            got=f"{available / _GIB:.2f} GiB free",
+            expected=f"{total / _GIB:.2f} GiB = {parts}",
+            fix="free some memory, or build on a larger machine",
+        )
 
 
 def check_disk(manifest: Manifest, weights: dict[str, int], free: int) -> None:
-    """Raises FirpError when the plans will not fit: each holds its graph's weights, and up to 2 MiB of kernels a layer."""
+    """Raises FirpError when the plans will not fit: each holds its graph's weights, and up to 2 MiB
+    of kernels a layer.
+    """
     needed = sum(weights.values()) + manifest.model.num_hidden_layers * (2 << 20)
     if needed > free:
-        raise FirpError("not enough disk space for engines", got=f"{free / _GIB:.2f} GiB free", expected=f"{needed / _GIB:.2f} GiB")
+        raise FirpError(
+            "not enough disk space for engines",
+            got=f"{free / _GIB:.2f} GiB free",
+            expected=f"{needed / _GIB:.2f} GiB",
+        )
 
 
 def _build_all(
@@ -193,7 +252,9 @@ def _build_all(
     cancel: threading.Event | None,
 ) -> EngineRecord:
     manifest, progress, cancel = bundle.manifest, progress or (lambda *_: None), cancel or threading.Event()
-    profiles = {name: graph_profiles(spec, manifest.num_predictors, limits) for name, spec in manifest.graphs.items()}
+    profiles = {
+        name: graph_profiles(spec, manifest.num_predictors, limits) for name, spec in manifest.graphs.items()
+    }
     plans, seconds, done, total = {}, {}, 0, sum(weights.values())
     reset_peak()
     for name, spec in manifest.graphs.items():
@@ -215,7 +276,9 @@ def _build_all(
         compute_capabilities=target.compute_capabilities,
         limits=limits,
         profiles=profiles,
-        built_from={file: sha for name in manifest.graphs for file, sha in source_hashes(manifest, name).items()},
+        built_from={
+            file: sha for name in manifest.graphs for file, sha in source_hashes(manifest, name).items()
+        },
         plans=plans,
         build_seconds=seconds,
         peak_bytes=peak_bytes() or 0,

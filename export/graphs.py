@@ -1,7 +1,7 @@
 """The three graphs of a bundle as ONNX models.
 
-In: a ModelConfig, the prediction layer, the dtype, and where each weight lies. Out: one ONNX file a graph, with the inputs and
-outputs that `firp.runtime.graph_spec` declares.
+In: a ModelConfig, the prediction layer, the dtype, and where each weight lies. Out: one ONNX file a
+graph, with the inputs and outputs that `firp.runtime.graph_spec` declares.
 """
 
 from pathlib import Path
@@ -24,7 +24,9 @@ def write_graphs(
     dtype: str,
     records: dict[str, TensorRecord],
 ) -> dict[str, GraphSpec]:
-    """Write <name>.onnx for every graph; weights stay where `records` says, as external data. Returns the declarations."""
+    """Write <name>.onnx for every graph; weights stay where `records` says, as external data.
+    Returns the declarations.
+    """
     specs = graph_specs(config, prediction_layer, num_predictors, dtype)
     layers = {"lower": range(prediction_layer), "upper": range(prediction_layer, config.num_hidden_layers)}
     for name, spec in specs.items():
@@ -39,7 +41,11 @@ def write_graphs(
             outputs = _upper(builder, inputs, layers["upper"], spec)
         for tensor in spec.outputs:
             value = outputs[tensor.name]
-            value.name, value.type, value.shape = tensor.name, ir.TensorType(_onnx_dtype(tensor.dtype)), ir.Shape(tensor.shape)
+            value.name, value.type, value.shape = (
+                tensor.name,
+                ir.TensorType(_onnx_dtype(tensor.dtype)),
+                ir.Shape(tensor.shape),
+            )
         graph = ir.Graph(
             list(inputs.values()),
             [outputs[tensor.name] for tensor in spec.outputs],
@@ -53,7 +59,9 @@ def write_graphs(
 
 
 class _ExternalWeights:
-    """Initializers that point into the bundle's weight files; each is made when a graph first asks for it."""
+    """Initializers that point into the bundle's weight files; each is made when a graph first asks
+    for it.
+    """
 
     def __init__(self, folder: Path, records: dict[str, TensorRecord]):
         self.folder, self.records = folder, records
@@ -64,14 +72,22 @@ class _ExternalWeights:
             record = self.records[name]
             shape, dtype = ir.Shape(record.shape), _onnx_dtype(record.dtype)
             tensor = ir.ExternalTensor(
-                record.file.name, record.offset, record.nbytes, dtype, shape=shape, name=name, base_dir=self.folder
+                record.file.name,
+                record.offset,
+                record.nbytes,
+                dtype,
+                shape=shape,
+                name=name,
+                base_dir=self.folder,
             )
             self.used[name] = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype), const_value=tensor)
         return self.used[name]
 
 
 def _value(tensor: TensorSpec) -> ir.Value:
-    return ir.Value(name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(_onnx_dtype(tensor.dtype)))
+    return ir.Value(
+        name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(_onnx_dtype(tensor.dtype))
+    )
 
 
 def _onnx_dtype(dtype: str) -> ir.DataType:
@@ -107,18 +123,29 @@ def _predictors(b: GraphBuilder, inputs: dict[str, ir.Value], num_predictors: in
     return {"hidden_states_out": b.op("Concat", hidden, b.op("Reshape", pseudo, shape), axis=1)}
 
 
-def _upper(b: GraphBuilder, inputs: dict[str, ir.Value], layers: range, spec: GraphSpec) -> dict[str, ir.Value]:
+def _upper(
+    b: GraphBuilder, inputs: dict[str, ir.Value], layers: range, spec: GraphSpec
+) -> dict[str, ir.Value]:
     hidden, c = inputs["hidden_states"], b.config
     stream, caches = _layers(b, b.rows(hidden, c.hidden_size), hidden, inputs, layers)
-    decoded = _gather_rows(b, b.op("Reshape", stream, b.batch_shape(hidden, c.hidden_size)), inputs["logits_rows"])
+    decoded = _gather_rows(
+        b, b.op("Reshape", stream, b.batch_shape(hidden, c.hidden_size)), inputs["logits_rows"]
+    )
     rows = b.rms_norm(b.rows(decoded, c.hidden_size), "norm")
     head = "embed_tokens.weight" if c.tie_word_embeddings else "lm_head.weight"
-    logits = b.op("Reshape", b.op("Gemm", rows, b.weight(head), transB=1), b.batch_shape(inputs["logits_rows"], c.vocab_size))
+    logits = b.op(
+        "Reshape",
+        b.op("Gemm", rows, b.weight(head), transB=1),
+        b.batch_shape(inputs["logits_rows"], c.vocab_size),
+    )
     if hidden.dtype != _onnx_dtype(spec.output("logits").dtype):
         logits = b.op("Cast", logits, to=ir.DataType.FLOAT)
     count = spec.output("top_ids").shape[-1]
     logprobs, ids = b.tape.op_multi_out(
-        "TopK", [b.op("LogSoftmax", logits, axis=-1), b.ints([count])], {"axis": -1, "largest": 1, "sorted": 1}, num_outputs=2
+        "TopK",
+        [b.op("LogSoftmax", logits, axis=-1), b.ints([count])],
+        {"axis": -1, "largest": 1, "sorted": 1},
+        num_outputs=2,
     )
     return {"logits": logits, "top_ids": ids, "top_logprobs": logprobs, **caches}
 

@@ -1,6 +1,8 @@
-"""Passes over chains and trees, by the runtime and by Hugging Face, for their values to be compared.
+"""Passes over chains and trees, by the runtime and by Hugging Face, for their values to be
+compared.
 
-In: a tree of token ids, after what was kept before. Out: `Rows`, hidden states at the prediction layer and logits, in float32.
+In: a tree of token ids, after what was kept before. Out: `Rows`, hidden states at the prediction
+layer and logits, in float32.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,7 +37,10 @@ class HuggingFaceRows:
         options = {}
         if not keep:
             bias, positions = _tree_mask(tree, self.cache.get_seq_length(), self.window)
-            options = {"attention_mask": torch.from_numpy(bias)[None, None], "position_ids": torch.from_numpy(positions)[None]}
+            options = {
+                "attention_mask": torch.from_numpy(bias)[None, None],
+                "position_ids": torch.from_numpy(positions)[None],
+            }
         with torch.no_grad():
             out = self.model(
                 input_ids=torch.tensor([tree.tokens]),
@@ -48,7 +53,9 @@ class HuggingFaceRows:
 
 
 def _tree_mask(tree: DraftTree, cached: int, window: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """An additive mask [T, P+T] and positions [T], written anew, not with the runtime's own function."""
+    """An additive mask [T, P+T] and positions [T], written anew, not with the runtime's own
+    function.
+    """
     rows = len(tree.tokens)
     positions = np.array(tree.depths) + cached
     visible = np.zeros((rows, cached + rows), bool)
@@ -88,7 +95,9 @@ def _prefill(prompt: list[int], vocab_size: int, context: int) -> Passes:
 
 
 def _decode(prompt: list[int], vocab_size: int, context: int) -> Passes:
-    """A prefill of the first half, then the rest one token a pass, each on the cache that the last one left."""
+    """A prefill of the first half, then the rest one token a pass, each on the cache that the last
+    one left.
+    """
     half = max(1, len(prompt) // 2)
     yield chain(prompt[:half]), True
     for token in prompt[half:]:
@@ -106,4 +115,8 @@ def _tree(prompt: list[int], vocab_size: int, context: int) -> Passes:
     yield DraftTree(rng.integers(0, vocab_size, 12).tolist(), parents, depths, [1.0] * 12), False
 
 
-STAGES: dict[str, Callable[[list[int], int, int], Passes]] = {"prefill": _prefill, "decode": _decode, "tree": _tree}
+STAGES: dict[str, Callable[[list[int], int, int], Passes]] = {
+    "prefill": _prefill,
+    "decode": _decode,
+    "tree": _tree,
+}

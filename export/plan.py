@@ -1,8 +1,9 @@
 """What an engine runs, read from the text inside its plan.
 
-In: a plan file. Out: for each of its profiles the kernels in order, and a summary: launches, fused attentions, GEMMs, copies of the
-cache. TensorRT-RTX writes each profile's program into the plan as text; the format is its own, so this reader goes by a few
-names and yields no program where it finds none of them. Checked with TensorRT-RTX 1.7.1.
+In: a plan file. Out: for each of its profiles the kernels in order, and a summary: launches, fused
+attentions, GEMMs, copies of the cache. TensorRT-RTX writes each profile's program into the plan as
+text; the format is its own, so this reader goes by a few names and yields no program where it finds
+none of them. Checked with TensorRT-RTX 1.7.1.
 """
 
 import itertools
@@ -47,7 +48,10 @@ def read_plan(path: Path) -> list[tuple[Kernel, ...]]:
                 start = plan.find(b"\nmain {\n", header.end())
                 end = plan.find(b"\n}\n", start)
                 if start >= 0 and end >= 0:
-                    descriptors, main = plan[header.end() : start].decode("latin-1"), plan[start:end].decode("latin-1")
+                    descriptors, main = (
+                        plan[header.end() : start].decode("latin-1"),
+                        plan[start:end].decode("latin-1"),
+                    )
                     programs.append(_kernels(main, {view: base for base, view in _VIEW.findall(descriptors)}))
     return programs
 
@@ -72,7 +76,11 @@ def _kernels(main: str, views: dict[str, str]) -> tuple[Kernel, ...]:
         statement, text, name = start[1], main[start.start() : end], start[2].strip('"')
         if statement != "shape_call":  # shapes are computed on the host; everything else is put on the stream
             tensors = (
-                frozenset(views.get(each, each) for found in pattern.findall(text) for each in re.findall(r'"([^"]*)"', found))
+                frozenset(
+                    views.get(each, each)
+                    for found in pattern.findall(text)
+                    for each in re.findall(r'"([^"]*)"', found)
+                )
                 for pattern in (_INPUTS, _OUTPUTS)
             )
             kernels.append(Kernel(_kind(statement, name, text), name, *tensors))
@@ -86,15 +94,21 @@ def _kind(statement: str, name: str, text: str) -> str:
 
 
 def _cached(kernels: tuple[Kernel, ...]) -> set[str]:
-    return {name for kernel in kernels for name in kernel.inputs if name.startswith(("past_key.", "past_value."))}
+    return {
+        name for kernel in kernels for name in kernel.inputs if name.startswith(("past_key.", "past_value."))
+    }
 
 
 def _is_copied(past: str, kernels: tuple[Kernel, ...]) -> bool:
-    """Whether `past` goes to an attention otherwise than through one kernel, whose result that attention alone reads."""
+    """Whether `past` goes to an attention otherwise than through one kernel, whose result that
+    attention alone reads.
+    """
     readers = [kernel for kernel in kernels if past in kernel.inputs]
     if len(readers) != 1 or readers[0].kind == "attention":
         return len(readers) > 1
     attentions = [kernel for kernel in kernels if kernel.kind == "attention"]
-    joined = {name for name in readers[0].outputs if any(name in attention.inputs for attention in attentions)}
+    joined = {
+        name for name in readers[0].outputs if any(name in attention.inputs for attention in attentions)
+    }
     others = (kernel for kernel in kernels if kernel.kind != "attention" and kernel is not readers[0])
     return not joined or any(joined & kernel.inputs for kernel in others)

@@ -1,8 +1,8 @@
 """One graph to one TensorRT plan.
 
-In: the library, an ONNX file, its GraphSpec and profiles, and for which devices. Out: the plan's bytes, or a FirpError: the
-library's network is not the declared graph, the build failed or was cancelled. `tensorrt` and `tensorrt_rtx` take the same way;
-what only one of them has is probed.
+In: the library, an ONNX file, its GraphSpec and profiles, and for which devices. Out: the plan's
+bytes, or a FirpError: the library's network is not the declared graph, the build failed or was
+cancelled. `tensorrt` and `tensorrt_rtx` take the same way; what only one of them has is probed.
 """
 
 import re
@@ -17,7 +17,8 @@ from firp.runtime.errors import FirpError
 from firp.runtime.graph_spec import GraphSpec, TensorSpec
 from firp.runtime.tensorrt_library import DTYPES
 
-_SLOW_PHASE = "Computing profile costs"  # steps outside it take no time, and would fill the bar before the work begins
+# steps outside it take no time, and would fill the bar before the work begins
+_SLOW_PHASE = "Computing profile costs"
 _DROPPED = re.compile(r"\b(ignor|unused|not used|drop|discard|skip|unsupported|not supported)", re.IGNORECASE)
 
 
@@ -38,8 +39,8 @@ def build_plan(
     cancel: threading.Event,
     more_outputs: tuple[str, ...] = (),
 ) -> memoryview:
-    """report: is called with the share that is done; more_outputs: tensors that the plan gives beside the declared ones. Raises
-    FirpError.
+    """report: is called with the share that is done; more_outputs: tensors that the plan gives
+    beside the declared ones. Raises FirpError.
     """
     library, logger = target.library, make_logger(target.library)
     builder = library.Builder(logger)
@@ -64,7 +65,10 @@ def build_plan(
     if cancel.is_set():
         raise FirpError("interrupted", got=f"the build of {spec.name} was cancelled")
     if plan is None:
-        raise FirpError(f"the build of {spec.name} failed", got="; ".join(logger.errors)[:500] or "no reason from the library")
+        raise FirpError(
+            f"the build of {spec.name} failed",
+            got="; ".join(logger.errors)[:500] or "no reason from the library",
+        )
     if dropped := [text for text in logger.warnings if _DROPPED.search(text)]:
         raise FirpError(f"the library does not build {spec.name} as it is", got="; ".join(dropped)[:500])
     if cache is not None:
@@ -73,9 +77,11 @@ def build_plan(
 
 
 def check_network(network: Any, spec: GraphSpec) -> None:
-    """The parsed network has the declared inputs and outputs, and uses every input. Raises FirpError.
+    """The parsed network has the declared inputs and outputs, and uses every input. Raises
+    FirpError.
 
-    A parser that does not know an input of a node leaves it out, some without a word, and the engine decodes garbage.
+    A parser that does not know an input of a node leaves it out, some without a word, and the
+    engine decodes garbage.
     """
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
@@ -83,18 +89,31 @@ def check_network(network: Any, spec: GraphSpec) -> None:
         shown, expected = {_shown(tensor) for tensor in found}, {_expected(tensor) for tensor in declared}
         if shown != expected or len(found) != len(declared):
             raise FirpError(
-                f"the library reads other {kind} of {spec.name}", got=", ".join(sorted(shown - expected)) or "fewer",
+                f"the library reads other {kind} of {spec.name}",
+                got=", ".join(sorted(shown - expected)) or "fewer",
                 expected=", ".join(sorted(expected - shown)) or "no more",
-            )  # fmt: skip
+            )
     layers = (network.get_layer(index) for index in range(network.num_layers))
-    read = {tensor.name for layer in layers for index in range(layer.num_inputs) if (tensor := layer.get_input(index))}
+    read = {
+        tensor.name
+        for layer in layers
+        for index in range(layer.num_inputs)
+        if (tensor := layer.get_input(index))
+    }
     if unread := [tensor.name for tensor in inputs if tensor.name not in read]:
-        raise FirpError(f"the library drops inputs of {spec.name}", got=", ".join(unread), expected="every input used")
+        raise FirpError(
+            f"the library drops inputs of {spec.name}", got=", ".join(unread), expected="every input used"
+        )
 
 
 def _mark_outputs(network: Any, names: tuple[str, ...]) -> None:
     layers = (network.get_layer(index) for index in range(network.num_layers))
-    tensors = {tensor.name: tensor for layer in layers for index in range(layer.num_outputs) if (tensor := layer.get_output(index))}
+    tensors = {
+        tensor.name: tensor
+        for layer in layers
+        for index in range(layer.num_outputs)
+        if (tensor := layer.get_output(index))
+    }
     if absent := [name for name in names if name not in tensors]:
         raise FirpError("the library's network has no such tensors", got=", ".join(absent[:5]))
     for name in names:
@@ -117,12 +136,15 @@ def _optimization_profile(builder: Any, profile: Profile) -> Any:
 
 
 def _configure(library: ModuleType, config: Any, compute_capabilities: tuple[str, ...]) -> None:
-    if hasattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # without it a run may take memory, and cannot be captured
+    # without it a run may take memory, and cannot be captured
+    if hasattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
         config.set_flag(library.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if hasattr(library, "ComputeCapability"):  # else a plan is for the device it is built on
         config.num_compute_capabilities = len(compute_capabilities)
         for index, each in enumerate(compute_capabilities):
-            config.set_compute_capability(getattr(library.ComputeCapability, f"SM{each.replace('.', '')}"), index)
+            config.set_compute_capability(
+                getattr(library.ComputeCapability, f"SM{each.replace('.', '')}"), index
+            )
 
 
 def _open_timing_cache(config: Any, path: Path) -> Any:
@@ -153,7 +175,9 @@ def make_logger(library: ModuleType) -> Any:
 
 
 def make_monitor(library: ModuleType, report: Callable[[float], None], cancel: threading.Event) -> Any:
-    """An IProgressMonitor: phases lie within phases, so a step of an inner one is a share of its parent's step."""
+    """An IProgressMonitor: phases lie within phases, so a step of an inner one is a share of its
+    parent's step.
+    """
 
     class Monitor(library.IProgressMonitor):
         def __init__(self):

@@ -1,7 +1,9 @@
 """The predictor directory: what calibration writes and export takes.
 
-    predictors.json               `PredictorInfo`: method, K, layer, the model it belongs to, training, held-out accuracy
-    predictors.safetensors        one tensor, `predictors.weight` [K, D, D]: pseudo_hidden_state[j] = weight[j] @ hidden_state
+    predictors.json               `PredictorInfo`: method, K, layer, the model it belongs to,
+                                  training, held-out accuracy
+    predictors.safetensors        one tensor, `predictors.weight` [K, D, D]: pseudo_hidden_state[j]
+                                  = weight[j] @ hidden_state
     path_correction.safetensors   `PathCorrection`, when correction_rank > 0
     calibration.json              `Calibration`: trees with their expected tokens per step; optional
 A report may lie beside them. Nothing else is read.
@@ -72,11 +74,17 @@ def open_predictors(path: Path, checkpoint: Checkpoint) -> Predictors:
     """Raises CheckpointError when the directory is not whole, or was made for another model."""
     for name in (MARKER, TENSOR_FILE):
         if not (path / name).is_file():
-            raise CheckpointError("not a predictor directory", got=f"'{path}' without {name}", fix="write one with firp calibrate")
+            raise CheckpointError(
+                "not a predictor directory",
+                got=f"'{path}' without {name}",
+                fix="write one with firp calibrate",
+            )
     info = _read_info(path / MARKER)
     config = checkpoint.config
     if info.hidden_size != config.hidden_size:
-        raise CheckpointError("predictors for another hidden size", got=info.hidden_size, expected=config.hidden_size)
+        raise CheckpointError(
+            "predictors for another hidden size", got=info.hidden_size, expected=config.hidden_size
+        )
     if not 1 <= info.prediction_layer < config.num_hidden_layers:
         raise CheckpointError(
             "predictors for a layer that the model lacks",
@@ -95,7 +103,9 @@ def open_predictors(path: Path, checkpoint: Checkpoint) -> Predictors:
     shape = (info.num_predictors, info.hidden_size, info.hidden_size)
     if set(tensors) != {TENSOR_NAME} or tensors[TENSOR_NAME].shape != shape:
         found = {name: record.shape for name, record in tensors.items()}
-        raise CheckpointError("predictors.safetensors does not match predictors.json", got=found, expected={TENSOR_NAME: shape})
+        raise CheckpointError(
+            "predictors.safetensors does not match predictors.json", got=found, expected={TENSOR_NAME: shape}
+        )
     return Predictors(info, tensors[TENSOR_NAME], _checked_files(path, info, config.vocab_size))
 
 
@@ -109,7 +119,9 @@ def _checked_files(path: Path, info: PredictorInfo, vocab_size: int) -> dict[str
             files[CALIBRATION_NAME] = path / CALIBRATION_NAME
             read_calibration(path / CALIBRATION_NAME, info.num_predictors)
     except BundleError as error:  # the runtime's own readers, but this is no bundle
-        raise CheckpointError(error.what, got=error.got, expected=error.expected, fix="write it with firp calibrate") from error
+        raise CheckpointError(
+            error.what, got=error.got, expected=error.expected, fix="write it with firp calibrate"
+        ) from error
     return files
 
 
@@ -134,10 +146,18 @@ def _read_info(file: Path) -> PredictorInfo:
     try:
         info = from_json(PredictorInfo, read_json(file), str(file))
     except BundleError as error:  # the same strict reader, but this is no bundle
-        raise CheckpointError(error.what, got=error.got, expected=error.expected, fix="write it with firp calibrate") from error
-    if info.format_version != FORMAT_VERSION or info.method != "firp" or info.num_predictors < 1 or info.correction_rank < 0:
         raise CheckpointError(
-            "unsupported predictors", got=f"format {info.format_version}, method {info.method}, {info.num_predictors} predictors",
+            error.what, got=error.got, expected=error.expected, fix="write it with firp calibrate"
+        ) from error
+    if (
+        info.format_version != FORMAT_VERSION
+        or info.method != "firp"
+        or info.num_predictors < 1
+        or info.correction_rank < 0
+    ):
+        raise CheckpointError(
+            "unsupported predictors",
+            got=f"format {info.format_version}, method {info.method}, {info.num_predictors} predictors",
             expected=f"format {FORMAT_VERSION}, method firp, at least 1",
-        )  # fmt: skip
+        )
     return info

@@ -1,7 +1,9 @@
-"""The shapes that an engine is built for: one profile for decoding, one for prefill, which share the weights.
+"""The shapes that an engine is built for: one profile for decoding, one for prefill, which share
+the weights.
 
-In: a GraphSpec, the number of predictors, the limits. Out: the two profiles, with the smallest, the likeliest and the largest shape
-of every input. Cached slots reach from none to the whole context in both, for a long prompt is prefilled in several passes.
+In: a GraphSpec, the number of predictors, the limits. Out: the two profiles, with the smallest, the
+likeliest and the largest shape of every input. Cached slots reach from none to the whole context in
+both, for a long prompt is prefilled in several passes.
 """
 
 from firp.runtime.decode import PREFILL_ROWS
@@ -24,21 +26,31 @@ def _letters(num_predictors: int, limits: Limits) -> dict[str, dict[str, Sizes]]
     upper_rows = PREFILL_ROWS + num_predictors  # the last row of a prompt is a draft source
     return {
         "decode": {
-            "B": batch, "T": rows, "R": rows, "G": rows, "M": (1, 1, limits.max_rows),
+            "B": batch,
+            "T": rows,
+            "R": rows,
+            "G": rows,
+            "M": (1, 1, limits.max_rows),
             "P": (0, min(_LIKELY_CACHED, limits.max_context), limits.max_context),
         },
         "prefill": {
-            "B": batch, "T": (1, PREFILL_ROWS, PREFILL_ROWS), "R": (1, PREFILL_ROWS, upper_rows),
-            "G": (1, 1, 1 + num_predictors), "M": (1, 1, 1), "P": (0, 0, limits.max_context),
+            "B": batch,
+            "T": (1, PREFILL_ROWS, PREFILL_ROWS),
+            "R": (1, PREFILL_ROWS, upper_rows),
+            "G": (1, 1, 1 + num_predictors),
+            "M": (1, 1, 1),
+            "P": (0, 0, limits.max_context),
         },
-    }  # fmt: skip
+    }
 
 
 def _profile(name: str, spec: GraphSpec, sizes: dict[str, Sizes]) -> Profile:
     return Profile(
         name,
         {
-            tensor.name: tuple(tuple(_size(dimension, sizes, which) for dimension in tensor.shape) for which in range(3))
+            tensor.name: tuple(
+                tuple(_size(dimension, sizes, which) for dimension in tensor.shape) for which in range(3)
+            )
             for tensor in spec.inputs
         },
     )

@@ -1,7 +1,8 @@
 """Safetensors files: where every tensor of a checkpoint lies. Nothing but headers is read.
 
-In: a folder with model.safetensors, or shards and their index. Out: tensor name -> `TensorRecord`. The header is checked against
-the file: types, shapes, no holes, no overlaps, nothing missing at the end.
+In: a folder with model.safetensors, or shards and their index. Out: tensor name -> `TensorRecord`.
+The header is checked against the file: types, shapes, no holes, no overlaps, nothing missing at the
+end.
 """
 
 import json
@@ -28,25 +29,37 @@ def read_checkpoint_tensors(path: Path) -> dict[str, TensorRecord]:
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
     if not index.is_file():
         if not single.is_file():
-            other = sorted(file.name for pattern in ("*.bin", "*.pt", "*.gguf") for file in path.glob(pattern))
+            other = sorted(
+                file.name for pattern in ("*.bin", "*.pt", "*.gguf") for file in path.glob(pattern)
+            )
             raise CheckpointError(
-                "no weights", got=f"'{path}' with {', '.join(other) or 'no weight file'}", expected="model.safetensors",
+                "no weights",
+                got=f"'{path}' with {', '.join(other) or 'no weight file'}",
+                expected="model.safetensors",
                 fix="save the model with save_pretrained (transformers 5 writes safetensors)",
-            )  # fmt: skip
+            )
         return read_safetensors(single)
     data = read_json(index)
     weight_map = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(map(_is_file_name, weight_map.values())):
-        raise CheckpointError("bad weight index", got=f"'{index}'", expected="a weight_map of tensor names to file names beside it")
+        raise CheckpointError(
+            "bad weight index",
+            got=f"'{index}'",
+            expected="a weight_map of tensor names to file names beside it",
+        )
     tensors: dict[str, TensorRecord] = {}
     for shard in sorted(set(weight_map.values())):
         if not (path / shard).is_file():
-            raise CheckpointError("missing shard", got=f"no '{path / shard}'", fix="download the checkpoint again")
+            raise CheckpointError(
+                "missing shard", got=f"no '{path / shard}'", fix="download the checkpoint again"
+            )
         found = read_safetensors(path / shard)
         listed = {name for name, file in weight_map.items() if file == shard}
         if found.keys() != listed:
             wrong = sorted(found.keys() ^ listed)
-            raise CheckpointError("shard and index disagree", got=f"{wrong[:3]} in '{path / shard}'", fix="download both again")
+            raise CheckpointError(
+                "shard and index disagree", got=f"{wrong[:3]} in '{path / shard}'", fix="download both again"
+            )
         tensors |= found
     return tensors
 
@@ -63,24 +76,35 @@ def _is_file_name(value: Any) -> bool:
 
 
 def read_safetensors(file: Path) -> dict[str, TensorRecord]:
-    """The tensor table of one safetensors file (format: 8-byte header length, JSON header, data), checked against its size."""
+    """The tensor table of one safetensors file (format: 8-byte header length, JSON header, data),
+    checked against its size.
+    """
     size = file.stat().st_size
     fix = "download the file again"
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > size - 8:
-            raise CheckpointError("truncated weight file", got=f"{size} bytes in '{file}'", expected=f"over {length + 8}", fix=fix)
+            raise CheckpointError(
+                "truncated weight file",
+                got=f"{size} bytes in '{file}'",
+                expected=f"over {length + 8}",
+                fix=fix,
+            )
         try:
             header = json.loads(stream.read(length))
             header.pop("__metadata__", None)
             entries = {name: _entry(item) for name, item in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError("not a safetensors file", got=f"'{file}': {error!r:.80}", fix=fix) from error
+            raise CheckpointError(
+                "not a safetensors file", got=f"'{file}': {error!r:.80}", fix=fix
+            ) from error
     start = 8 + length
     tensors, reached = {}, 0
     for name, (dtype, shape, begin, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if dtype not in SAFETENSORS_DTYPES:
-            raise CheckpointError(f"unsupported dtype of {name}", got=dtype, expected=" or ".join(SAFETENSORS_DTYPES))
+            raise CheckpointError(
+                f"unsupported dtype of {name}", got=dtype, expected=" or ".join(SAFETENSORS_DTYPES)
+            )
         nbytes = math.prod(shape) * (4 if dtype == "F32" else 2)
         if begin != reached or stop - begin != nbytes:  # the format allows no holes and no overlaps
             raise CheckpointError(
@@ -92,7 +116,9 @@ def read_safetensors(file: Path) -> dict[str, TensorRecord]:
         tensors[name] = TensorRecord(file, SAFETENSORS_DTYPES[dtype], shape, start + begin, nbytes)
         reached = stop
     if size != start + reached:
-        raise CheckpointError("truncated weight file", got=f"{size} bytes in '{file}'", expected=start + reached, fix=fix)
+        raise CheckpointError(
+            "truncated weight file", got=f"{size} bytes in '{file}'", expected=start + reached, fix=fix
+        )
     return tensors
 
 

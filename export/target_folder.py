@@ -1,6 +1,7 @@
 """A folder that appears under its name whole or not at all.
 
-In: the path it is to have. Out: a folder beside it to fill, renamed at the end of the `with` block if nothing was raised.
+In: the path it is to have. Out: a folder beside it to fill, renamed at the end of the `with` block
+if nothing was raised.
 """
 
 import os
@@ -14,13 +15,17 @@ from firp.runtime.errors import FirpError
 
 
 def check_target(output: Path, marker: str, force: bool | None = None) -> None:
-    """Raises FirpError when `output` exists, unless `force` says that it is replaced and it holds `marker`, so is of the kind to
-    be written. None: such a folder is never replaced.
+    """Raises FirpError when `output` exists, unless `force` says that it is replaced and it holds
+    `marker`, so is of the kind to be written. None: such a folder is never replaced.
     """
     if not os.path.lexists(output):
         return
     if not (output / marker).is_file():
-        raise FirpError("output exists and is something else", got=f"'{output}' without {marker}", fix="choose another path")
+        raise FirpError(
+            "output exists and is something else",
+            got=f"'{output}' without {marker}",
+            fix="choose another path",
+        )
     if not force:
         fix = "choose another path" if force is None else "choose another path, or replace it with --force"
         raise FirpError("output exists", got=f"'{output}'", fix=fix)
@@ -28,10 +33,11 @@ def check_target(output: Path, marker: str, force: bool | None = None) -> None:
 
 @contextmanager
 def target_folder(output: Path, marker: str, force: bool | None = None) -> Iterator[Path]:
-    """Yield a new folder to fill. It gets its name at the end; on any exception it is removed and `output` stays as it was.
+    """Yield a new folder to fill. It gets its name at the end; on any exception it is removed and
+    `output` stays as it was.
 
-    Folders that killed processes left behind are removed too. Raises FirpError when the target exists (see `check_target`) or
-    the disk refuses.
+    Folders that killed processes left behind are removed too. Raises FirpError when the target
+    exists (see `check_target`) or the disk refuses.
     """
     check_target(output, marker, force)
     with disk_errors(output):
@@ -60,7 +66,9 @@ def disk_errors(output: Path) -> Iterator[None]:
     except OSError as error:
         place = error.filename or output.parent
         raise FirpError(
-            f"cannot write '{output}'", got=f"{error.strerror or error} at '{place}'", fix="free some disk, or write elsewhere"
+            f"cannot write '{output}'",
+            got=f"{error.strerror or error} at '{place}'",
+            fix="free some disk, or write elsewhere",
         ) from error
 
 
@@ -89,7 +97,9 @@ def _alive(pid: int) -> bool:
 
 
 def _install(folder: Path, output: Path) -> None:
-    """Give the folder its name; what it replaces is moved aside first, and put back if the renaming fails."""
+    """Give the folder its name; what it replaces is moved aside first, and put back if the renaming
+    fails.
+    """
     if not os.path.lexists(output):
         folder.rename(output)
         return

@@ -1,8 +1,10 @@
-"""Proof that a bundle says what the model says: Hugging Face against ONNX, and drafted against plain decoding.
+"""Proof that a bundle says what the model says: Hugging Face against ONNX, and drafted against
+plain decoding.
 
-In: a bundle folder and, for the first part, the model directory it came from. Out: a list of `Check`; nothing is only a warning.
-Hidden states and logits are compared with the Hugging Face model (eager, float32) in prefill, in chained decoding and over a
-random tree; plain tokens with its `generate`.
+In: a bundle folder and, for the first part, the model directory it came from. Out: a list of
+`Check`; nothing is only a warning. Hidden states and logits are compared with the Hugging Face
+model (eager, float32) in prefill, in chained decoding and over a random tree; plain tokens with its
+`generate`.
 """
 
 import math
@@ -22,9 +24,10 @@ from firp.runtime.parity import NEAR_TIE, compare_trees, first_difference, plain
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.tree import MAX_PASS_ROWS, TreeConfig
 
-# Largest absolute difference of a value up to VALUE_SCALE in a model of up to LAYER_SCALE layers; in proportion for larger values
-# and deeper models, as rounding is. float32: the demo model's 8 layers differ by 1.4e-5, which is Hugging Face's own distance from
-# float64; half types: their unit roundoff (2^-11, 2^-8) times the residual stream's magnitude.
+# Largest absolute difference of a value up to VALUE_SCALE in a model of up to LAYER_SCALE layers;
+# in proportion for larger values and deeper models, as rounding is. float32: the demo model's 8
+# layers differ by 1.4e-5, which is Hugging Face's own distance from float64; half types: their unit
+# roundoff (2^-11, 2^-8) times the residual stream's magnitude.
 ABSOLUTE_LIMIT = {"float32": 1e-4, "float16": 0.25, "bfloat16": 2.0}
 VALUE_SCALE = 16.0
 LAYER_SCALE = 16
@@ -45,14 +48,19 @@ class Check(NamedTuple):
 @dataclass(frozen=True)
 class Report:
     checks: list[Check]
-    near_ties: list[dict[str, Any]]  # drafted runs that left the plain run at a near tie, with the margin there
+    # drafted runs that left the plain run at a near tie, with the margin there
+    near_ties: list[dict[str, Any]]
 
     @property
     def passed(self) -> bool:
         return all(check.passed for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
-        return {"checks": [check._asdict() for check in self.checks], "passed": self.passed, "near_ties": self.near_ties}
+        return {
+            "checks": [check._asdict() for check in self.checks],
+            "passed": self.passed,
+            "near_ties": self.near_ties,
+        }
 
 
 def verify(
@@ -62,15 +70,18 @@ def verify(
     check_hashes: bool = True,
     engine: Engine | None = None,
 ) -> Report:
-    """Run every check that applies: against Hugging Face when `model_dir` is given, against ONNX Runtime on the CPU when `engine`
-    runs elsewhere, drafted against plain when there are drafts. engine: of this bundle; None: on the CPU.
+    """Run every check that applies: against Hugging Face when `model_dir` is given, against ONNX
+    Runtime on the CPU when `engine` runs elsewhere, drafted against plain when there are drafts.
+    engine: of this bundle; None: on the CPU.
     """
     engine = engine or Engine.load(bundle, check_hashes=check_hashes)
-    checks, ties = [Check("file hashes", True, 0, 0)] if check_hashes else [], []  # loading raises for a wrong one
+    # loading raises for a wrong one
+    checks, ties = [Check("file hashes", True, 0, 0)] if check_hashes else [], []
     if model_dir:
         _check_source(engine, model_dir)
     stages = [_against_hugging_face(engine, model_dir, ties)] if model_dir else []
-    if engine.backend.name != "cpu" and engine.manifest.dtype != "bfloat16":  # which ONNX Runtime cannot run on a CPU
+    # which ONNX Runtime cannot run on a CPU
+    if engine.backend.name != "cpu" and engine.manifest.dtype != "bfloat16":
         stages.append(_against_onnx_runtime(engine))
     if engine.drafts:
         stages.append(_drafted_against_plain(engine, ties))
@@ -86,19 +97,25 @@ def _check_source(engine: Engine, model_dir: Path) -> None:
     checkpoint, source = open_checkpoint(model_dir), engine.manifest.source
     if checkpoint.fingerprint() != source["fingerprint"]:
         raise CheckpointError(
-            "the bundle was made from another model", got=f"'{model_dir}'", expected=f"'{source['model']}' as exported"
+            "the bundle was made from another model",
+            got=f"'{model_dir}'",
+            expected=f"'{source['model']}' as exported",
         )
 
 
-def verify_or_fail(bundle: Path, model_dir: Path, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+def verify_or_fail(
+    bundle: Path, model_dir: Path, progress: Callable[[str], None] | None = None
+) -> dict[str, Any]:
     """The record for the manifest. Raises CheckFailedError naming the first check beyond its limit."""
     report = verify(bundle, model_dir, progress, check_hashes=False)
     failed = next((check for check in report.checks if not check.passed), None)
     if failed:
         raise CheckFailedError(
-            f"verification failed: {failed.name}", got=f"{failed.value:.3g}", expected=f"at most {failed.limit:.3g}",
+            f"verification failed: {failed.name}",
+            got=f"{failed.value:.3g}",
+            expected=f"at most {failed.limit:.3g}",
             fix="report this as a bug with the model's name; --no-verify keeps the bundle for inspection",
-        )  # fmt: skip
+        )
     return report.to_json()
 
 
@@ -147,10 +164,14 @@ def _values(engine: Engine, reference: HuggingFaceRows | SessionRows, against: s
                 reference.reset()
                 pairs += [
                     Pair(ours.run(tree, keep), reference.run(tree, keep))
-                    for tree, keep in passes_of(prompt, engine.model.vocab_size, engine.model.max_position_embeddings)
+                    for tree, keep in passes_of(
+                        prompt, engine.model.vocab_size, engine.model.max_position_embeddings
+                    )
                 ]
             for part in ("hidden_states", "logits"):
-                found, expected = ([getattr(side, part) for side in sides] for sides in zip(*pairs, strict=True))
+                found, expected = (
+                    [getattr(side, part) for side in sides] for sides in zip(*pairs, strict=True)
+                )
                 yield _compare_values(f"{stage} {part}, {against}{kind} tokens", found, expected, limit)
 
 
@@ -160,7 +181,9 @@ def value_limit(manifest: Manifest) -> float:
 
 
 def scaled_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference of two arrays, each value's in units of its own scale; NaN where either has one."""
+    """The largest difference of two arrays, each value's in units of its own scale; NaN where
+    either has one.
+    """
     return float(np.max(np.abs(ours - theirs) / np.maximum(1.0, np.abs(theirs) / VALUE_SCALE)))
 
 
@@ -175,14 +198,20 @@ def _compare_values(name: str, ours: list[np.ndarray], theirs: list[np.ndarray],
     return Check(name, worst <= limit, worst, limit)
 
 
-def _plain_against_generate(name: str, engine: Engine, model: Any, prompts: list[list[int]], ties: list[dict[str, Any]]) -> Check:
-    """Runs that differ. One that parts at a near tie of the plain run is recorded and excused, as rarely as `NEAR_TIE` allows."""
+def _plain_against_generate(
+    name: str, engine: Engine, model: Any, prompts: list[list[int]], ties: list[dict[str, Any]]
+) -> Check:
+    """Runs that differ. One that parts at a near tie of the plain run is recorded and excused, as
+    rarely as `NEAR_TIE` allows.
+    """
     import torch
     from transformers import GenerationConfig
 
     count = min(32, engine.model.max_position_embeddings - max(map(len, prompts)))
     eos = list(engine.bundle.eos_token_ids) or None
-    model.generation_config = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=eos, pad_token_id=0)
+    model.generation_config = GenerationConfig(
+        max_new_tokens=count, do_sample=False, eos_token_id=eos, pad_token_id=0
+    )
     wrong, excused, greedy = 0, [], SamplingParams(max_new_tokens=count)
     for index, prompt in enumerate(prompts):
         ids = torch.tensor([prompt])
@@ -213,7 +242,11 @@ def _drafted_against_plain(engine: Engine, ties: list[dict[str, Any]]) -> Iterat
     for comparison in compare_trees(engine, prompts, params, trees):
         name = f"drafted = plain, {comparison.name}"
         yield Check(name, not comparison.unexcused, len(comparison.unexcused), 0)
-        ties += [{"tree": comparison.name, **difference._asdict()} for difference in comparison.differences if difference.near_tie]
+        ties += [
+            {"tree": comparison.name, **difference._asdict()}
+            for difference in comparison.differences
+            if difference.near_tie
+        ]
         found, allowed = len(comparison.differences), comparison.allowed(engine.manifest.dtype)
         yield Check(f"near ties, {comparison.name}", found <= allowed, found, allowed)
 

@@ -1,7 +1,8 @@
 """Streams weights from one safetensors file to another, a few megabytes at a time.
 
-In: the bundle's `Weight` list and the checkpoint's tensor table. Out: a safetensors file and where in it each weight lies.
-Joins, dtype conversion and the check for NaN happen on the way; nothing larger than a chunk is ever in memory.
+In: the bundle's `Weight` list and the checkpoint's tensor table. Out: a safetensors file and where
+in it each weight lies. Joins, dtype conversion and the check for NaN happen on the way; nothing
+larger than a chunk is ever in memory.
 """
 
 import json
@@ -17,8 +18,16 @@ from firp.export.checkpoint import Weight
 from firp.export.safetensors_file import SAFETENSORS_DTYPES, TensorRecord
 from firp.runtime.errors import CheckpointError
 
-NUMPY_DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-_EXPONENT = {"float32": (np.uint32, 0x7F800000), "float16": (np.uint16, 0x7C00), "bfloat16": (np.uint16, 0x7F80)}
+NUMPY_DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+_EXPONENT = {
+    "float32": (np.uint32, 0x7F800000),
+    "float16": (np.uint16, 0x7C00),
+    "bfloat16": (np.uint16, 0x7F80),
+}
 _NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 _CHUNK_BYTES = 8 << 20
 
@@ -32,7 +41,11 @@ class Output(NamedTuple):
 
 
 def from_checkpoint(weight: Weight, tensors: dict[str, TensorRecord]) -> Output:
-    return Output(weight.name, weight.shape, lambda: (c for source in weight.sources for c in read_chunks(source, tensors[source])))
+    return Output(
+        weight.name,
+        weight.shape,
+        lambda: (c for source in weight.sources for c in read_chunks(source, tensors[source])),
+    )
 
 
 def from_array(name: str, array: np.ndarray) -> Output:
@@ -44,7 +57,9 @@ def size_bytes(outputs: list[Output], dtype: str) -> int:
 
 
 def read_chunks(name: str, record: TensorRecord) -> Iterator[np.ndarray]:
-    """A tensor's values, flat, in its own dtype. Raises CheckpointError for a value that is not finite."""
+    """A tensor's values, flat, in its own dtype. Raises CheckpointError for a value that is not
+    finite.
+    """
     dtype = NUMPY_DTYPES[record.dtype]
     unsigned, exponent = _EXPONENT[record.dtype]
     with record.file.open("rb", buffering=0) as file:
@@ -54,14 +69,17 @@ def read_chunks(name: str, record: TensorRecord) -> Iterator[np.ndarray]:
             if file.readinto(memoryview(chunk.view(np.uint8))) != chunk.nbytes:
                 raise CheckpointError("truncated weight file", got=f"'{record.file}' ends inside {name}")
             if ((chunk.view(unsigned) & exponent) == exponent).any():
-                raise CheckpointError(f"{name} holds NaN or infinity", got=f"'{record.file}'", fix="use an undamaged checkpoint")
+                raise CheckpointError(
+                    f"{name} holds NaN or infinity", got=f"'{record.file}'", fix="use an undamaged checkpoint"
+                )
             yield chunk
 
 
 def write_safetensors(
     path: Path, outputs: list[Output], dtype: str, progress: Callable[[int], None] | None = None
 ) -> dict[str, TensorRecord]:
-    """Write all outputs as `dtype`; returns where each one lies. `progress` is told the bytes written so far.
+    """Write all outputs as `dtype`; returns where each one lies. `progress` is told the bytes
+    written so far.
 
     Raises CheckpointError when a finite value does not fit the dtype (float16 ends at 65504).
     """
@@ -71,7 +89,11 @@ def write_safetensors(
         records[output.name] = TensorRecord(path, dtype, tuple(output.shape), offset, nbytes)
         offset += nbytes
     entries = {
-        name: {"dtype": _NAMES[dtype], "shape": list(r.shape), "data_offsets": [r.offset, r.offset + r.nbytes]}
+        name: {
+            "dtype": _NAMES[dtype],
+            "shape": list(r.shape),
+            "data_offsets": [r.offset, r.offset + r.nbytes],
+        }
         for name, r in records.items()
     }
     header = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
@@ -86,7 +108,10 @@ def write_safetensors(
                     with np.errstate(over="ignore"):
                         chunk = chunk.astype(target)
                     if ((chunk.view(unsigned) & exponent) == exponent).any():
-                        raise CheckpointError(f"{output.name} does not fit {dtype}", fix="export with --dtype bfloat16 or float32")
+                        raise CheckpointError(
+                            f"{output.name} does not fit {dtype}",
+                            fix="export with --dtype bfloat16 or float32",
+                        )
                 file.write(memoryview(chunk.view(np.uint8)))
                 written += chunk.nbytes
                 if progress:

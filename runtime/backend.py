@@ -1,8 +1,8 @@
 """What the loop asks of a backend: memory that its graphs can reach, and graphs that run on it.
 
-A `Backend` loads graphs once and is shared by every session; `Memory` and `Runner`s belong to one session. Arrays are written in
-place: a run allocates and copies nothing. Work is done in the order in which it was asked for, but may be done later: `Memory.read`
-waits for it.
+A `Backend` loads graphs once and is shared by every session; `Memory` and `Runner`s belong to one
+session. Arrays are written in place: a run allocates and copies nothing. Work is done in the order
+in which it was asked for, but may be done later: `Memory.read` waits for it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,9 @@ from firp.runtime.graph_spec import GraphSpec
 
 
 class Array(Protocol):
-    """A numpy array, or what stands for one on a device: C-contiguous, or a view of the leading rows of one that is."""
+    """A numpy array, or what stands for one on a device: C-contiguous, or a view of the leading
+    rows of one that is.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -30,11 +32,14 @@ class Array(Protocol):
 
 
 class Memory(Protocol):
-    reuses_bindings: bool  # whether passes of the same sizes run on the same arrays, so that a `Binding` is worth keeping
+    # whether passes of the same sizes run on the same arrays, so that a `Binding` is worth keeping
+    reuses_bindings: bool
     free_reads: bool  # whether reading copies nothing, so that the loop may look at all it likes
 
     def zeros(self, shape: tuple[int, ...], dtype: type, purpose: str) -> Array:
-        """Memory for the life of the session. Raises FirpError when the device has none left, with what each purpose takes."""
+        """Memory for the life of the session. Raises FirpError when the device has none left, with
+        what each purpose takes.
+        """
 
     def clear(self, array: Array) -> None:
         """Fill with zeros."""
@@ -42,7 +47,9 @@ class Memory(Protocol):
     def write(self, array: Array, values: np.ndarray) -> None:
         """Copy from the host; `values` may change as soon as the call returns."""
 
-    def write_bias(self, array: Array, visible: np.ndarray, positions: np.ndarray, cached: int, window: int | None) -> None:
+    def write_bias(
+        self, array: Array, visible: np.ndarray, positions: np.ndarray, cached: int, window: int | None
+    ) -> None:
         """`firp.runtime.memory.attention_bias` into an array [1, 1, R, S+R]."""
 
     def move_rows(self, source: Array, rows: Sequence[int], target: Array, start: int) -> None:
@@ -52,7 +59,9 @@ class Memory(Protocol):
         """Wait for everything asked for so far; the arrays on the host, valid until the next read."""
 
     def slots_in_view(self, cached: int, capacity: int) -> int:
-        """Slots of the KV buffer that a pass sees: at least the `cached` ones that hold something, at most `capacity`."""
+        """Slots of the KV buffer that a pass sees: at least the `cached` ones that hold something,
+        at most `capacity`.
+        """
 
     def now(self) -> Any:
         """This moment in the order of work, for `elapsed_ms`, which is known after the next `read`."""
@@ -62,8 +71,9 @@ class Memory(Protocol):
 
 @dataclass(eq=False)
 class Binding:
-    """The arrays of one run by name: exactly the declared inputs and outputs, each of the declared dtype. Where the same sizes will
-    come again (`repeats`), a runner keeps what it prepared for them in `prepared`; it stays valid as long as the binding does.
+    """The arrays of one run by name: exactly the declared inputs and outputs, each of the declared
+    dtype. Where the same sizes will come again (`repeats`), a runner keeps what it prepared for
+    them in `prepared`; it stays valid as long as the binding does.
     """
 
     inputs: Mapping[str, Array]
@@ -86,7 +96,9 @@ class Graph(Protocol):
 
 class LoadedGraphs(NamedTuple):
     graphs: dict[str, Graph]
-    limits: Limits | None  # what a session can hold; such sessions are all alike and kept. None: sessions are made to measure
+    # what a session can hold; such sessions are all alike and kept. None: sessions are made to
+    # measure
+    limits: Limits | None
 
 
 class Backend(Protocol):
@@ -94,7 +106,9 @@ class Backend(Protocol):
     device: str
 
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
-        """The bundle's graphs. Raises FirpError when one cannot be loaded, or is not what the bundle declares."""
+        """The bundle's graphs. Raises FirpError when one cannot be loaded, or is not what the
+        bundle declares.
+        """
 
     def memory(self) -> Memory:
         """For one session."""

@@ -1,6 +1,7 @@
 """Plain against drafted decoding, alternating in one process, on the same prompts.
 
-In: an engine, prompts, params. Out: `BenchResult`. Rates cover decoding steps; the prefill is the same for both and left out.
+In: an engine, prompts, params. Out: `BenchResult`. Rates cover decoding steps; the prefill is the
+same for both and left out.
 """
 
 from dataclasses import dataclass
@@ -26,11 +27,13 @@ class BenchResult:
     drafted: Rate
     speedup: float  # drafted over plain tokens/s, all prompts together
     speedup_quartiles: list[float]  # of the prompts' own ratios: lower quartile, median, upper quartile
-    differences: list[Difference]  # prompts whose drafted tokens leave the plain ones, and whether at a near tie
+    # prompts whose drafted tokens leave the plain ones, and whether at a near tie
+    differences: list[Difference]
     tokens: int  # decoded by the plain runs, prefill tokens not counted
     backend: str
     device: str
-    cuda_graphs: dict[str, int] | None  # captures, replays, and runs of graphs without; None where there are no such things
+    # captures, replays, and runs of graphs without; None where there are no such things
+    cuda_graphs: dict[str, int] | None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -49,10 +52,15 @@ class BenchResult:
 
 
 def bench(engine: Engine, prompts: list[str | list[int]], params: SamplingParams) -> BenchResult:
-    """Decode every prompt both ways, each way first on every other prompt. Raises FirpError when there is nothing to compare."""
+    """Decode every prompt both ways, each way first on every other prompt. Raises FirpError when
+    there is nothing to compare.
+    """
     if not engine.drafts:
         raise FirpError(
-            "the bundle has no predictors", got="plain decoding only", expected="drafts", fix="export with --predictors"
+            "the bundle has no predictors",
+            got="plain decoding only",
+            expected="drafts",
+            fix="export with --predictors",
         )
     encoded = [engine.encode(prompt) for prompt in prompts]
     warm_up = SamplingParams(max_new_tokens=min(8, params.max_new_tokens))
@@ -61,7 +69,9 @@ def bench(engine: Engine, prompts: list[str | list[int]], params: SamplingParams
     runs: dict[bool, list[Generation]] = {True: [], False: []}
     for index, prompt in enumerate(encoded):
         for plain in (True, False) if index % 2 == 0 else (False, True):
-            runs[plain].append(engine.generate(prompt, params, plain=plain, tree=None if plain else engine.best_tree))
+            runs[plain].append(
+                engine.generate(prompt, params, plain=plain, tree=None if plain else engine.best_tree)
+            )
     ratios = [
         _rate([drafted]).tokens_per_s / _rate([plain]).tokens_per_s
         for plain, drafted in zip(runs[True], runs[False], strict=True)
@@ -69,7 +79,10 @@ def bench(engine: Engine, prompts: list[str | list[int]], params: SamplingParams
     ]
     if not ratios:
         raise FirpError(
-            "nothing to measure", got="no decoding step", expected="at least 2 new tokens", fix="raise --max-new-tokens"
+            "nothing to measure",
+            got="no decoding step",
+            expected="at least 2 new tokens",
+            fix="raise --max-new-tokens",
         )
     plain, drafted = _rate(runs[True]), _rate(runs[False])
     return BenchResult(
@@ -78,7 +91,9 @@ def bench(engine: Engine, prompts: list[str | list[int]], params: SamplingParams
         speedup=drafted.tokens_per_s / plain.tokens_per_s,
         speedup_quartiles=[float(q) for q in np.quantile(ratios, (0.25, 0.5, 0.75))],
         differences=[
-            _difference(engine, index, encoded[index], params, plain_tokens.token_ids, drafted_tokens.token_ids)
+            _difference(
+                engine, index, encoded[index], params, plain_tokens.token_ids, drafted_tokens.token_ids
+            )
             for index, (plain_tokens, drafted_tokens) in enumerate(zip(runs[True], runs[False], strict=True))
             if plain_tokens.token_ids != drafted_tokens.token_ids
         ],
@@ -90,7 +105,12 @@ def bench(engine: Engine, prompts: list[str | list[int]], params: SamplingParams
 
 
 def _difference(
-    engine: Engine, index: int, prompt: list[int], params: SamplingParams, plain: list[int], drafted: list[int]
+    engine: Engine,
+    index: int,
+    prompt: list[int],
+    params: SamplingParams,
+    plain: list[int],
+    drafted: list[int],
 ) -> Difference:
     """Decodes once more, for the margins."""
     margins = plain_run(engine, prompt, params).margins
@@ -101,4 +121,6 @@ def _rate(runs: list[Generation]) -> Rate:
     steps = sum(run.stats.steps for run in runs)
     tokens = sum(run.stats.decoded_tokens for run in runs)
     ms = sum(run.stats.decode_ms for run in runs)
-    return Rate(tokens / ms * 1e3 if ms else 0.0, ms / steps if steps else 0.0, tokens / steps if steps else 1.0)
+    return Rate(
+        tokens / ms * 1e3 if ms else 0.0, ms / steps if steps else 0.0, tokens / steps if steps else 1.0
+    )

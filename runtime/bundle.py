@@ -1,19 +1,23 @@
 """The bundle format, version 1: what the exporter writes and every backend reads.
 
-In: a bundle directory. Out: a validated `Bundle` (manifest + tree), or a BundleError before any graph is loaded.
+In: a bundle directory. Out: a validated `Bundle` (manifest + tree), or a BundleError before any
+graph is loaded.
 
 A bundle is a directory. It MUST hold
-    firp.json               the manifest below and `sha256`, the digest of its other keys (`manifest_digest`); keys that this
+    firp.json               the manifest below and `sha256`, the digest of its other keys
+                            (`manifest_digest`); keys that this
                             version does not know are refused
-    lower.onnx upper.onnx   graphs as declared in the manifest; their weights are external data in model.safetensors
+    lower.onnx upper.onnx   graphs as declared in the manifest; their weights are external data in
+                            model.safetensors
     model.safetensors       every weight once, in the layout the graphs use
     generation_config.json  `eos_token_id` (int, list or null) is what ends a sequence
 and, when `num_predictors` > 0, MUST hold
     predictors.onnx, predictors.safetensors, tree.json (a `TreeConfig`).
-It MAY hold path_correction.safetensors (float32: previous and following [V, r], weight and scale [2, K]; `PathCorrection`),
-calibration.json (`Calibration`: trees to choose from, with their expected tokens per step),
-tokenizer.json, tokenizer_config.json and chat_template.jinja. Without tokenizer.json it decodes token ids only.
-Every file but firp.json MUST be listed in `files` with its size and sha256; a file that is not listed is ignored.
+It MAY hold path_correction.safetensors (float32: previous and following [V, r], weight and scale
+[2, K]; `PathCorrection`), calibration.json (`Calibration`: trees to choose from, with their
+expected tokens per step), tokenizer.json, tokenizer_config.json and chat_template.jinja. Without
+tokenizer.json it decodes token ids only. Every file but firp.json MUST be listed in `files` with
+its size and sha256; a file that is not listed is ignored.
 """
 
 import dataclasses
@@ -58,7 +62,8 @@ class Manifest:
     graphs: dict[str, GraphSpec]
     files: dict[str, FileEntry]
     written_by: dict[str, str]  # package name -> version
-    choices: dict[str, Choice]  # device -> the tree that is fastest there (`firp tune`); others decode with tree.json
+    # device -> the tree that is fastest there (`firp tune`); others decode with tree.json
+    choices: dict[str, Choice]
     source: dict[str, Any]  # the checkpoint and predictors it came from: names, fingerprint, training record
     verification: dict[str, Any] | None  # the record of `firp verify`; None: never verified
 
@@ -79,58 +84,81 @@ class Bundle:
 def load_bundle(path: Path | str, check_hashes: bool = True) -> Bundle:
     """Read and validate a bundle; nothing of it is executed.
 
-    check_hashes: compare every file's sha256 (reads the whole bundle, about 1 s a GB); sizes are always compared.
-    Raises BundleError, one message for each way a bundle can be bad.
+    check_hashes: compare every file's sha256 (reads the whole bundle, about 1 s a GB); sizes are
+    always compared. Raises BundleError, one message for each way a bundle can be bad.
     """
     path = Path(path)
     if not path.is_dir():
-        raise BundleError("no such bundle", got=f"'{path}'", expected="a directory", fix="write one with firp export")
+        raise BundleError(
+            "no such bundle", got=f"'{path}'", expected="a directory", fix="write one with firp export"
+        )
     manifest = read_manifest(path / MANIFEST_NAME)
     _check_files(path, manifest, check_hashes)
     tree = correction = calibration = None
     if manifest.num_predictors:
         if CORRECTION_NAME in manifest.files:
-            correction = PathCorrection.load(path / CORRECTION_NAME, manifest.model.vocab_size, manifest.num_predictors)
+            correction = PathCorrection.load(
+                path / CORRECTION_NAME, manifest.model.vocab_size, manifest.num_predictors
+            )
         if CALIBRATION_NAME in manifest.files:
             calibration = read_calibration(path / CALIBRATION_NAME, manifest.num_predictors)
         tree = from_json(TreeConfig, read_json(path / "tree.json"), "tree.json")
         tree.validate(manifest.num_predictors)
     file = path / "generation_config.json"
     return Bundle(
-        path, manifest, tree, correction, calibration, eos_token_ids(read_json(file), manifest.model.vocab_size, str(file))
+        path,
+        manifest,
+        tree,
+        correction,
+        calibration,
+        eos_token_ids(read_json(file), manifest.model.vocab_size, str(file)),
     )
 
 
 def read_manifest(path: Path) -> Manifest:
     """firp.json alone, checked. Raises BundleError."""
     if not path.is_file():
-        raise BundleError("not a bundle", got=f"'{path.parent}' without {MANIFEST_NAME}", fix="write one with firp export")
+        raise BundleError(
+            "not a bundle", got=f"'{path.parent}' without {MANIFEST_NAME}", fix="write one with firp export"
+        )
     data = read_json(path)
     version = data.get("format_version") if isinstance(data, dict) else None
     if type(version) is not int or version < 1:
-        raise BundleError("not a bundle manifest", got=f"format_version {version!r} in {path}", expected=FORMAT_VERSION)
+        raise BundleError(
+            "not a bundle manifest", got=f"format_version {version!r} in {path}", expected=FORMAT_VERSION
+        )
     if version > FORMAT_VERSION:
         raise BundleError(
-            "bundle of a newer format", got=f"version {version} in {path}", expected=f"at most {FORMAT_VERSION}",
+            "bundle of a newer format",
+            got=f"version {version} in {path}",
+            expected=f"at most {FORMAT_VERSION}",
             fix="upgrade firp, or export the model again",
-        )  # fmt: skip
+        )
     digest = data.pop("sha256", None)
     manifest = from_json(Manifest, data, MANIFEST_NAME)
     if digest != manifest_digest(data):
         raise BundleError(
-            f"corrupted {MANIFEST_NAME}", got=f"sha256 {str(digest)[:12]}… in it", expected=f"{manifest_digest(data)[:12]}…",
+            f"corrupted {MANIFEST_NAME}",
+            got=f"sha256 {str(digest)[:12]}… in it",
+            expected=f"{manifest_digest(data)[:12]}…",
             fix="copy the bundle again, or export it again",
-        )  # fmt: skip
+        )
     if manifest.dtype not in DTYPES:
         raise BundleError(f"unknown dtype in {path}", got=manifest.dtype, expected=" or ".join(DTYPES))
     for name, value in dataclasses.asdict(manifest.model).items():
         if type(value) is int and not 1 <= value < (10_000 if name == "num_hidden_layers" else 2**31):
-            raise BundleError(f"bad model in {path}", got=f"{name} {value}", expected="a size of a real model")
+            raise BundleError(
+                f"bad model in {path}", got=f"{name} {value}", expected="a size of a real model"
+            )
     layers, split = manifest.model.num_hidden_layers, manifest.prediction_layer
     if not 1 <= split < layers or manifest.num_predictors < 0:
-        raise BundleError(f"bad split in {path}", got=f"layer {split} of {layers}, {manifest.num_predictors} predictors")
+        raise BundleError(
+            f"bad split in {path}", got=f"layer {split} of {layers}, {manifest.num_predictors} predictors"
+        )
     if manifest.graphs != graph_specs(manifest.model, split, manifest.num_predictors, manifest.dtype):
-        raise BundleError(f"{MANIFEST_NAME} does not declare the graphs of its model", fix="export the model again")
+        raise BundleError(
+            f"{MANIFEST_NAME} does not declare the graphs of its model", fix="export the model again"
+        )
     needed = {"model.safetensors", "generation_config.json"}
     needed |= {f"{name}.onnx" for name in manifest.graphs}
     needed |= {"predictors.safetensors", "tree.json"} if manifest.num_predictors else set()
@@ -145,7 +173,9 @@ def read_calibration(path: Path, num_predictors: int) -> Calibration:
     """Raises BundleError, or FirpError for a tree that is malformed."""
     calibration = from_json(Calibration, read_json(path), path.name)
     if not calibration.candidates:
-        raise BundleError(f"no trees in {path.name}", got="no candidates", expected="at least 1", fix="calibrate again")
+        raise BundleError(
+            f"no trees in {path.name}", got="no candidates", expected="at least 1", fix="calibrate again"
+        )
     for candidate in calibration.candidates:
         candidate.tree.validate(num_predictors)
     return calibration
@@ -160,7 +190,8 @@ def read_latency(path: Path) -> LatencyTable:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace firp.json in one move, so that a bundle never holds half of it."""
     data = to_json(manifest)
-    temporary = folder / f".{MANIFEST_NAME}-{os.getpid()}-{threading.get_ident()}"  # two writers never share one
+    # two writers never share one
+    temporary = folder / f".{MANIFEST_NAME}-{os.getpid()}-{threading.get_ident()}"
     try:
         write_json(temporary, {**data, "sha256": manifest_digest(data)})
         temporary.replace(folder / MANIFEST_NAME)
@@ -175,26 +206,39 @@ def _check_files(path: Path, manifest: Manifest, check_hashes: bool) -> None:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise BundleError("file outside the bundle", got=f"'{name}' in {MANIFEST_NAME}", fix=fix)
         if not file.is_file():
-            raise BundleError("missing file in bundle", got=f"no '{file}'", expected=f"{entry.size} bytes", fix=fix)
+            raise BundleError(
+                "missing file in bundle", got=f"no '{file}'", expected=f"{entry.size} bytes", fix=fix
+            )
         if file.stat().st_size != entry.size:
             raise BundleError(
-                "wrong file size in bundle", got=f"{file.stat().st_size} bytes in '{file}'", expected=entry.size, fix=fix
+                "wrong file size in bundle",
+                got=f"{file.stat().st_size} bytes in '{file}'",
+                expected=entry.size,
+                fix=fix,
             )
     for name, entry in manifest.files.items() if check_hashes else ():
         digest = sha256_file(path / name)
         if digest != entry.sha256:
             raise BundleError(
-                "corrupted file in bundle", got=f"sha256 {digest[:12]}… of '{path / name}'",
-                expected=f"{entry.sha256[:12]}…", fix=fix,
-            )  # fmt: skip
+                "corrupted file in bundle",
+                got=f"sha256 {digest[:12]}… of '{path / name}'",
+                expected=f"{entry.sha256[:12]}…",
+                fix=fix,
+            )
 
 
 def eos_token_ids(config: Any, vocab_size: int, where: str) -> tuple[int, ...]:
-    """`eos_token_id` of a generation_config.json (an id, a list or null) as a tuple. Raises BundleError for anything else."""
+    """`eos_token_id` of a generation_config.json (an id, a list or null) as a tuple. Raises
+    BundleError for anything else.
+    """
     value = config.get("eos_token_id") if isinstance(config, dict) else config
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not isinstance(config, dict) or not all(type(token) is int and 0 <= token < vocab_size for token in ids):
-        raise BundleError(f"bad eos_token_id in {where}", got=f"{value!r:.60}", expected=f"ids in [0, {vocab_size})")
+    if not isinstance(config, dict) or not all(
+        type(token) is int and 0 <= token < vocab_size for token in ids
+    ):
+        raise BundleError(
+            f"bad eos_token_id in {where}", got=f"{value!r:.60}", expected=f"ids in [0, {vocab_size})"
+        )
     return tuple(ids)
 
 
@@ -214,7 +258,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise BundleError("missing file", got=f"no '{path}'") from error
     except (ValueError, RecursionError) as error:
-        raise BundleError("not JSON", got=f"'{path}': {error}", fix="copy the file again, or write it again") from error
+        raise BundleError(
+            "not JSON", got=f"'{path}': {error}", fix="copy the file again, or write it again"
+        ) from error
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -227,18 +273,27 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: Any, data: Any, where: str) -> Any:
-    """Build `kind` (a dataclass or a type annotation) from JSON data, strictly: no unknown key, none missing, types as declared."""
+    """Build `kind` (a dataclass or a type annotation) from JSON data, strictly: no unknown key,
+    none missing, types as declared.
+    """
     if dataclasses.is_dataclass(kind):
         if not isinstance(data, dict):
             raise BundleError(f"bad value at {where}", got=repr(data), expected="an object")
         fields = {field.name: field for field in dataclasses.fields(kind)}
         if unknown := sorted(set(data) - set(fields)):
-            raise BundleError(f"unknown key in {where}", got=", ".join(unknown), expected=", ".join(fields), fix="upgrade firp")
+            raise BundleError(
+                f"unknown key in {where}",
+                got=", ".join(unknown),
+                expected=", ".join(fields),
+                fix="upgrade firp",
+            )
         required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
         if absent := sorted(required - set(data)):
             raise BundleError(f"missing key in {where}", got=f"no {', '.join(absent)}")
         hints = typing.get_type_hints(kind)
-        return kind(**{name: from_json(hints[name], value, f"{where}: {name}") for name, value in data.items()})
+        return kind(
+            **{name: from_json(hints[name], value, f"{where}: {name}") for name, value in data.items()}
+        )
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if data is None and types.NoneType in arguments:
@@ -255,4 +310,6 @@ def from_json(kind: Any, data: Any, where: str) -> Any:
         return {key: from_json(arguments[1], item, f"{where}: {key}") for key, item in data.items()}
     if kind is Any or type(data) is kind or (kind is float and type(data) is int and abs(data) < 2**53):
         return data
-    raise BundleError(f"bad value at {where}", got=f"{data!r:.60}", expected=getattr(kind, "__name__", str(kind)))
+    raise BundleError(
+        f"bad value at {where}", got=f"{data!r:.60}", expected=getattr(kind, "__name__", str(kind))
+    )

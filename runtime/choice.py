@@ -1,7 +1,8 @@
-"""Which tree to decode with on a device: expected tokens per step over predicted step time, or plain decoding where nothing pays.
+"""Which tree to decode with on a device: expected tokens per step over predicted step time, or
+plain decoding where nothing pays.
 
-In: candidates (trees with their expected tokens per step, from calibration) and a latency table (measured on the device).
-Out: `Choice`, stored for each device in the bundle's manifest.
+In: candidates (trees with their expected tokens per step, from calibration) and a latency table
+(measured on the device). Out: `Choice`, stored for each device in the bundle's manifest.
 """
 
 from dataclasses import dataclass, replace
@@ -11,13 +12,17 @@ import numpy as np
 from firp.runtime.errors import FirpError
 from firp.runtime.tree import TreeConfig
 
-TEXTS = ("greedy", "sampled", "text")  # decoded greedily, at temperature 0.8, or held-out text as it is; the first is the default
-MARGIN = 1.02  # what drafting must win, at the least, in prediction: less is within the error of the measurement
+# decoded greedily, at temperature 0.8, or held-out text as it is; the first is the default
+TEXTS = ("greedy", "sampled", "text")
+# what drafting must win, at the least, in prediction: less is within the error of the measurement
+MARGIN = 1.02
 
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Milliseconds on one device. Between two measured row counts it is linear, beyond the last in proportion."""
+    """Milliseconds on one device. Between two measured row counts it is linear, beyond the last in
+    proportion.
+    """
 
     device: str
     prediction_layer: int
@@ -34,20 +39,33 @@ class LatencyTable:
         """Raises FirpError for numbers that are no measurement."""
         rows, times = self.rows, (*self.lower_ms, *self.upper_ms)
         whole = len(rows) == len(self.lower_ms) == len(self.upper_ms) >= 1
-        if not whole or list(rows) != sorted(set(rows)) or rows[0] < 1 or not all(0 < ms < float("inf") for ms in times):
+        if (
+            not whole
+            or list(rows) != sorted(set(rows))
+            or rows[0] < 1
+            or not all(0 < ms < float("inf") for ms in times)
+        ):
             expected = "ascending rows, each with a positive lower_ms and upper_ms"
-            raise FirpError("bad latency table", got=f"{len(rows)} rows, {len(times)} times", expected=expected)
+            raise FirpError(
+                "bad latency table", got=f"{len(rows)} rows, {len(times)} times", expected=expected
+            )
         others = (self.predictors_ms, self.plain_outside_ms, self.drafted_outside_ms)
-        if not 1 <= self.prediction_layer < self.num_hidden_layers or not all(0 <= ms < float("inf") for ms in others):
+        if not 1 <= self.prediction_layer < self.num_hidden_layers or not all(
+            0 <= ms < float("inf") for ms in others
+        ):
             got = f"layer {self.prediction_layer} of {self.num_hidden_layers}, {others} ms"
-            raise FirpError("bad latency table", got=got, expected="a layer inside the model, and times of 0 or more")
+            raise FirpError(
+                "bad latency table", got=got, expected="a layer inside the model, and times of 0 or more"
+            )
 
     def plain_ms(self) -> float:
         """One step of plain decoding."""
         return self.lower(1) + self.upper(1) + self.plain_outside_ms
 
     def step_ms(self, tree: TreeConfig, num_predictors: int, undrafted: float = 0.0) -> float:
-        """One step of drafted decoding; `undrafted`: share of steps that had no drafts, since no source ended the path before."""
+        """One step of drafted decoding; `undrafted`: share of steps that had no drafts, since no
+        source ended the path before.
+        """
         full, bare = self._pass_ms(tree, tree.rows, num_predictors), self._pass_ms(tree, 1, num_predictors)
         return (1 - undrafted) * full + undrafted * bare + self.drafted_outside_ms
 
@@ -70,7 +88,9 @@ class LatencyTable:
         return float(np.interp(rows, self.rows, values))
 
     def at_layer(self, prediction_layer: int) -> "LatencyTable":
-        """As if the model were split elsewhere: layers cost alike, and what is left of the upper half is the head."""
+        """As if the model were split elsewhere: layers cost alike, and what is left of the upper
+        half is the head.
+        """
         if prediction_layer == self.prediction_layer:
             return self
         layer = [ms / self.prediction_layer for ms in self.lower_ms]
@@ -81,7 +101,8 @@ class LatencyTable:
             prediction_layer=prediction_layer,
             lower_ms=tuple(each * prediction_layer for each in layer),
             upper_ms=tuple(
-                each * (self.num_hidden_layers - prediction_layer) + head for each, head in zip(layer, heads, strict=True)
+                each * (self.num_hidden_layers - prediction_layer) + head
+                for each, head in zip(layer, heads, strict=True)
             ),
         )
 
@@ -99,7 +120,11 @@ class Candidate:
         rates, shares = self.tokens_per_step, self.undrafted
         good = rates and set(rates) == set(shares) and all(1 <= rate < 1e3 for rate in rates.values())
         if not good or not all(0 <= share <= 1 for share in shares.values()):
-            raise FirpError("bad calibrated tree", got=f"{rates}, {shares}", expected="tokens per step and shares for each text")
+            raise FirpError(
+                "bad calibrated tree",
+                got=f"{rates}, {shares}",
+                expected="tokens per step and shares for each text",
+            )
 
 
 @dataclass(frozen=True)
@@ -127,11 +152,17 @@ def predicted_speedup(candidate: Candidate, latency: LatencyTable, num_predictor
     return candidate.tokens_per_step[text] * latency.plain_ms() / step_ms
 
 
-def choose(calibration: Calibration, latency: LatencyTable, num_predictors: int, text: str = TEXTS[0]) -> Choice:
-    """The candidate with the highest predicted rate. Raises FirpError when there is none for such text."""
+def choose(
+    calibration: Calibration, latency: LatencyTable, num_predictors: int, text: str = TEXTS[0]
+) -> Choice:
+    """The candidate with the highest predicted rate. Raises FirpError when there is none for such
+    text.
+    """
     known = [each for each in calibration.candidates if text in each.tokens_per_step]
     if not known:
         raise FirpError("no calibrated tree to choose from", got=f"none for {text}", fix="calibrate again")
     best = max(known, key=lambda each: predicted_speedup(each, latency, num_predictors, text))
     speedup = predicted_speedup(best, latency, num_predictors, text)
-    return Choice(best.tree, bool(speedup >= MARGIN), text, best.tokens_per_step[text], round(speedup, 3), latency)
+    return Choice(
+        best.tree, bool(speedup >= MARGIN), text, best.tokens_per_step[text], round(speedup, 3), latency
+    )

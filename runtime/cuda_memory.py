@@ -1,7 +1,8 @@
 """Memory of a CUDA device, and the stream on which everything of one session happens, in order.
 
-In: the CUDA runtime (`cuda.bindings.runtime`). Out: arrays for graphs to read and write, copies, CUDA graphs. Only `read` waits,
-and what takes or frees memory. Uploads go through pinned memory that is used again after each wait.
+In: the CUDA runtime (`cuda.bindings.runtime`). Out: arrays for graphs to read and write, copies,
+CUDA graphs. Only `read` waits, and what takes or frees memory. Uploads go through pinned memory
+that is used again after each wait.
 """
 
 import ctypes
@@ -24,15 +25,24 @@ GRAPH_RUNS = ("captures", "replays", "enqueued", "fallbacks")  # the last: enque
 
 
 def load_cuda() -> ModuleType:
-    """The CUDA runtime's Python bindings. Raises FirpError where they or a usable device are missing."""
+    """The CUDA runtime's Python bindings. Raises FirpError where they or a usable device are
+    missing.
+    """
     try:
         from cuda.bindings import runtime
     except ImportError as error:
-        raise FirpError("the CUDA bindings are not installed", got=str(error), fix="pip install cuda-bindings") from error
+        raise FirpError(
+            "the CUDA bindings are not installed", got=str(error), fix="pip install cuda-bindings"
+        ) from error
     status, count = runtime.cudaGetDeviceCount()
     if status != runtime.cudaError_t.cudaSuccess or not count:
         got = f"{status.name} from the driver" if status != runtime.cudaError_t.cudaSuccess else "no device"
-        raise FirpError("no usable CUDA device", got=got, expected="an NVIDIA GPU and its driver", fix="decode with --backend cpu")
+        raise FirpError(
+            "no usable CUDA device",
+            got=got,
+            expected="an NVIDIA GPU and its driver",
+            fix="decode with --backend cpu",
+        )
     return runtime
 
 
@@ -75,10 +85,16 @@ class DeviceArray:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __getitem__(self, rows: int | slice) -> "DeviceArray":
-        start, stop, _ = slice(rows, rows + 1).indices(self.shape[0]) if isinstance(rows, int) else rows.indices(self.shape[0])
+        start, stop, _ = (
+            slice(rows, rows + 1).indices(self.shape[0])
+            if isinstance(rows, int)
+            else rows.indices(self.shape[0])
+        )
         inner = self.shape[1:]
         address = self.address + start * math.prod(inner) * self.dtype.itemsize
-        return DeviceArray(address, inner if isinstance(rows, int) else (max(0, stop - start), *inner), self.dtype)
+        return DeviceArray(
+            address, inner if isinstance(rows, int) else (max(0, stop - start), *inner), self.dtype
+        )
 
     def reshape(self, *shape: int) -> "DeviceArray":
         if -1 in shape:
@@ -90,7 +106,9 @@ class DeviceArray:
 
 
 class CudaMemory:
-    """reuses_bindings: show graphs a rounded number of cached slots, so that few sizes occur and CUDA graphs can be replayed."""
+    """reuses_bindings: show graphs a rounded number of cached slots, so that few sizes occur and
+    CUDA graphs can be replayed.
+    """
 
     free_reads = False
 
@@ -101,7 +119,9 @@ class CudaMemory:
         weakref.finalize(self, _release, cuda, self.stream, self._owned)
         self._ledger: dict[str, int] = {}  # purpose -> bytes
         self._upload, self._download = _Pinned(cuda, self._owned), _Pinned(cuda, self._owned)
-        self._events = [self._own(cuda.cudaEventDestroy, self._call(cuda.cudaEventCreate)) for _ in range(_EVENTS)]
+        self._events = [
+            self._own(cuda.cudaEventDestroy, self._call(cuda.cudaEventCreate)) for _ in range(_EVENTS)
+        ]
         self._next_event = 0
         self._workspace_bytes = 0
         self._workspace: DeviceArray | None = None
@@ -113,11 +133,15 @@ class CudaMemory:
         status, address = cuda.cudaMalloc(size)
         if status == cuda.cudaError_t.cudaErrorMemoryAllocation:
             free = self._call(cuda.cudaMemGetInfo)
-            held = " + ".join(f"{name} {held / 2**20:.0f}" for name, held in {**self._ledger, purpose: size}.items())
+            held = " + ".join(
+                f"{name} {held / 2**20:.0f}" for name, held in {**self._ledger, purpose: size}.items()
+            )
             raise FirpError(
-                "out of device memory", got=f"{free / 2**20:.0f} MiB free", expected=f"MiB: {held}",
+                "out of device memory",
+                got=f"{free / 2**20:.0f} MiB free",
+                expected=f"MiB: {held}",
                 fix="build engines with a smaller --max-context or --max-rows, or free the device",
-            )  # fmt: skip
+            )
         if status != cuda.cudaError_t.cudaSuccess:
             raise FirpError("CUDA refused memory", got=f"{status.name} for {size} bytes of {purpose}")
         array.address = self._own(cuda.cudaFree, int(address))
@@ -135,8 +159,12 @@ class CudaMemory:
         kind = self.cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call(self.cuda.cudaMemcpyAsync, array.address, staged, array.nbytes, kind, self.stream)
 
-    def write_bias(self, array: DeviceArray, visible: np.ndarray, positions: np.ndarray, cached: int, window: int | None) -> None:
-        """Cached slots that every row sees are cleared on the device; only the columns after them cross the bus."""
+    def write_bias(
+        self, array: DeviceArray, visible: np.ndarray, positions: np.ndarray, cached: int, window: int | None
+    ) -> None:
+        """Cached slots that every row sees are cleared on the device; only the columns after them
+        cross the bus.
+        """
         rows, keys = array.shape[2:]
         if window is not None and positions.max() < window:
             window = None
@@ -147,7 +175,9 @@ class CudaMemory:
         if clear:
             self._call(cuda.cudaMemset2DAsync, array.address, pitch, 0, clear * size, rows, self.stream)
         target, kind = array.address + clear * size, cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._call(cuda.cudaMemcpy2DAsync, target, pitch, self._stage(host), width, width, rows, kind, self.stream)
+        self._call(
+            cuda.cudaMemcpy2DAsync, target, pitch, self._stage(host), width, width, rows, kind, self.stream
+        )
 
     def move_rows(self, source: DeviceArray, rows: Sequence[int], target: DeviceArray, start: int) -> None:
         """One strided copy for each run of neighbouring rows."""
@@ -156,7 +186,17 @@ class CudaMemory:
         from_pitch, to_pitch = source.shape[1] * row, target.shape[1] * row
         for first, count in _runs(rows):
             to, origin = target.address + start * row, source.address + first * row
-            self._call(cuda.cudaMemcpy2DAsync, to, to_pitch, origin, from_pitch, count * row, source.shape[0], kind, self.stream)
+            self._call(
+                cuda.cudaMemcpy2DAsync,
+                to,
+                to_pitch,
+                origin,
+                from_pitch,
+                count * row,
+                source.shape[0],
+                kind,
+                self.stream,
+            )
             start += count
 
     def read(self, *arrays: DeviceArray) -> tuple[np.ndarray, ...]:
@@ -165,14 +205,18 @@ class CudaMemory:
         for array, place in zip(arrays, places, strict=True):
             self._call(self.cuda.cudaMemcpyAsync, place, array.address, array.nbytes, kind, self.stream)
         self.wait()
-        return tuple(_host_view(place, array.shape, array.dtype) for array, place in zip(arrays, places, strict=True))
+        return tuple(
+            _host_view(place, array.shape, array.dtype) for array, place in zip(arrays, places, strict=True)
+        )
 
     def wait(self) -> None:
         self._call(self.cuda.cudaStreamSynchronize, self.stream)
         self._upload.used = self._download.used = 0
 
     def slots_in_view(self, cached: int, capacity: int) -> int:
-        """The next multiple of 64, or of an eighth to a quarter of their number: at most 63, or a quarter, more than are cached."""
+        """The next multiple of 64, or of an eighth to a quarter of their number: at most 63, or a
+        quarter, more than are cached.
+        """
         if not self.reuses_bindings or not cached:
             return cached
         step = max(_SMALLEST_BUCKET, 1 << max(0, cached.bit_length() - 3))
@@ -193,17 +237,23 @@ class CudaMemory:
 
     @property
     def workspace(self) -> DeviceArray:
-        """As large as the largest reservation; taken when it is first used, after every engine has asked."""
+        """As large as the largest reservation; taken when it is first used, after every engine has
+        asked.
+        """
         if self._workspace is None:
             self._workspace = self.zeros((self._workspace_bytes,), np.uint8, "activations of the engines")
         return self._workspace
 
     def capture(self, enqueue: Callable[[], None]) -> Any:
-        """What `enqueue` asks for, as a CUDA graph to `launch`; it is not executed now. Raises FirpError when it cannot be
-        captured; the stream is whole again then.
+        """What `enqueue` asks for, as a CUDA graph to `launch`; it is not executed now. Raises
+        FirpError when it cannot be captured; the stream is whole again then.
         """
         cuda = self.cuda
-        self._call(cuda.cudaStreamBeginCapture, self.stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        self._call(
+            cuda.cudaStreamBeginCapture,
+            self.stream,
+            cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal,
+        )
         try:
             enqueue()
         except BaseException:
@@ -239,14 +289,17 @@ class _Pinned:
     """Page-locked host memory, handed out piece by piece; it grows when all of it is free."""
 
     def __init__(self, cuda: ModuleType, owned: list[tuple[Callable, Any]]):
-        self._cuda, self._owned = cuda, owned  # not the memory itself: a cycle would keep the device's memory until it is found
+        # not the memory itself: a cycle would keep the device's memory until it is found
+        self._cuda, self._owned = cuda, owned
         self._address, self._size, self.used = 0, 0, 0
 
     def fits(self, nbytes: int) -> bool:
         return self.used + nbytes <= self._size
 
     def places(self, sizes: list[int]) -> list[int]:
-        """Addresses of pieces. What was handed out before must be free when they do not fit any more."""
+        """Addresses of pieces. What was handed out before must be free when they do not fit any
+        more.
+        """
         padded = [-(-max(size, 1) // _ALIGNMENT) * _ALIGNMENT for size in sizes]
         if self.used + sum(padded) > self._size:
             self._size, self.used = max(_FIRST_STAGE, 2 * sum(padded)), 0
@@ -261,7 +314,9 @@ def _host_view(address: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndar
     count = math.prod(shape)
     if not count:
         return np.empty(shape, dtype)
-    return np.frombuffer((ctypes.c_byte * (count * dtype.itemsize)).from_address(address), dtype).reshape(shape)
+    return np.frombuffer((ctypes.c_byte * (count * dtype.itemsize)).from_address(address), dtype).reshape(
+        shape
+    )
 
 
 def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
@@ -276,7 +331,9 @@ def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _release(cuda: ModuleType, stream: Any, owned: list[tuple[Callable, Any]]) -> None:
-    """Once nothing uses it any more, what was taken last goes first. The process may be ending: nobody listens to complaints."""
+    """Once nothing uses it any more, what was taken last goes first. The process may be ending:
+    nobody listens to complaints.
+    """
     cuda.cudaStreamSynchronize(stream)
     while owned:
         release, handle = owned.pop()

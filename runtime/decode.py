@@ -1,7 +1,8 @@
 """The loop: prefill → (draft →) propose → run → accept → commit.
 
-In: a `Session`, prompt ids, sampling params. Out: a `Step` for every pass, with the tokens it emitted. Drafted decoding emits the
-tokens that plain decoding emits: the tree decides only how many of them come from one pass.
+In: a `Session`, prompt ids, sampling params. Out: a `Step` for every pass, with the tokens it
+emitted. Drafted decoding emits the tokens that plain decoding emits: the tree decides only how many
+of them come from one pass.
 """
 
 import time
@@ -55,8 +56,9 @@ def decode(
     drafter: Drafter | None = None,
     pick: Pick = sampling.pick,
 ) -> Iterator[Step]:
-    """Decode one sequence; plainly when `drafter` is None. Ends at a token of `ends` (emitted), at `params.max_new_tokens`, or
-    when the context or the session's capacity is full. The consumer may stop at any time.
+    """Decode one sequence; plainly when `drafter` is None. Ends at a token of `ends` (emitted), at
+    `params.max_new_tokens`, or when the context or the session's capacity is full. The consumer may
+    stop at any time.
     """
     with session.exclusive():
         context = min(session.model.max_position_embeddings, session.kv.capacity + 1)
@@ -64,8 +66,13 @@ def decode(
         limit = min(params.max_new_tokens, context - len(prompt))
         clock, offsets = _Clock(session), drafter.offsets if drafter else 0
         logits = session.memory.free_reads or params.temperature > 0 or pick is not sampling.pick
-        row, result = prefill(session, prompt, offsets if drafter and not drafter.draft_pass and limit > 1 else 0, logits)
-        root, guesses = _pick(result, 0, len(prompt), params, pick), guesses_of(row, [row], 1, offsets, result)
+        row, result = prefill(
+            session, prompt, offsets if drafter and not drafter.draft_pass and limit > 1 else 0, logits
+        )
+        root, guesses = (
+            _pick(result, 0, len(prompt), params, pick),
+            guesses_of(row, [row], 1, offsets, result),
+        )
         yield Step([root], 0, 0, clock.lap())
         emitted = 1
         while emitted < limit and root not in ends:
@@ -85,8 +92,9 @@ def decode(
 
 
 def prefill(session: Session, prompt: list[int], offsets: int, logits: bool = True) -> tuple[int, Pass]:
-    """Fill an empty cache with the prompt, in as few passes as fit. Returns the last token's row in the last pass, and that pass,
-    with the pseudo rows of that row, `offsets` of them, decoded after it. logits: whether to bring its logits to the host.
+    """Fill an empty cache with the prompt, in as few passes as fit. Returns the last token's row in
+    the last pass, and that pass, with the pseudo rows of that row, `offsets` of them, decoded after
+    it. logits: whether to bring its logits to the host.
     """
     session.kv.length = 0
     size = min(PREFILL_ROWS, session.rows - session.manifest.num_predictors)
@@ -102,17 +110,25 @@ def prefill(session: Session, prompt: list[int], offsets: int, logits: bool = Tr
 def accept(
     tree: DraftTree, result: Pass, cached: int, params: SamplingParams, ends: tuple[int, ...], pick: Pick
 ) -> tuple[list[int], list[int]]:
-    """Walk from the root along the target's own picks. Returns the accepted rows, root first, and the emitted tokens.
+    """Walk from the root along the target's own picks. Returns the accepted rows, root first, and
+    the emitted tokens.
 
-    result: of a pass over the tree; cached: the root's position. The walk stops at a token that no child holds, or that ends the
-    text.
+    result: of a pass over the tree; cached: the root's position. The walk stops at a token that no
+    child holds, or that ends the text.
     """
     path, tokens = [0], []
     while True:
         row = path[-1]
         token = _pick(result, row, cached + tree.depths[row] + 1, params, pick)
         tokens.append(token)
-        child = next((n for n in range(row + 1, len(tree.tokens)) if tree.parents[n] == row and tree.tokens[n] == token), None)
+        child = next(
+            (
+                n
+                for n in range(row + 1, len(tree.tokens))
+                if tree.parents[n] == row and tree.tokens[n] == token
+            ),
+            None,
+        )
         if child is None or token in ends:
             return path, tokens
         path.append(child)
@@ -120,11 +136,15 @@ def accept(
 
 def _pick(result: Pass, row: int, position: int, params: SamplingParams, pick: Pick) -> int:
     """The target's own pick; a greedy one needs no logits."""
-    return int(result.top_ids[row, 0]) if result.logits is None else pick(result.logits[row], position, params)
+    return (
+        int(result.top_ids[row, 0]) if result.logits is None else pick(result.logits[row], position, params)
+    )
 
 
 def guesses_of(row: int, sources: list[int], decoded_rows: int, offsets: int, result: Pass) -> Guesses | None:
-    """The guesses of one source's pseudo rows, or None when the row was no source. decoded_rows: before the pseudo rows."""
+    """The guesses of one source's pseudo rows, or None when the row was no source. decoded_rows:
+    before the pseudo rows.
+    """
     if row not in sources or len(result.top_ids) == decoded_rows:
         return None
     start = decoded_rows + sources.index(row) * offsets
@@ -135,7 +155,10 @@ def check_prompt(prompt: list[int], vocab_size: int, context_tokens: int) -> Non
     """Raises PromptError for a prompt that cannot be decoded."""
     if not prompt:
         raise PromptError("empty prompt", got="0 tokens", expected="at least 1")
-    wrong = next((token for token in prompt if not isinstance(token, int | np.integer) or not 0 <= token < vocab_size), None)
+    wrong = next(
+        (token for token in prompt if not isinstance(token, int | np.integer) or not 0 <= token < vocab_size),
+        None,
+    )
     if wrong is not None:
         raise PromptError("token id out of range", got=wrong, expected=f"0 to {vocab_size - 1}")
     if len(prompt) >= context_tokens:

@@ -1,6 +1,8 @@
-"""The demo's second half: the same prompts decoded plainly and drafted, both streamed, then compared.
+"""The demo's second half: the same prompts decoded plainly and drafted, both streamed, then
+compared.
 
-In: an engine with drafts and prompts. Out: text and a table on stdout; raises CheckFailedError if a token differs.
+In: an engine with drafts and prompts. Out: text and a table on stdout; raises CheckFailedError if a
+token differs.
 """
 
 from firp.runtime.engine import Engine, Generation, collect

@@ -1,6 +1,7 @@
 """Where draft trees come from. FIRP is the first drafter; the loop knows the interface alone.
 
-In: the root token and the guesses of the row it was picked from. Out: the tree that the next pass verifies, and its draft sources.
+In: the root token and the guesses of the row it was picked from. Out: the tree that the next pass
+verifies, and its draft sources.
 """
 
 from typing import Protocol
@@ -13,7 +14,8 @@ class Drafter(Protocol):
     """Where draft trees come from."""
 
     offsets: int  # pseudo rows that each source sends along, at most K
-    draft_pass: bool  # whether the row accepted last drafts in a pass of its own, instead of sources that ride along
+    # whether the row accepted last drafts in a pass of its own, instead of sources that ride along
+    draft_pass: bool
 
     def propose(self, root: int, guesses: Guesses | None, max_depth: int) -> DraftTree:
         """The tree that the next pass verifies: node 0 is `root`, no node deeper than `max_depth`."""
@@ -25,7 +27,9 @@ class Drafter(Protocol):
 class FirpDrafter:
     """Trees from the guesses of pseudo rows, each guess ranked given the token that it follows."""
 
-    def __init__(self, tree: TreeConfig, num_predictors: int, correction: PathCorrection | None, greedy: bool):
+    def __init__(
+        self, tree: TreeConfig, num_predictors: int, correction: PathCorrection | None, greedy: bool
+    ):
         self.tree, self.correction, self.greedy = tree, correction, greedy
         self.offsets = tree.depth or num_predictors
         self.draft_pass = tree.draft_sources == 0
@@ -33,7 +37,9 @@ class FirpDrafter:
     def propose(self, root: int, guesses: Guesses | None, max_depth: int) -> DraftTree:
         if guesses is None or max_depth < 1:
             return root_only(root)
-        ranking = self.correction.rank(root, guesses, self.greedy) if self.correction else independent(guesses)
+        ranking = (
+            self.correction.rank(root, guesses, self.greedy) if self.correction else independent(guesses)
+        )
         return build_tree(self.tree, root, guesses, ranking, max_depth)
 
     def sources(self, tree: DraftTree) -> list[int]:

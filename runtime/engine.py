@@ -3,7 +3,8 @@
     engine = Engine.load("bundle")
     print(engine.generate("def add(a, b):", SamplingParams(max_new_tokens=32)).text)
 
-An `Engine` holds graphs and weights and may be shared between threads; every request gets a session of its own.
+An `Engine` holds graphs and weights and may be shared between threads; every request gets a session
+of its own.
 """
 
 import functools
@@ -38,12 +39,15 @@ BACKENDS: dict[str, Callable[[], Backend]] = {
 
 @dataclass(frozen=True)
 class Stats:
-    """What one request cost so far. The prefill emits the first token and is not counted in the decoding figures."""
+    """What one request cost so far. The prefill emits the first token and is not counted in the
+    decoding figures.
+    """
 
     prompt_tokens: int = 0
     steps: int = 0  # decoding passes, the prefill not counted
     decoded_tokens: int = 0  # emitted by those steps, with what the last one emitted past a stop string
-    accepted_by_depth: list[int] = field(default_factory=list)  # [d]: steps that accepted at least d + 1 drafts
+    # [d]: steps that accepted at least d + 1 drafts
+    accepted_by_depth: list[int] = field(default_factory=list)
     prefill_ms: float = 0.0
     lower_ms: float = 0.0  # decoding steps only, as are the next three
     predictors_ms: float = 0.0
@@ -91,7 +95,8 @@ class Generation:
     prompt_tokens: int
     token_ids: list[int]  # an end-of-sequence token included
     text: str | None  # None when the bundle has no tokenizer
-    finish_reason: str  # "stop": end-of-sequence token or stop string; "length": token or context limit; "cancelled"
+    # "stop": end-of-sequence token or stop string; "length": token or context limit; "cancelled"
+    finish_reason: str
     stats: Stats
 
 
@@ -107,18 +112,25 @@ class Engine:
         self._added_tokens = self.tokenizer.get_added_tokens_decoder() if self.tokenizer else {}
 
     @classmethod
-    def load(cls, path: Path | str, backend: str = "cpu", threads: int | None = None, check_hashes: bool = True) -> "Engine":
+    def load(
+        cls, path: Path | str, backend: str = "cpu", threads: int | None = None, check_hashes: bool = True
+    ) -> "Engine":
         """Validate a bundle and load its graphs.
 
-        backend: a name in BACKENDS; threads: of each graph on the CPU, None for one a core; check_hashes: see `load_bundle`.
-        Raises FirpError: the bundle is not whole, or the backend cannot run it.
+        backend: a name in BACKENDS; threads: of each graph on the CPU, None for one a core;
+        check_hashes: see `load_bundle`. Raises FirpError: the bundle is not whole, or the backend
+        cannot run it.
         """
         if backend not in BACKENDS:
             raise FirpError("unknown backend", got=repr(backend), expected=" or ".join(BACKENDS))
         if threads is not None and backend != "cpu":
-            raise FirpError("threads are for the CPU", got=f"{threads} threads on {backend}", fix="leave them out")
+            raise FirpError(
+                "threads are for the CPU", got=f"{threads} threads on {backend}", fix="leave them out"
+            )
         bundle = load_bundle(path, check_hashes)
-        return cls(bundle, BACKENDS[backend]() if threads is None else OnnxRuntimeBackend(threads), check_hashes)
+        return cls(
+            bundle, BACKENDS[backend]() if threads is None else OnnxRuntimeBackend(threads), check_hashes
+        )
 
     @property
     def limits(self) -> Limits | None:
@@ -157,35 +169,48 @@ class Engine:
         return prompt
 
     def session(self, capacity: int, rows: int = PREFILL_ROWS) -> Session:
-        """A `Session`: for one caller, who decodes any number of sequences with it, one after the other. It holds `capacity` cached
-        tokens and passes of `rows` rows, or more. Raises FirpError when the engines, or the device's memory, do not.
+        """A `Session`: for one caller, who decodes any number of sequences with it, one after the
+        other. It holds `capacity` cached tokens and passes of `rows` rows, or more. Raises
+        FirpError when the engines, or the device's memory, do not.
         """
         return self.sessions.make(capacity, rows)
 
     def drafter(self, tree: TreeConfig | None = None, greedy: bool = True) -> Drafter:
-        """FIRP drafts with this tree; by default the best one here. greedy: what the drafts are for; it changes their ranking.
+        """FIRP drafts with this tree; by default the best one here. greedy: what the drafts are
+        for; it changes their ranking.
 
         Raises FirpError when the bundle has no predictors.
         """
         if self.bundle.tree is None:
-            raise FirpError("the bundle has no predictors", fix="export it with --predictors, or decode plainly")
+            raise FirpError(
+                "the bundle has no predictors", fix="export it with --predictors, or decode plainly"
+            )
         tree = tree or self.best_tree
         tree.validate(self.manifest.num_predictors)
         return FirpDrafter(tree, self.manifest.num_predictors, self.bundle.correction, greedy)
 
-    def steps(self, prompt: list[int], params: SamplingParams, tree: TreeConfig | None = None, **options) -> Iterator[Step]:
-        """The decoding steps of one request, in a session of its own; plain when `tree` is None. `options`: of `decode`."""
+    def steps(
+        self, prompt: list[int], params: SamplingParams, tree: TreeConfig | None = None, **options
+    ) -> Iterator[Step]:
+        """The decoding steps of one request, in a session of its own; plain when `tree` is None.
+        `options`: of `decode`.
+        """
         drafter = self.drafter(tree, params.temperature == 0) if tree else None
         k = self.manifest.num_predictors
         rows = max(min(len(prompt), PREFILL_ROWS) + k, tree.pass_rows(k) if tree else 1)
         capacity = min(len(prompt) + params.max_new_tokens, self.model.max_position_embeddings)
         ends, tree_rows = self._ends(params), tree.pass_rows(k) if tree else 1
         return self.sessions.steps(
-            capacity, rows, tree_rows, lambda session: decode(session, prompt, params, ends, drafter, **options)
+            capacity,
+            rows,
+            tree_rows,
+            lambda session: decode(session, prompt, params, ends, drafter, **options),
         )
 
     def _ends(self, params: SamplingParams) -> tuple[int, ...]:
-        """Tokens that end a sequence: those of the bundle, and the stop strings that are special tokens (never text)."""
+        """Tokens that end a sequence: those of the bundle, and the stop strings that are special
+        tokens (never text).
+        """
         special = {token.content: i for i, token in self._added_tokens.items() if token.special}
         stops = tuple(special[stop] for stop in params.stop if stop in special)
         return stops if params.ignore_eos else self.bundle.eos_token_ids + stops
@@ -200,8 +225,9 @@ class Engine:
     ) -> Iterator[Chunk]:
         """Yield what each step adds, then a closing chunk with the finish reason.
 
-        prompt: text, or token ids; plain: decode one token a pass; tree: instead of the tuned one; cancel: when set, the
-        stream closes after the current step. Raises PromptError at once for a prompt that cannot be decoded.
+        prompt: text, or token ids; plain: decode one token a pass; tree: instead of the tuned one;
+        cancel: when set, the stream closes after the current step. Raises PromptError at once for a
+        prompt that cannot be decoded.
         """
         params = params or SamplingParams()
         if params.stop and self.tokenizer is None:
@@ -212,7 +238,9 @@ class Engine:
         ids = self.encode(prompt)
         return self._stream(ids, self.steps(ids, params, chosen), params, cancel)
 
-    def _stream(self, prompt: list[int], steps: Iterator[Step], params: SamplingParams, cancel) -> Iterator[Chunk]:
+    def _stream(
+        self, prompt: list[int], steps: Iterator[Step], params: SamplingParams, cancel
+    ) -> Iterator[Chunk]:
         text = TextStream(self.tokenizer, params.stop, prompt) if self.tokenizer else None
         stats, ends, last, cancelled = Stats(prompt_tokens=len(prompt)), self._ends(params), -1, False
         for step in steps:
@@ -231,7 +259,9 @@ class Engine:
         stopped = last in ends or (text is not None and text.stopped)
         yield Chunk([], rest, "stop" if stopped else "cancelled" if cancelled else "length", stats)
 
-    def generate(self, prompt: str | list[int], params: SamplingParams | None = None, **options) -> Generation:
+    def generate(
+        self, prompt: str | list[int], params: SamplingParams | None = None, **options
+    ) -> Generation:
         """Decode one request to its end. `options`: as for `stream`."""
         return collect(self.stream(prompt, params, **options))
 
@@ -243,4 +273,10 @@ def collect(chunks: Iterable[Chunk], show: Callable[[Chunk], None] = lambda chun
         show(chunk)
         token_ids += chunk.token_ids
         text += chunk.text or ""
-    return Generation(chunk.stats.prompt_tokens, token_ids, None if chunk.text is None else text, chunk.finish_reason, chunk.stats)
+    return Generation(
+        chunk.stats.prompt_tokens,
+        token_ids,
+        None if chunk.text is None else text,
+        chunk.finish_reason,
+        chunk.stats,
+    )

@@ -1,7 +1,9 @@
-"""TensorRT engines of a bundle: what engine.json records of them, and whether they may be loaded here.
+"""TensorRT engines of a bundle: what engine.json records of them, and whether they may be loaded
+here.
 
-In: a bundle, the backend and the device. Out: an `EngineRecord` and its folder, or a FirpError before anything is deserialized.
-Engines lie in BUNDLE/engines/<backend>-<library version>-<sm...>/: {lower,predictors,upper}.plan and engine.json.
+In: a bundle, the backend and the device. Out: an `EngineRecord` and its folder, or a FirpError
+before anything is deserialized. Engines lie in BUNDLE/engines/<backend>-<library version>-<sm...>/:
+{lower,predictors,upper}.plan and engine.json.
 """
 
 from collections.abc import Mapping
@@ -28,7 +30,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Profile:
-    """An optimization profile: for each input of a graph the smallest, the likeliest and the largest shape."""
+    """An optimization profile: for each input of a graph the smallest, the likeliest and the
+    largest shape.
+    """
 
     name: str  # "decode" or "prefill"
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
@@ -76,7 +80,9 @@ def fitting_profile(graph: str, profiles: tuple[Profile, ...], shapes: Mapping[s
 
 def folder_name(backend: str, library_version: str, compute_capabilities: tuple[str, ...]) -> str:
     """such as tensorrt-rtx-1.7.1.116-sm80-sm89."""
-    return "-".join([backend, library_version, *(f"sm{each.replace('.', '')}" for each in compute_capabilities)])
+    return "-".join(
+        [backend, library_version, *(f"sm{each.replace('.', '')}" for each in compute_capabilities)]
+    )
 
 
 def source_hashes(manifest: Manifest, graph: str) -> dict[str, str]:
@@ -91,7 +97,12 @@ def read_record(folder: Path, build: str) -> EngineRecord:
     data = read_json(folder / RECORD_NAME)
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
-        raise BundleError(f"engines of another format in '{folder}'", got=f"version {version}", expected=FORMAT_VERSION, fix=build)
+        raise BundleError(
+            f"engines of another format in '{folder}'",
+            got=f"version {version}",
+            expected=FORMAT_VERSION,
+            fix=build,
+        )
     try:
         record = from_json(EngineRecord, data, where)
     except BundleError as error:
@@ -109,9 +120,12 @@ def engine_folders(bundle: Path, backend: str = "") -> list[Path]:
     return sorted(folder for folder in found if (folder / RECORD_NAME).is_file())
 
 
-def find_engines(bundle: Bundle, backend: str, library_version: str, compute_capability: str, check_hashes: bool = True) -> Engines:
-    """The engines for this library and device; of several the ones for the fewest devices, made for this one. Raises FirpError
-    with the command that builds them when there are none, and BundleError when all were built from another bundle or are not whole.
+def find_engines(
+    bundle: Bundle, backend: str, library_version: str, compute_capability: str, check_hashes: bool = True
+) -> Engines:
+    """The engines for this library and device; of several the ones for the fewest devices, made for
+    this one. Raises FirpError with the command that builds them when there are none, and
+    BundleError when all were built from another bundle or are not whole.
     """
     build, found, reasons = f"firp build {bundle.path} --backend {backend} --force", [], []
     for folder in engine_folders(bundle.path, backend):
@@ -134,15 +148,24 @@ def find_engines(bundle: Bundle, backend: str, library_version: str, compute_cap
         raise FirpError(f"the bundle has no {backend} engines", got=f"'{bundle.path}'", fix=build)
     if not matching:
         versions = ", ".join(sorted({each.record.library_version for each in found}))
-        raise FirpError(f"engines of another {backend} version", got=versions, expected=library_version, fix=build)
+        raise FirpError(
+            f"engines of another {backend} version", got=versions, expected=library_version, fix=build
+        )
     capabilities = ", ".join(sorted({c for each in matching for c in each.record.compute_capabilities}))
-    raise FirpError("engines for another GPU", got=f"compute capability {capabilities}", expected=compute_capability, fix=build)
+    raise FirpError(
+        "engines for another GPU",
+        got=f"compute capability {capabilities}",
+        expected=compute_capability,
+        fix=build,
+    )
 
 
 def _check_whole(engines: Engines, manifest: Manifest, build: str, check_hashes: bool) -> None:
     record = engines.record
     if set(record.plans) != set(manifest.graphs) or set(record.profiles) != set(manifest.graphs):
-        raise BundleError("engines of another bundle", got=sorted(record.plans), expected=sorted(manifest.graphs), fix=build)
+        raise BundleError(
+            "engines of another bundle", got=sorted(record.plans), expected=sorted(manifest.graphs), fix=build
+        )
     for graph, entry in record.plans.items():
         ranks = {tensor.name: len(tensor.shape) for tensor in manifest.graphs[graph].inputs}
         for profile in record.profiles[graph]:
@@ -152,13 +175,17 @@ def _check_whole(engines: Engines, manifest: Manifest, build: str, check_hashes:
         for name, digest in source_hashes(manifest, graph).items():
             if record.built_from.get(name) != digest:
                 raise BundleError(
-                    "engines of another bundle", got=f"{name} {str(record.built_from.get(name))[:12]} in '{engines.folder}'",
-                    expected=digest[:12], fix=build,
-                )  # fmt: skip
+                    "engines of another bundle",
+                    got=f"{name} {str(record.built_from.get(name))[:12]} in '{engines.folder}'",
+                    expected=digest[:12],
+                    fix=build,
+                )
         path = engines.plan_path(graph)
         size = path.stat().st_size if path.is_file() else None
         if size != entry.size:
             got = "no such file" if size is None else f"{size} bytes"
             raise BundleError(f"damaged engine '{path}'", got=got, expected=f"{entry.size} bytes", fix=build)
         if check_hashes and sha256_file(path) != entry.sha256:
-            raise BundleError(f"damaged engine '{path}'", got="another sha256", expected=entry.sha256[:12], fix=build)
+            raise BundleError(
+                f"damaged engine '{path}'", got="another sha256", expected=entry.sha256[:12], fix=build
+            )

@@ -1,4 +1,6 @@
-"""The error that a user's mistake gets: one line of what, got, expected and how to fix it. Anything else is a bug."""
+"""The error that a user's mistake gets: one line of what, got, expected and how to fix it. Anything
+else is a bug.
+"""
 
 
 class FirpError(Exception):
@@ -6,7 +8,9 @@ class FirpError(Exception):
 
     def __init__(self, what: str, *, got: object = None, expected: object = None, fix: str | None = None):
         self.what, self.got, self.expected, self.fix = what, got, expected, fix
-        found = [f"{word} {value}" for word, value in (("got", got), ("expected", expected)) if value is not None]
+        found = [
+            f"{word} {value}" for word, value in (("got", got), ("expected", expected)) if value is not None
+        ]
         line = what + (" | " + ", ".join(found) if found else "")
         if fix:
             line += f". Fix: {fix}"

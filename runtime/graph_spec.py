@@ -1,9 +1,10 @@
 """What a bundle's graphs are: the model's blueprint, and each graph's inputs and outputs.
 
-In: a ModelConfig, the prediction layer, the number of predictors, the dtype. Out: one GraphSpec a graph, the single declaration
-that exporter, manifest, backends, docs and tests read.
+In: a ModelConfig, the prediction layer, the number of predictors, the dtype. Out: one GraphSpec a
+graph, the single declaration that exporter, manifest, backends, docs and tests read.
 
-Shape letters: B batch, T rows of a pass, P cached tokens in view, M draft sources, R = T + M*K, G rows decoded to logits.
+Shape letters: B batch, T rows of a pass, P cached tokens in view, M draft sources, R = T + M*K, G
+rows decoded to logits.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ TOP_K = 64  # guesses listed for each row: the path correction re-ranks them, so
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The blueprint of a decoder-only model: everything the graphs depend on, and nothing of the weights."""
+    """The blueprint of a decoder-only model: everything the graphs depend on, and nothing of the
+    weights.
+    """
 
     architecture: str
     vocab_size: int
@@ -38,7 +41,9 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One graph input or output: name, dtype and shape; a string dimension is dynamic and named by its shape letter."""
+    """One graph input or output: name, dtype and shape; a string dimension is dynamic and named by
+    its shape letter.
+    """
 
     name: str
     dtype: str
@@ -47,7 +52,9 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """A graph's inputs and outputs in order. Exporter, backends, docs and tests read this one declaration."""
+    """A graph's inputs and outputs in order. Exporter, backends, docs and tests read this one
+    declaration.
+    """
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -57,8 +64,12 @@ class GraphSpec:
         return next(spec for spec in self.outputs if spec.name == name)
 
 
-def graph_specs(config: ModelConfig, prediction_layer: int, num_predictors: int, dtype: str) -> dict[str, GraphSpec]:
-    """The declarations of all graphs that a bundle with `num_predictors` holds (none: no predictors graph)."""
+def graph_specs(
+    config: ModelConfig, prediction_layer: int, num_predictors: int, dtype: str
+) -> dict[str, GraphSpec]:
+    """The declarations of all graphs that a bundle with `num_predictors` holds (none: no predictors
+    graph).
+    """
     c, split = config, prediction_layer
     specs = {
         "lower": GraphSpec(
@@ -68,11 +79,17 @@ def graph_specs(config: ModelConfig, prediction_layer: int, num_predictors: int,
                 *_attention_inputs("T", dtype),
                 *_cache(c, range(split), "past", "P", dtype),
             ),
-            (TensorSpec("hidden_states", dtype, ("B", "T", c.hidden_size)), *_cache(c, range(split), "new", "T", dtype)),
+            (
+                TensorSpec("hidden_states", dtype, ("B", "T", c.hidden_size)),
+                *_cache(c, range(split), "new", "T", dtype),
+            ),
         ),
         "predictors": GraphSpec(
             "predictors",
-            (TensorSpec("hidden_states", dtype, ("B", "T", c.hidden_size)), TensorSpec("source_rows", "int64", ("B", "M"))),
+            (
+                TensorSpec("hidden_states", dtype, ("B", "T", c.hidden_size)),
+                TensorSpec("source_rows", "int64", ("B", "M")),
+            ),
             (TensorSpec("hidden_states_out", dtype, ("B", "R", c.hidden_size)),),
         ),
         "upper": GraphSpec(
@@ -97,9 +114,13 @@ def graph_specs(config: ModelConfig, prediction_layer: int, num_predictors: int,
 
 
 def _attention_inputs(rows: str, dtype: str) -> tuple[TensorSpec, TensorSpec]:
-    return TensorSpec("position_ids", "int64", ("B", rows)), TensorSpec("attention_bias", dtype, ("B", 1, rows, f"P+{rows}"))
+    return TensorSpec("position_ids", "int64", ("B", rows)), TensorSpec(
+        "attention_bias", dtype, ("B", 1, rows, f"P+{rows}")
+    )
 
 
 def _cache(c: ModelConfig, layers: range, kind: str, slots: str, dtype: str) -> tuple[TensorSpec, ...]:
     shape = (slots, "B", c.num_key_value_heads, c.head_dim)
-    return tuple(TensorSpec(f"{kind}_{part}.{layer}", dtype, shape) for layer in layers for part in ("key", "value"))
+    return tuple(
+        TensorSpec(f"{kind}_{part}.{layer}", dtype, shape) for layer in layers for part in ("key", "value")
+    )

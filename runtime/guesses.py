@@ -1,7 +1,9 @@
-"""Guesses of one draft source, and their ranking given the token that each follows: the path correction of method.md.
+"""Guesses of one draft source, and their ranking given the token that each follows: the path
+correction of method.md.
 
-In: the top-k lists of K pseudo rows, and the root token. Out: `Ranking`, each offset's guesses in order of probability for every
-guess of the offset before. The pseudo rows guess their offsets independently of each other; the correction pairs them.
+In: the top-k lists of K pseudo rows, and the root token. Out: `Ranking`, each offset's guesses in
+order of probability for every guess of the offset before. The pseudo rows guess their offsets
+independently of each other; the correction pairs them.
 """
 
 from pathlib import Path
@@ -23,21 +25,26 @@ class Guesses(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """For each offset, one row for each guess of the offset before (one row at offset 1, or where nothing is corrected)."""
+    """For each offset, one row for each guess of the offset before (one row at offset 1, or where
+    nothing is corrected).
+    """
 
     order: list[np.ndarray]  # [1 or k, k] int: places in that offset's guesses, best first
     probabilities: list[np.ndarray]  # [1 or k, k] f32, by place
 
     def children(self, depth: int, place: int) -> tuple[list[int], list[float]]:
-        """Places and probabilities, best first, of the guesses at `depth` (1 to K) that follow the guess in `place` before it."""
+        """Places and probabilities, best first, of the guesses at `depth` (1 to K) that follow the
+        guess in `place` before it.
+        """
         row = place % len(self.order[depth - 1])  # one row serves every parent where nothing is corrected
         order = self.order[depth - 1][row]
         return order.tolist(), self.probabilities[depth - 1][row, order].tolist()
 
 
 class PathCorrection(NamedTuple):
-    """A child x of a node holding u, at offset j, scores scale_j * log q_j(x) + weight_j * previous[u] . following[x], renormalized
-    over the candidates, which keep their joint share of q_j. Greedy decoding is more certain than sampling: it has its own scales.
+    """A child x of a node holding u, at offset j, scores scale_j * log q_j(x) + weight_j *
+    previous[u] . following[x], renormalized over the candidates, which keep their joint share of
+    q_j. Greedy decoding is more certain than sampling: it has its own scales.
     """
 
     previous: np.ndarray  # [V, r] f32
@@ -46,25 +53,33 @@ class PathCorrection(NamedTuple):
     scale: np.ndarray  # [2, K] f32, likewise
 
     def save(self, file: Path) -> None:
-        file.write_bytes(serialize({name: np.ascontiguousarray(array) for name, array in self._asdict().items()}))
+        file.write_bytes(
+            serialize({name: np.ascontiguousarray(array) for name, array in self._asdict().items()})
+        )
 
     @staticmethod
     def load(file: Path, vocab_size: int, num_predictors: int) -> "PathCorrection":
-        """Raises BundleError when the file is not a correction for this vocabulary and so many predictors."""
+        """Raises BundleError when the file is not a correction for this vocabulary and so many
+        predictors.
+        """
         try:
             tensors = load_file(file)
         except (OSError, SafetensorError, AttributeError) as error:  # the last for a type that numpy lacks
             raise BundleError("unreadable path correction", got=f"'{file}': {error}") from error
         rank = tensors["previous"].shape[-1] if "previous" in tensors and tensors["previous"].ndim else 0
         expected = {
-            "previous": (vocab_size, rank), "following": (vocab_size, rank),
-            "weight": (2, num_predictors), "scale": (2, num_predictors),
-        }  # fmt: skip
+            "previous": (vocab_size, rank),
+            "following": (vocab_size, rank),
+            "weight": (2, num_predictors),
+            "scale": (2, num_predictors),
+        }
         found = {name: tensor.shape for name, tensor in tensors.items()}
         if found != expected or any(tensor.dtype != np.float32 for tensor in tensors.values()):
             raise BundleError(f"bad path correction in '{file}'", got=found, expected=f"float32 {expected}")
         if not all(np.isfinite(tensor).all() for tensor in tensors.values()) or (tensors["scale"] <= 0).any():
-            raise BundleError(f"bad path correction in '{file}'", got="values that are not finite, or a scale of 0 or less")
+            raise BundleError(
+                f"bad path correction in '{file}'", got="values that are not finite, or a scale of 0 or less"
+            )
         return PathCorrection(**tensors)
 
     def rank(self, root: int, guesses: Guesses, greedy: bool) -> Ranking:

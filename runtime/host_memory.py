@@ -12,7 +12,9 @@ def available_bytes() -> int | None:
 
 
 def peak_bytes() -> int | None:
-    """The most this process held since it began, or since `reset_peak`. Unlike ru_maxrss it does not begin with the parent's."""
+    """The most this process held since it began, or since `reset_peak`. Unlike ru_maxrss it does
+    not begin with the parent's.
+    """
     return _field("/proc/self/status", "VmHWM:")
 
 

@@ -1,7 +1,8 @@
-"""Latency against rows on this device: what a step of any tree costs, predicted from a few measured passes.
+"""Latency against rows on this device: what a step of any tree costs, predicted from a few measured
+passes.
 
-In: an engine. Out: a `LatencyTable`, milliseconds of each half of the model by rows of a pass. Medians; the passes see a cache of
-`cached_tokens` tokens.
+In: an engine. Out: a `LatencyTable`, milliseconds of each half of the model by rows of a pass.
+Medians; the passes see a cache of `cached_tokens` tokens.
 """
 
 import statistics
@@ -20,11 +21,19 @@ CACHED_TOKENS = 256
 TURNS, PASSES, WARM_UP = 5, 6, 3  # of each size
 
 
-def measure_latency(engine: Engine, progress: Callable[[str, int, int], None] = lambda *_: None) -> LatencyTable:
-    """Time passes of growing size, up to one that costs more than any tree could win back. The sizes take turns, so that a busy
-    moment of the machine falls on all of them; the first passes of a turn fill the processor's caches and do not count.
+def measure_latency(
+    engine: Engine, progress: Callable[[str, int, int], None] = lambda *_: None
+) -> LatencyTable:
+    """Time passes of growing size, up to one that costs more than any tree could win back. The
+    sizes take turns, so that a busy moment of the machine falls on all of them; the first passes of
+    a turn fill the processor's caches and do not count.
     """
-    k, context, most, limits = engine.manifest.num_predictors, engine.model.max_position_embeddings, max(ROWS), engine.limits
+    k, context, most, limits = (
+        engine.manifest.num_predictors,
+        engine.model.max_position_embeddings,
+        max(ROWS),
+        engine.limits,
+    )
     if limits:
         context, most = min(context, limits.max_context), min(most, limits.max_rows)
     cached = min(CACHED_TOKENS, context // 2)
@@ -40,7 +49,9 @@ def measure_latency(engine: Engine, progress: Callable[[str, int, int], None] = 
     tree = TreeConfig("dynamic", min(8, most // (1 + k)), None) if k else None
     outside = [_outside_ms(engine, prompt, params, each) for each in (None, tree)]
     progress("measuring latency", TURNS, TURNS)
-    median = lambda graph, count: round(statistics.median(each[graph] for each in times[count] if graph in each), 4)  # noqa: E731
+    median = lambda graph, count: round(
+        statistics.median(each[graph] for each in times[count] if graph in each), 4
+    )  # noqa: E731
     return LatencyTable(
         device=engine.backend.device,
         prediction_layer=engine.manifest.prediction_layer,
@@ -68,7 +79,9 @@ def _worth_measuring(session: Session, counts: list[int], num_predictors: int) -
 
 
 def _pass_ms(session: Session, rows: int, draft: bool) -> dict[str, float]:
-    """Milliseconds in each graph for a pass of so many rows; with `draft`, of the predictors in a draft pass after it too."""
+    """Milliseconds in each graph for a pass of so many rows; with `draft`, of the predictors in a
+    draft pass after it too.
+    """
     before = dict(session.spent_ms)
     session.forward(chain([1] * rows), [], logits=False)
     spent = {name: session.spent_ms[name] - before[name] for name in ("lower", "upper")}
@@ -79,4 +92,6 @@ def _pass_ms(session: Session, rows: int, draft: bool) -> dict[str, float]:
 
 
 def _outside_ms(engine: Engine, prompt: list[int], params: SamplingParams, tree: TreeConfig | None) -> float:
-    return statistics.median(step.times.outside_ms for step in engine.steps(prompt, params, tree) if step.rows)
+    return statistics.median(
+        step.times.outside_ms for step in engine.steps(prompt, params, tree) if step.rows
+    )

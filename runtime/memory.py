@@ -1,7 +1,7 @@
 """Memory on the host, and how values lie in memory of any kind.
 
-In: shapes and dtype names. Out: arrays that graphs read and write. numpy has no bfloat16: such values lie in uint16, as their upper
-half of a float32.
+In: shapes and dtype names. Out: arrays that graphs read and write. numpy has no bfloat16: such
+values lie in uint16, as their upper half of a float32.
 """
 
 import time
@@ -20,16 +20,26 @@ def lowest(dtype: np.dtype) -> np.generic:
 
 def to_storage(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """float32 values as they lie in memory; bfloat16 rounds towards zero."""
-    return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16) if dtype == np.uint16 else values.astype(dtype)
+    return (
+        (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        if dtype == np.uint16
+        else values.astype(dtype)
+    )
 
 
 def to_float32(stored: np.ndarray) -> np.ndarray:
     """What lies in memory as float32 values."""
-    return (stored.astype(np.uint32) << 16).view(np.float32) if stored.dtype == np.uint16 else stored.astype(np.float32)
+    return (
+        (stored.astype(np.uint32) << 16).view(np.float32)
+        if stored.dtype == np.uint16
+        else stored.astype(np.float32)
+    )
 
 
 class HostMemory:
-    """numpy arrays: reading and writing is immediate, and nothing is copied that the loop can look at in place."""
+    """numpy arrays: reading and writing is immediate, and nothing is copied that the loop can look
+    at in place.
+    """
 
     reuses_bindings = False  # every pass sees another number of cached slots
     free_reads = True
@@ -43,7 +53,9 @@ class HostMemory:
     def write(self, array: np.ndarray, values: np.ndarray) -> None:
         array[...] = values
 
-    def write_bias(self, array: np.ndarray, visible: np.ndarray, positions: np.ndarray, cached: int, window: int | None) -> None:
+    def write_bias(
+        self, array: np.ndarray, visible: np.ndarray, positions: np.ndarray, cached: int, window: int | None
+    ) -> None:
         attention_bias(visible, positions, cached, window, array[0, 0])
 
     def move_rows(self, source: np.ndarray, rows: Sequence[int], target: np.ndarray, start: int) -> None:
@@ -62,11 +74,15 @@ class HostMemory:
         return (end - start) * 1e3
 
 
-def attention_bias(visible: np.ndarray, positions: np.ndarray, cached: int, window: int | None, out: np.ndarray) -> None:
-    """Write the additive mask of one pass into out [R, S+R]: 0 where a row sees a key, the dtype's lowest value where not.
+def attention_bias(
+    visible: np.ndarray, positions: np.ndarray, cached: int, window: int | None, out: np.ndarray
+) -> None:
+    """Write the additive mask of one pass into out [R, S+R]: 0 where a row sees a key, the dtype's
+    lowest value where not.
 
-    visible: [R, R] from `layout`; positions: [R] absolute. The first `cached` of the S slots hold the positions of their number,
-    the others nothing. A sliding window hides keys whose position is `window` or more behind the row's.
+    visible: [R, R] from `layout`; positions: [R] absolute. The first `cached` of the S slots hold
+    the positions of their number, the others nothing. A sliding window hides keys whose position is
+    `window` or more behind the row's.
     """
     hidden, slots = lowest(out.dtype), out.shape[1] - out.shape[0]
     out[:, :cached] = 0

@@ -1,4 +1,6 @@
-"""ONNX Runtime, on the CPU and on CUDA: one session a graph for prefill, decode and verify, bound to the caller's own arrays."""
+"""ONNX Runtime, on the CPU and on CUDA: one session a graph for prefill, decode and verify, bound
+to the caller's own arrays.
+"""
 
 import os
 import platform
@@ -18,9 +20,15 @@ from firp.runtime.graph_spec import GraphSpec, TensorSpec
 from firp.runtime.memory import STORAGE, HostMemory
 
 _CPU_DTYPES = ("float32", "float16")
-_ORT_TYPE = {"float32": "tensor(float)", "float16": "tensor(float16)", "bfloat16": "tensor(bfloat16)", "int64": "tensor(int64)"}
+_ORT_TYPE = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "bfloat16": "tensor(bfloat16)",
+    "int64": "tensor(int64)",
+}
 _CUDA = "CUDAExecutionProvider"
-_ON_HOST = {"Shape", "Concat"}  # of shapes: ONNX Runtime computes them on the CPU on purpose, from shapes that it knows there
+# of shapes: ONNX Runtime computes them on the CPU on purpose, from shapes that it knows there
+_ON_HOST = {"Shape", "Concat"}
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: numpy has no such type to name it by
 
 
@@ -34,15 +42,18 @@ class OnnxRuntimeBackend:
         self.options = _session_options()
         self.options.intra_op_num_threads = threads or 0
         self.options.inter_op_num_threads = 1
-        # Three graphs take turns, each with threads of its own: threads that spin after a run would slow the next graph down.
+        # Three graphs take turns, each with threads of its own: threads that spin after a run would
+        # slow the next graph down.
         self.options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
         if bundle.manifest.dtype not in _CPU_DTYPES:
             raise FirpError(
-                f"ONNX Runtime has no CPU kernels for {bundle.manifest.dtype}", got=f"'{bundle.path}'",
-                expected=" or ".join(_CPU_DTYPES), fix="export the model with --dtype float32",
-            )  # fmt: skip
+                f"ONNX Runtime has no CPU kernels for {bundle.manifest.dtype}",
+                got=f"'{bundle.path}'",
+                expected=" or ".join(_CPU_DTYPES),
+                fix="export the model with --dtype float32",
+            )
         return _load(ort, bundle, self.options, ["CPUExecutionProvider"], "cpu", None)
 
     def memory(self) -> HostMemory:
@@ -50,7 +61,9 @@ class OnnxRuntimeBackend:
 
 
 class OnnxRuntimeCudaBackend:
-    """CUDA or nothing: values that would be computed on the CPU are an error. All sessions share the provider's stream."""
+    """CUDA or nothing: values that would be computed on the CPU are an error. All sessions share
+    the provider's stream.
+    """
 
     name = "cuda"
 
@@ -58,16 +71,19 @@ class OnnxRuntimeCudaBackend:
         self.library = library
         if _CUDA not in library.get_available_providers():
             raise FirpError(
-                "this ONNX Runtime has no CUDA", got=", ".join(library.get_available_providers()),
-                expected=_CUDA, fix="pip uninstall onnxruntime, then pip install onnxruntime-gpu",
-            )  # fmt: skip
+                "this ONNX Runtime has no CUDA",
+                got=", ".join(library.get_available_providers()),
+                expected=_CUDA,
+                fix="pip uninstall onnxruntime, then pip install onnxruntime-gpu",
+            )
         self.cuda = cuda or load_cuda()
         self.device = f"{device_name(self.cuda)}, onnxruntime {library.__version__}"
         self.stream = new_stream(self.cuda)
         self.options = _session_options()
         self.options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         self.run_options = ort.RunOptions()
-        self.run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # `Memory.read` waits
+        # `Memory.read` waits
+        self.run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
         exact = {"use_tf32": "0"}  # which would cut float32 to 10 bits of mantissa
@@ -84,7 +100,9 @@ def _session_options() -> ort.SessionOptions:
     return options
 
 
-def _load(library: ModuleType, bundle: Bundle, options: Any, providers: list, device: str, run_options: Any) -> LoadedGraphs:
+def _load(
+    library: ModuleType, bundle: Bundle, options: Any, providers: list, device: str, run_options: Any
+) -> LoadedGraphs:
     graphs = {}
     for name, spec in bundle.manifest.graphs.items():
         path = bundle.graph_path(name)
@@ -102,26 +120,38 @@ def _load(library: ModuleType, bundle: Bundle, options: Any, providers: list, de
 
 
 def _check_on_cuda(session: Any, path: Path) -> None:
-    """Raises FirpError when ONNX Runtime gave up CUDA, which it does in silence: for all of a graph, or for some nodes."""
+    """Raises FirpError when ONNX Runtime gave up CUDA, which it does in silence: for all of a
+    graph, or for some nodes.
+    """
     if session.get_providers()[0] != _CUDA:  # a CUDA library is missing
-        raise FirpError("ONNX Runtime fell back to the CPU", got=session.get_providers(), fix="install CUDA and cuDNN")
+        raise FirpError(
+            "ONNX Runtime fell back to the CPU", got=session.get_providers(), fix="install CUDA and cuDNN"
+        )
     parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name != _CUDA]
-    if strays := Counter(node.op_type for part in parts for node in part.get_nodes() if node.op_type not in _ON_HOST):
+    if strays := Counter(
+        node.op_type for part in parts for node in part.get_nodes() if node.op_type not in _ON_HOST
+    ):
         raise FirpError(
             f"ONNX Runtime would run parts of '{path.name}' on the CPU",
-            got=", ".join(f"{count} {op}" for op, count in strays.items()), expected="CUDA kernels for all",
+            got=", ".join(f"{count} {op}" for op, count in strays.items()),
+            expected="CUDA kernels for all",
             fix="upgrade onnxruntime-gpu, or use TensorRT",
-        )  # fmt: skip
+        )
 
 
 def _check_signature(session: Any, spec: GraphSpec, path: Path) -> None:
-    for kind, declared, actual in (("input", spec.inputs, session.get_inputs()), ("output", spec.outputs, session.get_outputs())):
+    for kind, declared, actual in (
+        ("input", spec.inputs, session.get_inputs()),
+        ("output", spec.outputs, session.get_outputs()),
+    ):
         found = {item.name: (item.type, len(item.shape)) for item in actual}
         wanted = {item.name: (_ORT_TYPE[item.dtype], len(item.shape)) for item in declared}
         if found != wanted:
             wrong = sorted(set(found.items()) ^ set(wanted.items()))
             raise BundleError(
-                f"'{path}' is not the graph its bundle declares", got=f"{kind}s that differ: {wrong[:2]}", fix="export again"
+                f"'{path}' is not the graph its bundle declares",
+                got=f"{kind}s that differ: {wrong[:2]}",
+                fix="export again",
             )
 
 
@@ -149,12 +179,16 @@ class OnnxRuntimeGraph:
 
 
 class OnnxRuntimeRunner:
-    """One binding, kept; an array whose address and shape are those of the last run costs no rebinding."""
+    """One binding, kept; an array whose address and shape are those of the last run costs no
+    rebinding.
+    """
 
     def __init__(self, graph: OnnxRuntimeGraph):
         self._graph, self._spec = graph, graph.spec
         self._binding = graph.session.io_binding()
-        self._types = {tensor.name: _element_type(tensor) for tensor in (*self._spec.inputs, *self._spec.outputs)}
+        self._types = {
+            tensor.name: _element_type(tensor) for tensor in (*self._spec.inputs, *self._spec.outputs)
+        }
         self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}
 
     def run(self, binding: Binding) -> None:

@@ -1,7 +1,9 @@
-"""Drafted against plain decoding, token for token; every difference with the margin that plain decoding had there.
+"""Drafted against plain decoding, token for token; every difference with the margin that plain
+decoding had there.
 
-In: an engine, prompts, params, trees. Out: a `Comparison` for each. The only excuse for a difference is a near tie: other row
-counts sum in another order, and rounding can turn a pick whose margin is below NEAR_TIE.
+In: an engine, prompts, params, trees. Out: a `Comparison` for each. The only excuse for a
+difference is a near tie: other row counts sum in another order, and rounding can turn a pick whose
+margin is below NEAR_TIE.
 """
 
 import math
@@ -15,8 +17,9 @@ from firp.runtime.tree import TreeConfig
 
 
 class NearTie(NamedTuple):
-    """What rounding may turn. Another number of rows in a pass sums in another order, which moves logits by a few units of the
-    type's precision: about 1e-6 in float32, and in the half types by their unit roundoff times the residual stream's magnitude.
+    """What rounding may turn. Another number of rows in a pass sums in another order, which moves
+    logits by a few units of the type's precision: about 1e-6 in float32, and in the half types by
+    their unit roundoff times the residual stream's magnitude.
     """
 
     logit_gap: float  # greedy: the two best logits are this close
@@ -79,7 +82,13 @@ def plain_run(engine: Engine, prompt: list[int], params: SamplingParams) -> Plai
 
 
 def compare(
-    comparison: Comparison, engine: Engine, index: int, prompt: list[int], params: SamplingParams, tree: TreeConfig, plain: PlainRun
+    comparison: Comparison,
+    engine: Engine,
+    index: int,
+    prompt: list[int],
+    params: SamplingParams,
+    tree: TreeConfig,
+    plain: PlainRun,
 ) -> None:
     """Decode one prompt with drafts and add the outcome to `comparison`."""
     steps = list(engine.steps(prompt, params, tree))
@@ -92,8 +101,12 @@ def compare(
     comparison.differences += [difference] if difference else []
 
 
-def first_difference(prompt: int, plain: PlainRun, other: list[int], params: SamplingParams, dtype: str) -> Difference | None:
-    """Where another run of the same prompt leaves the plain run, and whether at a near tie; None when it never does."""
+def first_difference(
+    prompt: int, plain: PlainRun, other: list[int], params: SamplingParams, dtype: str
+) -> Difference | None:
+    """Where another run of the same prompt leaves the plain run, and whether at a near tie; None
+    when it never does.
+    """
     if other == plain.tokens:
         return None
     at = next((i for i, (a, b) in enumerate(zip(other, plain.tokens, strict=False)) if a != b), None)
@@ -106,7 +119,9 @@ def first_difference(prompt: int, plain: PlainRun, other: list[int], params: Sam
 def compare_trees(
     engine: Engine, prompts: list[list[int]], params: list[SamplingParams], trees: dict[str, TreeConfig]
 ) -> list[Comparison]:
-    """Every prompt with every params and every tree; one plain run serves all trees. One Comparison a tree."""
+    """Every prompt with every params and every tree; one plain run serves all trees. One Comparison
+    a tree.
+    """
     comparisons = {name: Comparison(name) for name in trees}
     for index, prompt in enumerate(prompts):
         for each in params:

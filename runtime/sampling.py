@@ -1,8 +1,10 @@
-"""The pick: which token a row of logits becomes. A pure function of (logits row, absolute position, params).
+"""The pick: which token a row of logits becomes. A pure function of (logits row, absolute position,
+params).
 
-In: logits [V] of one row and the position of the token to pick. Out: a token id, and how far the pick was from another one.
-The draw comes from a counter-based generator keyed by (seed, position), so plain and drafted decoding, whatever their trees,
-pick the same tokens: losslessness is an equality test (method.md, "Lossless, at every temperature").
+In: logits [V] of one row and the position of the token to pick. Out: a token id, and how far the
+pick was from another one. The draw comes from a counter-based generator keyed by (seed, position),
+so plain and drafted decoding, whatever their trees, pick the same tokens: losslessness is an
+equality test (method.md, "Lossless, at every temperature").
 """
 
 from dataclasses import dataclass
@@ -32,7 +34,12 @@ class SamplingParams:
             ("top_k", self.top_k, self.top_k >= 0, "0 (all) or more"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "more than 0 and at most 1"),
             ("seed", self.seed, 0 <= self.seed < 2**64, "in [0, 2^64)"),
-            ("stop", self.stop, isinstance(self.stop, tuple) and all(self.stop), "a tuple of non-empty strings"),
+            (
+                "stop",
+                self.stop,
+                isinstance(self.stop, tuple) and all(self.stop),
+                "a tuple of non-empty strings",
+            ),
         )
         for name, value, good, expected in limits:
             if not good:
@@ -40,8 +47,9 @@ class SamplingParams:
 
 
 class Ranked(NamedTuple):
-    """Candidates, and how many of them may be drawn: the first `count`. Where top-k or top-p cut, they are best first and one
-    or more follow the cut; where nothing is cut, they are the whole vocabulary in order.
+    """Candidates, and how many of them may be drawn: the first `count`. Where top-k or top-p cut,
+    they are best first and one or more follow the cut; where nothing is cut, they are the whole
+    vocabulary in order.
     """
 
     ids: np.ndarray  # [n] i64
@@ -50,22 +58,31 @@ class Ranked(NamedTuple):
 
 
 def pick(logits: np.ndarray, position: int, params: SamplingParams) -> int:
-    """The token at `position` (index in the whole sequence), given the logits [V] of the row before it.
+    """The token at `position` (index in the whole sequence), given the logits [V] of the row before
+    it.
 
-    Raises FirpError when the logits are not finite: the model overflowed, and no token would mean anything.
+    Raises FirpError when the logits are not finite: the model overflowed, and no token would mean
+    anything.
     """
     best = int(logits.argmax())
     if not np.isfinite(logits[best]):  # argmax finds NaN first
-        raise FirpError("the model's logits are not finite", got=logits[best], fix="export it with --dtype float32 or bfloat16")
+        raise FirpError(
+            "the model's logits are not finite",
+            got=logits[best],
+            fix="export it with --dtype float32 or bfloat16",
+        )
     if params.temperature == 0:
         return best
     ranked = candidates(logits, params)
-    return _draw(ranked.ids[: ranked.count], ranked.weights[: ranked.count], uniform(params.seed, position)).token
+    return _draw(
+        ranked.ids[: ranked.count], ranked.weights[: ranked.count], uniform(params.seed, position)
+    ).token
 
 
 def margin(logits: np.ndarray, position: int, params: SamplingParams) -> float:
-    """How near the pick was to another: the gap of the two best logits (greedy); the distance, in probability, of the draw from
-    the end of its interval, or of top-k or top-p from a cut that would change the pick. Rounding can turn a tiny margin.
+    """How near the pick was to another: the gap of the two best logits (greedy); the distance, in
+    probability, of the draw from the end of its interval, or of top-k or top-p from a cut that
+    would change the pick. Rounding can turn a tiny margin.
     """
     if params.temperature == 0:
         second, best = np.partition(logits, -2)[-2:]
@@ -81,7 +98,9 @@ def margin(logits: np.ndarray, position: int, params: SamplingParams) -> float:
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments (Philox 4x64, key = seed, counter = position)."""
+    """A number in [0, 1) that depends on nothing but its arguments (Philox 4x64, key = seed,
+    counter = position).
+    """
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, position, 0, 0])).random()
 
 
@@ -100,7 +119,11 @@ def candidates(logits: np.ndarray, params: SamplingParams) -> Ranked:
         if top_k < len(weights) or reached[-1] > params.top_p + 1e-3 or len(ids) == len(weights):
             break
         size *= 8
-    count = min(int(np.searchsorted(reached, params.top_p, side="left")) + 1, len(reached)) if params.top_p < 1 else top_k
+    count = (
+        min(int(np.searchsorted(reached, params.top_p, side="left")) + 1, len(reached))
+        if params.top_p < 1
+        else top_k
+    )
     return Ranked(ids, ranked, count)
 
 
@@ -116,7 +139,9 @@ class _Draw(NamedTuple):
 
 
 def _draw(ids: np.ndarray, weights: np.ndarray, draw: float) -> _Draw:
-    """Intervals lie in order of token id, so that two candidates of nearly equal weight never swap places."""
+    """Intervals lie in order of token id, so that two candidates of nearly equal weight never swap
+    places.
+    """
     order = np.argsort(ids)
     bounds = np.cumsum(weights[order])
     bounds /= bounds[-1]
@@ -128,7 +153,9 @@ def _draw(ids: np.ndarray, weights: np.ndarray, draw: float) -> _Draw:
 
 
 def _other_cuts(weights: np.ndarray, count: int, top_p: float) -> list[tuple[np.ndarray, float]]:
-    """Sets that another rounding could keep instead of the first `count`, and how far, in probability, each is."""
+    """Sets that another rounding could keep instead of the first `count`, and how far, in
+    probability, each is.
+    """
     if count == len(weights):
         return []
     kept = np.arange(count)

@@ -1,7 +1,8 @@
 """One batch's buffers, and the passes that run on them: token ids in, guesses and logits out.
 
-In: a manifest, its loaded graphs, the memory that they reach. Out: `Pass`, on the host. Everything else stays where it is: hidden
-rows, masks, keys and values, the logits that nobody reads. A session belongs to one caller; its graphs are shared.
+In: a manifest, its loaded graphs, the memory that they reach. Out: `Pass`, on the host. Everything
+else stays where it is: hidden rows, masks, keys and values, the logits that nobody reads. A session
+belongs to one caller; its graphs are shared.
 """
 
 import threading
@@ -31,8 +32,9 @@ class Pass(NamedTuple):
 
 
 class Session:
-    """Buffers for one sequence. `capacity`: tokens that it may cache, prompt included; `rows`: the most rows of one pass, pseudo
-    rows included; `decoded_rows`: the most of them that are decoded to logits. A pass that does not fit is an error.
+    """Buffers for one sequence. `capacity`: tokens that it may cache, prompt included; `rows`: the
+    most rows of one pass, pseudo rows included; `decoded_rows`: the most of them that are decoded
+    to logits. A pass that does not fit is an error.
     """
 
     def __init__(
@@ -52,17 +54,28 @@ class Session:
         model, dtype, zeros = self.model, STORAGE[manifest.dtype], memory.zeros
         self.rows, self.decoded_rows = rows, decoded_rows
         top_k = graphs["upper"].spec.output("top_ids").shape[-1]
-        self.kv = KVBuffer(memory, model.num_hidden_layers, capacity, rows, 1, model.num_key_value_heads, model.head_dim, dtype)
+        self.kv = KVBuffer(
+            memory,
+            model.num_hidden_layers,
+            capacity,
+            rows,
+            1,
+            model.num_key_value_heads,
+            model.head_dim,
+            dtype,
+        )
         self._hidden = {  # [rows, D] each
             name: zeros((1 if name == "source" else rows, model.hidden_size), dtype, "hidden states")
-            for name in ("lower", "extended", "packed", "source")  # packed: extended, less the offsets that are not used
+            # packed: extended, less the offsets that are not used
+            for name in ("lower", "extended", "packed", "source")
         }
         self._bias = zeros((rows * (capacity + rows),), dtype, "attention mask")
         self._logits = zeros((self.decoded_rows, model.vocab_size), np.float32, "logits")
         self._top_ids = zeros((self.decoded_rows, top_k), np.int64, "guesses")
         self._top_logprobs = zeros((self.decoded_rows, top_k), np.float32, "guesses")
         self._indices = {
-            name: zeros((rows,), np.int64, "indices") for name in ("input_ids", "position_ids", "source_rows", "logits_rows")
+            name: zeros((rows,), np.int64, "indices")
+            for name in ("input_ids", "position_ids", "source_rows", "logits_rows")
         }
         self._bindings: dict[tuple, Binding] = {}
         self._marks: list[tuple[str, Any, Any]] = []
@@ -70,10 +83,15 @@ class Session:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold the session for one caller; a second one gets a SessionBusyError and the cache stays whole."""
+        """Hold the session for one caller; a second one gets a SessionBusyError and the cache stays
+        whole.
+        """
         if not self._lock.acquire(blocking=False):
             raise SessionBusyError(
-                "session in use", got="a second caller", expected="one at a time", fix="give each thread its own session"
+                "session in use",
+                got="a second caller",
+                expected="one at a time",
+                fix="give each thread its own session",
             )
         self._marks.clear()  # of a caller that left early
         try:
@@ -90,18 +108,29 @@ class Session:
         logits: bool = True,
         repeats: bool = True,
     ) -> Pass:
-        """One pass over a tree (or a chain of prompt tokens), and over the pseudo rows of its sources, after the cached tokens.
+        """One pass over a tree (or a chain of prompt tokens), and over the pseudo rows of its
+        sources, after the cached tokens.
 
-        offsets: pseudo rows of each source, all K by default; logits_rows: the tree rows to decode, all by default; the pseudo
-        rows are always decoded, after them; logits: whether to bring the logits of those tree rows to the host; repeats: whether
-        passes of this size are to be expected again, as those of a prompt's pieces are not.
+        offsets: pseudo rows of each source, all K by default; logits_rows: the tree rows to decode,
+        all by default; the pseudo rows are always decoded, after them; logits: whether to bring the
+        logits of those tree rows to the host; repeats: whether passes of this size are to be
+        expected again, as those of a prompt's pieces are not.
         """
         rows, k = len(tree.tokens), self.manifest.num_predictors
         offsets = offsets or k
-        decoded = np.array([*(range(rows) if logits_rows is None else logits_rows), *range(rows, rows + len(sources) * offsets)])
+        decoded = np.array(
+            [
+                *(range(rows) if logits_rows is None else logits_rows),
+                *range(rows, rows + len(sources) * offsets),
+            ]
+        )
         if rows + len(sources) * k > self.rows or len(decoded) > self.decoded_rows:
             got = f"{rows + len(sources) * k} rows, {len(decoded)} decoded"
-            raise FirpError("pass larger than the session", got=got, expected=f"at most {self.rows}, {self.decoded_rows} decoded")
+            raise FirpError(
+                "pass larger than the session",
+                got=got,
+                expected=f"at most {self.rows}, {self.decoded_rows} decoded",
+            )
         visible, depths = layout(tree.parents, tree.depths, sources, offsets)
         with self._timed("copies"):
             self._write("input_ids", np.array(tree.tokens, np.int64))
@@ -121,10 +150,13 @@ class Session:
         return self._read(len(decoded), len(decoded) - len(sources) * offsets if logits else 0)
 
     def draft(self, row: int, offsets: int) -> Guesses:
-        """A draft pass: the pseudo rows of one row of the last pass, the one committed last, through the upper half alone."""
+        """A draft pass: the pseudo rows of one row of the last pass, the one committed last,
+        through the upper half alone.
+        """
         with self._timed("copies"):
             self.memory.move_rows(_batch(self._hidden["lower"]), [row], _batch(self._hidden["source"]), 0)
-            positions = self._write_positions(np.arange(offsets) + self.kv.length)  # that of the row is the last cached token's
+            # that of the row is the last cached token's
+            positions = self._write_positions(np.arange(offsets) + self.kv.length)
             self._write("logits_rows", np.arange(offsets))
             self._write_bias(np.tri(offsets, dtype=bool), positions)
         self._predict("source", 1, [0], repeats=True)
@@ -140,13 +172,19 @@ class Session:
         return to_float32(self.memory.read(self._hidden["lower"][:rows])[0])
 
     def _predict(self, source: str, rows: int, sources: list[int], repeats: bool) -> None:
-        """Extend the first `rows` hidden states of a buffer by all pseudo rows of each source, in the buffer "extended"."""
+        """Extend the first `rows` hidden states of a buffer by all pseudo rows of each source, in
+        the buffer "extended".
+        """
         self._write("source_rows", np.array(sources, np.int64))
         with self._timed("predictors"):
-            self._runners["predictors"].run(self._binding(("predictors", source, rows, len(sources)), repeats))
+            self._runners["predictors"].run(
+                self._binding(("predictors", source, rows, len(sources)), repeats)
+            )
 
     def _pack(self, rows: int, sources: int, offsets: int) -> str:
-        """Close the gaps that offsets beyond the first ones leave. Returns the buffer that holds the rows then."""
+        """Close the gaps that offsets beyond the first ones leave. Returns the buffer that holds
+        the rows then.
+        """
         k, extended, packed = self.manifest.num_predictors, self._hidden["extended"], self._hidden["packed"]
         self.memory.move_rows(_batch(extended[:rows]), range(rows), _batch(packed[:rows]), 0)
         pseudo = extended[rows : rows + sources * k].reshape(sources, k, -1)
@@ -171,7 +209,10 @@ class Session:
 
     def _bind_predictors(self, source: str, rows: int, count: int) -> Binding:
         out = self._hidden["extended"][: rows + count * self.manifest.num_predictors]
-        inputs = {"hidden_states": _batch(self._hidden[source][:rows]), "source_rows": _batch(self._indices["source_rows"][:count])}
+        inputs = {
+            "hidden_states": _batch(self._hidden[source][:rows]),
+            "source_rows": _batch(self._indices["source_rows"][:count]),
+        }
         return Binding(inputs, {"hidden_states_out": _batch(out)})
 
     def _bind_half(self, graph: str, slots: int, hidden: str, rows: int, decoded: int = 0) -> Binding:
@@ -187,7 +228,10 @@ class Session:
             inputs["input_ids"], outputs["hidden_states"] = _batch(self._indices["input_ids"][:rows]), states
         else:
             inputs |= {"hidden_states": states, "logits_rows": _batch(self._indices["logits_rows"][:decoded])}
-            outputs["logits"], outputs["top_ids"] = _batch(self._logits[:decoded]), _batch(self._top_ids[:decoded])
+            outputs["logits"], outputs["top_ids"] = (
+                _batch(self._logits[:decoded]),
+                _batch(self._top_ids[:decoded]),
+            )
             outputs["top_logprobs"] = _batch(self._top_logprobs[:decoded])
         for past, new, slab in self._slabs[graph]:
             inputs[past] = self.kv.past(slab, slots)
@@ -198,7 +242,9 @@ class Session:
         self.memory.write(self._indices[name][: len(values)], values)
 
     def _write_positions(self, positions: np.ndarray) -> np.ndarray:
-        """Pseudo rows may guess past the context, where nothing is kept of them; the tables of positions end there."""
+        """Pseudo rows may guess past the context, where nothing is kept of them; the tables of
+        positions end there.
+        """
         positions = np.minimum(positions, self.model.max_position_embeddings - 1)  # [R]
         self._write("position_ids", positions)
         return positions

@@ -1,7 +1,9 @@
-"""Sessions for requests: made to measure where memory is cheap, alike and kept where engines have limits.
+"""Sessions for requests: made to measure where memory is cheap, alike and kept where engines have
+limits.
 
-In: a bundle's loaded graphs, and how much a request needs. Out: a `Session`, and the steps of a request in one. What a kept session
-owns, its memory and its CUDA graphs, serves one request after the other.
+In: a bundle's loaded graphs, and how much a request needs. Out: a `Session`, and the steps of a
+request in one. What a kept session owns, its memory and its CUDA graphs, serves one request after
+the other.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,8 +24,8 @@ class SessionPool:
         self._idle: list[Session] = []
 
     def make(self, capacity: int, rows: int) -> Session:
-        """A session that holds `capacity` cached tokens and passes of `rows` rows, or more. Raises FirpError when the engines, or
-        the device's memory, do not.
+        """A session that holds `capacity` cached tokens and passes of `rows` rows, or more. Raises
+        FirpError when the engines, or the device's memory, do not.
         """
         decoded, limits, manifest = rows, self.limits, self._bundle.manifest
         if limits:
@@ -40,7 +42,9 @@ class SessionPool:
             return
         try:
             session = self._idle.pop()
-            session.kv.clear()  # empty slots are in view of bucketed passes: nothing that is not finite may be left in them
+            # empty slots are in view of bucketed passes: nothing that is not finite may be left in
+            # them
+            session.kv.clear()
         except IndexError:
             session = self.make(capacity, rows)
             self._all.append(session)
@@ -49,7 +53,9 @@ class SessionPool:
         finally:
             self._idle.append(session)
 
-    def steps(self, capacity: int, rows: int, tree_rows: int, run: Callable[[Session], Iterator[Step]]) -> Iterator[Step]:
+    def steps(
+        self, capacity: int, rows: int, tree_rows: int, run: Callable[[Session], Iterator[Step]]
+    ) -> Iterator[Step]:
         """What `run` yields with a session of its own. tree_rows: of a decoding pass; rows: of any."""
         if self.limits:
             self._check("context", capacity, self.limits.max_context)
@@ -63,11 +69,15 @@ class SessionPool:
     def _check(self, what: str, needed: int, limit: int) -> None:
         if needed > limit:
             fix = f"lower it, or firp build {self._bundle.path} --backend {self._backend.name} --max-{what} {needed} --force"
-            raise FirpError(f"{what} larger than the engines hold", got=needed, expected=f"at most {limit}", fix=fix)
+            raise FirpError(
+                f"{what} larger than the engines hold", got=needed, expected=f"at most {limit}", fix=fix
+            )
 
     @property
     def graph_counts(self) -> dict[str, int] | None:
-        """How graphs were run in all sessions so far (`CudaMemory.graph_counts`); None where there are no CUDA graphs."""
+        """How graphs were run in all sessions so far (`CudaMemory.graph_counts`); None where there
+        are no CUDA graphs.
+        """
         if not self.limits:
             return None
         counts = [session.memory.graph_counts for session in self._all]

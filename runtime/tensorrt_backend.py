@@ -1,9 +1,10 @@
 """TensorRT and TensorRT-RTX: a bundle's engines on one CUDA device, everything resident there.
 
-In: engines that `firp build` made for this library and device. Out: graphs whose runs are enqueued; those of decoding are captured
-as CUDA graphs when their sizes come a second time, and replayed from then on. One execution context a profile and one a CUDA graph,
-as TensorRT's guide asks (a context must not change under a captured graph); all contexts of a session share one block of
-activations, since they run one after the other.
+In: engines that `firp build` made for this library and device. Out: graphs whose runs are enqueued;
+those of decoding are captured as CUDA graphs when their sizes come a second time, and replayed from
+then on. One execution context a profile and one a CUDA graph, as TensorRT's guide asks (a context
+must not change under a captured graph); all contexts of a session share one block of activations,
+since they run one after the other.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +23,9 @@ MAX_CUDA_GRAPHS = 64  # of one engine in one session; sizes beyond are enqueued 
 
 
 class TensorRTBackend:
-    """name: "tensorrt" or "tensorrt-rtx". Raises FirpError where the library, the CUDA bindings or a device is missing."""
+    """name: "tensorrt" or "tensorrt-rtx". Raises FirpError where the library, the CUDA bindings or
+    a device is missing.
+    """
 
     def __init__(self, name: str, library: ModuleType | None = None, cuda: ModuleType | None = None):
         self.name, self.library, self.cuda = name, library or load_library(name), cuda or load_cuda()
@@ -30,7 +33,9 @@ class TensorRTBackend:
         self.device = f"{device_name(self.cuda)}, {name} {self.library.__version__}"
 
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
-        engines = find_engines(bundle, self.name, self.library.__version__, self.compute_capability, check_hashes)
+        engines = find_engines(
+            bundle, self.name, self.library.__version__, self.compute_capability, check_hashes
+        )
         runtime = self.library.Runtime(self.library.Logger(self.library.Logger.ERROR))
         graphs, build = {}, f"firp build {bundle.path} --backend {self.name} --force"
         for name, spec in bundle.manifest.graphs.items():
@@ -51,8 +56,16 @@ class TensorRTBackend:
 class TensorRTGraph:
     """runtime: kept, since its engines need it."""
 
-    def __init__(self, library: ModuleType, runtime: Any, engine: Any, spec: GraphSpec, profiles: tuple[Profile, ...]):
-        self.library, self.runtime, self.engine, self.spec, self.profiles = library, runtime, engine, spec, profiles
+    def __init__(
+        self, library: ModuleType, runtime: Any, engine: Any, spec: GraphSpec, profiles: tuple[Profile, ...]
+    ):
+        self.library, self.runtime, self.engine, self.spec, self.profiles = (
+            library,
+            runtime,
+            engine,
+            spec,
+            profiles,
+        )
         self._runtime_cache = None
 
     def differences(self) -> str | None:
@@ -62,7 +75,9 @@ class TensorRTGraph:
             return f"{engine.num_optimization_profiles} profiles, {len(self.profiles)} in {RECORD_NAME}"
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         for mode, tensors in (("INPUT", self.spec.inputs), ("OUTPUT", self.spec.outputs)):
-            found = {n: engine.get_tensor_dtype(n).name for n in names if engine.get_tensor_mode(n).name == mode}
+            found = {
+                n: engine.get_tensor_dtype(n).name for n in names if engine.get_tensor_mode(n).name == mode
+            }
             wanted = {tensor.name: DTYPES[tensor.dtype] for tensor in tensors}
             if found != wanted:
                 return f"{mode.lower()}s that differ: {sorted(set(found.items()) ^ set(wanted.items()))[:2]}"
@@ -72,17 +87,22 @@ class TensorRTGraph:
         return TensorRTRunner(self, memory)
 
     def context(self, captured: bool) -> Any:
-        """An execution context whose activations lie in memory of ours. captured: it serves one size, for a CUDA graph."""
+        """An execution context whose activations lie in memory of ours. captured: it serves one
+        size, for a CUDA graph.
+        """
         strategy = self.library.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self._runtime_cache is None and hasattr(self.library, "IRuntimeCache"):  # what is compiled once serves all contexts
+        # what is compiled once serves all contexts
+        if self._runtime_cache is None and hasattr(self.library, "IRuntimeCache"):
             self._runtime_cache = self.engine.create_runtime_config().create_runtime_cache()
         return new_context(self.library, self.engine, strategy, captured, self._runtime_cache)
 
 
-def new_context(library: ModuleType, engine: Any, strategy: Any, compiled: bool, runtime_cache: Any = None) -> Any:
-    """An execution context. strategy: whose memory its activations lie in; compiled: TensorRT-RTX compiles kernels for the sizes of
-    a pass before it runs, else never. Its default swaps them in while others run: a capture would keep the first ones, and results
-    would depend on the time.
+def new_context(
+    library: ModuleType, engine: Any, strategy: Any, compiled: bool, runtime_cache: Any = None
+) -> Any:
+    """An execution context. strategy: whose memory its activations lie in; compiled: TensorRT-RTX
+    compiles kernels for the sizes of a pass before it runs, else never. Its default swaps them in
+    while others run: a capture would keep the first ones, and results would depend on the time.
     """
     if not hasattr(engine, "create_runtime_config"):
         return engine.create_execution_context(strategy)
@@ -118,7 +138,9 @@ class _Context:
         for name, array in binding.inputs.items():
             if self.shapes.get(name) != array.shape:
                 if not self.context.set_input_shape(name, array.shape):
-                    raise FirpError("the engine refuses a shape", got=f"{name} {array.shape}", fix="report this as a bug")
+                    raise FirpError(
+                        "the engine refuses a shape", got=f"{name} {array.shape}", fix="report this as a bug"
+                    )
                 self.shapes[name] = array.shape
         for arrays in (binding.inputs, binding.outputs):
             for name, array in arrays.items():
@@ -155,8 +177,9 @@ class TensorRTRunner:
         self.memory.graph_counts[what] += 1
 
     def _capture(self, binding: Binding, prepared: _Prepared) -> None:
-        """Run once from a context of its own, so that nothing is left to prepare, and capture the same run for the next times. What
-        cannot be captured has run all the same, and is enqueued from now on.
+        """Run once from a context of its own, so that nothing is left to prepare, and capture the
+        same run for the next times. What cannot be captured has run all the same, and is enqueued
+        from now on.
         """
         context = self._context(prepared.profile, captured=True)
         self._enqueue(context, binding)
@@ -177,12 +200,16 @@ class TensorRTRunner:
     def _enqueue(self, context: _Context, binding: Binding) -> None:
         context.bind(binding)
         if not context.context.execute_async_v3(self.memory.stream):
-            raise FirpError(f"the {self.graph.spec.name} engine does not run", got="an error that TensorRT printed above")
+            raise FirpError(
+                f"the {self.graph.spec.name} engine does not run", got="an error that TensorRT printed above"
+            )
 
     def _context(self, profile: int, captured: bool) -> _Context:
         context, memory = self.graph.context(captured), self.memory
         if context is None:
-            raise FirpError("no execution context", got=f"the {self.graph.spec.name} engine's profile {profile}")
+            raise FirpError(
+                "no execution context", got=f"the {self.graph.spec.name} engine's profile {profile}"
+            )
         context.set_device_memory(memory.workspace.address, memory.workspace.nbytes)
         if not context.set_optimization_profile_async(profile, memory.stream):
             raise FirpError("the engine refuses a profile", got=f"{self.graph.spec.name}, profile {profile}")

@@ -1,7 +1,8 @@
 """NVIDIA's libraries: which Python module a backend needs, and what GPU is here.
 
-In: the name of a TensorRT backend. Out: the module, or one line that says how to install it. TensorRT and TensorRT-RTX have the
-same interface but for a few names; what only one of them has is asked for with hasattr where it is used.
+In: the name of a TensorRT backend. Out: the module, or one line that says how to install it.
+TensorRT and TensorRT-RTX have the same interface but for a few names; what only one of them has is
+asked for with hasattr where it is used.
 """
 
 import importlib
@@ -26,24 +27,32 @@ DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "I
 
 
 def load_library(backend: str) -> ModuleType:
-    """The library of a backend in `LIBRARIES`. Raises FirpError when it is missing, or of a version that firp does not know."""
+    """The library of a backend in `LIBRARIES`. Raises FirpError when it is missing, or of a version
+    that firp does not know.
+    """
     library, install = LIBRARIES[backend], f"pip install 'firp[{backend}]'"
     try:
         module = importlib.import_module(library.module)
     except ImportError as error:
-        raise FirpError(f"{backend} is not installed", got=str(error), expected=f"module {library.module}", fix=install) from error
+        raise FirpError(
+            f"{backend} is not installed", got=str(error), expected=f"module {library.module}", fix=install
+        ) from error
     version = tuple(int(part) for part in module.__version__.split(".")[:2])
     if version < library.oldest or version[0] > library.newest_major:
         oldest = ".".join(map(str, library.oldest))
         raise FirpError(
-            f"unsupported {backend} version", got=module.__version__,
-            expected=f"{oldest} or later, major version {library.newest_major} at most", fix=install,
-        )  # fmt: skip
+            f"unsupported {backend} version",
+            got=module.__version__,
+            expected=f"{oldest} or later, major version {library.newest_major} at most",
+            fix=install,
+        )
     return module
 
 
 def gpu_compute_capability() -> str | None:
-    """Of the current CUDA device, such as "8.9"; None where there is no driver, no device, or no cuda-bindings."""
+    """Of the current CUDA device, such as "8.9"; None where there is no driver, no device, or no
+    cuda-bindings.
+    """
     try:
         return compute_capability(load_cuda())
     except FirpError:

@@ -22,14 +22,19 @@ from firp.runtime.tree import TreeConfig
 
 messages = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 results = Console(highlight=False, soft_wrap=True, markup=False)
-tables = Console(width=400, highlight=False, markup=False)  # a number that is cut is worse than a line that is long
+# a number that is cut is worse than a line that is long
+tables = Console(width=400, highlight=False, markup=False)
 
 
 class Repeating(click.Command):
-    """After its argument, a repeatable option takes several values at once: `--data A B` is `--data A --data B`."""
+    """After its argument, a repeatable option takes several values at once: `--data A B` is `--data
+    A --data B`.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        repeatable = {flag for param in self.params if getattr(param, "multiple", False) for flag in param.opts}
+        repeatable = {
+            flag for param in self.params if getattr(param, "multiple", False) for flag in param.opts
+        }
         expanded, flag, taken = [], None, 0
         greedy = bool(args) and not args[0].startswith("-")
         for arg in args:
@@ -44,7 +49,9 @@ class Repeating(click.Command):
 
 
 class Bar:
-    """One line of progress: what is being done, and how far. Where stderr is no terminal, a line now and then."""
+    """One line of progress: what is being done, and how far. Where stderr is no terminal, a line
+    now and then.
+    """
 
     _QUIET_SECONDS = 15.0
 
@@ -71,7 +78,9 @@ def progress_bar() -> Iterator[Bar]:
 
 @contextmanager
 def cancel_on_interrupt() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that a request ends after its current step and its tokens are kept."""
+    """An event that Ctrl-C or SIGTERM sets, so that a request ends after its current step and its
+    tokens are kept.
+    """
     cancel = threading.Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -107,17 +116,24 @@ def print_bench(result: BenchResult) -> None:
     rates = (("plain", result.plain), ("drafted", result.drafted))
     print_table(
         ("decoding", "tokens/s", "ms/step", "tokens/step"),
-        [(name, f"{r.tokens_per_s:.0f}", f"{r.ms_per_step:.2f}", f"{r.tokens_per_step:.2f}") for name, r in rates],
+        [
+            (name, f"{r.tokens_per_s:.0f}", f"{r.ms_per_step:.2f}", f"{r.tokens_per_step:.2f}")
+            for name, r in rates
+        ],
         f"{result.tokens} tokens on {result.device} ({result.backend}), prefill not counted",
     )
     low, median, high = result.speedup_quartiles
-    results.print(f"speedup {result.speedup:.2f} (by prompt: median {median:.2f}, quartiles {low:.2f} to {high:.2f})")
+    results.print(
+        f"speedup {result.speedup:.2f} (by prompt: median {median:.2f}, quartiles {low:.2f} to {high:.2f})"
+    )
     results.print(f"identical tokens: {'no' if result.differences else 'yes'}")
     for each in result.differences:
         what = "near tie" if each.near_tie else "difference"
         results.print(f"{what}: prompt {each.prompt + 1}, token {each.position}, margin {each.margin:.2g}")
     if result.cuda_graphs:
-        results.print("CUDA graphs: " + ", ".join(f"{count} {name}" for name, count in result.cuda_graphs.items()))
+        results.print(
+            "CUDA graphs: " + ", ".join(f"{count} {name}" for name, count in result.cuda_graphs.items())
+        )
     if result.speedup < 1:
         results.print("drafting does not pay on this device: decode with --plain, or let firp tune choose")
 
@@ -151,7 +167,9 @@ def print_choice(choice: Choice) -> None:
         rate = f"{choice.tokens_per_step:.2f} tokens/step, expected speedup {choice.speedup:.2f}"
         messages.print(f"chosen for this device: {describe(choice.tree)}; {rate}")
     else:
-        messages.print(f"chosen for this device: plain decoding; the best tree would reach {choice.speedup:.2f} of its speed")
+        messages.print(
+            f"chosen for this device: plain decoding; the best tree would reach {choice.speedup:.2f} of its speed"
+        )
 
 
 def tuning_remark(engine: Engine) -> str | None:
@@ -159,7 +177,9 @@ def tuning_remark(engine: Engine) -> str | None:
     if not engine.drafts:
         return "the bundle has no predictors: decoding plainly"
     if engine.choice is None:
-        return f"not tuned for this device ({engine.backend.device}): firp tune BUNDLE chooses its fastest tree"
+        return (
+            f"not tuned for this device ({engine.backend.device}): firp tune BUNDLE chooses its fastest tree"
+        )
     if not engine.choice.drafts:
         return f"plain decoding is fastest on this device: the best tree would reach {engine.choice.speedup:.2f} of its speed"
     return None
@@ -171,7 +191,9 @@ def print_bundle(bundle: Bundle) -> None:
     results.print(
         f"{c.architecture} '{m.source['model']}': {c.num_hidden_layers} layers, hidden {c.hidden_size}, vocabulary {c.vocab_size}"
     )
-    results.print(f"{heads}, context {c.max_position_embeddings} tokens, end of sequence {list(bundle.eos_token_ids)}")
+    results.print(
+        f"{heads}, context {c.max_position_embeddings} tokens, end of sequence {list(bundle.eos_token_ids)}"
+    )
     results.print(f"{m.dtype}, split at layer {m.prediction_layer}, {m.num_predictors or 'no'} predictors")
     if tree:
         held_out = m.source["predictors"]["held_out"]
@@ -180,7 +202,9 @@ def print_bundle(bundle: Bundle) -> None:
             chosen = describe(choice.tree) if choice.drafts else "plain decoding"
             results.print(f"tuned for {device}: {chosen}, expected speedup {choice.speedup:.2f}")
         results.print(f"held-out accuracy by offset: top-1 {held_out['top1']}, top-5 {held_out['top5']}")
-    checks = f"{len(m.verification['checks'])} checks, {count_ties(m.verification)}" if m.verification else "never"
+    checks = (
+        f"{len(m.verification['checks'])} checks, {count_ties(m.verification)}" if m.verification else "never"
+    )
     results.print(f"verified: {checks}; written by firp {m.written_by['firp']}")
     for folder in engine_folders(bundle.path):
         results.print(f"engines: {folder.name}")
@@ -194,7 +218,9 @@ def count_ties(verification: dict[str, Any]) -> str:
 
 
 class StepMarks:
-    """Streams text so that the tokens of one step stand together: colours on a terminal, bars elsewhere."""
+    """Streams text so that the tokens of one step stand together: colours on a terminal, bars
+    elsewhere.
+    """
 
     _STYLES = ("\x1b[36m", "\x1b[33m")
 

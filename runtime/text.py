@@ -1,6 +1,7 @@
 """Text around the token loop: prompts in, streamed text out, stop strings.
 
-In: prompt text or files; token ids one at a time. Out: token ids; text that never holds half a character or a stop string.
+In: prompt text or files; token ids one at a time. Out: token ids; text that never holds half a
+character or a stop string.
 """
 
 import json
@@ -24,7 +25,8 @@ class Prompt(NamedTuple):
 
 
 def read_prompts(path: Path | str) -> list[Prompt]:
-    """Prompts of a JSON-lines file: {"prompt": str} or {"input_ids": [int]} a line, optional "id" (default: the line number).
+    """Prompts of a JSON-lines file: {"prompt": str} or {"input_ids": [int]} a line, optional "id"
+    (default: the line number).
 
     Raises PromptError naming the line. Blank lines are skipped.
     """
@@ -33,8 +35,14 @@ def read_prompts(path: Path | str) -> list[Prompt]:
     except OSError as error:
         raise PromptError("cannot read prompt file", got=f"'{path}': {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise PromptError("prompt file is not UTF-8", got=f"'{path}': {error.reason} at byte {error.start}") from error
-    prompts = [_parse_prompt(line, f"{path} line {number}", str(number)) for number, line in enumerate(lines, 1) if line.strip()]
+        raise PromptError(
+            "prompt file is not UTF-8", got=f"'{path}': {error.reason} at byte {error.start}"
+        ) from error
+    prompts = [
+        _parse_prompt(line, f"{path} line {number}", str(number))
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
     if not prompts:
         raise PromptError("no prompts in file", got=f"'{path}'", expected='one {"prompt": "..."} a line')
     return prompts
@@ -52,7 +60,9 @@ def _parse_prompt(line: str, where: str, default_id: str) -> Prompt:
     if "prompt" in data and not isinstance(text, str):
         raise PromptError(f"malformed prompt at {where}", got=f"prompt {text!r:.40}", expected="a string")
     if "input_ids" in data and not (isinstance(ids, list) and all(type(token) is int for token in ids)):
-        raise PromptError(f"malformed prompt at {where}", got=f"input_ids {ids!r:.40}", expected="a list of integers")
+        raise PromptError(
+            f"malformed prompt at {where}", got=f"input_ids {ids!r:.40}", expected="a list of integers"
+        )
     if text == "" or ids == []:
         raise PromptError(f"empty prompt at {where}", expected="at least one token")
     return Prompt(str(data.get("id", default_id)), text, ids)
@@ -74,22 +84,27 @@ def check_text(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise PromptError("prompt is not Unicode text", got=f"a lone surrogate at character {error.start}") from error
+        raise PromptError(
+            "prompt is not Unicode text", got=f"a lone surrogate at character {error.start}"
+        ) from error
     return text
 
 
 class TextStream:
-    """Decodes tokens one at a time; `push` returns the text that is certain by now, `finish` the rest.
+    """Decodes tokens one at a time; `push` returns the text that is certain by now, `finish` the
+    rest.
 
-    The text is what the tokens add to that of the prompt, so that prompt and text join as the tokenizer would join them. A token
-    can end inside a UTF-8 sequence, and a stop string can begin in one token and end in another: text that may still change is
-    held back. Once a stop string is complete, `stopped` is true and the text ends right before it. Special tokens are no text.
+    The text is what the tokens add to that of the prompt, so that prompt and text join as the
+    tokenizer would join them. A token can end inside a UTF-8 sequence, and a stop string can begin
+    in one token and end in another: text that may still change is held back. Once a stop string is
+    complete, `stopped` is true and the text ends right before it. Special tokens are no text.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), prompt: list[int] | None = None):
         self._tokenizer, self._stop = tokenizer, stop
         self._ids = list((prompt or [])[-_CONTEXT_TOKENS:])
-        self._prefix, self._read = 0, len(self._ids)  # decoding starts at token `prefix`; text up to token `read` is out
+        # decoding starts at token `prefix`; text up to token `read` is out
+        self._prefix, self._read = 0, len(self._ids)
         if self._decode(self._read).endswith(_UNFINISHED):  # the prompt ends inside a character
             self._prefix = self._read
         self._held = ""  # decoded, but maybe the beginning of a stop string
@@ -128,6 +143,8 @@ class TextStream:
         if found is not None:
             self.stopped, self._held = True, ""
             return text[:found]
-        keep = max((n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        keep = max(
+            (n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0
+        )
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -1,7 +1,9 @@
-"""Draft trees: which guesses a step verifies, their masks and positions, and which rows draft the next step.
+"""Draft trees: which guesses a step verifies, their masks and positions, and which rows draft the
+next step.
 
-In: this step's guesses and their ranking. Out: a DraftTree, its Layout, its draft sources.
-A tree is a list of nodes in topological order; node 0 is the root, the decided token that has no keys and values yet.
+In: this step's guesses and their ranking. Out: a DraftTree, its Layout, its draft sources. A tree
+is a list of nodes in topological order; node 0 is the root, the decided token that has no keys and
+values yet.
 """
 
 import heapq
@@ -18,17 +20,20 @@ MAX_PASS_ROWS = 1024  # of one pass, pseudo rows included: a bound for buffers, 
 
 @dataclass(frozen=True)
 class TreeConfig:
-    """How a step's tree is made, and from which of its rows the next step's guesses come (tree.json).
+    """How a step's tree is made, and from which of its rows the next step's guesses come
+    (tree.json).
 
-    kind "static": the same paths every step; a path is a tuple of ranks, (0, 1) = the second guess after the first guess.
-    kind "dynamic": the most probable paths by this step's own probabilities, as many as fit in `rows`.
-    Drafts come from pseudo rows that ride in the verifying pass (fused), or, with draft_sources 0, from a draft pass of the
-    accepted row after acceptance (method.md, "One decode step").
+    kind "static": the same paths every step; a path is a tuple of ranks, (0, 1) = the second guess
+    after the first guess. kind "dynamic": the most probable paths by this step's own probabilities,
+    as many as fit in `rows`. Drafts come from pseudo rows that ride in the verifying pass (fused),
+    or, with draft_sources 0, from a draft pass of the accepted row after acceptance (method.md,
+    "One decode step").
     """
 
     kind: str = "dynamic"
     rows: int = 6  # T: nodes with the root
-    draft_sources: int | None = 3  # M: how many of the rows draft for the next step; None: every row; 0: a draft pass
+    # M: how many of the rows draft for the next step; None: every row; 0: a draft pass
+    draft_sources: int | None = 3
     depth: int | None = None  # offsets drafted, at most K; None: all
     paths: tuple[tuple[int, ...], ...] = ()
 
@@ -57,13 +62,19 @@ class TreeConfig:
             raise FirpError("bad tree depth", got=self.depth, expected=f"1 to {num_predictors}")
         rows = self.pass_rows(num_predictors)
         if rows > MAX_PASS_ROWS:
-            raise FirpError("tree too large", got=f"{rows} rows with its pseudo rows", expected=f"at most {MAX_PASS_ROWS}")
+            raise FirpError(
+                "tree too large", got=f"{rows} rows with its pseudo rows", expected=f"at most {MAX_PASS_ROWS}"
+            )
         if self.kind == "dynamic":
             if self.paths:
-                raise FirpError("a dynamic tree has no paths", got=f"{len(self.paths)} paths", fix="use kind static")
+                raise FirpError(
+                    "a dynamic tree has no paths", got=f"{len(self.paths)} paths", fix="use kind static"
+                )
             return
         if self.rows != len(self.paths) + 1:
-            raise FirpError("rows do not match the paths", got=f"rows {self.rows}", expected=len(self.paths) + 1)
+            raise FirpError(
+                "rows do not match the paths", got=f"rows {self.rows}", expected=len(self.paths) + 1
+            )
         seen = {()}
         for path in self.paths:
             if not path or path in seen or path[:-1] not in seen or min(path) < 0:
@@ -82,7 +93,9 @@ class DraftTree(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What each row of a pass sees and where it stands: T rows of the tree, then the pseudo rows of each source."""
+    """What each row of a pass sees and where it stands: T rows of the tree, then the pseudo rows of
+    each source.
+    """
 
     visible: np.ndarray  # [R, R] bool: row i attends to row j of this pass
     depths: np.ndarray  # [R] i64: position minus that of the root
@@ -98,15 +111,21 @@ def chain(tokens: list[int]) -> DraftTree:
     return DraftTree(tokens, list(range(-1, rows - 1)), list(range(rows)), [1.0] * rows)
 
 
-def build_tree(config: TreeConfig, root: int, guesses: Guesses, ranking: Ranking, max_depth: int) -> DraftTree:
-    """The tree of this step, no deeper than `max_depth`, from the root token and the ranked guesses of its source."""
+def build_tree(
+    config: TreeConfig, root: int, guesses: Guesses, ranking: Ranking, max_depth: int
+) -> DraftTree:
+    """The tree of this step, no deeper than `max_depth`, from the root token and the ranked guesses
+    of its source.
+    """
     depth = min(max_depth, len(guesses.top_ids), config.depth or len(guesses.top_ids))
     if config.kind == "static":
         return _static_tree(config.paths, root, guesses.top_ids, ranking, depth)
     return _dynamic_tree(config.rows, root, guesses.top_ids, ranking, depth)
 
 
-def _static_tree(paths: tuple[tuple[int, ...], ...], root: int, top_ids: np.ndarray, ranking: Ranking, max_depth: int) -> DraftTree:
+def _static_tree(
+    paths: tuple[tuple[int, ...], ...], root: int, top_ids: np.ndarray, ranking: Ranking, max_depth: int
+) -> DraftTree:
     tree = root_only(root)
     node_of, listed = {(): 0}, [0]  # listed: each node's place in the guesses of its offset
     for path in paths:
@@ -117,13 +136,18 @@ def _static_tree(paths: tuple[tuple[int, ...], ...], root: int, top_ids: np.ndar
         node_of[path] = len(tree.tokens)
         places, probabilities = ranking.children(depth, listed[parent])
         listed.append(places[rank])
-        _append(tree, parent, int(top_ids[depth - 1, places[rank]]), tree.probabilities[parent] * probabilities[rank])
+        _append(
+            tree,
+            parent,
+            int(top_ids[depth - 1, places[rank]]),
+            tree.probabilities[parent] * probabilities[rank],
+        )
     return tree
 
 
 def _dynamic_tree(rows: int, root: int, top_ids: np.ndarray, ranking: Ranking, max_depth: int) -> DraftTree:
-    """The `rows` - 1 most probable paths. A node's children come in order of probability, so the frontier holds one sibling and
-    one child for each node taken: the greedy order is the exact one.
+    """The `rows` - 1 most probable paths. A node's children come in order of probability, so the
+    frontier holds one sibling and one child for each node taken: the greedy order is the exact one.
     """
     tree = root_only(root)
     if rows == 1 or max_depth < 1:
@@ -138,7 +162,9 @@ def _dynamic_tree(rows: int, root: int, top_ids: np.ndarray, ranking: Ranking, m
         listed.append(places[rank])
         _append(tree, parent, int(top_ids[depth - 1, places[rank]]), -negative)
         if rank + 1 < width:
-            heapq.heappush(heap, (-tree.probabilities[parent] * probabilities[rank + 1], parent, depth, rank + 1))
+            heapq.heappush(
+                heap, (-tree.probabilities[parent] * probabilities[rank + 1], parent, depth, rank + 1)
+            )
         if depth < max_depth:
             children[node] = ranking.children(depth + 1, listed[node])
             heapq.heappush(heap, (negative * children[node][1][0], node, depth + 1, 0))
@@ -160,7 +186,9 @@ def draft_sources(tree: DraftTree, count: int | None) -> list[int]:
 
 
 def likely_ends(tree: DraftTree) -> list[int]:
-    """All rows, the one most likely to end the accepted path first: P(path) minus that of the node's own children."""
+    """All rows, the one most likely to end the accepted path first: P(path) minus that of the
+    node's own children.
+    """
     ends = list(tree.probabilities)
     for node, parent in enumerate(tree.parents[1:], 1):
         ends[parent] -= tree.probabilities[node]
@@ -168,10 +196,12 @@ def likely_ends(tree: DraftTree) -> list[int]:
 
 
 def layout(parents: list[int], depths: list[int], sources: list[int], offsets: int) -> Layout:
-    """Masks and positions of one pass: a chain of prompt tokens, a tree, and the pseudo rows of its sources.
+    """Masks and positions of one pass: a chain of prompt tokens, a tree, and the pseudo rows of its
+    sources.
 
-    A tree row sees its ancestors and itself; a pseudo row sees its source, what its source sees, and the pseudo rows of that
-    source up to itself, at position source + 1, + 2, ... (method.md, "One decode step").
+    A tree row sees its ancestors and itself; a pseudo row sees its source, what its source sees,
+    and the pseudo rows of that source up to itself, at position source + 1, + 2, ... (method.md,
+    "One decode step").
     """
     rows, pseudo = len(parents), len(sources) * offsets
     visible = np.zeros((rows + pseudo, rows + pseudo), bool)  # [R, R]

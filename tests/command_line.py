@@ -8,11 +8,15 @@ FIRP = [sys.executable, "-m", "firp.cli"]
 
 
 def firp(*arguments, **options):
-    return subprocess.run([*FIRP, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run(
+        [*FIRP, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options
+    )
 
 
 def start(*arguments):
-    """A running command that Ctrl-C reaches, even where the tests themselves run in the background with SIGINT ignored."""
+    """A running command that Ctrl-C reaches, even where the tests themselves run in the background
+    with SIGINT ignored.
+    """
     return subprocess.Popen(
         [*FIRP, *map(str, arguments)],
         stdout=subprocess.PIPE,

@@ -1,4 +1,6 @@
-"""Bundles that many tests share, each made once a session; tests that need a GPU are skipped without one."""
+"""Bundles that many tests share, each made once a session; tests that need a GPU are skipped
+without one.
+"""
 
 from pathlib import Path
 
@@ -57,7 +59,9 @@ def demo16(tmp_path_factory):
 
 @pytest.fixture
 def half_bundle(tmp_path):
-    """A float16 bundle of 4 layers, whose engines build in a second; its model and predictors lie beside it."""
+    """A float16 bundle of 4 layers, whose engines build in a second; its model and predictors lie
+    beside it.
+    """
     model = make_model(tmp_path / "model", "llama")
     predictors = make_predictors(tmp_path / "predictors", model)
     export_bundle(ExportOptions(model, tmp_path / "bundle", predictors, dtype="float16"))

@@ -1,8 +1,10 @@
-"""A double of the CUDA runtime's Python bindings, for tests: device addresses are host memory, and a stream does its work late.
+"""A double of the CUDA runtime's Python bindings, for tests: device addresses are host memory, and
+a stream does its work late.
 
-It proves our logic, not CUDA. What the real one refuses, it refuses: addresses that were never allocated or are freed, copies
-beyond an allocation, uploads from memory that is not page-locked (the real one would wait there). Work happens only when somebody
-waits, so that a buffer that is used again too early shows; fresh device memory holds NaN.
+It proves our logic, not CUDA. What the real one refuses, it refuses: addresses that were never
+allocated or are freed, copies beyond an allocation, uploads from memory that is not page-locked
+(the real one would wait there). Work happens only when somebody waits, so that a buffer that is
+used again too early shows; fresh device memory holds NaN.
 """
 
 import ctypes
@@ -119,7 +121,9 @@ class CudaDouble:
         return (OK if self.pinned.pop(address, None) is not None else cudaError_t.cudaErrorInvalidValue,)
 
     def holds(self, place, address, size):
-        return size == 0 or any(start <= address and address + size <= start + a.nbytes for start, a in place.items())
+        return size == 0 or any(
+            start <= address and address + size <= start + a.nbytes for start, a in place.items()
+        )
 
     def need(self, place, address, size):
         if not self.holds(place, address, size):

@@ -1,7 +1,8 @@
-"""A double of ONNX Runtime's CUDA provider, for tests: runs are asked for on a stream of the CUDA double, and done on the CPU.
+"""A double of ONNX Runtime's CUDA provider, for tests: runs are asked for on a stream of the CUDA
+double, and done on the CPU.
 
-It proves our logic, not ONNX Runtime. A run reads the binding when it is asked for, as the real one does, and is done when somebody
-waits for the stream. Addresses must be alive and large enough.
+It proves our logic, not ONNX Runtime. A run reads the binding when it is asked for, as the real one
+does, and is done when somebody waits for the stream. Addresses must be alive and large enough.
 """
 
 import math
@@ -27,7 +28,10 @@ class OnnxRuntimeDouble:
 
     def InferenceSession(self, path, options, providers):
         ((name, settings),) = providers
-        assert name == CUDA and options.get_session_config_entry("session.record_ep_graph_assignment_info") == "1"
+        assert (
+            name == CUDA
+            and options.get_session_config_entry("session.record_ep_graph_assignment_info") == "1"
+        )
         return Session(self, path, self.cuda.streams[int(settings["user_compute_stream"])])
 
 

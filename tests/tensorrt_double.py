@@ -1,8 +1,10 @@
-"""A double of the TensorRT runtime, for tests: executing an engine runs its ONNX graph by ONNX Runtime on the bound addresses.
+"""A double of the TensorRT runtime, for tests: executing an engine runs its ONNX graph by ONNX
+Runtime on the bound addresses.
 
-It proves our logic, not TensorRT. A plan is a JSON object: the ONNX file and the profiles. What the real one refuses, it refuses:
-shapes outside the profile, addresses that are not set or not alive, activations without memory, another version's plan; a captured
-run fails when its context has changed since.
+It proves our logic, not TensorRT. A plan is a JSON object: the ONNX file and the profiles. What the
+real one refuses, it refuses: shapes outside the profile, addresses that are not set or not alive,
+activations without memory, another version's plan; a captured run fails when its context has
+changed since.
 """
 
 import ctypes
@@ -47,7 +49,9 @@ class DynamicShapesKernelSpecializationStrategy(Enum):
 
 
 class RuntimeConfig:
-    """Its default is LAZY: kernels change while others run, so that a capture would keep the first ones."""
+    """Its default is LAZY: kernels change while others run, so that a capture would keep the first
+    ones.
+    """
 
     def __init__(self, library):
         self.library, self.allocation, self.cache = library, ExecutionContextAllocationStrategy.STATIC, None
@@ -115,7 +119,9 @@ class Engine:
         return RuntimeConfig(self.library)
 
     def create_execution_context(self, config):
-        assert config.allocation is ExecutionContextAllocationStrategy.USER_MANAGED and config.cache is not None
+        assert (
+            config.allocation is ExecutionContextAllocationStrategy.USER_MANAGED and config.cache is not None
+        )
         self.library.contexts += 1
         return Context(self, config.dynamic_shapes_kernel_specialization_strategy)
 
@@ -127,7 +133,9 @@ class Context:
         self.shapes, self.addresses = {}, {}
 
     def is_stream_capturable(self, stream):
-        return self.engine.library.capturable and self.kernels is DynamicShapesKernelSpecializationStrategy.EAGER
+        return (
+            self.engine.library.capturable and self.kernels is DynamicShapesKernelSpecializationStrategy.EAGER
+        )
 
     def set_device_memory(self, address, size):
         self.workspace, self.version = (address, size), self.version + 1
@@ -139,7 +147,9 @@ class Context:
     def set_input_shape(self, name, shape):
         self.version += 1
         smallest, _, largest = self.engine.profiles[self.profile][name]
-        inside = len(shape) == len(smallest) and all(a <= b <= c for a, b, c in zip(smallest, shape, largest, strict=True))
+        inside = len(shape) == len(smallest) and all(
+            a <= b <= c for a, b, c in zip(smallest, shape, largest, strict=True)
+        )
         if inside:
             self.shapes[name] = tuple(shape)
         return inside
@@ -150,7 +160,10 @@ class Context:
 
     def execute_async_v3(self, stream):
         engine = self.engine
-        complete = set(self.shapes) == set(engine.inputs) and set(self.addresses) == {*engine.inputs, *engine.outputs}
+        complete = set(self.shapes) == set(engine.inputs) and set(self.addresses) == {
+            *engine.inputs,
+            *engine.outputs,
+        }
         if 0 in self.addresses.values():
             return False
         if stream.capturing is not None and not self.is_stream_capturable(stream):
@@ -161,7 +174,9 @@ class Context:
 
         def run():
             if captured and self.version != version:
-                raise DeviceError(cudaError_t.cudaErrorLaunchFailure, "the context changed under a captured graph")
+                raise DeviceError(
+                    cudaError_t.cudaErrorLaunchFailure, "the context changed under a captured graph"
+                )
             self._execute(shapes, addresses)
 
         captured = stream.capturing is not None
@@ -194,17 +209,34 @@ def write_engines(bundle, limits=None, backend="tensorrt-rtx", capability="8.9",
     limits, manifest = limits or Limits(256, 1, 64), bundle.manifest
     folder = bundle.path / ENGINES_FOLDER / folder_name(backend, version, (capability,))
     folder.mkdir(parents=True)
-    profiles = {name: graph_profiles(spec, manifest.num_predictors, limits) for name, spec in manifest.graphs.items()}
+    profiles = {
+        name: graph_profiles(spec, manifest.num_predictors, limits) for name, spec in manifest.graphs.items()
+    }
     plans, sources = {}, {}
     for name in manifest.graphs:
-        plan = {"graph": name, "onnx": str(bundle.graph_path(name)), "profiles": [each.shapes for each in profiles[name]]}
+        plan = {
+            "graph": name,
+            "onnx": str(bundle.graph_path(name)),
+            "profiles": [each.shapes for each in profiles[name]],
+        }
         path = folder / f"{name}.plan"
         path.write_text(json.dumps(plan))
-        plans[name], sources = FileEntry(path.stat().st_size, sha256_file(path)), sources | source_hashes(manifest, name)
+        plans[name], sources = (
+            FileEntry(path.stat().st_size, sha256_file(path)),
+            sources | source_hashes(manifest, name),
+        )
     record = EngineRecord(
-        format_version=FORMAT_VERSION, backend=backend, library_version=version, compute_capabilities=(capability,),
-        limits=limits, profiles=profiles, built_from=sources, plans=plans, build_seconds={}, peak_bytes=0,
-    )  # fmt: skip
+        format_version=FORMAT_VERSION,
+        backend=backend,
+        library_version=version,
+        compute_capabilities=(capability,),
+        limits=limits,
+        profiles=profiles,
+        built_from=sources,
+        plans=plans,
+        build_seconds={},
+        peak_bytes=0,
+    )
     write_json(folder / RECORD_NAME, to_json(record))
     return folder
 

@@ -23,7 +23,11 @@ def test_the_gpu_benchmark_measures_passes_and_decoding(gpu, family_bundle, demo
     engine = device_engine(shutil.copytree(family_bundle("llama")[1], tmp_path / "small"), Limits(200, 1, 32))
     gpu.latency(engine, bandwidth=10.0)
     table = capsys.readouterr().out
-    assert table.count("│ 100 ") == table.count("│ 30 ") == 2 and "Double of a GPU" in table and table.count("%") == 6
+    assert (
+        table.count("│ 100 ") == table.count("│ 30 ") == 2
+        and "Double of a GPU" in table
+        and table.count("%") == 6
+    )
     trained = device_engine(shutil.copytree(demo_bundle, tmp_path / "demo"), Limits(512, 1, 64))
     gpu.trained(trained, 1)
     lines = capsys.readouterr().out.splitlines()

@@ -1,4 +1,6 @@
-"""The command line as a user runs it: results, JSON, messages, exit status, and that nothing is damaged."""
+"""The command line as a user runs it: results, JSON, messages, exit status, and that nothing is
+damaged.
+"""
 
 import json
 import os
@@ -26,8 +28,13 @@ def test_export_verifies_and_records_it(model, tmp_path):
     assert result.stdout == "" and "verified: " in result.stderr
     shown = json.loads(firp("inspect", tmp_path / "bundle", "--json").stdout)
     assert shown["verification"]["passed"] is True
-    assert {check["name"] for check in shown["verification"]["checks"]} >= {"tree logits, random tokens", "drafted = plain, chain"}
-    assert shown["num_predictors"] == 3 and shown["prediction_layer"] == 2 and shown["tree"]["kind"] == "dynamic"
+    assert {check["name"] for check in shown["verification"]["checks"]} >= {
+        "tree logits, random tokens",
+        "drafted = plain, chain",
+    }
+    assert (
+        shown["num_predictors"] == 3 and shown["prediction_layer"] == 2 and shown["tree"]["kind"] == "dynamic"
+    )
     before = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "bundle").iterdir())
     assert "output exists" in fails("export", model, "-o", tmp_path / "bundle")
     assert before == sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "bundle").iterdir())
@@ -41,11 +48,27 @@ def test_export_without_predictors_says_so_and_decodes_plainly(model, tmp_path):
     result = firp("export", model, "-o", tmp_path / "bundle", "--no-verify")
     assert result.returncode == 0 and "decodes plainly" in result.stderr
     (tmp_path / "prompts.jsonl").write_text('{"input_ids": [5, 6, 7], "id": "a"}\n{"input_ids": [9]}\n')
-    result = firp("generate", tmp_path / "bundle", "--prompts", tmp_path / "prompts.jsonl", "--json", "--max-new-tokens", 6)
+    result = firp(
+        "generate",
+        tmp_path / "bundle",
+        "--prompts",
+        tmp_path / "prompts.jsonl",
+        "--json",
+        "--max-new-tokens",
+        6,
+    )
     assert "decoding plainly" in result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line["id"] for line in lines] == ["a", "2"]
-    assert set(lines[0]) == {"id", "prompt_tokens", "token_ids", "text", "finish_reason", "steps", "tokens_per_step"}
+    assert set(lines[0]) == {
+        "id",
+        "prompt_tokens",
+        "token_ids",
+        "text",
+        "finish_reason",
+        "steps",
+        "tokens_per_step",
+    }
     assert lines[0]["text"] is None and lines[0]["tokens_per_step"] == 1.0
     assert "no predictors" in fails("bench", tmp_path / "bundle", "--prompts", tmp_path / "prompts.jsonl")
 
@@ -53,20 +76,42 @@ def test_export_without_predictors_says_so_and_decodes_plainly(model, tmp_path):
 def test_export_trains_on_calibration_data(pytestconfig, tmp_path):
     """--calib-data is checked before minutes of training begin."""
     demo = pytestconfig.rootpath / "tests" / "demo_model"
-    assert "too little calibration data" in fails("export", demo, "-o", tmp_path / "b", "--calib-data", demo / "config.json")
-    assert "exclude each other" in fails("export", demo, "-o", tmp_path / "b", "--calib-data", "x", "--predictors", "y", status=2)
+    assert "too little calibration data" in fails(
+        "export", demo, "-o", tmp_path / "b", "--calib-data", demo / "config.json"
+    )
+    assert "exclude each other" in fails(
+        "export", demo, "-o", tmp_path / "b", "--calib-data", "x", "--predictors", "y", status=2
+    )
     assert "goes with --calib-data" in fails("export", demo, "-o", tmp_path / "b", "--minutes", 1, status=2)
     assert list(tmp_path.iterdir()) == []
     data = sorted((pytestconfig.rootpath / "runtime").glob("*.py"))
-    result = firp("export", demo, "-o", tmp_path / "b", "--minutes", 0.05, "--no-verify", "--calib-data", *data)
+    result = firp(
+        "export", demo, "-o", tmp_path / "b", "--minutes", 0.05, "--no-verify", "--calib-data", *data
+    )
     assert result.returncode == 0, result.stderr
     shown = json.loads(firp("inspect", tmp_path / "b", "--json").stdout)
     assert shown["num_predictors"] == 3 and shown["source"]["predictors"]["training"]["files"] == len(data)
 
 
 def test_calibrate_then_export(pytestconfig, tmp_path):
-    demo, data = pytestconfig.rootpath / "tests" / "demo_model", pytestconfig.rootpath / "runtime" / "session.py"
-    result = firp("calibrate", demo, "-o", tmp_path / "p", "--data", data, "--steps", 2, "--num-predictors", 2, "--window", 48)
+    demo, data = (
+        pytestconfig.rootpath / "tests" / "demo_model",
+        pytestconfig.rootpath / "runtime" / "session.py",
+    )
+    result = firp(
+        "calibrate",
+        demo,
+        "-o",
+        tmp_path / "p",
+        "--data",
+        data,
+        "--steps",
+        2,
+        "--num-predictors",
+        2,
+        "--window",
+        48,
+    )
     assert result.returncode == 0, result.stderr
     assert "accuracy by offset" in result.stdout and "tokens/step, greedy" in result.stdout
     assert "report.html" in result.stderr and "expected speedup" in result.stderr
@@ -78,20 +123,49 @@ def test_calibrate_then_export(pytestconfig, tmp_path):
     tuned = json.loads(firp("tune", tmp_path / "b", "--text", "sampled", "--json").stdout)
     assert tuned["text"] == "sampled" and tuned["latency"]["device"] in shown["choices"]
     (tmp_path / "latency.json").write_text(json.dumps(tuned))  # and the table leads the next calibration
-    arguments = ["calibrate", demo, "-o", tmp_path / "q", "--data", data, "--steps", 2, "--latency", tmp_path / "latency.json"]
+    arguments = [
+        "calibrate",
+        demo,
+        "-o",
+        tmp_path / "q",
+        "--data",
+        data,
+        "--steps",
+        2,
+        "--latency",
+        tmp_path / "latency.json",
+    ]
     report = json.loads(firp(*arguments, "--json", "--num-predictors", 2, "--window", 48).stdout)
     assert report["choice"]["latency"] == tuned["latency"]
 
 
 def test_an_interrupted_calibration_can_be_resumed(pytestconfig, tmp_path):
-    demo, data = pytestconfig.rootpath / "tests" / "demo_model", pytestconfig.rootpath / "runtime" / "session.py"
-    arguments = ["calibrate", demo, "-o", tmp_path / "p", "--data", data, "--window", 48, "--batch", 1, "--steps", 3000]
+    demo, data = (
+        pytestconfig.rootpath / "tests" / "demo_model",
+        pytestconfig.rootpath / "runtime" / "session.py",
+    )
+    arguments = [
+        "calibrate",
+        demo,
+        "-o",
+        tmp_path / "p",
+        "--data",
+        data,
+        "--window",
+        48,
+        "--batch",
+        1,
+        "--steps",
+        3000,
+    ]
     running = start(*arguments, "--seed", 1)
     time.sleep(25)
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=90)
     assert running.returncode == 1 and "Traceback" not in errors, errors
-    assert re.search(r"error: interrupted \| got '.*', what was finished is kept in .*p\.unfinished.*--resume", errors), errors
+    assert re.search(
+        r"error: interrupted \| got '.*', what was finished is kept in .*p\.unfinished.*--resume", errors
+    ), errors
     assert "add --resume to go on" in fails(*arguments, "--seed", 1)
     assert "different seed" in fails(*arguments, "--seed", 2, "--resume")
     assert [path.name for path in tmp_path.iterdir()] == ["p.unfinished"]
@@ -110,8 +184,20 @@ def test_generate_plain_and_drafted_give_the_same(demo_bundle):
 
 
 def test_several_values_may_follow_one_flag(demo_bundle):
-    together = firp("generate", demo_bundle, "--prompt", "import os", "class A", "--max-new-tokens", 4, "--json")
-    apart = firp("generate", "--prompt", "import os", "--prompt", "class A", "--max-new-tokens", 4, "--json", demo_bundle)
+    together = firp(
+        "generate", demo_bundle, "--prompt", "import os", "class A", "--max-new-tokens", 4, "--json"
+    )
+    apart = firp(
+        "generate",
+        "--prompt",
+        "import os",
+        "--prompt",
+        "class A",
+        "--max-new-tokens",
+        4,
+        "--json",
+        demo_bundle,
+    )
     assert together.stdout == apart.stdout and len(together.stdout.splitlines()) == 2
 
 
@@ -120,7 +206,9 @@ def test_bench_and_verify_json(demo_bundle, pytestconfig, tmp_path):
     prompts = (demo / "held_out_prompts.jsonl").read_text().splitlines()[:2]
     (tmp_path / "prompts.jsonl").write_text("\n".join(prompts))
     result = json.loads(
-        firp("bench", demo_bundle, "--prompts", tmp_path / "prompts.jsonl", "--max-new-tokens", 24, "--json").stdout
+        firp(
+            "bench", demo_bundle, "--prompts", tmp_path / "prompts.jsonl", "--max-new-tokens", 24, "--json"
+        ).stdout
     )
     assert {"plain", "drafted", "speedup", "identical", "tokens", "backend", "device"} <= set(result)
     assert result["identical"] is True and result["tokens"] == 46
@@ -139,9 +227,15 @@ def test_verify_refuses_another_model(demo_bundle, model):
     ("arguments", "message"),
     [
         (["export", "absent", "-o", "OUT"], "no such model directory"),
-        (["export", "MODEL", "-o", "OUT", "--prediction-layer", "4"], "prediction layer out of range | got 4, expected 1 to 3"),
+        (
+            ["export", "MODEL", "-o", "OUT", "--prediction-layer", "4"],
+            "prediction layer out of range | got 4, expected 1 to 3",
+        ),
         (["export", "MODEL", "-o", "OUT", "--predictors", "absent"], "not a predictor directory"),
-        (["export", "MODEL", "-o", "OUT", "--dtype", "bfloat16"], "bfloat16 graphs cannot be verified on a CPU"),
+        (
+            ["export", "MODEL", "-o", "OUT", "--dtype", "bfloat16"],
+            "bfloat16 graphs cannot be verified on a CPU",
+        ),
         (["export", "MODEL", "-o", "MODEL"], "output exists and is something else"),
         (["generate", "absent", "--prompt", "x"], "no such bundle"),
         (["generate", "DEMO", "--prompt", ""], "empty prompt"),
@@ -164,7 +258,14 @@ def test_each_mistake_gets_one_line(arguments, message, model, demo_bundle, tmp_
 
 @pytest.mark.parametrize(
     "arguments",
-    ["generate x", "generate x --prompt a --prompts b", "export", "fly", "calibrate m -o p", "calibrate m -o p --data a --dtype b"],
+    [
+        "generate x",
+        "generate x --prompt a --prompts b",
+        "export",
+        "fly",
+        "calibrate m -o p",
+        "calibrate m -o p --data a --dtype b",
+    ],
 )
 def test_wrong_usage_is_status_2(arguments):
     fails(*arguments.split(), status=2)
@@ -175,7 +276,11 @@ def test_a_full_disk_behind_stdout_gets_one_line(arguments, demo_bundle):
     with open("/dev/full", "w") as full:
         command = [*FIRP, arguments[0], str(demo_bundle), *arguments[1:]]
         result = subprocess.run(
-            command, stdout=full, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+            command,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "No space left on device" in result.stderr
@@ -215,7 +320,9 @@ def test_a_full_disk_leaves_nothing(tmp_path, model):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_export_leaves_the_old_bundle_and_nothing_else(how, demo_bundle, tmp_path, pytestconfig):
+def test_an_interrupted_export_leaves_the_old_bundle_and_nothing_else(
+    how, demo_bundle, tmp_path, pytestconfig
+):
     bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
     before = (bundle / "firp.json").read_bytes()
     demo = pytestconfig.rootpath / "tests" / "demo_model"
@@ -232,14 +339,26 @@ def test_an_interrupted_export_leaves_the_old_bundle_and_nothing_else(how, demo_
 
 
 def test_leftovers_of_a_killed_export_are_removed(model, tmp_path):
-    process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
+    process = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
     (tmp_path / f".out.partial-{process.stdout.strip()}").mkdir()
     assert firp("export", model, "-o", tmp_path / "out", "--no-verify").returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_interrupted_generation_keeps_its_tokens(demo_bundle):
-    process = start("generate", demo_bundle, "--prompt", "def f():", "--max-new-tokens", 2000, "--temperature", 1, "--json")
+    process = start(
+        "generate",
+        demo_bundle,
+        "--prompt",
+        "def f():",
+        "--max-new-tokens",
+        2000,
+        "--temperature",
+        1,
+        "--json",
+    )
     time.sleep(2.0)
     os.kill(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
@@ -251,8 +370,22 @@ def test_interrupted_generation_keeps_its_tokens(demo_bundle):
 def test_a_notebook_s_matplotlib_backend_and_a_closed_stdout_do_no_harm(demo_bundle, tmp_path):
     environment = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     command = [sys.executable, "-c", "from firp.cli import main; main()"]
-    profile = [*command, "profile", demo_bundle, "--rows", "1", "--cached", "8", "--layer-rows", "1", "-o", tmp_path / "out"]
+    profile = [
+        *command,
+        "profile",
+        demo_bundle,
+        "--rows",
+        "1",
+        "--cached",
+        "8",
+        "--layer-rows",
+        "1",
+        "-o",
+        tmp_path / "out",
+    ]
     result = subprocess.run(profile, env=environment, capture_output=True, text=True)
     assert result.returncode == 0 and (tmp_path / "out" / "latency.png").is_file(), result.stderr
-    closed = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command, "inspect", demo_bundle], capture_output=True, text=True)
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command, "inspect", demo_bundle], capture_output=True, text=True
+    )
     assert (closed.returncode, closed.stderr) == (0, "")

@@ -8,7 +8,9 @@ import sys
 def test_readme_code_runs(demo_bundle, tmp_path, pytestconfig):
     (code,) = re.findall(r"```python\n(.*?)```", (pytestconfig.rootpath / "README.md").read_text(), re.S)
     (tmp_path / "demo-bundle").symlink_to(demo_bundle)
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert re.search(r"(stop|length) \d\.\d", result.stdout)
 
 

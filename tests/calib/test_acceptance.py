@@ -40,7 +40,9 @@ def decoded(family_bundle):
         texts[params] = [Sequence(np.array([*a, *b]), len(a)) for a, b in zip(prompts, written, strict=True)]
     frozen = FrozenModel(AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32), 2, None)
     heads = FirpPredictors(3, 64)
-    heads.load_state_dict({"weight": load_file(bundle / "predictors.safetensors")["predictors.weight"].reshape(3, 64, 64)})
+    heads.load_state_dict(
+        {"weight": load_file(bundle / "predictors.safetensors")["predictors.weight"].reshape(3, 64, 64)}
+    )
     return engine, frozen, heads, texts
 
 
@@ -55,12 +57,17 @@ def random_correction(vocab_size: int) -> PathCorrection:
 def test_a_replay_takes_the_steps_that_decoding_takes(decoded, corrected, monkeypatch):
     engine, frozen, heads, texts = decoded
     correction = random_correction(engine.model.vocab_size) if corrected else None
-    monkeypatch.setattr(engine, "bundle", engine.bundle.__class__(**{**vars(engine.bundle), "correction": correction}))
+    monkeypatch.setattr(
+        engine, "bundle", engine.bundle.__class__(**{**vars(engine.bundle), "correction": correction})
+    )
     accepted = 0
     for params, sequences in texts.items():
         drafted = rank(record(frozen, heads, sequences), correction, params.temperature == 0)
         for tree in TREES:
-            runs = [engine.generate(each.tokens[: each.prompt_tokens].tolist(), params, tree=tree).stats for each in sequences]
+            runs = [
+                engine.generate(each.tokens[: each.prompt_tokens].tolist(), params, tree=tree).stats
+                for each in sequences
+            ]
             replayed = replay(drafted, tree)
             assert replayed.tokens == sum(run.decoded_tokens for run in runs)
             assert replayed.steps == sum(run.steps for run in runs), tree
@@ -79,7 +86,9 @@ def drafted_text(seed: int, length: int = 400) -> list[Drafted]:
     for at in range(2, length):
         offset = rng.integers(0, min(3, at - 1))
         tokens[at] = ids[at - 2 - offset, offset, min(rng.geometric(0.6) - 1, 7)]
-    logprobs = np.log(np.sort(rng.dirichlet(np.full(8, 0.4), (length, 3)))[..., ::-1] * 0.9 + 1e-4).astype(np.float32)
+    logprobs = np.log(np.sort(rng.dirichlet(np.full(8, 0.4), (length, 3)))[..., ::-1] * 0.9 + 1e-4).astype(
+        np.float32
+    )
     guesses = {root: Guesses(ids[root - 1], logprobs[root - 1]) for root in range(1, length - 1)}
     return [Drafted(tokens.tolist(), 1, guesses, {root: independent(each) for root, each in guesses.items()})]
 
@@ -119,7 +128,9 @@ def test_candidates_know_what_sources_and_depth_cost():
         tree.validate(3)
         assert replay(sequences, tree) == each
     written = as_candidates({"greedy": found, "text": candidates(drafted_text(3, 200), 3)})
-    assert [each.tree for each in written] == [tree for tree, _ in found] and set(written[0].tokens_per_step) == {"greedy", "text"}
+    assert [each.tree for each in written] == [tree for tree, _ in found] and set(
+        written[0].tokens_per_step
+    ) == {"greedy", "text"}
     assert written[-1].tokens_per_step["greedy"] == pytest.approx(found[-1][1].tokens_per_step, abs=1e-4)
 
 
@@ -129,22 +140,30 @@ def test_many_predictors_make_no_tree_that_no_pass_could_hold():
 
 
 def recorded_text(sharp: float, pairs: float) -> list[Recorded]:
-    """Tokens drawn from scores that are `sharp` times as certain as recorded, and lean on token pairs by `pairs`."""
+    """Tokens drawn from scores that are `sharp` times as certain as recorded, and lean on token
+    pairs by `pairs`.
+    """
     rng = np.random.default_rng(0)
     length, trained = 3000, random_correction(40)
     ids = np.stack([np.stack([rng.permutation(40)[:16] for _ in range(3)]) for _ in range(length)])
     logprobs = np.log(rng.dirichlet(np.ones(16), (length, 3))).astype(np.float32)
     tokens = np.zeros(length, np.int64)
     for at in range(2, length):
-        scores = logprobs[at - 2, 0] + pairs * (trained.following[ids[at - 2, 0]] @ trained.previous[tokens[at - 1]])
+        scores = logprobs[at - 2, 0] + pairs * (
+            trained.following[ids[at - 2, 0]] @ trained.previous[tokens[at - 1]]
+        )
         tokens[at] = rng.choice(ids[at - 2, 0], p=np.exp(scores * sharp) / np.exp(scores * sharp).sum())
     return [Recorded(Sequence(tokens, 1), ids, logprobs)]
 
 
 def test_scales_are_those_under_which_the_text_is_likely():
-    ones = random_correction(40)._replace(weight=np.ones((2, 3), np.float32), scale=np.ones((2, 3), np.float32))
+    ones = random_correction(40)._replace(
+        weight=np.ones((2, 3), np.float32), scale=np.ones((2, 3), np.float32)
+    )
     fitted = fit_scales((recorded_text(1.5, 1.0), recorded_text(1.0, 0.0)), ones)
-    assert fitted.scale[0, 0] == pytest.approx(1.5, abs=0.21) and fitted.weight[0, 0] == pytest.approx(1.5, abs=0.21)
+    assert fitted.scale[0, 0] == pytest.approx(1.5, abs=0.21) and fitted.weight[0, 0] == pytest.approx(
+        1.5, abs=0.21
+    )
     assert fitted.scale[1, 0] == pytest.approx(1.0, abs=0.16) and fitted.weight[1, 0] == 0
     assert (ones.scale == 1).all()
 

@@ -1,4 +1,6 @@
-"""Calibration end to end: it learns, repeats itself, resumes exactly, and refuses what it cannot use without leaving anything."""
+"""Calibration end to end: it learns, repeats itself, resumes exactly, and refuses what it cannot
+use without leaving anything.
+"""
 
 import dataclasses
 import json
@@ -38,7 +40,9 @@ def demo(pytestconfig):
 def text(tmp_path, pytestconfig):
     """A few thousand tokens that any machine has: this project's own sources."""
     file = tmp_path / "text.txt"
-    file.write_text("".join(path.read_text() for path in sorted((pytestconfig.rootpath / "runtime").glob("*.py"))[:6]))
+    file.write_text(
+        "".join(path.read_text() for path in sorted((pytestconfig.rootpath / "runtime").glob("*.py"))[:6])
+    )
     return file
 
 
@@ -56,7 +60,9 @@ def test_it_learns_and_its_directory_makes_a_bundle(demo, text, tmp_path):
     for shares in (info.held_out.top1, info.held_out.top10):
         assert len(shares) == 3 and all(0 <= share <= 1 for share in shares)
     assert any(stage.startswith("training firp at layer 6: step") for stage, *_ in seen)
-    assert report["choice"]["speedup"] == pytest.approx(max(speedup for _, speedup in report["speedups"]), abs=2e-3)
+    assert report["choice"]["speedup"] == pytest.approx(
+        max(speedup for _, speedup in report["speedups"]), abs=2e-3
+    )
     assert (tmp_path / "a" / "report.html").is_file() and not list(tmp_path.glob("*.unfinished"))
     export_bundle(ExportOptions(demo, tmp_path / "bundle", tmp_path / "a"))
     bundle = load_bundle(tmp_path / "bundle")
@@ -94,8 +100,14 @@ def test_baselines_and_sweep_share_the_budget(demo, text, tmp_path):
     request = request_for(demo, tmp_path / "a", text, steps=24, prediction_layer="auto", baselines=True)
     info = calibrate(request)
     report = json.loads((tmp_path / "a" / "report.json").read_text())
-    assert [method["method"] for method in report["methods"]] == ["firp", "medusa", "early exit", "prompt lookup"]
-    assert {method["curve"][-1][0] for method in report["methods"][:3]} == {18}  # a quarter of the steps went to the sweep
+    assert [method["method"] for method in report["methods"]] == [
+        "firp",
+        "medusa",
+        "early exit",
+        "prompt lookup",
+    ]
+    # a quarter of the steps went to the sweep
+    assert {method["curve"][-1][0] for method in report["methods"][:3]} == {18}
     best = max(report["layers"], key=lambda layer: layer["speedup"])["prediction_layer"]
     assert info.prediction_layer == best == report["prediction_layer"]
     assert [layer["prediction_layer"] for layer in report["layers"]] == [2, 3, 4, 5, 6, 7]
@@ -103,7 +115,9 @@ def test_baselines_and_sweep_share_the_budget(demo, text, tmp_path):
 
 def test_the_model_writes_its_own_data(demo, tmp_path):
     options = dataclasses.replace(OPTIONS, own_tokens=3000)
-    info = calibrate(CalibrationRequest(demo, tmp_path / "a", prompts=("def add(a, b):", [5, 6, 7]), options=options))
+    info = calibrate(
+        CalibrationRequest(demo, tmp_path / "a", prompts=("def add(a, b):", [5, 6, 7]), options=options)
+    )
     assert info.training["prompts"] == 2 and 2500 <= info.training["tokens"] < 4500
 
 
@@ -115,7 +129,9 @@ def test_bfloat16_and_accumulation(demo, text, tmp_path):
 
 @pytest.mark.parametrize("failure", ["divergence", "interrupt"])
 def test_a_step_that_fails_did_not_happen(failure, demo, text, tmp_path, monkeypatch):
-    """NaN, or Ctrl-C twice, in the middle of a step: what is kept is the state before it, and goes on as if nothing had been."""
+    """NaN, or Ctrl-C twice, in the middle of a step: what is kept is the state before it, and goes
+    on as if nothing had been.
+    """
     original = Trainer._losses
 
     def failing(self, input_ids):
@@ -178,7 +194,9 @@ def test_out_of_memory_says_what_to_lower(demo, text, tmp_path, monkeypatch):
     with pytest.raises(FirpError, match="out of memory on cpu.*--batch 2 --anchors 16 --window 48"):
         calibrate(request_for(demo, tmp_path / "a", text))
     monkeypatch.setattr("firp.calib.memory.available_memory", lambda device: 10 * 2**20)
-    with pytest.raises(FirpError, match="not enough memory on cpu.*0.01 GiB free.*GiB = model 0.03 [+] predictors"):
+    with pytest.raises(
+        FirpError, match="not enough memory on cpu.*0.01 GiB free.*GiB = model 0.03 [+] predictors"
+    ):
         calibrate(request_for(demo, tmp_path / "b", text))
 
 

@@ -18,14 +18,18 @@ FAMILIES = ("llama_untied_biases", "qwen2", "qwen3", "mistral_window")
 def costs(loaded, point):
     m = loaded.manifest
     return {
-        name: pass_cost(spec, m.model, layers_of(name, m.model, m.prediction_layer), m.num_predictors, m.dtype, point)
+        name: pass_cost(
+            spec, m.model, layers_of(name, m.model, m.prediction_layer), m.num_predictors, m.dtype, point
+        )
         for name, spec in m.graphs.items()
     }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bytes_of_weights_are_those_of_the_file(family_bundle, family):
-    """What both halves read is the whole file, but for rope tables, and of the embedding the rows that are looked up."""
+    """What both halves read is the whole file, but for rope tables, and of the embedding the rows
+    that are looked up.
+    """
     loaded = load_bundle(family_bundle(family)[1])
     rows, c = 5, loaded.manifest.model
     with safe_open(loaded.path / "model.safetensors", "np") as file:
@@ -41,14 +45,25 @@ def test_bytes_of_weights_are_those_of_the_file(family_bundle, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flops_are_those_of_the_graphs(family_bundle, family):
-    """Two for each weight and row of every Gemm; four for each query element and key of every Attention."""
+    """Two for each weight and row of every Gemm; four for each query element and key of every
+    Attention.
+    """
     loaded, point = load_bundle(family_bundle(family)[1]), Point(5, 7, 2)
     for name, cost in costs(loaded, point).items():
         graph = onnx.load(loaded.graph_path(name), load_external_data=False).graph
         shapes = {each.name: tuple(each.dims) for each in graph.initializer}
-        linear = sum(2 * point.rows * point.batch * np.prod(shapes[n.input[1]]) for n in graph.node if n.op_type == "Gemm")
+        linear = sum(
+            2 * point.rows * point.batch * np.prod(shapes[n.input[1]])
+            for n in graph.node
+            if n.op_type == "Gemm"
+        )
         attentions = sum(node.op_type == "Attention" for node in graph.node)
-        query = point.batch * point.rows * loaded.manifest.model.num_attention_heads * loaded.manifest.model.head_dim
+        query = (
+            point.batch
+            * point.rows
+            * loaded.manifest.model.num_attention_heads
+            * loaded.manifest.model.head_dim
+        )
         assert cost.linear_flops + cost.head_flops == linear, name
         assert cost.attention_flops == 4 * attentions * query * (point.cached_tokens + point.rows), name
         assert (cost.head_flops > 0) == (name == "upper")

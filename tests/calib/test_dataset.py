@@ -54,7 +54,9 @@ def test_messages_go_through_the_chat_template(read, demo, tmp_path):
     (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(FirpError, match="no chat template.*line 1"):
         read(tmp_path / "chat.jsonl", model=model)
-    (model / "chat_template.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}")
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    )
     assert read(tmp_path / "chat.jsonl", model=model) == ["<user>hi\n<assistant>ho\n"]
     (model / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
     with pytest.raises(FirpError, match="bad messages at line 1.*roles must alternate"):
@@ -94,7 +96,11 @@ def test_too_little_data_says_how_much_is_needed(documents):
 def test_own_text_of_held_out_prompts_is_held_out_and_no_prompt_is_in_both():
     prompts = [[number] * 5 for number in range(40)] * 3 + [[]]
     training, held_out = split_prompts(prompts)
-    assert len(training) == 38 and len(held_out) == 2 and set(map(tuple, training)).isdisjoint(map(tuple, held_out))
+    assert (
+        len(training) == 38
+        and len(held_out) == 2
+        and set(map(tuple, training)).isdisjoint(map(tuple, held_out))
+    )
     own_text = [ids * 20 for ids in training], [ids * 20 for ids in held_out]
     dataset = make_dataset([list(range(100, 1000))], 50, None, own_text)
     assert set(dataset.held_out.ravel()) == {38, 39, *range(950, 1000)}

@@ -19,7 +19,9 @@ from firp.runtime.tree import chain
 def test_training_and_graphs_agree_on_pseudo_rows(family, tmp_path):
     """The logits of pseudo rows after a chain: torch, as trained, against ONNX, as run."""
     model_dir = make_model(tmp_path / "model", family)
-    export_bundle(ExportOptions(model_dir, tmp_path / "bundle", make_predictors(tmp_path / "predictors", model_dir)))
+    export_bundle(
+        ExportOptions(model_dir, tmp_path / "bundle", make_predictors(tmp_path / "predictors", model_dir))
+    )
     engine, checkpoint = Engine.load(tmp_path / "bundle"), open_checkpoint(model_dir)
     tokens = np.random.default_rng(0).integers(2, 190, 24).tolist()
     sources = [3, 11, 23]
@@ -29,17 +31,22 @@ def test_training_and_graphs_agree_on_pseudo_rows(family, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     frozen = FrozenModel(model, 2, checkpoint.config.sliding_window)
     predictors = FirpPredictors(3, checkpoint.config.hidden_size)
-    predictors.load_state_dict({"weight": load_file(tmp_path / "predictors" / "predictors.safetensors")["predictors.weight"]})
+    predictors.load_state_dict(
+        {"weight": load_file(tmp_path / "predictors" / "predictors.safetensors")["predictors.weight"]}
+    )
     real = frozen.real_rows(torch.tensor([tokens]))
     with torch.no_grad():
         logits = predictors(frozen, real, torch.tensor([sources]))  # [1, 3, K, V]
     np.testing.assert_allclose(session.hidden_states(24), real.hidden[0].numpy(), atol=1e-4)
     logprobs, top_ids = logits.log_softmax(-1).reshape(9, -1).numpy(), result.top_ids[24:]
     np.testing.assert_allclose(result.top_logprobs[24:], np.take_along_axis(logprobs, top_ids, 1), atol=1e-4)
-    np.testing.assert_allclose(np.sort(logprobs)[:, -top_ids.shape[1] :][:, ::-1], result.top_logprobs[24:], atol=1e-4)
+    np.testing.assert_allclose(
+        np.sort(logprobs)[:, -top_ids.shape[1] :][:, ::-1], result.top_logprobs[24:], atol=1e-4
+    )
     np.testing.assert_allclose(result.logits, frozen.logits(real.final)[0].numpy(), atol=1e-4)
 
-    session.commit(range(24))  # the draft pass of the last row says the same as its pseudo rows that rode along
+    # the draft pass of the last row says the same as its pseudo rows that rode along
+    session.commit(range(24))
     for offsets in (1, 3):
         guesses = session.draft(23, offsets)
         np.testing.assert_array_equal(guesses.top_ids, result.top_ids[30 : 30 + offsets])

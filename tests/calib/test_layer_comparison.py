@@ -1,4 +1,6 @@
-"""The comparison finds the layer that was changed, and nothing where nothing was; TensorRT as far as it goes without a GPU."""
+"""The comparison finds the layer that was changed, and nothing where nothing was; TensorRT as far
+as it goes without a GPU.
+"""
 
 import json
 import math
@@ -21,7 +23,14 @@ from small_models import make_model
 
 from firp import cli
 from firp.calib import verify_command
-from firp.calib.layer_comparison import AS_IT_RUNS, WITH_LAYERS, compare_graphs, comparison_points, difference, reference_runner
+from firp.calib.layer_comparison import (
+    AS_IT_RUNS,
+    WITH_LAYERS,
+    compare_graphs,
+    comparison_points,
+    difference,
+    reference_runner,
+)
 from firp.calib.layer_outputs import layer_of, layer_outputs
 from firp.calib.onnx_target import OnnxTarget
 from firp.calib.tensorrt_target import TensorRTTarget
@@ -58,10 +67,16 @@ def test_a_whole_bundle_passes(bundle):
     stages = []
     found = list(compare_graphs(OnnxTarget(bundle, "cpu"), bundle, lambda *stage: stages.append(stage)))
     assert [(each.graph, each.form, each.tensors) for each in found] == [
-        ("lower", AS_IT_RUNS, 5), ("lower", WITH_LAYERS, 9), ("predictors", AS_IT_RUNS, 1), ("upper", AS_IT_RUNS, 7),
+        ("lower", AS_IT_RUNS, 5),
+        ("lower", WITH_LAYERS, 9),
+        ("predictors", AS_IT_RUNS, 1),
+        ("upper", AS_IT_RUNS, 7),
         ("upper", WITH_LAYERS, 11),
-    ]  # fmt: skip
-    assert all(each.check().passed and each.worst <= each.limit == 1e-4 and each.first_beyond is None for each in found)
+    ]
+    assert all(
+        each.check().passed and each.worst <= each.limit == 1e-4 and each.first_beyond is None
+        for each in found
+    )
     assert [stage for stage, *_ in stages] == [f"comparing {each.graph} {each.form}" for each in found]
 
 
@@ -89,13 +104,21 @@ def test_the_changed_layer_is_the_first_beyond(weight, first, first_declared, bu
     within, declared = found[half, WITH_LAYERS], found[half, AS_IT_RUNS]
     assert (within.first_beyond, within.layer) == (first, layer) and within.worst > within.limit
     assert declared.first_beyond == first_declared
-    assert within.check().name == f"{half} with layer outputs, first beyond: {first}" and not within.check().passed
+    assert (
+        within.check().name == f"{half} with layer outputs, first beyond: {first}"
+        and not within.check().passed
+    )
     assert found[other, WITH_LAYERS].check().passed and found["predictors", AS_IT_RUNS].check().passed
 
 
 def test_nan_is_beyond(bundle, tmp_path):
-    found = compared(OnnxTarget(changed(bundle, tmp_path / "changed", "layers.3.o_proj.weight", math.nan), "cpu"), bundle)
-    assert found["upper", WITH_LAYERS].first_beyond == "layers.3.attention_out" and found["upper", AS_IT_RUNS].layer is None
+    found = compared(
+        OnnxTarget(changed(bundle, tmp_path / "changed", "layers.3.o_proj.weight", math.nan), "cpu"), bundle
+    )
+    assert (
+        found["upper", WITH_LAYERS].first_beyond == "layers.3.attention_out"
+        and found["upper", AS_IT_RUNS].layer is None
+    )
     assert all(math.isnan(found["upper", form].worst) for form in (AS_IT_RUNS, WITH_LAYERS))
 
 
@@ -116,7 +139,9 @@ def test_passes_are_cut_to_what_is_there():
 
 
 def test_a_graph_without_names_and_a_cancelled_comparison(bundle):
-    with pytest.raises(FirpError, match=r"does not name its layers' outputs . got no layers.2.attention_out.*Fix: export"):
+    with pytest.raises(
+        FirpError, match=r"does not name its layers' outputs . got no layers.2.attention_out.*Fix: export"
+    ):
         layer_outputs(bundle.graph_path("lower"), range(3))
     cancel = threading.Event()
     cancel.set()
@@ -126,7 +151,9 @@ def test_a_graph_without_names_and_a_cancelled_comparison(bundle):
 
 def test_bfloat16_goes_through_torch(tmp_path):
     """A runner that takes and gives bfloat16, as an engine's does."""
-    export_bundle(ExportOptions(make_model(tmp_path / "model", "llama"), tmp_path / "bundle", dtype="bfloat16"))
+    export_bundle(
+        ExportOptions(make_model(tmp_path / "model", "llama"), tmp_path / "bundle", dtype="bfloat16")
+    )
     loaded, kinds = load_bundle(tmp_path / "bundle"), set()
 
     class HalfRunner(BaseRunner):
@@ -150,9 +177,13 @@ def test_bfloat16_goes_through_torch(tmp_path):
             kinds.update(tensor.dtype for tensor in feed.values() if isinstance(tensor, torch.Tensor))
             self.inference_time = 0.0
             assert all(torch.isfinite(each).all() for each in feed.values() if isinstance(each, torch.Tensor))
-            wide = {name: each.float() if isinstance(each, torch.Tensor) else each for name, each in feed.items()}
+            wide = {
+                name: each.float() if isinstance(each, torch.Tensor) else each for name, each in feed.items()
+            }
             made = {name: torch.as_tensor(each) for name, each in self.inner.infer(wide).items()}
-            return {name: each.bfloat16() if each.is_floating_point() else each for name, each in made.items()}
+            return {
+                name: each.bfloat16() if each.is_floating_point() else each for name, each in made.items()
+            }
 
     def runner(graph, names, report, cancel):
         spec = loaded.manifest.graphs[graph]
@@ -170,11 +201,17 @@ def test_bfloat16_goes_through_torch(tmp_path):
 
 
 def test_an_engine_with_layer_outputs_is_built(half_bundle, monkeypatch):
-    """All but execution: the built plan first, then one that gives the layers, for this GPU; passes as the engines hold them."""
+    """All but execution: the built plan first, then one that gives the layers, for this GPU; passes
+    as the engines hold them.
+    """
     record = build_engines(half_bundle, BuildOptions("tensorrt-rtx", Limits(200, 1, 8), ("8.9",)))
     loaded, plans, rows, shares = load_bundle(half_bundle), [], [], []
     target = TensorRTTarget.__new__(TensorRTTarget)
-    target._trt, target._bundle, target._runtime = load_library("tensorrt-rtx"), loaded, SimpleNamespace(compute_capability="8.9")
+    target._trt, target._bundle, target._runtime = (
+        load_library("tensorrt-rtx"),
+        loaded,
+        SimpleNamespace(compute_capability="8.9"),
+    )
     target._engines = find_engines(loaded, "tensorrt-rtx", record.library_version, "8.9")
     target.limits = target._engines.record.limits
 
@@ -188,7 +225,10 @@ def test_an_engine_with_layer_outputs_is_built(half_bundle, monkeypatch):
         runner.infer = lambda feed_dict: rows.append(feed_dict[first].shape[1]) or infer(feed_dict)
         return runner
 
-    names = {"lower": layer_outputs(loaded.graph_path("lower"), (0, 1)), "upper": layer_outputs(loaded.graph_path("upper"), (2, 3))}
+    names = {
+        "lower": layer_outputs(loaded.graph_path("lower"), (0, 1)),
+        "upper": layer_outputs(loaded.graph_path("upper"), (2, 3)),
+    }
     monkeypatch.setattr(polygraphy_trt, "EngineFromBytes", lambda plan: plan)
     monkeypatch.setattr(polygraphy_trt, "TrtRunner", trt_runner)
     found = list(compare_graphs(target, loaded, lambda stage, done, total: shares.append((stage, done))))
@@ -200,16 +240,23 @@ def test_an_engine_with_layer_outputs_is_built(half_bundle, monkeypatch):
             assert tensor.encode() in bytes(plan)
         assert plan.nbytes < 1.1 * (built / f"{graph}.plan").stat().st_size
     assert plans[0]()[:64] == (built / "lower.plan").read_bytes()[:64]
-    assert rows == [1, 8] * 5 and any(done > 0 for stage, done in shares if stage == "comparing lower with layer outputs")
+    assert rows == [1, 8] * 5 and any(
+        done > 0 for stage, done in shares if stage == "comparing lower with layer outputs"
+    )
 
 
 def test_the_command_fails_with_the_tensor(bundle, tmp_path, monkeypatch, capsys):
     other = changed(bundle, tmp_path / "changed", "layers.3.down_proj.weight", 0.5)
     monkeypatch.setattr(verify_command, "open_target", lambda _, backend: OnnxTarget(other, backend))
-    with pytest.raises(CheckFailedError, match=r"verification failed . got upper as it runs, first beyond: logits, upper with lay"):
+    with pytest.raises(
+        CheckFailedError,
+        match=r"verification failed . got upper as it runs, first beyond: logits, upper with lay",
+    ):
         cli.cli.main(["verify", str(bundle.path), "--layers"], standalone_mode=False)
     shown = capsys.readouterr().out
-    assert re.search(r"upper, layers +│ +11 .* layers\.3\.out │ +3 ", shown) and re.search(r"lower, layers .* - │ +- ", shown)
+    assert re.search(r"upper, layers +│ +11 .* layers\.3\.out │ +3 ", shown) and re.search(
+        r"lower, layers .* - │ +- ", shown
+    )
 
 
 def test_the_command_on_a_whole_bundle(bundle):
@@ -219,7 +266,11 @@ def test_the_command_on_a_whole_bundle(bundle):
     assert report["passed"] and {"name": "upper with layer outputs", "passed": True} in [
         {key: check[key] for key in ("name", "passed")} for check in report["checks"]
     ]
-    assert len(report["layers"]) == 5 and report["layers"][1]["tensors"] == 9 and report["layers"][1]["first_beyond"] is None
+    assert (
+        len(report["layers"]) == 5
+        and report["layers"][1]["tensors"] == 9
+        and report["layers"][1]["first_beyond"] is None
+    )
     assert "layers" not in json.loads(firp("verify", bundle.path, "--json").stdout)
 
 
@@ -228,7 +279,10 @@ def test_without_polygraphy_it_says_what_to_install(bundle):
     arguments = [sys.executable, "-c", hidden, "verify", str(bundle.path)]
     result = subprocess.run([*arguments, "--layers"], capture_output=True, text=True)
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert "verify --layers needs polygraphy | got not installed. Fix: pip install 'firp[profile]'" in result.stderr
+    assert (
+        "verify --layers needs polygraphy | got not installed. Fix: pip install 'firp[profile]'"
+        in result.stderr
+    )
     assert subprocess.run(arguments, capture_output=True).returncode == 0
 
 

@@ -35,9 +35,17 @@ def test_each_part_grows_with_what_it_depends_on(checkpoint):
 
 def test_seven_billion_parameters_train_on_a_card_of_24_gib(checkpoint):
     config = dataclasses.replace(
-        checkpoint.config, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=32, head_dim=128, vocab_size=32000, max_position_embeddings=4096, tie_word_embeddings=False,
-    )  # fmt: skip
+        checkpoint.config,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        head_dim=128,
+        vocab_size=32000,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+    )
     large = dataclasses.replace(checkpoint, config=config)
     options = TrainOptions(precision="bfloat16")
     assert sum(math.prod(weight.shape) for weight in large.weights()) == pytest.approx(6.74e9, rel=0.01)
@@ -45,10 +53,16 @@ def test_seven_billion_parameters_train_on_a_card_of_24_gib(checkpoint):
 
 
 def test_the_sum_is_near_what_a_step_takes(tmp_path, pytestconfig):
-    """Peak resident memory of two steps, in a process of its own; a sum that is far too small would promise what crashes."""
+    """Peak resident memory of two steps, in a process of its own; a sum that is far too small would
+    promise what crashes.
+    """
     demo = pytestconfig.rootpath / "tests" / "demo_model"
     changes = {"batch": 4, "anchors": 128}
-    predicted = sum(memory_needed(open_checkpoint(demo), TrainOptions(minutes=None, steps=2, **changes), 6).values())
+    predicted = sum(
+        memory_needed(open_checkpoint(demo), TrainOptions(minutes=None, steps=2, **changes), 6).values()
+    )
     script = pytestconfig.rootpath / "benchmarks" / "memory.py"
-    run = subprocess.run([sys.executable, script, demo, json.dumps(changes)], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, script, demo, json.dumps(changes)], capture_output=True, text=True, check=True
+    )
     assert 0.6 < predicted / json.loads(run.stdout) < 1.7

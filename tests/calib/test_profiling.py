@@ -1,4 +1,6 @@
-"""A profile's numbers against what they are numbers of: weight files, ONNX graphs, the tables that other commands read."""
+"""A profile's numbers against what they are numbers of: weight files, ONNX graphs, the tables that
+other commands read.
+"""
 
 import json
 import re
@@ -31,7 +33,9 @@ FIRP = [sys.executable, "-c", "from firp.cli import main; main()", "profile"]
 
 @pytest.fixture(scope="module")
 def small_peaks():
-    """Peaks are measured on less, so that the tests take seconds; a mistake in their arithmetic would still show."""
+    """Peaks are measured on less, so that the tests take seconds; a mistake in their arithmetic
+    would still show.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(peaks, "COPY_BYTES", 2**24)
         patch.setattr(peaks, "GEMM_SIZE", 256)
@@ -46,7 +50,9 @@ def bundle(family_bundle) -> Path:
 
 @pytest.fixture(scope="module")
 def profile(bundle, small_peaks):
-    return profile_bundle(ProfileRequest(bundle, rows=(1, 6), cached_tokens=(3, 40), batches=(1, 2), layer_rows=(1, 6)))
+    return profile_bundle(
+        ProfileRequest(bundle, rows=(1, 6), cached_tokens=(3, 40), batches=(1, 2), layer_rows=(1, 6))
+    )
 
 
 @pytest.mark.parametrize("family", ["llama_untied_biases", "mistral_window"])
@@ -58,14 +64,18 @@ def test_every_graph_accepts_the_feeds_of_two_sequences(family_bundle, family):
         feed = FeedMaker(spec, loaded.manifest, 2, 30).feed(point)
         dims = dimensions(name, point, loaded.manifest.num_predictors)
         for tensor in spec.inputs:
-            assert feed[tensor.name].shape == sizes(tensor, dims) and feed[tensor.name].dtype == tensor.dtype, tensor.name
+            assert (
+                feed[tensor.name].shape == sizes(tensor, dims) and feed[tensor.name].dtype == tensor.dtype
+            ), tensor.name
         outputs = engine.sessions.graphs[name].session.run(None, feed)
         for tensor, found in zip(spec.outputs, outputs, strict=True):
             assert found.shape == sizes(tensor, dims) and np.isfinite(found).all(), tensor.name
         with target.timer(name) as pass_ms:
             assert 0 < pass_ms(feed) < 1e3
     window = loaded.manifest.model.sliding_window
-    bias = FeedMaker(loaded.manifest.graphs["lower"], loaded.manifest, 1, 20).feed(Point(4, 20, 1))["attention_bias"][0, 0]
+    bias = FeedMaker(loaded.manifest.graphs["lower"], loaded.manifest, 1, 20).feed(Point(4, 20, 1))[
+        "attention_bias"
+    ][0, 0]
     assert ((bias == 0).sum(1) == (window or np.arange(21, 25))).all()  # keys in view of each row
 
 
@@ -120,8 +130,13 @@ def test_the_folder_serves_calibration(profile, bundle, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     write_profile(tmp_path / "out", bundle, profile)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "profile.json", "polygraphy.sh", "latency.png", "steps.png", "layers.png", "roofline.png"
-    }  # fmt: skip
+        "profile.json",
+        "polygraphy.sh",
+        "latency.png",
+        "steps.png",
+        "layers.png",
+        "roofline.png",
+    }
     table = read_latency(tmp_path / "out" / "profile.json")
     assert table == profile.latency and table.prediction_layer == 2 and table.rows[0] == 1
     assert table.predictors_ms > 0 and table.device == Engine.load(bundle).backend.device
@@ -138,12 +153,19 @@ def test_polygraphy_runs_its_line(bundle, profile):
     script = polygraphy_script(bundle, manifest, point, Point(8, 100, 1))
     assert subprocess.run(["sh", "-n"], input=script, text=True).returncode == 0
     assert "--trt-max-shapes hidden_states:[1,8,64] source_rows:[1,8]" in script.replace("'", "")
-    assert "--trt-min-shapes hidden_states:[1,1,64] position_ids:[1,1] attention_bias:[1,1,1,1]" in script.replace("'", "")
+    assert (
+        "--trt-min-shapes hidden_states:[1,1,64] position_ids:[1,1] attention_bias:[1,1,1,1]"
+        in script.replace("'", "")
+    )
     line = onnxruntime_line(manifest.graphs["upper"], manifest, point)
     assert line in script
     polygraphy = f"{sys.executable} {Path(sys.executable).with_name('polygraphy')}"
-    result = subprocess.run(["sh", "-c", line.replace("polygraphy", polygraphy, 1)], cwd=bundle, capture_output=True, text=True)
-    assert result.returncode == 0 and re.search(r"Completed 50 iteration", result.stdout), result.stdout + result.stderr
+    result = subprocess.run(
+        ["sh", "-c", line.replace("polygraphy", polygraphy, 1)], cwd=bundle, capture_output=True, text=True
+    )
+    assert result.returncode == 0 and re.search(r"Completed 50 iteration", result.stdout), (
+        result.stdout + result.stderr
+    )
 
 
 def test_a_bundle_without_predictors_has_none_in_its_profile(family_bundle, small_peaks, tmp_path):
@@ -176,7 +198,10 @@ def test_defaults_are_cut_to_the_context():
         ({"cached_tokens": (-1,)}, "bad --cached | got -1"),
         ({"batches": (0,)}, "bad --batch | got 0"),
         ({"layer_rows": (0,)}, "bad --layer-rows"),
-        ({"rows": (8,), "cached_tokens": (249,)}, "got 8 rows after 249 cached tokens, expected at most 256 together"),
+        (
+            {"rows": (8,), "cached_tokens": (249,)},
+            "got 8 rows after 249 cached tokens, expected at most 256 together",
+        ),
         ({"rows": (300,)}, "beyond the model's context"),
         ({"cached_tokens": (256,)}, "beyond the model's context"),
         ({"backend": "tpu"}, "unknown backend | got 'tpu'"),
@@ -209,7 +234,19 @@ def test_a_backend_that_cannot_tell_layers_apart(bundle, small_peaks, tmp_path, 
 
 
 def test_the_command(bundle, small_peaks, tmp_path, capsys):
-    arguments = ["profile", str(bundle), "-o", str(tmp_path / "out"), "--rows", "1", "2", "--cached", "4", "--layer-rows", "2"]
+    arguments = [
+        "profile",
+        str(bundle),
+        "-o",
+        str(tmp_path / "out"),
+        "--rows",
+        "1",
+        "2",
+        "--cached",
+        "4",
+        "--layer-rows",
+        "2",
+    ]
     cli.main([*arguments, "--json"], standalone_mode=False)
     shown = json.loads(capsys.readouterr().out)
     assert shown == json.loads((tmp_path / "out" / "profile.json").read_text())

@@ -15,7 +15,11 @@ from firp.export.predictor_dir import Accuracy
 from firp.runtime.choice import Choice, LatencyTable
 from firp.runtime.tree import TreeConfig
 
-GREEDY, SAMPLED, TEXT = (1.62, 2.22, 2.46, 2.57, 2.63), (1.4, 1.72, 1.85, 1.92, 1.97), (1.35, 1.6, 1.69, 1.77, 1.81)
+GREEDY, SAMPLED, TEXT = (
+    (1.62, 2.22, 2.46, 2.57, 2.63),
+    (1.4, 1.72, 1.85, 1.92, 1.97),
+    (1.35, 1.6, 1.69, 1.77, 1.81),
+)
 CORRECTED = {"greedy": GREEDY, "sampled": SAMPLED, "text": TEXT}
 INDEPENDENT = {
     "greedy": (1.44, 1.85, 1.96, 2.07, 2.11),
@@ -25,9 +29,13 @@ INDEPENDENT = {
 CURVE = tuple((1 + 50 * i, (3.0 - 0.1 * i, 4.0 - 0.1 * i, 4.5 - 0.1 * i)) for i in range(10))
 ACCURACY = Accuracy((0.621, 0.412, 0.303), (0.76, 0.55, 0.46), (0.82, 0.61, 0.517), (0.89, 0.7, 0.608), 6400)
 FIRP = MethodFindings("firp", ACCURACY, CURVE, INDEPENDENT, CORRECTED)
-MEDUSA = MethodFindings("medusa", replace(ACCURACY, top1=(0.484, 0.29, 0.21)), CURVE, INDEPENDENT, INDEPENDENT)
+MEDUSA = MethodFindings(
+    "medusa", replace(ACCURACY, top1=(0.484, 0.29, 0.21)), CURVE, INDEPENDENT, INDEPENDENT
+)
 LOOKUP = MethodFindings("prompt lookup", None, (), {"greedy": (1.31, 1.38, 1.39, 1.39, 1.39)}, {})
-LATENCY = LatencyTable("a test CPU, 2 threads", 6, 8, 256, (1, 4, 16), (1.101, 1.3, 2.3), (0.9, 1.1, 2.207), 0.11, 0.05, 0.31)
+LATENCY = LatencyTable(
+    "a test CPU, 2 threads", 6, 8, 256, (1, 4, 16), (1.101, 1.3, 2.3), (0.9, 1.1, 2.207), 0.11, 0.05, 0.31
+)
 CHOICE = Choice(TreeConfig("dynamic", 6, 2), True, "greedy", 1.834, 1.312, LATENCY)
 ALL_PICTURES = {"speedup", "tokens_per_step", "layers", "accuracy", "acceptance", "similarity", "loss"}
 FULL = Findings(
@@ -47,9 +55,21 @@ FULL = Findings(
     choice=CHOICE,
 )
 SMALLEST = Findings(
-    "m", 2, 1, 1, 500, 1, 0.01, (MethodFindings("firp", Accuracy((0.0,), (0.0,), (0.0,), (0.0,), 4), (), {}, {}),),
-    {}, {}, ((0.4, 0.5),), (), (), None,
-)  # fmt: skip
+    "m",
+    2,
+    1,
+    1,
+    500,
+    1,
+    0.01,
+    (MethodFindings("firp", Accuracy((0.0,), (0.0,), (0.0,), (0.0,), 4), (), {}, {}),),
+    {},
+    {},
+    ((0.4, 0.5),),
+    (),
+    (),
+    None,
+)
 
 
 class Page(HTMLParser):
@@ -62,7 +82,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
-        self.resources += [value for name, value in attributes if name in ("src", "href", "srcset", "data", "poster")]
+        self.resources += [
+            value for name, value in attributes if name in ("src", "href", "srcset", "data", "poster")
+        ]
         if tag == "tr":
             self.rows.append(())
         if tag in ("td", "th"):
@@ -104,8 +126,14 @@ def pictures_in(folder) -> set[str]:
 def test_only_pictures_with_data_appear_and_the_page_holds_them_all(findings, expected, tmp_path):
     html, page = written(tmp_path, findings)
     assert pictures_in(tmp_path) == expected
-    assert {file.name for file in tmp_path.iterdir()} == {f"{name}.png" for name in expected} | {"report.json", "report.html"}
-    embedded = [base64.b64decode(source.removeprefix("data:image/png;base64,"), validate=True) for source in page.resources]
+    assert {file.name for file in tmp_path.iterdir()} == {f"{name}.png" for name in expected} | {
+        "report.json",
+        "report.html",
+    }
+    embedded = [
+        base64.b64decode(source.removeprefix("data:image/png;base64,"), validate=True)
+        for source in page.resources
+    ]
     assert sorted(embedded) == sorted(file.read_bytes() for file in tmp_path.glob("*.png"))
     assert html.count("<figcaption>") == len(expected)
 
@@ -114,7 +142,12 @@ def test_page_needs_no_other_resource(tmp_path):
     html, page = written(tmp_path, FULL)
     rest = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", html)
     assert page.resources and all(each.startswith("data:image/png;base64,") for each in page.resources)
-    assert not re.search(r"https?:|url\(|@import", rest) and not page.tags & {"script", "link", "iframe", "object"}
+    assert not re.search(r"https?:|url\(|@import", rest) and not page.tags & {
+        "script",
+        "link",
+        "iframe",
+        "object",
+    }
 
 
 def test_tables_hold_the_numbers(no_pictures, tmp_path):
@@ -138,8 +171,14 @@ def test_tables_hold_the_numbers(no_pictures, tmp_path):
         ("Medusa", "top-1", "48.4", "29.0", "21.0"),
     ]:
         assert row in page.rows, row
-    assert not [row for row in page.rows if row[:1] == ("prompt lookup",) and ("path correction" in row or "top-1" in row)]
-    assert not [row for row in Page(written(tmp_path, replace(FULL, choice=None))[0]).rows if "lower (ms)" in row]
+    assert not [
+        row
+        for row in page.rows
+        if row[:1] == ("prompt lookup",) and ("path correction" in row or "top-1" in row)
+    ]
+    assert not [
+        row for row in Page(written(tmp_path, replace(FULL, choice=None))[0]).rows if "lower (ms)" in row
+    ]
 
 
 @pytest.mark.parametrize(
@@ -149,9 +188,15 @@ def test_tables_hold_the_numbers(no_pictures, tmp_path):
             CHOICE,
             "a dynamic tree of 6 rows with drafts from 2 of them is expected to be fastest, with 1.83 tokens per step at 1.312",
         ),
-        (replace(CHOICE, drafts=False, speedup=0.91), "plain decoding is expected to be fastest: the best tree"),
+        (
+            replace(CHOICE, drafts=False, speedup=0.91),
+            "plain decoding is expected to be fastest: the best tree",
+        ),
         (replace(CHOICE, drafts=False, speedup=1.01), "less than the factor of 1.02"),
-        (replace(CHOICE, tree=TreeConfig("dynamic", 8, 0, 2)), "tree of 8 rows and depth 2 with drafts in a pass of their own"),
+        (
+            replace(CHOICE, tree=TreeConfig("dynamic", 8, 0, 2)),
+            "tree of 8 rows and depth 2 with drafts in a pass of their own",
+        ),
         (None, "No latency table"),
     ],
     ids=["drafts", "slower", "too close", "draft pass", "none"],
@@ -159,12 +204,18 @@ def test_tables_hold_the_numbers(no_pictures, tmp_path):
 def test_summary_says_what_was_chosen(choice, expected, no_pictures, tmp_path):
     _, page = written(tmp_path, replace(FULL, choice=choice))
     assert expected in page.text
-    assert "layer 6 of 8" in page.text and "2,400 steps in 10.03 minutes, on data of 1,234,567 tokens" in page.text
+    assert (
+        "layer 6 of 8" in page.text
+        and "2,400 steps in 10.03 minutes, on data of 1,234,567 tokens" in page.text
+    )
 
 
 def test_names_are_text_wherever_they_come_from(tmp_path):
     name, device = "<script>alert('x')</script> & \"$x^$\" \N{SNOWMAN}", "<i>CPU</i>"
-    html, page = written(tmp_path, replace(FULL, model_name=name, choice=replace(CHOICE, latency=replace(LATENCY, device=device))))
+    html, page = written(
+        tmp_path,
+        replace(FULL, model_name=name, choice=replace(CHOICE, latency=replace(LATENCY, device=device))),
+    )
     assert not page.tags & {"script", "i"} and "<script>" not in html
     assert page.text.count(name) >= 3  # title, heading, summary
     assert f"On {device} (text: greedy)" in page.text and f"Latency on {device}" in page.text
@@ -189,7 +240,12 @@ def test_findings_with_gaps(tmp_path):
     gaps = replace(FIRP, curve=CURVE[:1], independent={"text": TEXT}, corrected={})
     empty = replace(MEDUSA, accuracy=Accuracy((), (), (), (), 0), curve=())
     findings = replace(
-        FULL, methods=(gaps, empty), static={}, acceptance={"text": ((0.0, 0.0),)}, speedups=((3, 0.8),), choice=None
+        FULL,
+        methods=(gaps, empty),
+        static={},
+        acceptance={"text": ((0.0, 0.0),)},
+        speedups=((3, 0.8),),
+        choice=None,
     )
     _, page = written(tmp_path, findings)
     assert pictures_in(tmp_path) == ALL_PICTURES
@@ -200,16 +256,29 @@ def test_findings_with_gaps(tmp_path):
 @pytest.mark.parametrize("offsets", [1, 16])
 def test_any_number_of_predictors(offsets, tmp_path):
     shares = tuple(0.9**j for j in range(1, offsets + 1))
-    one = MethodFindings("firp", Accuracy(shares, shares, shares, shares, 9), ((1, shares), (2, shares)), INDEPENDENT, CORRECTED)
+    one = MethodFindings(
+        "firp",
+        Accuracy(shares, shares, shares, shares, 9),
+        ((1, shares), (2, shares)),
+        INDEPENDENT,
+        CORRECTED,
+    )
     findings = replace(
-        FULL, num_predictors=offsets, methods=(one,), similarity=tuple((share,) * 3 for share in shares),
-        acceptance={"greedy": tuple((share, 0.0) for share in shares)}, layers=(LayerFindings(6, shares, 1.5, 1.1),),
-    )  # fmt: skip
+        FULL,
+        num_predictors=offsets,
+        methods=(one,),
+        similarity=tuple((share,) * 3 for share in shares),
+        acceptance={"greedy": tuple((share, 0.0) for share in shares)},
+        layers=(LayerFindings(6, shares, 1.5, 1.1),),
+    )
     _, page = written(tmp_path, findings)
     assert pictures_in(tmp_path) == ALL_PICTURES
     assert ("FIRP", "top-1", *(f"{100 * share:.1f}" for share in shares)) in page.rows
 
 
 def test_pictures_change_with_what_they_show_and_with_nothing_else():
-    one, other = draw_pictures(FULL), draw_pictures(replace(FULL, static={}, choice=replace(CHOICE, drafts=False)))
+    one, other = (
+        draw_pictures(FULL),
+        draw_pictures(replace(FULL, static={}, choice=replace(CHOICE, drafts=False))),
+    )
     assert {name for name in one if one[name] != other[name]} == {"speedup.png", "tokens_per_step.png"}

@@ -1,4 +1,6 @@
-"""What of TensorRT's passes needs no GPU: the choice of a profile, what goes to the device and when, sums of layers."""
+"""What of TensorRT's passes needs no GPU: the choice of a profile, what goes to the device and
+when, sums of layers.
+"""
 
 import re
 from types import SimpleNamespace
@@ -18,13 +20,21 @@ from firp.runtime.errors import FirpError
 
 
 def test_passes_of_an_engine(family_bundle, monkeypatch):
-    """Everything but the GPU: profiles are switched, inputs go to the device once, layers are summed pass by pass."""
+    """Everything but the GPU: profiles are switched, inputs go to the device once, layers are
+    summed pass by pass.
+    """
     bundle = family_bundle("llama_untied_biases")[1]
     log, loaded, shapes = [], load_bundle(bundle), {}
     spec = loaded.manifest.graphs["lower"]
-    for name, low, high in (("decode", Point(1, 0, 1), Point(4, 50, 1)), ("prefill", Point(5, 0, 1), Point(64, 50, 1))):
+    for name, low, high in (
+        ("decode", Point(1, 0, 1), Point(4, 50, 1)),
+        ("prefill", Point(5, 0, 1), Point(64, 50, 1)),
+    ):
         dims = [dimensions("lower", each, 3) for each in (low, high)]
-        shapes[name] = {each.name: (sizes(each, dims[0]), sizes(each, dims[1]), sizes(each, dims[1])) for each in spec.inputs}
+        shapes[name] = {
+            each.name: (sizes(each, dims[0]), sizes(each, dims[1]), sizes(each, dims[1]))
+            for each in spec.inputs
+        }
 
     class Array:
         def __init__(self, shape):
@@ -57,7 +67,9 @@ def test_passes_of_an_engine(family_bundle, monkeypatch):
             log.append(index)
 
         def infer(self, feed, check_inputs, copy_outputs_to_host):
-            assert {name: view.shape for name, view in feed.items()} == {name: array.shape for name, array in self.given.items()}
+            assert {name: view.shape for name, view in feed.items()} == {
+                name: array.shape for name, array in self.given.items()
+            }
             assert not copy_outputs_to_host
             for name, ms in (("node_Gemm_7", 2.0), ("__myl_Tran", 1.0)) if self.context.profiler else ():
                 self.context.profiler.report_layer_time(name, ms)
@@ -74,8 +86,14 @@ def test_passes_of_an_engine(family_bundle, monkeypatch):
     target._bundle, target._trt = loaded, library
     target._engines = SimpleNamespace(record=record, plan_path=lambda graph: bundle / f"{graph}.plan")
     check_grid(target, SimpleNamespace(graphs={"lower": spec}, num_predictors=3), [Point(64, 50, 1)])
-    with pytest.raises(FirpError, match=re.escape("the lower engine does not hold such a pass | got input_ids [1, 65]")):
-        check_grid(target, SimpleNamespace(graphs={"lower": spec}, num_predictors=3), [Point(64, 50, 1), Point(65, 50, 1)])
+    with pytest.raises(
+        FirpError, match=re.escape("the lower engine does not hold such a pass | got input_ids [1, 65]")
+    ):
+        check_grid(
+            target,
+            SimpleNamespace(graphs={"lower": spec}, num_predictors=3),
+            [Point(64, 50, 1), Point(65, 50, 1)],
+        )
     feeds, count = FeedMaker(spec, loaded.manifest, 1, 40), len(spec.inputs)
     with target.timer("lower") as pass_ms:
         for rows, expected in (
@@ -91,7 +109,10 @@ def test_passes_of_an_engine(family_bundle, monkeypatch):
             log.clear()
     assert log == ["free"] * count + ["end"]
     layers = target.layer_times("lower", Runner.given, 1, 3)
-    assert [(each.name, each.ms, kind_of(each)) for each in layers] == [("node_Gemm_7", 2.0, "GEMM"), ("__myl_Tran", 1.0, "copy")]
+    assert [(each.name, each.ms, kind_of(each)) for each in layers] == [
+        ("node_Gemm_7", 2.0, "GEMM"),
+        ("__myl_Tran", 1.0, "copy"),
+    ]
 
 
 def test_the_profiler_is_one_of_tensorrt():

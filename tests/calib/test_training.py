@@ -31,7 +31,9 @@ def test_untrained_heads_say_what_their_layer_says(frozen):
     assert medusa.shape == early.shape == firp.shape == (2, 2, 3, 193)
     for offset in range(3):
         torch.testing.assert_close(medusa[:, :, offset], final)
-        torch.testing.assert_close(early[:, :, offset], frozen.logits(frozen.model.model.norm(at(real.hidden, anchors))))
+        torch.testing.assert_close(
+            early[:, :, offset], frozen.logits(frozen.model.model.norm(at(real.hidden, anchors)))
+        )
     whole = frozen.model(ids).logits
     torch.testing.assert_close(frozen.logits(real.final), whole, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(firp[:, :, 0], firp[:, :, 1])  # the position differs, and what it sees
@@ -104,5 +106,6 @@ def test_an_untrained_correction_changes_no_guess():
     tables = PathTables(torch.randn(40, 16), 2, 4)
     student = F.log_softmax(torch.randn(1, 3, 2, 40), -1)
     losses = tables.guess_losses(student, student, torch.zeros(1, 3, 2, dtype=torch.int64))
-    entropy = -(student.exp() * student).sum(-1).mean((0, 1))  # all 40 are candidates, the correction starts at zero
+    # all 40 are candidates, the correction starts at zero
+    entropy = -(student.exp() * student).sum(-1).mean((0, 1))
     torch.testing.assert_close(losses.detach(), entropy, atol=1e-4, rtol=1e-4)

@@ -1,6 +1,8 @@
-"""Cut held-out prompts for the benchmarks from packages that the demo model was not trained on (train.HELD_OUT).
+"""Cut held-out prompts for the benchmarks from packages that the demo model was not trained on
+(train.HELD_OUT).
 
-In: the packages' sources as installed. Out: held_out_prompts.jsonl, one prompt a function or method: its first lines.
+In: the packages' sources as installed. Out: held_out_prompts.jsonl, one prompt a function or
+method: its first lines.
 """
 
 import ast
@@ -13,7 +15,9 @@ from train import held_out_files, read
 
 
 def cuts(source: str) -> list[str]:
-    """For each function of 6 lines or more: what leads to it, and its own beginning, cut before a line break."""
+    """For each function of 6 lines or more: what leads to it, and its own beginning, cut before a
+    line break.
+    """
     lines, found = source.splitlines(keepends=True), []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 6:

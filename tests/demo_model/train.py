@@ -1,10 +1,12 @@
 """Train the demo model: a small Llama on Python source text that any machine has.
 
-In: the standard library's own sources, plus packages named with --package that are installed beside this interpreter.
-Out: a Hugging Face model directory (config, bfloat16 safetensors, tokenizer) and training.json, the record of the run.
+In: the standard library's own sources, plus packages named with --package that are installed beside
+this interpreter. Out: a Hugging Face model directory (config, bfloat16 safetensors, tokenizer) and
+training.json, the record of the run.
 
-Whole packages are held out (HELD_OUT): none of their files is ever trained on, and the prompts used by benchmarks/ are cut
-from them. With --init the run continues a checkpoint and its tokenizer; without, both start from nothing.
+Whole packages are held out (HELD_OUT): none of their files is ever trained on, and the prompts used
+by benchmarks/ are cut from them. With --init the run continues a checkpoint and its tokenizer;
+without, both start from nothing.
 """
 
 import json
@@ -26,7 +28,9 @@ SEQUENCE_TOKENS = 512
 
 
 def source_files(packages: tuple[str, ...]) -> list[Path]:
-    """Python files of the standard library and of the installed packages, held-out packages excluded, in a fixed order."""
+    """Python files of the standard library and of the installed packages, held-out packages
+    excluded, in a fixed order.
+    """
     stdlib, site = Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))
     roots = [path for path in stdlib.iterdir() if path.name not in ("site-packages", "lib2to3", "idlelib")]
     roots += [site / name for name in packages if name not in HELD_OUT]
@@ -36,7 +40,9 @@ def source_files(packages: tuple[str, ...]) -> list[Path]:
 
 def held_out_files() -> list[Path]:
     site = Path(sysconfig.get_path("purelib"))
-    return sorted(file for name in HELD_OUT for file in (site / name).rglob("*.py") if "_vendor" not in file.parts)
+    return sorted(
+        file for name in HELD_OUT for file in (site / name).rglob("*.py") if "_vendor" not in file.parts
+    )
 
 
 def read(files: list[Path]) -> list[str]:
@@ -50,7 +56,10 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet
+        ),
     )
     return tokenizer
 
@@ -64,11 +73,19 @@ def token_stream(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
 def new_model(vocab_size: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=vocab_size, hidden_size=256, intermediate_size=704, num_hidden_layers=8, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=64, max_position_embeddings=2048, tie_word_embeddings=True,
-            bos_token_id=0, eos_token_id=0,
+            vocab_size=vocab_size,
+            hidden_size=256,
+            intermediate_size=704,
+            num_hidden_layers=8,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=64,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=0,
         )
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()
@@ -98,13 +115,21 @@ def main(out, init, packages, minutes, batch, learning_rate, vocab_size, threads
     generator = np.random.default_rng(seed)
     files, held_out = source_files(packages), held_out_files()
     texts = read(files)
-    tokenizer = Tokenizer.from_file(str(init / "tokenizer.json")) if init else train_tokenizer(texts, vocab_size)
+    tokenizer = (
+        Tokenizer.from_file(str(init / "tokenizer.json")) if init else train_tokenizer(texts, vocab_size)
+    )
     stream, held_out_stream = token_stream(tokenizer, texts), token_stream(tokenizer, read(held_out))
-    model = AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32) if init else new_model(tokenizer.get_vocab_size())
+    model = (
+        AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32)
+        if init
+        else new_model(tokenizer.get_vocab_size())
+    )
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], lr=0.0, betas=(0.9, 0.95)
+        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+        lr=0.0,
+        betas=(0.9, 0.95),
     )
     curve = [{"tokens": 0, "minutes": 0.0, "train": None, "held_out": mean_loss(model, held_out_stream)}]
     print(
@@ -140,10 +165,14 @@ def main(out, init, packages, minutes, batch, learning_rate, vocab_size, threads
             curve.append(point)
             recent.clear()
             print(json.dumps(point), flush=True)
-    curve.append({
-        "tokens": step * batch * SEQUENCE_TOKENS, "minutes": round((time.monotonic() - started) / 60, 1),
-        "train": float(np.mean(recent)) if recent else None, "held_out": mean_loss(model, held_out_stream),
-    })  # fmt: skip
+    curve.append(
+        {
+            "tokens": step * batch * SEQUENCE_TOKENS,
+            "minutes": round((time.monotonic() - started) / 60, 1),
+            "train": float(np.mean(recent)) if recent else None,
+            "held_out": mean_loss(model, held_out_stream),
+        }
+    )
     out.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save(str(out / "tokenizer.json"))

@@ -17,11 +17,23 @@ def model(tmp_path):
     return make_model(tmp_path / "model", "llama")
 
 
-@pytest.mark.skipif(gpu_compute_capability() == "9.0", reason="TensorRT-RTX has no code for the GPU that is here")
+@pytest.mark.skipif(
+    gpu_compute_capability() == "9.0", reason="TensorRT-RTX has no code for the GPU that is here"
+)
 def test_export_with_engines_then_build_again(model, tmp_path):
     bundle, predictors = tmp_path / "bundle", make_predictors(tmp_path / "predictors", model)
     exported = firp(
-        "export", model, "-o", bundle, "--predictors", predictors, "--dtype", "float16", "--no-verify", "--engine", "tensorrt-rtx"
+        "export",
+        model,
+        "-o",
+        bundle,
+        "--predictors",
+        predictors,
+        "--dtype",
+        "float16",
+        "--no-verify",
+        "--engine",
+        "tensorrt-rtx",
     )
     assert exported.returncode == 0 and exported.stdout == ""
     assert "fused attentions 2/2" in exported.stderr and "for compute capability " in exported.stderr
@@ -30,7 +42,10 @@ def test_export_with_engines_then_build_again(model, tmp_path):
     shown = json.loads(built.stdout)
     assert shown["limits"] == {"max_context": 256, "max_batch": 1, "max_rows": 8}
     assert shown["launches"]["lower"][0]["attentions"] == 2 and shown["folder"].endswith("-sm89")
-    assert "built for 256 tokens of context: the model has no more" in built.stderr and "Warning" not in built.stderr
+    assert (
+        "built for 256 tokens of context: the model has no more" in built.stderr
+        and "Warning" not in built.stderr
+    )
     assert "built already" in fails("build", bundle, *RTX)
 
 
@@ -64,5 +79,9 @@ def test_ctrl_c_leaves_nothing(tmp_path):
         pass
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1 and stderr.strip().startswith("error: interrupted") and "Traceback" not in stderr
+    assert (
+        process.returncode == 1
+        and stderr.strip().startswith("error: interrupted")
+        and "Traceback" not in stderr
+    )
     assert sorted(path.name for path in bundle.iterdir()) == before

@@ -1,4 +1,6 @@
-"""Model directories, whole and broken: every way to be wrong has its own message, and no tensor goes unused."""
+"""Model directories, whole and broken: every way to be wrong has its own message, and no tensor
+goes unused.
+"""
 
 import json
 import shutil
@@ -67,7 +69,9 @@ def test_dtype_conversion_rounds_as_torch_does(source, target, tmp_path):
     with safe_open(tmp_path / "out.safetensors", "pt") as file:
         written = file.get_tensor("layers.1.qkv_proj.weight")
     tensors = load_file(model / "model.safetensors")
-    expected = torch.cat([tensors[f"model.layers.1.self_attn.{x}_proj.weight"] for x in "qkv"]).to(getattr(torch, target))
+    expected = torch.cat([tensors[f"model.layers.1.self_attn.{x}_proj.weight"] for x in "qkv"]).to(
+        getattr(torch, target)
+    )
     assert torch.equal(written, expected)
 
 
@@ -121,40 +125,93 @@ def test_tied_head_that_differs_is_an_error_and_an_equal_one_is_not(tmp_path):
         (lambda m: (m / "config.json").unlink(), "not a model"),
         (lambda m: (m / "config.json").write_text("{"), "cannot read JSON"),
         (lambda m: (m / "config.json").write_text("[1]"), "expected a JSON object"),
-        (lambda m: edit_config(m, architectures=["GPT2LMHeadModel"]), "unsupported architecture.*GPT2LM.*Qwen3"),
+        (
+            lambda m: edit_config(m, architectures=["GPT2LMHeadModel"]),
+            "unsupported architecture.*GPT2LM.*Qwen3",
+        ),
         (lambda m: edit_config(m, architectures=None), "unsupported architecture"),
-        (lambda m: edit_config(m, quantization_config={"quant_method": "gptq"}), "quantized checkpoint.*gptq"),
+        (
+            lambda m: edit_config(m, quantization_config={"quant_method": "gptq"}),
+            "quantized checkpoint.*gptq",
+        ),
         (lambda m: edit_config(m, quantization_config=True), "quantized checkpoint"),
         (lambda m: edit_config(m, architectures=5), "unsupported architecture.*got 5"),
-        (lambda m: edit_config(m, architectures="LlamaForCausalLM", model_type="bert"), "architecture and model_type disagree"),
+        (
+            lambda m: edit_config(m, architectures="LlamaForCausalLM", model_type="bert"),
+            "architecture and model_type disagree",
+        ),
         (lambda m: edit_config(m, hidden_act="gelu"), "unsupported activation.*gelu"),
         (lambda m: edit_config(m, rms_norm_eps=1e400), "bad rms_norm_eps"),
         (lambda m: edit_config(m, num_hidden_layers=10**7), "tensors missing.*expected 10000000 layers"),
-        (lambda m: [edit_config(m, eos_token_id=[500]), (m / "generation_config.json").unlink()], "bad eos_token_id in .*config"),
-        (lambda m: (m / "generation_config.json").write_text("[]"), "bad eos_token_id in .*generation_config.json"),
+        (
+            lambda m: [edit_config(m, eos_token_id=[500]), (m / "generation_config.json").unlink()],
+            "bad eos_token_id in .*config",
+        ),
+        (
+            lambda m: (m / "generation_config.json").write_text("[]"),
+            "bad eos_token_id in .*generation_config.json",
+        ),
         (lambda m: (m / "generation_config.json").write_text('{"eos_token_id": -1}'), "bad eos_token_id"),
         (lambda m: (m / "config.json").write_text("[" * 100_000), "cannot read JSON"),
         (lambda m: edit_config(m, hidden_size=0), "bad"),
         (lambda m: edit_config(m, num_hidden_layers=1), "too few layers"),
         (lambda m: edit_config(m, num_hidden_layers=5), "9 tensors missing|tensors missing"),
         (lambda m: edit_config(m, num_hidden_layers=3), "does not use"),
-        (lambda m: edit_config(m, rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0,
-                                                   "short_factor": [1.0] * 16, "long_factor": [1.0] * 16}), "unsupported rope"),
+        (
+            lambda m: edit_config(
+                m,
+                rope_parameters={
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "factor": 2.0,
+                    "short_factor": [1.0] * 16,
+                    "long_factor": [1.0] * 16,
+                },
+            ),
+            "unsupported rope",
+        ),
         (lambda m: (m / "model.safetensors").unlink(), "no weights"),
-        (lambda m: (m / "model.safetensors").write_bytes((m / "model.safetensors").read_bytes()[:-100]), "truncated"),
+        (
+            lambda m: (m / "model.safetensors").write_bytes((m / "model.safetensors").read_bytes()[:-100]),
+            "truncated",
+        ),
         (lambda m: (m / "model.safetensors").write_bytes(b"1234"), "truncated"),
-        (lambda m: (m / "model.safetensors").write_bytes((8).to_bytes(8, "little") + b"garbage!"), "not a safetensors file"),
+        (
+            lambda m: (m / "model.safetensors").write_bytes((8).to_bytes(8, "little") + b"garbage!"),
+            "not a safetensors file",
+        ),
         (lambda m: edit_header(m, lambda h: h.clear()), "truncated weight file"),
-        (lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(data_offsets=[0, 256])), "bad place of"),
-        (lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(data_offsets=[-256, 0])), "not a safetensors file"),
-        (lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(data_offsets=[0])), "not a safetensors file"),
-        (lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(data_offsets=["0", "256"])), "not a safetensors file"),
-        (lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(shape="abc")), "not a safetensors file"),
-        (lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(dtype=["F32"])), "unsupported dtype"),
-        (lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(dtype="I32")), "unsupported dtype of model.norm.*I32"),
+        (
+            lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(data_offsets=[0, 256])),
+            "bad place of",
+        ),
+        (
+            lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(data_offsets=[-256, 0])),
+            "not a safetensors file",
+        ),
+        (
+            lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(data_offsets=[0])),
+            "not a safetensors file",
+        ),
+        (
+            lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(data_offsets=["0", "256"])),
+            "not a safetensors file",
+        ),
+        (
+            lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(shape="abc")),
+            "not a safetensors file",
+        ),
+        (
+            lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(dtype=["F32"])),
+            "unsupported dtype",
+        ),
+        (
+            lambda m: edit_header(m, lambda h: h["model.norm.weight"].update(dtype="I32")),
+            "unsupported dtype of model.norm.*I32",
+        ),
         (lambda m: shutil.rmtree(m), "no such model directory"),
     ],
-)  # fmt: skip
+)
 def test_each_broken_directory_has_its_message(model, break_it, message):
     break_it(model)
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -162,7 +219,9 @@ def test_each_broken_directory_has_its_message(model, break_it, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("index", ["[]", "null", '{"weight_map": {}}', '{"weight_map": {"a": 5}}', '{"weight_map": {"a": "../x"}}'])
+@pytest.mark.parametrize(
+    "index", ["[]", "null", '{"weight_map": {}}', '{"weight_map": {"a": 5}}', '{"weight_map": {"a": "../x"}}']
+)
 def test_an_index_that_is_none_or_leads_outside_is_refused(model, index):
     (model / "model.safetensors.index.json").write_text(index)
     with pytest.raises(CheckpointError, match="bad weight index"):
@@ -216,7 +275,12 @@ def test_missing_and_truncated_shards(tmp_path):
 
 def test_layers_with_different_windows_are_refused(tmp_path):
     model = make_model(tmp_path / "model", "qwen2")
-    edit_config(model, layer_types=["full_attention", "sliding_attention"] * 2, sliding_window=8, use_sliding_window=True)
+    edit_config(
+        model,
+        layer_types=["full_attention", "sliding_attention"] * 2,
+        sliding_window=8,
+        use_sliding_window=True,
+    )
     with pytest.raises(CheckpointError, match="different attention windows"):
         open_checkpoint(model)
 

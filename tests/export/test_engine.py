@@ -1,4 +1,6 @@
-"""Engines built on the CPU with TensorRT-RTX: what their plans launch, what engine.json says, and how a build fails."""
+"""Engines built on the CPU with TensorRT-RTX: what their plans launch, what engine.json says, and
+how a build fails.
+"""
 
 import sys
 import threading
@@ -24,13 +26,26 @@ def test_engine_json_says_what_was_built(demo16):
     bundle, record = demo16
     engines = find_engines(load_bundle(bundle), RTX, load_library(RTX).__version__, "8.9")
     assert engines.record == record and engines.folder.name == f"{RTX}-{record.library_version}-sm89"
-    assert sorted(path.name for path in engines.folder.iterdir()) == ["engine.json", "lower.plan", "predictors.plan", "upper.plan"]
-    assert record.limits == Limits(max_context=2048)  # the model's own context is smaller than the default limit
+    assert sorted(path.name for path in engines.folder.iterdir()) == [
+        "engine.json",
+        "lower.plan",
+        "predictors.plan",
+        "upper.plan",
+    ]
+    # the model's own context is smaller than the default limit
+    assert record.limits == Limits(max_context=2048)
     decode, prefill = record.profiles["upper"]
     assert (decode.name, prefill.name) == ("decode", "prefill")
     assert decode.shapes["hidden_states"] == ((1, 1, 256), (1, 16, 256), (1, 64, 256))
-    assert decode.shapes["attention_bias"][2] == (1, 1, 64, 2048 + 64) and decode.shapes["past_key.6"][0] == (0, 1, 2, 64)
-    assert prefill.shapes["hidden_states"][2] == (1, PREFILL_ROWS + 3, 256) and prefill.shapes["logits_rows"][2] == (1, 4)
+    assert decode.shapes["attention_bias"][2] == (1, 1, 64, 2048 + 64) and decode.shapes["past_key.6"][0] == (
+        0,
+        1,
+        2,
+        64,
+    )
+    assert prefill.shapes["hidden_states"][2] == (1, PREFILL_ROWS + 3, 256) and prefill.shapes["logits_rows"][
+        2
+    ] == (1, 4)
     assert record.profiles["lower"][1].shapes["input_ids"][2] == (1, PREFILL_ROWS)
     assert record.peak_bytes > 0 and all(seconds > 0 for seconds in record.build_seconds.values())
 
@@ -80,14 +95,20 @@ def test_no_library_or_another_version(monkeypatch, half_bundle):
     with pytest.raises(FirpError, match=r"not installed.*Fix: pip install 'firp\[tensorrt-rtx\]'"):
         build_engines(half_bundle, ONE_DEVICE)
     for backend, module, version in (
-        ("tensorrt", "tensorrt", "10.14.1"), ("tensorrt", "tensorrt", "12.0.0"), (RTX, "tensorrt_rtx", "2.0.0.1"),
-    ):  # fmt: skip
+        ("tensorrt", "tensorrt", "10.14.1"),
+        ("tensorrt", "tensorrt", "12.0.0"),
+        (RTX, "tensorrt_rtx", "2.0.0.1"),
+    ):
         monkeypatch.setitem(sys.modules, module, SimpleNamespace(__version__=version))
-        with pytest.raises(FirpError, match=f"unsupported {backend} version . got {version}.*Fix: pip install"):
+        with pytest.raises(
+            FirpError, match=f"unsupported {backend} version . got {version}.*Fix: pip install"
+        ):
             build_engines(half_bundle, BuildOptions(backend))
 
 
-@pytest.mark.parametrize("limits", [Limits(max_rows=3), Limits(max_rows=2000), Limits(max_batch=0), Limits(max_context=0)])
+@pytest.mark.parametrize(
+    "limits", [Limits(max_rows=3), Limits(max_rows=2000), Limits(max_batch=0), Limits(max_context=0)]
+)
 def test_limits_out_of_range(limits, half_bundle):
     with pytest.raises(FirpError, match=r"--max-(rows|batch|context) out of range"):
         check_limits(limits, load_bundle(half_bundle).manifest)
@@ -95,7 +116,10 @@ def test_limits_out_of_range(limits, half_bundle):
 
 def test_too_little_memory_or_disk_is_refused_with_the_sum(half_bundle, monkeypatch):
     manifest = load_bundle(half_bundle).manifest
-    with pytest.raises(FirpError, match=r"to build lower.*0.25 GiB free.*4.01 GiB = weights 3.70 \+ kernels 0.03 \+ library 0.28"):
+    with pytest.raises(
+        FirpError,
+        match=r"to build lower.*0.25 GiB free.*4.01 GiB = weights 3.70 \+ kernels 0.03 \+ library 0.28",
+    ):
         check_memory(manifest, {"lower": 2**30, "predictors": 10**6, "upper": 2**29}, 2**28)
     check_memory(manifest, {"lower": 2**30, "upper": 2**29}, 5 * 2**30)
     monkeypatch.setattr(engine.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
@@ -108,9 +132,14 @@ def test_devices():
     rtx, tensorrt = load_library(RTX), SimpleNamespace()
     assert choose_capabilities(rtx, BuildOptions(RTX), None) == ("8.0", "8.6", "8.9", "12.0", "12.1")
     assert choose_capabilities(rtx, BuildOptions(RTX), "7.5") == ("7.5",)
-    assert choose_capabilities(rtx, BuildOptions(RTX, compute_capabilities=("12.0", "8.9")), None) == ("8.9", "12.0")
+    assert choose_capabilities(rtx, BuildOptions(RTX, compute_capabilities=("12.0", "8.9")), None) == (
+        "8.9",
+        "12.0",
+    )
     assert choose_capabilities(tensorrt, BuildOptions("tensorrt"), "9.0") == ("9.0",)
-    with pytest.raises(FirpError, match=r"got compute capability 9.0, expected 7.5, 8.0.*Fix: use --backend tensorrt"):
+    with pytest.raises(
+        FirpError, match=r"got compute capability 9.0, expected 7.5, 8.0.*Fix: use --backend tensorrt"
+    ):
         choose_capabilities(rtx, BuildOptions(RTX), "9.0")
     with pytest.raises(FirpError, match=r"got compute capability new, expected 7.5"):
         choose_capabilities(rtx, BuildOptions(RTX, compute_capabilities=("new",)), None)
@@ -129,7 +158,9 @@ def test_bfloat16_is_refused_on_devices_without_it(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorRT-RTX has no use for a timing cache
 def test_tensorrt_takes_the_same_way(half_bundle, monkeypatch):
-    """TensorRT-RTX under TensorRT's name, without what TensorRT lacks: plans are for the GPU that is here, and timings are kept."""
+    """TensorRT-RTX under TensorRT's name, without what TensorRT lacks: plans are for the GPU that
+    is here, and timings are kept.
+    """
     rtx = load_library(RTX)
     names = {name: getattr(rtx, name) for name in dir(rtx) if name != "ComputeCapability"}
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(**{**names, "__version__": "10.15.1"}))
@@ -139,7 +170,11 @@ def test_tensorrt_takes_the_same_way(half_bundle, monkeypatch):
     folder = find_engines(load_bundle(half_bundle), "tensorrt", "10.15.1", "9.0").folder
     assert folder.name == "tensorrt-10.15.1-sm90" and (folder / "timing.cache").stat().st_size > 0
     opened, open_cache = [], plan_builder._open_timing_cache
-    monkeypatch.setattr(plan_builder, "_open_timing_cache", lambda c, path: opened.append(path.is_file()) or open_cache(c, path))
+    monkeypatch.setattr(
+        plan_builder,
+        "_open_timing_cache",
+        lambda c, path: opened.append(path.is_file()) or open_cache(c, path),
+    )
     build_engines(half_bundle, BuildOptions("tensorrt", force=True))
     assert opened == [True] * 3
 

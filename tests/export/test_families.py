@@ -19,7 +19,11 @@ def test_graphs_say_what_the_model_says(family, family_bundle):
     model, bundle = family_bundle(family)
     report = verify(bundle, model)
     names = {check.name for check in report.checks}
-    assert {"prefill logits, random tokens", "decode logits, random tokens", "tree logits, random tokens"} <= names
+    assert {
+        "prefill logits, random tokens",
+        "decode logits, random tokens",
+        "tree logits, random tokens",
+    } <= names
     assert [check for check in report.checks if not check.passed] == []
     assert report.near_ties == []
 
@@ -33,7 +37,9 @@ def test_float16_graphs_follow_the_model(family, tmp_path):
 
 
 def test_a_damaged_weight_fails_verification(family_bundle, tmp_path):
-    """The checks can fail: the bundle of a model whose weights were changed afterwards does not pass."""
+    """The checks can fail: the bundle of a model whose weights were changed afterwards does not
+    pass.
+    """
     model, bundle = family_bundle("llama")
     shutil.copytree(model, tmp_path / "model")
     shutil.copytree(bundle, tmp_path / "bundle")

@@ -1,4 +1,6 @@
-"""What the plans of TensorRT-RTX launch: fused attention and merged GEMMs in every layer, no copy of the cache."""
+"""What the plans of TensorRT-RTX launch: fused attention and merged GEMMs in every layer, no copy
+of the cache.
+"""
 
 import pytest
 import torch
@@ -23,7 +25,9 @@ def synthetic(folder, config, dtype):
     """A bundle of random weights, split at three quarters."""
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
-    predictors = make_predictors(folder / "predictors", folder / "model", prediction_layer=config.num_hidden_layers * 3 // 4)
+    predictors = make_predictors(
+        folder / "predictors", folder / "model", prediction_layer=config.num_hidden_layers * 3 // 4
+    )
     export_bundle(ExportOptions(folder / "model", folder / "bundle", predictors, dtype=dtype))
     return folder / "bundle"
 
@@ -31,20 +35,26 @@ def synthetic(folder, config, dtype):
 def launches(bundle, record):
     """graph -> a summary for each profile."""
     engines = find_engines(load_bundle(bundle), RTX, record.library_version, record.compute_capabilities[0])
-    return {name: [summarize(kernels) for kernels in read_plan(engines.plan_path(name))] for name in record.plans}
+    return {
+        name: [summarize(kernels) for kernels in read_plan(engines.plan_path(name))] for name in record.plans
+    }
 
 
 def check_fusions(bundle, record, launches_per_layer):
-    """In every layer of every profile one fused attention and four GEMMs (q, k and v are one, gate and up another), and keys and
-    values that only the concat before the attention copies.
+    """In every layer of every profile one fused attention and four GEMMs (q, k and v are one, gate
+    and up another), and keys and values that only the concat before the attention copies.
     """
     manifest, found = load_bundle(bundle).manifest, launches(bundle, record)
-    layers = {"lower": manifest.prediction_layer, "upper": manifest.model.num_hidden_layers - manifest.prediction_layer}
+    layers = {
+        "lower": manifest.prediction_layer,
+        "upper": manifest.model.num_hidden_layers - manifest.prediction_layer,
+    }
     for graph, count in layers.items():
         assert len(found[graph]) == 2  # decode and prefill
         for summary in found[graph]:
             assert (summary.attentions, summary.copied_caches) == (count, 0), graph
-            assert summary.gemms == 4 * count + (graph == "upper"), graph  # the upper graph has the output layer too
+            # the upper graph has the output layer too
+            assert summary.gemms == 4 * count + (graph == "upper"), graph
             assert summary.launches <= launches_per_layer * count + 6, graph
             assert count == 1 or summary.launches_per_layer <= launches_per_layer
     assert all(summary.launches <= 3 and summary.gemms == 1 for summary in found["predictors"])
@@ -55,13 +65,17 @@ def test_demo_model_launches(demo16):
 
 
 def test_16_layers_with_grouped_queries_launch(tmp_path):
-    config = LlamaConfig(**SIZES, num_hidden_layers=16, num_attention_heads=8, num_key_value_heads=2, head_dim=64)
+    config = LlamaConfig(
+        **SIZES, num_hidden_layers=16, num_attention_heads=8, num_key_value_heads=2, head_dim=64
+    )
     bundle = synthetic(tmp_path, config, "float16")
     check_fusions(bundle, build_engines(bundle, ONE_DEVICE), launches_per_layer=12)
 
 
 def test_bfloat16_with_norms_on_queries_and_batches_launches(tmp_path):
-    config = Qwen3Config(**SIZES, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=1, head_dim=128)
+    config = Qwen3Config(
+        **SIZES, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=1, head_dim=128
+    )
     bundle = synthetic(tmp_path, config, "bfloat16")
     every = choose_capabilities(load_library(RTX), BuildOptions(RTX), None)
     record = build_engines(bundle, BuildOptions(RTX, Limits(max_batch=4), every))
@@ -70,7 +84,9 @@ def test_bfloat16_with_norms_on_queries_and_batches_launches(tmp_path):
 
 
 def test_a_lost_fusion_is_seen(half_bundle, tmp_path, monkeypatch):
-    """Attention with capped scores, written out: TensorRT-RTX does not fuse it, and the summary says what that costs."""
+    """Attention with capped scores, written out: TensorRT-RTX does not fuse it, and the summary
+    says what that costs.
+    """
     builder_op = decoder.GraphBuilder.op
 
     def op(self, op_type, *inputs, **attributes):
@@ -79,16 +95,33 @@ def test_a_lost_fusion_is_seen(half_bundle, tmp_path, monkeypatch):
         query, keys, values, bias = inputs
         heads, shared = self.config.num_attention_heads, self.config.num_key_value_heads
         keys, values = (
-            builder_op(self, "Concat", *(head for head in self.tape.op_multi_out(
-                "Split", [each], {"axis": 1, "num_outputs": shared}, num_outputs=shared) for _ in range(heads // shared)), axis=1)
+            builder_op(
+                self,
+                "Concat",
+                *(
+                    head
+                    for head in self.tape.op_multi_out(
+                        "Split", [each], {"axis": 1, "num_outputs": shared}, num_outputs=shared
+                    )
+                    for _ in range(heads // shared)
+                ),
+                axis=1,
+            )
             for each in (keys, values)
-        )  # fmt: skip
+        )
         scores = builder_op(self, "MatMul", query, builder_op(self, "Transpose", keys, perm=[0, 1, 3, 2]))
         capped = builder_op(self, "Mul", builder_op(self, "Tanh", scores), self.scalar(30.0))
-        return builder_op(self, "MatMul", builder_op(self, "Softmax", builder_op(self, "Add", capped, bias), axis=-1), values)
+        return builder_op(
+            self,
+            "MatMul",
+            builder_op(self, "Softmax", builder_op(self, "Add", capped, bias), axis=-1),
+            values,
+        )
 
     monkeypatch.setattr(decoder.GraphBuilder, "op", op)
-    export_bundle(ExportOptions(tmp_path / "model", tmp_path / "written_out", tmp_path / "predictors", dtype="float16"))
+    export_bundle(
+        ExportOptions(tmp_path / "model", tmp_path / "written_out", tmp_path / "predictors", dtype="float16")
+    )
     record = build_engines(tmp_path / "written_out", ONE_DEVICE)
     lower = launches(tmp_path / "written_out", record)["lower"][0]
     assert (lower.attentions, lower.copied_caches) == (0, 4) and lower.gemms > 8

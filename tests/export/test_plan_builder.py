@@ -24,7 +24,9 @@ def rewrite(bundle, change):
     ir.save(model, bundle / "changed.onnx")
     profiles = graph_profiles(spec, 3, Limits(max_context=64))
     target = Target(load_library(RTX), ("8.9",), None)
-    return lambda declared=spec: build_plan(target, bundle / "changed.onnx", declared, profiles, lambda _: None, threading.Event())
+    return lambda declared=spec: build_plan(
+        target, bundle / "changed.onnx", declared, profiles, lambda _: None, threading.Event()
+    )
 
 
 def test_an_input_that_the_parser_drops_is_an_error(half_bundle):
@@ -42,7 +44,9 @@ def test_an_input_that_the_parser_drops_is_an_error(half_bundle):
     with pytest.raises(FirpError, match="the library reads other inputs of lower . got seqlen INT64"):
         build()
     spec = load_bundle(half_bundle).manifest.graphs["lower"]
-    declared = type(spec)("lower", (*spec.inputs, type(spec.inputs[0])("seqlen", "int64", ("B",))), spec.outputs)
+    declared = type(spec)(
+        "lower", (*spec.inputs, type(spec.inputs[0])("seqlen", "int64", ("B",))), spec.outputs
+    )
     with pytest.raises(FirpError, match="the library drops inputs of lower . got seqlen"):
         build(declared)
 
@@ -51,8 +55,14 @@ def test_another_type_or_rank_is_an_error(half_bundle):
     spec = load_bundle(half_bundle).manifest.graphs["lower"]
     tensor = type(spec.inputs[0])
     build = rewrite(half_bundle, lambda _: None)
-    for declared in (("input_ids", "float16", ("B", "T")), ("input_ids", "int64", ("B", "T", 1)), ("ids", "int64", ("B", "T"))):
-        with pytest.raises(FirpError, match=r"reads other inputs of lower . got input_ids INT64 \[-1, -1\], expected i"):
+    for declared in (
+        ("input_ids", "float16", ("B", "T")),
+        ("input_ids", "int64", ("B", "T", 1)),
+        ("ids", "int64", ("B", "T")),
+    ):
+        with pytest.raises(
+            FirpError, match=r"reads other inputs of lower . got input_ids INT64 \[-1, -1\], expected i"
+        ):
             build(type(spec)("lower", (tensor(*declared), *spec.inputs[1:]), spec.outputs))
     with pytest.raises(FirpError, match="reads other outputs of lower"):
         build(type(spec)("lower", spec.inputs, spec.outputs[:-1]))
@@ -63,7 +73,9 @@ def test_a_graph_that_the_parser_refuses_is_an_error(half_bundle):
     def change(graph):
         next(node for node in graph if node.op_type == "Sigmoid").op_type = "Unknown"
 
-    with pytest.raises(FirpError, match="the library cannot read changed.onnx . got .*Unknown.*Plugin not found"):
+    with pytest.raises(
+        FirpError, match="the library cannot read changed.onnx . got .*Unknown.*Plugin not found"
+    ):
         rewrite(half_bundle, change)()
 
 
@@ -79,7 +91,12 @@ def test_timings_of_no_use_are_dropped(tmp_path):
 
 
 def test_an_output_that_the_network_does_not_have_is_an_error(half_bundle):
-    spec, target = load_bundle(half_bundle).manifest.graphs["lower"], Target(load_library(RTX), ("8.9",), None)
+    spec, target = (
+        load_bundle(half_bundle).manifest.graphs["lower"],
+        Target(load_library(RTX), ("8.9",), None),
+    )
     profiles, names = graph_profiles(spec, 3, Limits(max_context=64)), ("layers.1.out", "layers.2.out")
     with pytest.raises(FirpError, match="no such tensors . got layers.2.out$"):
-        build_plan(target, half_bundle / "lower.onnx", spec, profiles, lambda _: None, threading.Event(), names)
+        build_plan(
+            target, half_bundle / "lower.onnx", spec, profiles, lambda _: None, threading.Event(), names
+        )

@@ -47,25 +47,35 @@ class TestPredictorDirectory:
         assert not (tmp_path / "bundle").exists()
 
     def test_layer_that_contradicts_the_option(self, pair, tmp_path):
-        with pytest.raises(CheckpointError, match=r"predictors for another layer.*prediction.layer 3.*expected 2"):
+        with pytest.raises(
+            CheckpointError, match=r"predictors for another layer.*prediction.layer 3.*expected 2"
+        ):
             export_bundle(ExportOptions(pair[0], tmp_path / "bundle", pair[1], prediction_layer=3))
 
     def test_missing_files(self, pair, tmp_path):
         (pair[1] / "predictors.safetensors").unlink()
-        with pytest.raises(CheckpointError, match=r"not a predictor directory.*without predictors\.safetensors"):
+        with pytest.raises(
+            CheckpointError, match=r"not a predictor directory.*without predictors\.safetensors"
+        ):
             export_bundle(ExportOptions(pair[0], tmp_path / "bundle", pair[1]))
 
     @pytest.fixture
     def calibrated(self, pair):
         """The same predictors with a path correction and trees."""
         model, predictors = pair
-        info = dataclasses.replace(open_predictors(predictors, open_checkpoint(model)).info, correction_rank=4)
+        info = dataclasses.replace(
+            open_predictors(predictors, open_checkpoint(model)).info, correction_rank=4
+        )
         rng = np.random.default_rng(0)
         tables = (rng.standard_normal((193, 4)).astype(np.float32) for _ in range(2))
         correction = PathCorrection(*tables, np.ones((2, 3), np.float32), np.ones((2, 3), np.float32))
         calibration = Calibration((Candidate(TreeConfig("dynamic", 4, 0), {"greedy": 1.5}, {"greedy": 0.0}),))
         write_predictors(
-            predictors, info, load_file(predictors / "predictors.safetensors")["predictors.weight"], correction, calibration
+            predictors,
+            info,
+            load_file(predictors / "predictors.safetensors")["predictors.weight"],
+            correction,
+            calibration,
         )
         return model, predictors
 

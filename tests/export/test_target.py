@@ -67,7 +67,9 @@ def test_a_failed_export_leaves_no_parent_folders(model, tmp_path):
 @pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
 def test_other_things_are_never_replaced(kind, model, tmp_path):
     output = tmp_path / "output"
-    {"file": output.touch, "folder": output.mkdir, "dangling link": lambda: output.symlink_to("nowhere")}[kind]()
+    {"file": output.touch, "folder": output.mkdir, "dangling link": lambda: output.symlink_to("nowhere")}[
+        kind
+    ]()
     with pytest.raises(FirpError, match="output exists and is something else"):
         export_bundle(ExportOptions(model, output, force=True))
     assert names(tmp_path) == ["model", "output"]

@@ -1,4 +1,6 @@
-"""What a double cannot prove: engines run by the installed library on the GPU that is here, and ONNX Runtime on CUDA."""
+"""What a double cannot prove: engines run by the installed library on the GPU that is here, and
+ONNX Runtime on CUDA.
+"""
 
 import json
 
@@ -41,7 +43,10 @@ def prompts(engine: Engine) -> list[list[int]]:
 
 
 def test_drafted_equals_plain(engine):
-    trees = {"best tree": engine.best_tree, "draft pass": TreeConfig("dynamic", rows=6, draft_sources=0, depth=2)}
+    trees = {
+        "best tree": engine.best_tree,
+        "draft pass": TreeConfig("dynamic", rows=6, draft_sources=0, depth=2),
+    }
     params = [SamplingParams(48), SamplingParams(48, temperature=0.8, top_p=0.95, seed=1)]
     for comparison in compare_trees(engine, prompts(engine), params, trees):
         assert comparison.unexcused == [] and len(comparison.differences) <= comparison.allowed("float16")
@@ -67,7 +72,9 @@ def test_layers_are_those_of_onnx_runtime(engine):
     assert [each["tensors"] for each in json.loads(result.stdout)["layers"]] == [13, 25, 1, 7, 11]
 
 
-@pytest.mark.skipif("CUDAExecutionProvider" not in ort.get_available_providers(), reason="this ONNX Runtime has no CUDA")
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" not in ort.get_available_providers(), reason="this ONNX Runtime has no CUDA"
+)
 def test_onnx_runtime_on_cuda_decodes_what_it_decodes_on_the_cpu(demo_bundle, demo_engine):
     cuda, params = Engine.load(demo_bundle, "cuda"), SamplingParams(48)
     for index, prompt in enumerate(prompts(demo_engine)):

@@ -21,7 +21,12 @@ def engine(family_bundle):
 def test_equal_runs(engine):
     result = bench(engine, PROMPTS, SamplingParams(20, ignore_eos=True))
     shown = result.to_json()
-    assert shown["identical"] and shown["differing_prompts"] == 0 and shown["near_ties"] == [] and shown["cuda_graphs"] is None
+    assert (
+        shown["identical"]
+        and shown["differing_prompts"] == 0
+        and shown["near_ties"] == []
+        and shown["cuda_graphs"] is None
+    )
     assert shown["tokens"] == 2 * 19 and shown["plain"]["tokens_per_step"] == 1
 
 

@@ -24,7 +24,9 @@ def table(slope: float = 0.0) -> LatencyTable:
 
 
 def candidate(rows, sources, tokens_per_step, depth=None, undrafted=0.0):
-    return Candidate(TreeConfig("dynamic", rows, sources, depth), {"greedy": tokens_per_step}, {"greedy": undrafted})
+    return Candidate(
+        TreeConfig("dynamic", rows, sources, depth), {"greedy": tokens_per_step}, {"greedy": undrafted}
+    )
 
 
 def test_step_times():
@@ -32,11 +34,15 @@ def test_step_times():
     assert latency.plain_ms() == pytest.approx(3 + 1.5 + 0.2)
     fused = latency.step_ms(TreeConfig("dynamic", 4, 2), 3)  # 4 rows below, 4 + 2*3 above
     assert fused == pytest.approx(3 * 1.3 + 0.1 + 1.5 * 1.9 + 0.4)
-    assert latency.step_ms(TreeConfig("dynamic", 4, None, depth=2), 3) == pytest.approx(3 * 1.3 + 0.1 + 1.5 * 2.1 + 0.4)
+    assert latency.step_ms(TreeConfig("dynamic", 4, None, depth=2), 3) == pytest.approx(
+        3 * 1.3 + 0.1 + 1.5 * 2.1 + 0.4
+    )
     draft_pass = latency.step_ms(TreeConfig("dynamic", 4, 0), 3)  # and the three pseudo rows of one row
     assert draft_pass == pytest.approx(3 * 1.3 + 1.5 * 1.3 + 0.1 + 1.5 * 1.2 + 0.4)
     bare = 3 + 0.1 + 1.5 * 1.3 + 0.4  # a step without drafts: the root and its pseudo rows
-    assert latency.step_ms(TreeConfig("dynamic", 4, 2), 3, undrafted=0.25) == pytest.approx(0.75 * fused + 0.25 * bare)
+    assert latency.step_ms(TreeConfig("dynamic", 4, 2), 3, undrafted=0.25) == pytest.approx(
+        0.75 * fused + 0.25 * bare
+    )
     assert latency.lower(128) == pytest.approx(2 * latency.lower(64))  # beyond the table
 
 
@@ -48,7 +54,9 @@ def test_another_split_moves_layers_and_keeps_the_head():
 
 
 def test_free_rows_make_large_trees_and_dear_rows_none():
-    calibration = Calibration((candidate(4, 0, 1.6), candidate(4, 1, 1.4, undrafted=0.3), candidate(16, None, 2.2)))
+    calibration = Calibration(
+        (candidate(4, 0, 1.6), candidate(4, 1, 1.4, undrafted=0.3), candidate(16, None, 2.2))
+    )
     free = choose(calibration, table(), 3)
     assert free.tree.rows == 16 and free.drafts and free.speedup == pytest.approx(2.2 * 4.7 / 5.0, abs=1e-3)
     dear = choose(calibration, table(slope=0.3), 3)
@@ -66,7 +74,9 @@ def calibrated(family_bundle, tmp_path):
 
 
 def give_trees(monkeypatch, engine, *candidates):
-    monkeypatch.setattr(engine, "bundle", dataclasses.replace(engine.bundle, calibration=Calibration(candidates)))
+    monkeypatch.setattr(
+        engine, "bundle", dataclasses.replace(engine.bundle, calibration=Calibration(candidates))
+    )
 
 
 def test_the_choice_is_stored_for_its_device_and_used(calibrated, monkeypatch):
@@ -91,7 +101,9 @@ def test_where_nothing_pays_plain_decoding_is_chosen(calibrated, monkeypatch):
     assert tuned.tree is None and tuned.best_tree.rows == 32
     result = tuned.generate([3, 4, 5], SamplingParams(10, ignore_eos=True))
     assert result.stats.tokens_per_step == 1
-    explicit = tuned.generate([3, 4, 5], SamplingParams(10, ignore_eos=True), tree=TreeConfig("dynamic", 4, None))
+    explicit = tuned.generate(
+        [3, 4, 5], SamplingParams(10, ignore_eos=True), tree=TreeConfig("dynamic", 4, None)
+    )
     assert explicit.token_ids == result.token_ids
 
 
@@ -104,7 +116,9 @@ def test_a_bundle_without_trees_cannot_be_tuned(calibrated):
 
 def test_a_choice_that_does_not_fit_the_predictors_is_refused(calibrated, monkeypatch):
     engine = Engine.load(calibrated)
-    give_trees(monkeypatch, engine, Candidate(TreeConfig("dynamic", 5, 0, depth=4), {"greedy": 9.0}, {"greedy": 0.0}))
+    give_trees(
+        monkeypatch, engine, Candidate(TreeConfig("dynamic", 5, 0, depth=4), {"greedy": 9.0}, {"greedy": 0.0})
+    )
     tune(engine)
     with pytest.raises(FirpError, match="bad tree depth"):
         load_bundle(calibrated)
@@ -112,7 +126,10 @@ def test_a_choice_that_does_not_fit_the_predictors_is_refused(calibrated, monkey
 
 def test_latency_is_measured_for_growing_passes_until_no_tree_could_pay(calibrated):
     latency = measure_latency(Engine.load(calibrated))
-    assert latency.rows == ROWS[: len(latency.rows)] and len(latency.lower_ms) == len(latency.upper_ms) == len(latency.rows) >= 2
+    assert (
+        latency.rows == ROWS[: len(latency.rows)]
+        and len(latency.lower_ms) == len(latency.upper_ms) == len(latency.rows) >= 2
+    )
     assert min(*latency.lower_ms, *latency.upper_ms, latency.predictors_ms, latency.drafted_outside_ms) > 0
     assert latency.prediction_layer == 2 and latency.num_hidden_layers == 4
 
@@ -121,7 +138,12 @@ def test_a_latency_file_is_read_strictly(tmp_path):
     choice = choose(Calibration((candidate(4, 0, 1.6),)), table(), 3)
     write_json(tmp_path / "good.json", to_json(choice))
     assert read_latency(tmp_path / "good.json") == table()
-    for name, content in (("a", "{}"), ("b", "[1]"), ("c", "{"), ("d", json.dumps({"latency": {"rows": "x"}}))):
+    for name, content in (
+        ("a", "{}"),
+        ("b", "[1]"),
+        ("c", "{"),
+        ("d", json.dumps({"latency": {"rows": "x"}})),
+    ):
         (tmp_path / name).write_text(content)
         with pytest.raises(BundleError):
             read_latency(tmp_path / name)
@@ -130,10 +152,16 @@ def test_a_latency_file_is_read_strictly(tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"rows": []}, {"rows": [1, 2]}, {"rows": [1, 1, 4, 8, 16, 32, 64]}, {"lower_ms": [0.0] * 7}, {"prediction_layer": 8},
-        {"num_hidden_layers": 0}, {"predictors_ms": -1.0}, {"upper_ms": [float("nan")] * 7},
+        {"rows": []},
+        {"rows": [1, 2]},
+        {"rows": [1, 1, 4, 8, 16, 32, 64]},
+        {"lower_ms": [0.0] * 7},
+        {"prediction_layer": 8},
+        {"num_hidden_layers": 0},
+        {"predictors_ms": -1.0},
+        {"upper_ms": [float("nan")] * 7},
     ],
-)  # fmt: skip
+)
 def test_a_table_that_is_no_measurement_is_refused(changes, tmp_path):
     write_json(tmp_path / "bad.json", {"latency": to_json(table()) | changes})
     with pytest.raises(FirpError, match="bad latency table"):
@@ -159,9 +187,11 @@ def test_a_manifest_that_cannot_be_written_leaves_nothing(calibrated, monkeypatc
 def test_a_bundle_that_was_replaced_while_it_was_measured_is_left_alone(calibrated, monkeypatch):
     engine = Engine.load(calibrated)
     give_trees(monkeypatch, engine, candidate(5, 0, 90.0))
-    other = dataclasses.replace(engine.manifest, files=engine.manifest.files | {
-        "tree.json": dataclasses.replace(engine.manifest.files["tree.json"], sha256="0" * 64)
-    })  # fmt: skip
+    other = dataclasses.replace(
+        engine.manifest,
+        files=engine.manifest.files
+        | {"tree.json": dataclasses.replace(engine.manifest.files["tree.json"], sha256="0" * 64)},
+    )
     write_manifest(calibrated, other)
     before = (calibrated / "firp.json").read_bytes()
     with pytest.raises(FirpError, match="replaced while it was measured"):

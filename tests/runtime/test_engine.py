@@ -29,7 +29,9 @@ def test_stream_and_generate_agree_and_text_is_the_decoded_tokens(demo_engine, p
     chunks = list(demo_engine.stream(PROMPT, params, plain=plain))
     whole = demo_engine.generate(PROMPT, params, plain=plain)
     assert [token for chunk in chunks for token in chunk.token_ids] == whole.token_ids
-    assert "".join(chunk.text for chunk in chunks) == whole.text == demo_engine.tokenizer.decode(whole.token_ids)
+    assert (
+        "".join(chunk.text for chunk in chunks) == whole.text == demo_engine.tokenizer.decode(whole.token_ids)
+    )
     assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
     assert chunks[-1].finish_reason == "length"
 
@@ -91,17 +93,23 @@ def test_cancelling_keeps_what_is_there(demo_engine):
 def test_a_consumer_may_stop_at_any_time(demo_engine):
     session = demo_engine.session(200)
     prompt = demo_engine.encode(PROMPT)
-    expected = [step.tokens for step in decode(session, prompt, SamplingParams(20), (), demo_engine.drafter())]
+    expected = [
+        step.tokens for step in decode(session, prompt, SamplingParams(20), (), demo_engine.drafter())
+    ]
     for steps in (1, 3):
         stream = decode(session, prompt, SamplingParams(20), (), demo_engine.drafter())
         assert [next(stream).tokens for _ in range(steps)] == expected[:steps]
         stream.close()
-    assert [step.tokens for step in decode(session, prompt, SamplingParams(20), (), demo_engine.drafter())] == expected
+    assert [
+        step.tokens for step in decode(session, prompt, SamplingParams(20), (), demo_engine.drafter())
+    ] == expected
 
 
 def test_a_second_caller_of_one_session_is_refused_and_the_first_goes_on(demo_engine):
     session, prompt = demo_engine.session(200), demo_engine.encode(PROMPT)
-    expected = [step.tokens for step in decode(session, prompt, SamplingParams(30), (), demo_engine.drafter())]
+    expected = [
+        step.tokens for step in decode(session, prompt, SamplingParams(30), (), demo_engine.drafter())
+    ]
     first = decode(session, prompt, SamplingParams(30), (), demo_engine.drafter())
     tokens, errors = [next(first).tokens], []
 
@@ -178,18 +186,28 @@ def test_commits_move_the_accepted_rows_alone(demo_engine):
 
 
 def test_rejected_rows_leave_no_trace(demo_engine):
-    """The cache after drafted decoding is that of plain decoding, bit for bit up to summation order."""
+    """The cache after drafted decoding is that of plain decoding, bit for bit up to summation
+    order.
+    """
     prompt, caches = demo_engine.encode(PROMPT), []
     for drafter in (None, demo_engine.drafter(TreeConfig("dynamic", 16, None))):
         session = demo_engine.session(400)
-        tokens = [token for step in decode(session, prompt, SamplingParams(50), (), drafter) for token in step.tokens]
+        tokens = [
+            token
+            for step in decode(session, prompt, SamplingParams(50), (), drafter)
+            for token in step.tokens
+        ]
         caches.append(session.kv.slots[:, : len(prompt) + len(tokens) - 1].copy())
     np.testing.assert_allclose(caches[0], caches[1], atol=1e-3)
 
 
 def test_the_runtime_imports_nothing_heavy():
-    script = "import sys, firp, firp.runtime.engine, firp.runtime.parity, firp.runtime.bench; print(*sys.modules)"
-    modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    script = (
+        "import sys, firp, firp.runtime.engine, firp.runtime.parity, firp.runtime.bench; print(*sys.modules)"
+    )
+    modules = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.split()
     top = {name.partition(".")[0] for name in modules}
     assert {"numpy", "onnxruntime"} <= top
     assert top.isdisjoint({"torch", "transformers", "onnx", "onnx_ir", "click", "rich", "matplotlib"})

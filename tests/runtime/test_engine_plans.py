@@ -21,11 +21,17 @@ def bundle(family_bundle, tmp_path):
 
 def load(bundle, capability=(8, 9), backend="tensorrt-rtx"):
     cuda = CudaDouble(compute_capability=capability)
-    return Engine(load_bundle(bundle, check_hashes=False), TensorRTBackend(backend, TensorRTDouble(cuda), cuda))
+    return Engine(
+        load_bundle(bundle, check_hashes=False), TensorRTBackend(backend, TensorRTDouble(cuda), cuda)
+    )
 
 
-def test_engines_that_do_not_match_are_refused_with_the_command_that_builds_them(bundle, family_bundle, tmp_path):
-    with pytest.raises(FirpError, match=r"has no tensorrt-rtx engines.*Fix: firp build .*bundle --backend tensorrt-rtx"):
+def test_engines_that_do_not_match_are_refused_with_the_command_that_builds_them(
+    bundle, family_bundle, tmp_path
+):
+    with pytest.raises(
+        FirpError, match=r"has no tensorrt-rtx engines.*Fix: firp build .*bundle --backend tensorrt-rtx"
+    ):
         load(bundle)
     folder = write_engines(load_bundle(bundle))
     with pytest.raises(FirpError, match=r"engines for another GPU.*8\.9.*12\.0.*firp build"):
@@ -47,7 +53,9 @@ def test_engines_that_do_not_match_are_refused_with_the_command_that_builds_them
         load(other)
     shutil.move(folder, folder.with_name("tensorrt-rtx-1.6.0.1-sm89"))
     record = folder.with_name("tensorrt-rtx-1.6.0.1-sm89") / "engine.json"
-    record.write_text(record.read_text().replace('"library_version": "1.7.1.116"', '"library_version": "1.6.0.1"'))
+    record.write_text(
+        record.read_text().replace('"library_version": "1.7.1.116"', '"library_version": "1.6.0.1"')
+    )
     with pytest.raises(FirpError, match=r"engines of another tensorrt-rtx version.*1\.6\.0\.1.*1\.7\.1\.116"):
         load(bundle)
     record.write_text("{}")
@@ -62,7 +70,9 @@ def test_an_engine_with_other_tensors_is_refused(bundle):
     record = json.loads((folder / "engine.json").read_text())
     record["plans"]["upper"] = {"size": upper.stat().st_size, "sha256": sha256_file(upper)}
     write_json(folder / "engine.json", record)
-    with pytest.raises(BundleError, match=r"upper\.plan' is not the graph its bundle declares.*inputs that differ"):
+    with pytest.raises(
+        BundleError, match=r"upper\.plan' is not the graph its bundle declares.*inputs that differ"
+    ):
         load(bundle)
     upper.write_text("not a plan")
     record["plans"]["upper"] = {"size": upper.stat().st_size, "sha256": sha256_file(upper)}
@@ -81,9 +91,18 @@ def edit_record(folder, edit):
     ("edit", "message"),
     [
         (lambda r: r["profiles"]["lower"][0]["shapes"]["input_ids"].pop(), "got 2 values, expected 3"),
-        (lambda r: r["profiles"]["lower"][0]["shapes"]["input_ids"][1].append(1), "not one of the lower graph"),
-        (lambda r: r["profiles"]["lower"][0]["shapes"].update(zzz=[[1], [1], [1]]), "not one of the lower graph"),
-        (lambda r: r["profiles"].update(predictors=r["profiles"]["lower"]), "not one of the predictors graph"),
+        (
+            lambda r: r["profiles"]["lower"][0]["shapes"]["input_ids"][1].append(1),
+            "not one of the lower graph",
+        ),
+        (
+            lambda r: r["profiles"]["lower"][0]["shapes"].update(zzz=[[1], [1], [1]]),
+            "not one of the lower graph",
+        ),
+        (
+            lambda r: r["profiles"].update(predictors=r["profiles"]["lower"]),
+            "not one of the predictors graph",
+        ),
         (lambda r: r["limits"].clear(), "bad limits"),
         (lambda r: r["limits"].update(max_batch=0), "bad limits"),
         (lambda r: r.update(format_version=7, more=1), "another format.*version 7"),

@@ -29,7 +29,8 @@ def expected(correction, guesses, depth, previous, greedy):
     mode, ids, logprobs = 0 if greedy else 1, guesses.top_ids[depth - 1], guesses.top_logprobs[depth - 1]
     scores = [
         correction.scale[mode, depth - 1] * logprob
-        + correction.weight[mode, depth - 1] * float(correction.previous[previous] @ correction.following[token])
+        + correction.weight[mode, depth - 1]
+        * float(correction.previous[previous] @ correction.following[token])
         for token, logprob in zip(ids, logprobs, strict=True)
     ]
     weights = np.exp(scores)

@@ -1,4 +1,6 @@
-"""The anchor: drafted decoding gives the tokens of plain decoding, whatever the tree, the sources and the sampling."""
+"""The anchor: drafted decoding gives the tokens of plain decoding, whatever the tree, the sources
+and the sampling.
+"""
 
 import itertools
 
@@ -56,7 +58,9 @@ def test_drafted_equals_plain_on_the_demo_model(demo_engine, pytestconfig):
 
 @pytest.mark.parametrize("params", PARAMS)
 def test_a_wrong_mask_is_seen_and_not_excused_as_near_ties(params, family_bundle, monkeypatch):
-    """The tests above can fail: with siblings visible to each other, drafted decoding leaves plain decoding."""
+    """The tests above can fail: with siblings visible to each other, drafted decoding leaves plain
+    decoding.
+    """
     engine = Engine.load(family_bundle("llama")[1])
     prompts = random_prompts(engine, 8)
     plain = [plain_run(engine, prompt, params) for prompt in prompts]
@@ -98,7 +102,11 @@ def test_a_small_session_gives_the_same_tokens_as_far_as_it_reaches(capacity, ro
 
 def test_a_tree_too_large_for_the_session_is_an_error(demo_engine):
     stream = decode(
-        demo_engine.session(100, 16), [5, 6], SamplingParams(40), (), demo_engine.drafter(TreeConfig("dynamic", 12, None))
+        demo_engine.session(100, 16),
+        [5, 6],
+        SamplingParams(40),
+        (),
+        demo_engine.drafter(TreeConfig("dynamic", 12, None)),
     )
     with pytest.raises(FirpError, match="pass larger than the session"):
         list(stream)

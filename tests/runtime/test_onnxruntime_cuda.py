@@ -13,7 +13,9 @@ from firp.runtime.sampling import SamplingParams
 from firp.runtime.tree import TreeConfig
 
 
-@pytest.mark.parametrize("params", [SamplingParams(50), SamplingParams(50, temperature=0.8, top_p=0.9, seed=3)])
+@pytest.mark.parametrize(
+    "params", [SamplingParams(50), SamplingParams(50, temperature=0.8, top_p=0.9, seed=3)]
+)
 def test_cuda_decodes_what_the_cpu_decodes_and_gives_its_memory_back(params, family_bundle):
     path, cuda = family_bundle("qwen2")[1], CudaDouble()
     host = Engine.load(path)
@@ -23,7 +25,11 @@ def test_cuda_decodes_what_the_cpu_decodes_and_gives_its_memory_back(params, fam
         prompt = np.random.default_rng(length).integers(2, 190, length).tolist()
         plain = host.generate(prompt, params, plain=True).token_ids
         assert device.generate(prompt, params, plain=True).token_ids == plain
-        for tree in (TreeConfig("dynamic", 8, None), TreeConfig("dynamic", 6, 0, depth=2), TreeConfig.chain(3, 1)):
+        for tree in (
+            TreeConfig("dynamic", 8, None),
+            TreeConfig("dynamic", 6, 0, depth=2),
+            TreeConfig.chain(3, 1),
+        ):
             assert device.generate(prompt, params, tree=tree).token_ids == plain
     assert device.sessions.graph_counts is None and not cuda.device  # sessions are made to measure, and gone
 

@@ -1,4 +1,6 @@
-"""The pick: greedy, temperature, top-k and top-p as Hugging Face has them; a pure function of (logits, position, params)."""
+"""The pick: greedy, temperature, top-k and top-p as Hugging Face has them; a pure function of
+(logits, position, params).
+"""
 
 import numpy as np
 import pytest
@@ -72,17 +74,25 @@ def test_margin_is_the_distance_to_another_pick():
         expected = int(np.searchsorted(bounds, draw))
         assert pick(logits, position, params) == expected
         edges = [abs(draw - bound) for bound in bounds[:-1]]
-        assert margin(logits, position, params) == pytest.approx(min(edges[max(0, expected - 1) : expected + 1]), abs=1e-6)
+        assert margin(logits, position, params) == pytest.approx(
+            min(edges[max(0, expected - 1) : expected + 1]), abs=1e-6
+        )
 
 
 def test_margin_counts_a_cut_only_where_it_would_change_the_pick():
-    # 0.5 + 0.45 is just above top_p: a little less, and the third token would be kept, which moves the intervals
+    # 0.5 + 0.45 is just above top_p: a little less, and the third token would be kept, which moves
+    # the intervals
     logits = np.log(np.array([0.5, 0.45, 0.05]))
-    params, wide = SamplingParams(temperature=1.0, top_p=0.949999), SamplingParams(temperature=1.0, top_p=0.99)
+    params, wide = (
+        SamplingParams(temperature=1.0, top_p=0.949999),
+        SamplingParams(temperature=1.0, top_p=0.99),
+    )
     near = [margin(logits, position, params) < 2e-6 for position in range(400)]
     turned = [pick(logits, position, params) != pick(logits, position, wide) for position in range(400)]
     assert 5 < sum(near) < 100
-    assert [is_near for is_near, is_turned in zip(near, turned, strict=True) if is_turned] == [True] * sum(turned)
+    assert [is_near for is_near, is_turned in zip(near, turned, strict=True) if is_turned] == [True] * sum(
+        turned
+    )
     tied = np.log(np.array([0.4, 0.3, 0.3 - 1e-7]))
     margins = [margin(tied, position, SamplingParams(temperature=1.0, top_k=2)) for position in range(50)]
     assert min(margins) < 1e-6 < max(margins)
@@ -99,10 +109,19 @@ def test_logits_that_are_not_finite_are_an_error(value, temperature):
 @pytest.mark.parametrize(
     "bad",
     [
-        {"temperature": -1}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_p": 0}, {"top_p": 1.5},
-        {"top_k": -1}, {"max_new_tokens": 0}, {"seed": -1}, {"seed": 2**64}, {"stop": ("",)}, {"stop": "text"},
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"top_k": -1},
+        {"max_new_tokens": 0},
+        {"seed": -1},
+        {"seed": 2**64},
+        {"stop": ("",)},
+        {"stop": "text"},
     ],
-)  # fmt: skip
+)
 def test_impossible_params_are_refused(bad):
     with pytest.raises(FirpError, match=f"bad {next(iter(bad))}"):
         SamplingParams(**bad)

@@ -1,4 +1,6 @@
-"""The decode loop on device-resident buffers, on a double of the device: it proves our logic, not TensorRT."""
+"""The decode loop on device-resident buffers, on a double of the device: it proves our logic, not
+TensorRT.
+"""
 
 import ctypes
 import itertools
@@ -25,11 +27,15 @@ TREES = {
     "chain": TreeConfig.chain(3, 2),
     "static": TreeConfig.static([(0,), (1,), (0, 0), (0, 1), (0, 0, 0)], 1),
     "dynamic": TreeConfig("dynamic", rows=12, draft_sources=None),
-    "shallow": TreeConfig("dynamic", rows=8, draft_sources=3, depth=2),  # the gaps of the third offset are closed
+    # the gaps of the third offset are closed
+    "shallow": TreeConfig("dynamic", rows=8, draft_sources=3, depth=2),
     "draft pass": TreeConfig("dynamic", rows=8, draft_sources=0),
     "shallow draft pass": TreeConfig("dynamic", rows=5, draft_sources=0, depth=2),
 }
-PARAMS = [SamplingParams(90, ignore_eos=True), SamplingParams(60, temperature=0.8, top_p=0.95, seed=1, ignore_eos=True)]
+PARAMS = [
+    SamplingParams(90, ignore_eos=True),
+    SamplingParams(60, temperature=0.8, top_p=0.95, seed=1, ignore_eos=True),
+]
 
 
 @pytest.fixture
@@ -55,7 +61,10 @@ def test_the_device_decodes_what_the_cpu_decodes(family, family_bundle, tmp_path
 def test_a_prompt_of_many_passes(bundle):
     prompt = np.random.default_rng(4).integers(2, 190, 200).tolist()
     engine = device_engine(bundle)
-    assert engine.generate(prompt, PARAMS[1]).token_ids == Engine.load(bundle).generate(prompt, PARAMS[1]).token_ids
+    assert (
+        engine.generate(prompt, PARAMS[1]).token_ids
+        == Engine.load(bundle).generate(prompt, PARAMS[1]).token_ids
+    )
 
 
 def test_one_wait_a_step_and_few_bytes_come_back(bundle):
@@ -66,7 +75,8 @@ def test_one_wait_a_step_and_few_bytes_come_back(bundle):
     steps = list(engine.steps([5, 6, 7], SamplingParams(40, ignore_eos=True), tree))
     assert cuda.waits - waits == len(steps)
     rows_read = sum(step.rows or 1 for step in steps) + sum(2 * 3 if step.rows else 3 for step in steps)
-    assert cuda.copied_to_host - home <= rows_read * 64 * 12  # top lists: ids and log-probabilities, no logits
+    # top lists: ids and log-probabilities, no logits
+    assert cuda.copied_to_host - home <= rows_read * 64 * 12
     sampled, home = PARAMS[1], cuda.copied_to_host
     sampled_steps = list(engine.steps([5, 6, 7], sampled, tree))
     logits = sum(step.rows or 1 for step in sampled_steps) * engine.model.vocab_size * 4
@@ -78,7 +88,8 @@ def test_commits_move_the_accepted_rows_and_nothing_else(bundle):
     cuda, tree, model = engine.backend.cuda, TreeConfig("dynamic", rows=8, draft_sources=None), engine.model
     before = cuda.moved_on_device
     steps = list(engine.steps([5, 6, 7], SamplingParams(40, ignore_eos=True), tree))
-    kept = 3 + sum(step.accept_length + 1 for step in steps[1:-1])  # the last step's commit waits for a step that never comes
+    # the last step's commit waits for a step that never comes
+    kept = 3 + sum(step.accept_length + 1 for step in steps[1:-1])
     row = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * 4
     assert cuda.moved_on_device - before == kept * row
 
@@ -94,9 +105,14 @@ def test_passes_of_sizes_seen_twice_are_replayed(bundle):
     assert engine.generate([5, 6, 7], params, tree=TREES["dynamic"]).token_ids == first
     again = engine.sessions.graph_counts
     new = {name: again[name] - counts[name] for name in again}
-    assert new["replays"] > counts["replays"] and new["enqueued"] + new["captures"] < counts["enqueued"] + counts["captures"]
-    assert engine.backend.library.contexts - contexts == new["captures"]  # the rest runs on what the first request left
-    assert len(engine.sessions._all) == 1 and engine.backend.library.runtime_caches == 3  # one for each engine
+    assert (
+        new["replays"] > counts["replays"]
+        and new["enqueued"] + new["captures"] < counts["enqueued"] + counts["captures"]
+    )
+    # the rest runs on what the first request left
+    assert engine.backend.library.contexts - contexts == new["captures"]
+    # one for each engine
+    assert len(engine.sessions._all) == 1 and engine.backend.library.runtime_caches == 3
 
 
 def test_what_cannot_be_captured_is_enqueued(bundle):
@@ -173,8 +189,12 @@ def test_verification_compares_an_engine_with_onnx_runtime_and_hugging_face(fami
     for graph in ("lower", "upper"):  # an engine that says something else is found
         wrong = device_engine(shutil.copytree(bundle, tmp_path / graph))
         session = wrong.sessions.graphs[graph].engine.session
-        wrong.sessions.graphs[graph].engine.session = Noisy(session, f"past_key.{0 if graph == 'lower' else 3}")
-        failed = [check.name for check in verify(tmp_path / graph, model, engine=wrong).checks if not check.passed]
+        wrong.sessions.graphs[graph].engine.session = Noisy(
+            session, f"past_key.{0 if graph == 'lower' else 3}"
+        )
+        failed = [
+            check.name for check in verify(tmp_path / graph, model, engine=wrong).checks if not check.passed
+        ]
         assert any("ONNX Runtime" in name and name.startswith("decode") for name in failed)
 
 
@@ -190,7 +210,9 @@ class Noisy:
 
         def bind_input(each, device, index, kind, shape, address):
             if each == name and shape[0]:
-                values = np.frombuffer((ctypes.c_byte * (math.prod(shape) * 4)).from_address(address), kind).copy()
+                values = np.frombuffer(
+                    (ctypes.c_byte * (math.prod(shape) * 4)).from_address(address), kind
+                ).copy()
                 values[:] *= 1.5
                 self.kept = values
                 address = values.ctypes.data
@@ -207,8 +229,14 @@ def test_tuning_measures_the_device_and_chooses_what_it_holds(demo_bundle, tmp_p
     bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
     engine = device_engine(bundle, Limits(max_context=300, max_rows=20))
     choice = tune(engine)
-    assert choice.latency.rows[-1] <= 20 and choice.latency.cached_tokens == 150 and min(choice.latency.upper_ms) > 0
-    assert choice.tree.pass_rows(3) <= 20 and choice.latency.device == "Double of a GPU, tensorrt-rtx 1.7.1.116"
+    assert (
+        choice.latency.rows[-1] <= 20
+        and choice.latency.cached_tokens == 150
+        and min(choice.latency.upper_ms) > 0
+    )
+    assert (
+        choice.tree.pass_rows(3) <= 20 and choice.latency.device == "Double of a GPU, tensorrt-rtx 1.7.1.116"
+    )
     assert load_bundle(bundle).manifest.choices[engine.backend.device] == choice
 
 
@@ -224,7 +252,12 @@ def test_out_of_memory_says_what_each_buffer_takes(bundle):
 @pytest.mark.parametrize(
     ("prompt", "tokens", "tree", "message"),
     [
-        (list(range(2, 60)), 90, None, "context larger than the engines hold.*got 148.*at most 100.*--max-context 148"),
+        (
+            list(range(2, 60)),
+            90,
+            None,
+            "context larger than the engines hold.*got 148.*at most 100.*--max-context 148",
+        ),
         (
             [5],
             20,

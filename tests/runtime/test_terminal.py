@@ -13,7 +13,9 @@ with terminal.progress_bar() as bar:
 
 
 def run(seconds):
-    return subprocess.run([sys.executable, "-c", SCRIPT.format(seconds=seconds)], capture_output=True, text=True, check=True)
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(seconds=seconds)], capture_output=True, text=True, check=True
+    )
 
 
 def test_without_a_terminal_a_long_command_speaks_now_and_then():
@@ -27,5 +29,7 @@ def test_and_a_short_one_is_silent():
 
 def test_tables_are_never_cut():
     script = "from firp.runtime.terminal import print_table; print_table(('a', 'b'), [('x' * 60, '1.25 ' * 10)], 'a title')"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env={"COLUMNS": "40"})
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={"COLUMNS": "40"}
+    )
     assert "x" * 60 in result.stdout and "1.25 " * 9 in result.stdout and "…" not in result.stdout

@@ -46,7 +46,9 @@ def test_an_unfinished_character_comes_out_at_the_end(byte_tokenizer):
     assert "".join(pieces[:-1]) == "ab" and set(pieces[-1]) == {"�"}
 
 
-@pytest.mark.parametrize("stop", [("STOP",), ("STOP", "“"), ("zzz", "P a"), ("日本語 – ",), ("n",), (TEXT[-3:],)])
+@pytest.mark.parametrize(
+    "stop", [("STOP",), ("STOP", "“"), ("zzz", "P a"), ("日本語 – ",), ("n",), (TEXT[-3:],)]
+)
 def test_text_ends_right_before_the_first_stop_string(byte_tokenizer, stop):
     pieces, stopped = stream(byte_tokenizer, byte_tokenizer.encode(TEXT).ids, stop)
     assert stopped
@@ -79,7 +81,9 @@ def word_tokenizer():
     """As Llama 2's: words carry their space, and the decoder strips the first one."""
     words = ["<s>", "</s>", "▁Hello", "▁world", "▁again", "!", "▁a", "▁b"]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="!"))
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     tokenizer.add_special_tokens(["<s>", "</s>"])
     return tokenizer
 
@@ -96,7 +100,8 @@ def test_a_special_token_in_the_middle_takes_no_space_away(word_tokenizer):
 
 
 def test_a_stop_string_ends_the_text_though_a_character_is_unfinished():
-    tokenizer = Tokenizer(models.WordLevel({"x": 0, "STOPð": 1}, unk_token="x"))  # STOP and the first byte of an emoji
+    # STOP and the first byte of an emoji
+    tokenizer = Tokenizer(models.WordLevel({"x": 0, "STOPð": 1}, unk_token="x"))
     tokenizer.decoder = decoders.ByteLevel()
     text = TextStream(tokenizer, ("STOP",))
     assert [text.push(0), text.push(1)] == ["x", ""] and text.stopped
@@ -125,13 +130,13 @@ def test_lone_surrogates_are_refused():
         ('{"input_ids": [true]}\n', r"line 1.*list of integers"),
         ('{"prompt": "a", "input_ids": [1]}\n', "line 1"),
         ('{"text": "a"}\n', "line 1"),
-        ('[1, 2]\n', "line 1"),
+        ("[1, 2]\n", "line 1"),
         ('{"prompt": ""}\n', "empty prompt at .* line 1"),
         ('{"input_ids": []}\n', "empty prompt at .* line 1"),
         ("[" * 100_000, "malformed prompt at .* line 1"),
         ("\n\n", "no prompts"),
     ],
-)  # fmt: skip
+)
 def test_malformed_prompt_files_name_the_line(tmp_path, content, message):
     file = tmp_path / "prompts.jsonl"
     file.write_text(content)
@@ -151,4 +156,7 @@ def test_unreadable_prompt_files(tmp_path):
 def test_prompts_keep_their_ids(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_bytes(b'\xef\xbb\xbf{"prompt": "a\xe2\x80\xa8b", "id": "x"}\r\n\r\n{"input_ids": [1, 2]}\n')
-    assert [(p.id, p.text, p.input_ids) for p in read_prompts(file)] == [("x", "a\u2028b", None), ("3", None, [1, 2])]
+    assert [(p.id, p.text, p.input_ids) for p in read_prompts(file)] == [
+        ("x", "a\u2028b", None),
+        ("3", None, [1, 2]),
+    ]

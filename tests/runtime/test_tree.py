@@ -48,19 +48,28 @@ def test_dynamic_tree_holds_the_most_probable_paths(rows):
         found = sorted((everything[path] for path in paths_of(tree)), reverse=True)
         np.testing.assert_allclose(found, best, rtol=1e-5)
         assert tree.tokens[0] == 7 and len(tree.tokens) == rows
-        np.testing.assert_allclose([tree.probabilities[n] for n in range(1, rows)], np.exp(found), rtol=1e-4)  # taken best first
+        # taken best first
+        np.testing.assert_allclose([tree.probabilities[n] for n in range(1, rows)], np.exp(found), rtol=1e-4)
 
 
 def test_static_tree_takes_the_ranks_of_its_paths():
     guesses = random_guesses(np.random.default_rng(0))
-    tree = build_tree(TreeConfig.static([(0,), (1,), (0, 2), (1, 0), (0, 2, 1)]), 7, guesses, independent(guesses), max_depth=3)
+    tree = build_tree(
+        TreeConfig.static([(0,), (1,), (0, 2), (1, 0), (0, 2, 1)]),
+        7,
+        guesses,
+        independent(guesses),
+        max_depth=3,
+    )
     ids = guesses.top_ids
     assert tree.tokens == [7, ids[0, 0], ids[0, 1], ids[1, 2], ids[1, 0], ids[2, 1]]
     assert tree.parents == [-1, 0, 0, 1, 2, 3]
     assert tree.depths == [0, 1, 1, 2, 2, 3]
 
 
-@pytest.mark.parametrize("config", [TreeConfig.chain(3), TreeConfig("dynamic", 9), TreeConfig.static([(5,), (5, 5)])])
+@pytest.mark.parametrize(
+    "config", [TreeConfig.chain(3), TreeConfig("dynamic", 9), TreeConfig.static([(5,), (5, 5)])]
+)
 @pytest.mark.parametrize("max_depth", [0, 1, 2])
 def test_no_node_is_deeper_than_allowed(config, max_depth):
     guesses = random_guesses(np.random.default_rng(1))
@@ -125,7 +134,10 @@ def test_bias_is_zero_exactly_where_a_row_sees(window, dtype, empty):
         (TreeConfig("dynamic", rows=4, draft_sources=-1), "bad tree size"),
         (TreeConfig("dynamic", rows=4, depth=0), "bad tree depth"),
         (TreeConfig("dynamic", rows=4, depth=4), "bad tree depth.*1 to 3"),
-        (TreeConfig("static", 4, depth=1, paths=((0,), (1,), (0, 0))), "deeper than the predictors.*at most 1"),
+        (
+            TreeConfig("static", 4, depth=1, paths=((0,), (1,), (0, 0))),
+            "deeper than the predictors.*at most 1",
+        ),
         (TreeConfig("dynamic", rows=4, paths=((0,),)), "a dynamic tree has no paths"),
         (TreeConfig("static", rows=4, paths=((0,),)), "rows do not match"),
         (TreeConfig.static([(0, 0)]), "bad tree path"),
