@@ -24,7 +24,7 @@ from firp.calib.options import TrainOptions
 from firp.calib.path_correction import PathTables
 from firp.calib.training import Trainer
 from firp.export.checkpoint import open_checkpoint
-from firp.runtime.host_memory import peak_bytes
+from firp.runtime.machine import peak_bytes
 
 SIZES = {  # hidden, intermediate, layers, heads, key/value heads, vocabulary
     "25 M": (512, 1376, 6, 8, 4, 8000),

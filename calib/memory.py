@@ -15,7 +15,7 @@ from firp.calib.options import TrainOptions
 from firp.export.checkpoint import Checkpoint
 from firp.runtime.errors import FirpError
 from firp.runtime.graph_spec import TOP_K
-from firp.runtime.host_memory import available_bytes
+from firp.runtime.machine import available_bytes
 
 _ADAM_COPIES = 4  # weight, gradient, two moments, each float32
 _LOGITS_COPIES = 6  # student logits, log-probabilities, their gradients; teacher; divergence

@@ -21,8 +21,8 @@ from firp.runtime.bundle import Bundle, load_bundle
 from firp.runtime.choice import LatencyTable
 from firp.runtime.engine import BACKENDS
 from firp.runtime.errors import FirpError
-from firp.runtime.host_memory import available_bytes
 from firp.runtime.latency import CACHED_TOKENS, measure_latency
+from firp.runtime.machine import available_bytes
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 CACHED = (128, 512, 2048)

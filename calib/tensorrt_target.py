@@ -26,7 +26,7 @@ from firp.runtime.engine import Engine
 from firp.runtime.engine_plans import find_engines, fitting_profile
 from firp.runtime.errors import FirpError
 from firp.runtime.graph_spec import GraphSpec
-from firp.runtime.host_memory import available_bytes
+from firp.runtime.machine import available_bytes
 from firp.runtime.memory import STORAGE, to_storage
 from firp.runtime.tensorrt_backend import TensorRTBackend, new_context
 

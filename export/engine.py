@@ -41,7 +41,7 @@ from firp.runtime.engine_plans import (
     source_hashes,
 )
 from firp.runtime.errors import FirpError
-from firp.runtime.host_memory import available_bytes, peak_bytes, reset_peak
+from firp.runtime.machine import available_bytes, peak_bytes, reset_peak
 from firp.runtime.tensorrt_library import LIBRARIES, gpu_compute_capability, load_library
 from firp.runtime.tree import MAX_PASS_ROWS
 

@@ -1,0 +1,1 @@
+"""Decodes from a bundle: numpy and one backend, no torch."""

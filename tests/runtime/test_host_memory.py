@@ -1,6 +1,6 @@
 """What Linux says about memory."""
 
-from firp.runtime import host_memory
+from firp.runtime import machine as host_memory
 
 
 def test_the_peak_is_that_since_the_reset():
