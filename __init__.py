@@ -6,6 +6,6 @@
 from firp.runtime.engine import Chunk, Engine, Generation, Stats
 from firp.runtime.errors import FirpError
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.tree import TreeConfig
 
 __all__ = ["Chunk", "Engine", "FirpError", "Generation", "SamplingParams", "Stats", "TreeConfig"]

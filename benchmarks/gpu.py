@@ -32,7 +32,7 @@ from firp.runtime.parity import compare_trees
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.terminal import print_table
 from firp.runtime.text import read_prompts
-from firp.runtime.tree import TreeConfig, chain
+from firp.runtime.trees.tree import TreeConfig, chain
 
 ROWS, CACHED = (1, 4, 8, 16, 32, 64), (128, 1024, 4096)
 DEMO_MODEL = Path(__file__).parent.parent / "tests" / "demo_model"

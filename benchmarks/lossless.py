@@ -21,7 +21,7 @@ from firp.runtime.engine import Engine
 from firp.runtime.parity import Comparison, compare_trees
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.text import read_prompts
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.tree import TreeConfig
 
 PROMPTS = Path(__file__).parent.parent / "tests" / "demo_model" / "held_out_prompts.jsonl"
 STATIC_PATHS = [(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0)]

@@ -13,10 +13,10 @@ import click
 import numpy as np
 
 from firp.runtime.engine import Engine
-from firp.runtime.guesses import Guesses, PathCorrection, independent
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.text import read_prompts
-from firp.runtime.tree import TreeConfig, build_tree
+from firp.runtime.trees.guesses import Guesses, PathCorrection, independent
+from firp.runtime.trees.tree import TreeConfig, build_tree
 
 PROMPTS = Path(__file__).parent.parent / "tests" / "demo_model" / "held_out_prompts.jsonl"
 DRAFTS = (7, 15, 31)

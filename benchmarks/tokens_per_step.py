@@ -15,7 +15,7 @@ import click
 from firp.runtime.engine import Engine, Generation
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.text import read_prompts
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.tree import TreeConfig
 
 PROMPTS = Path(__file__).parent.parent / "tests" / "demo_model" / "held_out_prompts.jsonl"
 ROWS, SOURCES = (4, 8, 16, 32), (0, 1, 2, 4, None)

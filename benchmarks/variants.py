@@ -28,7 +28,7 @@ from firp.calib.path_correction import PathTables
 from firp.calib.training import Trainer
 from firp.runtime.terminal import Repeating
 from firp.runtime.text import load_tokenizer
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.tree import TreeConfig
 
 LAYERS = (5, 6, 7)  # of the offsets, in the variant with a layer for each
 

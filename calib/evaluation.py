@@ -24,8 +24,8 @@ from firp.calib.sharpness import fit_scales
 from firp.calib.training import Trainer
 from firp.calib.trees import acceptance_by_rank, as_candidates, best_static_tree, candidates
 from firp.runtime.choice import Calibration, Candidate, LatencyTable, choose, predicted_speedup
-from firp.runtime.guesses import PathCorrection
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.guesses import PathCorrection
+from firp.runtime.trees.tree import TreeConfig
 
 SEQUENCES = 24  # held-out prompts decoded
 PROMPT_SHARE, LENGTH = 0.3, 160  # of a sequence, and its tokens

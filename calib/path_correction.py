@@ -2,7 +2,7 @@
 (method.md, "Beyond the paper").
 
 In: the guesses of draft heads, the token before each, the model's own distribution. Out: low-rank
-tables and per-offset scales, which the runtime's tree builder applies as `firp.runtime.guesses`.
+tables and per-offset scales, which the runtime's tree builder applies as `firp.runtime.trees.guesses`.
 """
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from firp.runtime.graph_spec import TOP_K
-from firp.runtime.guesses import PathCorrection
+from firp.runtime.trees.guesses import PathCorrection
 
 
 class PathTables(nn.Module):

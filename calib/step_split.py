@@ -12,7 +12,7 @@ from firp.calib.pass_grid import Spread
 from firp.runtime.decode import PREFILL_ROWS, Step, decode
 from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.tree import TreeConfig
 
 PROMPT_TOKENS, NEW_TOKENS, WARM_UP_STEPS = 64, 96, 3
 PYTHON, TOTAL = "python_ms", "total_ms"

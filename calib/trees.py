@@ -12,7 +12,7 @@ import numpy as np
 
 from firp.calib.acceptance import Drafted, Replay, accepted_ranks, replay
 from firp.runtime.choice import Candidate
-from firp.runtime.tree import MAX_PASS_ROWS, TreeConfig
+from firp.runtime.trees.tree import MAX_PASS_ROWS, TreeConfig
 
 ROWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SOURCES = (0, 1, 2, 3, 4, 8, None)

@@ -36,7 +36,7 @@ from firp.runtime.engine_plans import ENGINES_FOLDER, engine_folders
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.graph_spec import DTYPES
 from firp.runtime.text import load_tokenizer
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.tree import TreeConfig
 
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 

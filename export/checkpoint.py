@@ -19,7 +19,7 @@ from firp.export.safetensors_file import TensorRecord, read_checkpoint_tensors, 
 from firp.runtime.bundle import eos_token_ids
 from firp.runtime.errors import BundleError, CheckpointError
 from firp.runtime.graph_spec import ModelConfig
-from firp.runtime.tree import MAX_PASS_ROWS
+from firp.runtime.trees.tree import MAX_PASS_ROWS
 
 
 class Weight(NamedTuple):

@@ -43,7 +43,7 @@ from firp.runtime.engine_plans import (
 from firp.runtime.errors import FirpError
 from firp.runtime.machine import available_bytes, peak_bytes, reset_peak
 from firp.runtime.tensorrt_library import LIBRARIES, gpu_compute_capability, load_library
-from firp.runtime.tree import MAX_PASS_ROWS
+from firp.runtime.trees.tree import MAX_PASS_ROWS
 
 TIMING_CACHE_NAME = "timing.cache"
 OWN_FILES = {RECORD_NAME, TIMING_CACHE_NAME}  # of a folder of engines, beside the plans

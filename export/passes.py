@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from firp.runtime.engine import Engine
-from firp.runtime.tree import DraftTree, chain
+from firp.runtime.trees.tree import DraftTree, chain
 
 
 class Rows(NamedTuple):

@@ -30,7 +30,7 @@ from firp.runtime.bundle import (
 )
 from firp.runtime.choice import Calibration
 from firp.runtime.errors import BundleError, CheckpointError
-from firp.runtime.guesses import PathCorrection
+from firp.runtime.trees.guesses import PathCorrection
 
 FORMAT_VERSION = 1
 MARKER = "predictors.json"

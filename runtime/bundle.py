@@ -34,8 +34,8 @@ from typing import Any
 from firp.runtime.choice import Calibration, Choice, LatencyTable
 from firp.runtime.errors import BundleError
 from firp.runtime.graph_spec import DTYPES, GraphSpec, ModelConfig, graph_specs
-from firp.runtime.guesses import PathCorrection
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.guesses import PathCorrection
+from firp.runtime.trees.tree import TreeConfig
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "firp.json"

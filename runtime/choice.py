@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from firp.runtime.errors import FirpError
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.tree import TreeConfig
 
 # decoded greedily, at temperature 0.8, or held-out text as it is; the first is the default
 TEXTS = ("greedy", "sampled", "text")

@@ -14,10 +14,10 @@ import numpy as np
 from firp.runtime import sampling
 from firp.runtime.drafter import Drafter
 from firp.runtime.errors import PromptError
-from firp.runtime.guesses import Guesses
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.session import Pass, Session
-from firp.runtime.tree import DraftTree, chain, root_only
+from firp.runtime.trees.guesses import Guesses
+from firp.runtime.trees.tree import DraftTree, chain, root_only
 
 PREFILL_ROWS = 256  # rows of one prefill pass; a longer prompt takes several
 

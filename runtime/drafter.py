@@ -6,8 +6,8 @@ verifies, and its draft sources.
 
 from typing import Protocol
 
-from firp.runtime.guesses import Guesses, PathCorrection, independent
-from firp.runtime.tree import DraftTree, TreeConfig, build_tree, draft_sources, root_only
+from firp.runtime.trees.guesses import Guesses, PathCorrection, independent
+from firp.runtime.trees.tree import DraftTree, TreeConfig, build_tree, draft_sources, root_only
 
 
 class Drafter(Protocol):

@@ -27,7 +27,7 @@ from firp.runtime.session import Session
 from firp.runtime.session_pool import SessionPool
 from firp.runtime.tensorrt_backend import TensorRTBackend
 from firp.runtime.text import TextStream, check_text, load_tokenizer
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.tree import TreeConfig
 
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "cpu": OnnxRuntimeBackend,

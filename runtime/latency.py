@@ -14,7 +14,7 @@ from firp.runtime.choice import LatencyTable
 from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.session import Session
-from firp.runtime.tree import TreeConfig, chain
+from firp.runtime.trees.tree import TreeConfig, chain
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 CACHED_TOKENS = 256

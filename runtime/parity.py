@@ -13,7 +13,7 @@ from typing import NamedTuple
 from firp.runtime import sampling
 from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.tree import TreeConfig
 
 
 class NearTie(NamedTuple):

@@ -15,10 +15,10 @@ import numpy as np
 from firp.runtime.backend import Array, Binding, Graph, Memory
 from firp.runtime.bundle import Manifest
 from firp.runtime.errors import FirpError, SessionBusyError
-from firp.runtime.guesses import Guesses
 from firp.runtime.kv_buffer import KVBuffer
 from firp.runtime.memory import STORAGE, to_float32
-from firp.runtime.tree import DraftTree, layout
+from firp.runtime.trees.guesses import Guesses
+from firp.runtime.trees.tree import DraftTree, layout
 
 MAX_BINDINGS = 256  # kept for passes to come, with what a runner prepared for them
 

@@ -18,7 +18,7 @@ from firp.runtime.bundle import Bundle
 from firp.runtime.choice import Choice, LatencyTable
 from firp.runtime.engine import Engine, Generation
 from firp.runtime.engine_plans import engine_folders
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.tree import TreeConfig
 
 messages = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 results = Console(highlight=False, soft_wrap=True, markup=False)

@@ -15,9 +15,9 @@ from firp.calib.prompt_lookup import replay_lookup
 from firp.calib.sharpness import fit_scales
 from firp.calib.trees import acceptance_by_rank, as_candidates, best_static_tree, candidates
 from firp.runtime.engine import Engine
-from firp.runtime.guesses import Guesses, PathCorrection, independent
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.guesses import Guesses, PathCorrection, independent
+from firp.runtime.trees.tree import TreeConfig
 
 TREES = [
     *(TreeConfig("dynamic", 10, sources) for sources in (0, 1, 3, None)),

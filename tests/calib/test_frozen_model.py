@@ -12,7 +12,7 @@ from firp.calib.heads import FirpPredictors
 from firp.export.bundle_writer import ExportOptions, export_bundle
 from firp.export.checkpoint import open_checkpoint
 from firp.runtime.engine import Engine
-from firp.runtime.tree import chain
+from firp.runtime.trees.tree import chain
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral_window", "llama3_rope"])

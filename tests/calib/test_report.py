@@ -13,7 +13,7 @@ from firp.calib.pictures import draw_pictures
 from firp.calib.report import write_report
 from firp.export.predictor_dir import Accuracy
 from firp.runtime.choice import Choice, LatencyTable
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.tree import TreeConfig
 
 GREEDY, SAMPLED, TEXT = (
     (1.62, 2.22, 2.46, 2.57, 2.63),

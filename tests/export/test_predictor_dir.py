@@ -14,8 +14,8 @@ from firp.export.predictor_dir import open_predictors, write_predictors
 from firp.runtime.bundle import load_bundle
 from firp.runtime.choice import Calibration, Candidate
 from firp.runtime.errors import CheckpointError, FirpError
-from firp.runtime.guesses import PathCorrection
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.guesses import PathCorrection
+from firp.runtime.trees.tree import TreeConfig
 
 
 class TestPredictorDirectory:

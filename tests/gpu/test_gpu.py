@@ -19,7 +19,7 @@ from firp.runtime.parity import compare_trees, first_difference, plain_run
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.tensorrt_library import LIBRARIES
 from firp.runtime.text import read_prompts
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.tree import TreeConfig
 
 pytestmark = pytest.mark.gpu
 

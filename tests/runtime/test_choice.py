@@ -12,7 +12,7 @@ from firp.runtime.engine import Engine
 from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.latency import ROWS, measure_latency
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.tree import TreeConfig
 from firp.runtime.tune import tune
 
 

@@ -13,7 +13,7 @@ from firp.runtime.decode import decode
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError, PromptError, SessionBusyError
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.tree import TreeConfig
 
 PROMPT = "def read(path):\n    "
 

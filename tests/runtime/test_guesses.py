@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from firp.runtime.guesses import Guesses, PathCorrection, independent
-from firp.runtime.tree import TreeConfig, build_tree
+from firp.runtime.trees.guesses import Guesses, PathCorrection, independent
+from firp.runtime.trees.tree import TreeConfig, build_tree
 
 V, K, WIDTH = 50, 3, 8
 

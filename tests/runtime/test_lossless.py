@@ -15,7 +15,7 @@ from firp.runtime.errors import FirpError
 from firp.runtime.parity import Comparison, compare, compare_trees, plain_run
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.text import read_prompts
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.tree import TreeConfig
 
 TREES = {
     "chain": lambda m: TreeConfig.chain(3, m),

@@ -10,7 +10,7 @@ from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.onnxruntime_backend import OnnxRuntimeCudaBackend
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.tree import TreeConfig
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from firp.runtime.engine_plans import Limits
 from firp.runtime.errors import FirpError
 from firp.runtime.parity import compare_trees
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.tree import TreeConfig
+from firp.runtime.trees.tree import TreeConfig
 from firp.runtime.tune import tune
 
 TREES = {

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from firp.runtime.errors import FirpError
-from firp.runtime.guesses import Guesses, independent
 from firp.runtime.memory import attention_bias
-from firp.runtime.tree import (
+from firp.runtime.trees.guesses import Guesses, independent
+from firp.runtime.trees.tree import (
     DraftTree,
     TreeConfig,
     build_tree,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from firp.runtime.errors import FirpError
-from firp.runtime.guesses import Guesses, Ranking
+from firp.runtime.trees.guesses import Guesses, Ranking
 
 MAX_PASS_ROWS = 1024  # of one pass, pseudo rows included: a bound for buffers, not a target
 
