@@ -22,12 +22,12 @@ from firp.calib.profile_command import profile
 from firp.calib.verify_command import verify
 from firp.export.command import build, build_after_export
 from firp.runtime.bench import bench
-from firp.runtime.bundle import CALIBRATION_NAME, load_bundle, to_json
-from firp.runtime.choice import TEXTS
+from firp.runtime.bundle.calibration import TEXTS
+from firp.runtime.bundle.engine_record import engine_folders
+from firp.runtime.bundle.format import CALIBRATION_NAME, load_bundle, to_json
+from firp.runtime.bundle.graph_spec import DTYPES
 from firp.runtime.engine import BACKENDS, Chunk, Engine, Generation, collect
-from firp.runtime.engine_plans import engine_folders
 from firp.runtime.errors import CheckFailedError, FirpError
-from firp.runtime.graph_spec import DTYPES
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.tensorrt_library import LIBRARIES
 from firp.runtime.terminal import (

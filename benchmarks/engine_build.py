@@ -20,7 +20,7 @@ from export_size import EXPORT
 from random_model import make_checkpoint
 
 from firp.export.engine import graph_weight_bytes, memory_needed
-from firp.runtime.bundle import load_bundle
+from firp.runtime.bundle.format import load_bundle
 from firp.runtime.tensorrt_library import LIBRARIES
 
 

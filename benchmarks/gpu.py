@@ -25,9 +25,9 @@ from firp.calib.peaks import cpu_peaks, cuda_copy_peaks
 from firp.export.bundle_writer import ExportOptions, export_bundle
 from firp.export.command import run_build
 from firp.runtime.bench import bench
+from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.cuda_memory import CudaMemory, load_cuda
 from firp.runtime.engine import BACKENDS, Engine
-from firp.runtime.engine_plans import Limits
 from firp.runtime.parity import compare_trees
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.terminal import print_table

@@ -44,7 +44,7 @@ from firp.export.bundle_writer import ExportOptions, export_bundle
 from firp.export.checkpoint import Checkpoint, open_checkpoint
 from firp.export.predictor_dir import FORMAT_VERSION, MARKER, Accuracy, PredictorInfo, write_predictors
 from firp.export.target_folder import check_target, disk_errors, target_folder
-from firp.runtime.choice import LatencyTable
+from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.latency import measure_latency

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
-from firp.runtime.graph_spec import GraphSpec, ModelConfig, TensorSpec
+from firp.runtime.bundle.graph_spec import GraphSpec, ModelConfig, TensorSpec
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 _CACHE = ("past_", "new_")

@@ -23,7 +23,7 @@ from firp.calib.prompt_lookup import replay_lookup
 from firp.calib.sharpness import fit_scales
 from firp.calib.training import Trainer
 from firp.calib.trees import acceptance_by_rank, as_candidates, best_static_tree, candidates
-from firp.runtime.choice import Calibration, Candidate, LatencyTable, choose, predicted_speedup
+from firp.runtime.bundle.calibration import Calibration, Candidate, LatencyTable, choose, predicted_speedup
 from firp.runtime.trees.guesses import PathCorrection
 from firp.runtime.trees.tree import TreeConfig
 

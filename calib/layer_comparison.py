@@ -28,10 +28,10 @@ from firp.calib.layer_outputs import (
 )
 from firp.calib.pass_grid import FeedMaker, Progress, Target
 from firp.export.verify import Check, scaled_difference, value_limit
-from firp.runtime.bundle import Bundle, Manifest
-from firp.runtime.engine_plans import Limits
+from firp.runtime.bundle.engine_record import Limits
+from firp.runtime.bundle.format import Bundle, Manifest
+from firp.runtime.bundle.graph_spec import GraphSpec
 from firp.runtime.errors import FirpError
-from firp.runtime.graph_spec import GraphSpec
 from firp.runtime.memory import to_storage
 from firp.runtime.onnxruntime_backend import OnnxRuntimeBackend
 

@@ -13,8 +13,8 @@ import torch
 
 from firp.calib.options import TrainOptions
 from firp.export.checkpoint import Checkpoint
+from firp.runtime.bundle.graph_spec import TOP_K
 from firp.runtime.errors import FirpError
-from firp.runtime.graph_spec import TOP_K
 from firp.runtime.machine import available_bytes
 
 _ADAM_COPIES = 4  # weight, gradient, two moments, each float32

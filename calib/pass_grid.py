@@ -18,11 +18,11 @@ import numpy as np
 
 from firp.calib.cost import Cost, Peaks, Point, Roofline, dimensions, pass_cost, roofline, sizes
 from firp.calib.layer_times import LayerTime
-from firp.runtime.bundle import Manifest
+from firp.runtime.bundle.engine_record import Limits
+from firp.runtime.bundle.format import Manifest
+from firp.runtime.bundle.graph_spec import GraphSpec, ModelConfig
 from firp.runtime.engine import Engine
-from firp.runtime.engine_plans import Limits
 from firp.runtime.errors import FirpError
-from firp.runtime.graph_spec import GraphSpec, ModelConfig
 from firp.runtime.memory import attention_bias
 
 TURNS, WARM_UP, PASSES = 4, 2, 6  # of each point

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from firp.runtime.graph_spec import TOP_K
+from firp.runtime.bundle.graph_spec import TOP_K
 from firp.runtime.trees.guesses import PathCorrection
 
 

@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 
 from firp.calib.cost import Point, dimensions, sizes
-from firp.runtime.bundle import Manifest
-from firp.runtime.graph_spec import GraphSpec
+from firp.runtime.bundle.format import Manifest
+from firp.runtime.bundle.graph_spec import GraphSpec
 
 WARM_UP, ITERATIONS = 5, 50
 _RTX = "POLYGRAPHY_USE_TENSORRT_RTX=1 "

@@ -23,7 +23,7 @@ from firp.calib.profiling import (
     require_packages,
 )
 from firp.export.target_folder import disk_errors, target_folder
-from firp.runtime.bundle import load_bundle, to_json, write_json
+from firp.runtime.bundle.format import load_bundle, to_json, write_json
 from firp.runtime.engine import BACKENDS
 from firp.runtime.terminal import Repeating, describe, messages, print_latency, print_table, progress_bar
 

@@ -17,8 +17,8 @@ from firp.calib.cost import Peaks, Point
 from firp.calib.layer_times import KindTime, group, head_nodes
 from firp.calib.pass_grid import FeedMaker, PassTime, Progress, Target, check_grid, check_memory, measure_grid
 from firp.calib.step_split import StepSplit, split_steps
-from firp.runtime.bundle import Bundle, load_bundle
-from firp.runtime.choice import LatencyTable
+from firp.runtime.bundle.calibration import LatencyTable
+from firp.runtime.bundle.format import Bundle, load_bundle
 from firp.runtime.engine import BACKENDS
 from firp.runtime.errors import FirpError
 from firp.runtime.latency import CACHED_TOKENS, measure_latency

@@ -14,7 +14,7 @@ from pathlib import Path
 from firp.calib.drawing import DPI
 from firp.calib.findings import REPORT_ROWS, Findings
 from firp.calib.pictures import TEXT_NAMES, draw_pictures, method_name, texts_of
-from firp.runtime.choice import MARGIN, Choice
+from firp.runtime.bundle.calibration import MARGIN, Choice
 from firp.runtime.trees.tree import TreeConfig
 
 JSON_NAME = "report.json"

@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 
 from firp.calib.acceptance import Drafted, Replay, accepted_ranks, replay
-from firp.runtime.choice import Candidate
+from firp.runtime.bundle.calibration import Candidate
 from firp.runtime.trees.tree import MAX_PASS_ROWS, TreeConfig
 
 ROWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from firp.calib.profiling import open_target, require_packages
-from firp.runtime.bundle import load_bundle, to_json
+from firp.runtime.bundle.format import load_bundle, to_json
 from firp.runtime.engine import BACKENDS, Engine
 from firp.runtime.errors import CheckFailedError
 from firp.runtime.terminal import cancel_on_interrupt, messages, print_table, progress_bar

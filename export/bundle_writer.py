@@ -21,7 +21,8 @@ from firp.export.graphs import write_graphs
 from firp.export.predictor_dir import TENSOR_NAME, Predictors, open_predictors
 from firp.export.safetensors_file import TensorRecord
 from firp.export.target_folder import check_target, disk_errors, target_folder
-from firp.runtime.bundle import (
+from firp.runtime.bundle.engine_record import ENGINES_FOLDER, engine_folders
+from firp.runtime.bundle.format import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     FileEntry,
@@ -32,9 +33,8 @@ from firp.runtime.bundle import (
     write_json,
     write_manifest,
 )
-from firp.runtime.engine_plans import ENGINES_FOLDER, engine_folders
+from firp.runtime.bundle.graph_spec import DTYPES
 from firp.runtime.errors import CheckpointError, FirpError
-from firp.runtime.graph_spec import DTYPES
 from firp.runtime.text import load_tokenizer
 from firp.runtime.trees.tree import TreeConfig
 

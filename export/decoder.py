@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from firp.export.weights import NUMPY_DTYPES
-from firp.runtime.graph_spec import ModelConfig
+from firp.runtime.bundle.graph_spec import ModelConfig
 
 Weights = Callable[[str], ir.Value]  # name -> initializer
 # of layer i, as layers.{i}.attention_out: the residual stream after attention, after all

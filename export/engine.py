@@ -21,7 +21,16 @@ import onnx_ir as ir
 from firp.export.plan_builder import Target, build_plan
 from firp.export.profiles import graph_profiles
 from firp.export.target_folder import disk_errors, target_folder
-from firp.runtime.bundle import (
+from firp.runtime.bundle.engine_record import (
+    ENGINES_FOLDER,
+    FORMAT_VERSION,
+    RECORD_NAME,
+    EngineRecord,
+    Limits,
+    folder_name,
+    source_hashes,
+)
+from firp.runtime.bundle.format import (
     MANIFEST_NAME,
     Bundle,
     FileEntry,
@@ -30,15 +39,6 @@ from firp.runtime.bundle import (
     read_manifest,
     to_json,
     write_json,
-)
-from firp.runtime.engine_plans import (
-    ENGINES_FOLDER,
-    FORMAT_VERSION,
-    RECORD_NAME,
-    EngineRecord,
-    Limits,
-    folder_name,
-    source_hashes,
 )
 from firp.runtime.errors import FirpError
 from firp.runtime.machine import available_bytes, peak_bytes, reset_peak

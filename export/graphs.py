@@ -1,7 +1,7 @@
 """The three graphs of a bundle as ONNX models.
 
 In: a ModelConfig, the prediction layer, the dtype, and where each weight lies. Out: one ONNX file a
-graph, with the inputs and outputs that `firp.runtime.graph_spec` declares.
+graph, with the inputs and outputs that `firp.runtime.bundle.graph_spec` declares.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from firp.export.decoder import Attention, GraphBuilder, LayerCache, decoder_layer
 from firp.export.safetensors_file import TensorRecord
-from firp.runtime.graph_spec import GraphSpec, ModelConfig, TensorSpec, graph_specs
+from firp.runtime.bundle.graph_spec import GraphSpec, ModelConfig, TensorSpec, graph_specs
 
 OPSET = 24
 IR_VERSION = 11

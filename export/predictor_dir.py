@@ -19,7 +19,8 @@ from firp.export import weights
 from firp.export.checkpoint import Checkpoint
 from firp.export.safetensors_file import TensorRecord, read_safetensors
 from firp.export.target_folder import disk_errors
-from firp.runtime.bundle import (
+from firp.runtime.bundle.calibration import Calibration
+from firp.runtime.bundle.format import (
     CALIBRATION_NAME,
     CORRECTION_NAME,
     from_json,
@@ -28,7 +29,6 @@ from firp.runtime.bundle import (
     to_json,
     write_json,
 )
-from firp.runtime.choice import Calibration
 from firp.runtime.errors import BundleError, CheckpointError
 from firp.runtime.trees.guesses import PathCorrection
 

@@ -6,9 +6,9 @@ likeliest and the largest shape of every input. Cached slots reach from none to 
 both, for a long prompt is prefilled in several passes.
 """
 
+from firp.runtime.bundle.engine_record import Limits, Profile
+from firp.runtime.bundle.graph_spec import GraphSpec
 from firp.runtime.decode import PREFILL_ROWS
-from firp.runtime.engine_plans import Limits, Profile
-from firp.runtime.graph_spec import GraphSpec
 
 _LIKELY_ROWS, _LIKELY_CACHED = 16, 1024  # of a decoding pass
 

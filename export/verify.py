@@ -17,7 +17,7 @@ import numpy as np
 
 from firp.export.checkpoint import open_checkpoint
 from firp.export.passes import STAGES, HuggingFaceRows, Rows, SessionRows
-from firp.runtime.bundle import Manifest
+from firp.runtime.bundle.format import Manifest
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError, CheckpointError
 from firp.runtime.parity import NEAR_TIE, compare_trees, first_difference, plain_run

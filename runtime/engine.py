@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from firp.runtime.backend import Backend
-from firp.runtime.bundle import Bundle, load_bundle
-from firp.runtime.choice import Choice
+from firp.runtime.bundle.calibration import Choice
+from firp.runtime.bundle.engine_record import Limits
+from firp.runtime.bundle.format import Bundle, load_bundle
 from firp.runtime.decode import PREFILL_ROWS, Step, check_prompt, decode
 from firp.runtime.drafter import Drafter, FirpDrafter
-from firp.runtime.engine_plans import Limits
 from firp.runtime.errors import FirpError, PromptError
 from firp.runtime.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeCudaBackend
 from firp.runtime.sampling import SamplingParams

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from firp.runtime.choice import LatencyTable
+from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.session import Session

@@ -13,10 +13,10 @@ from typing import Any
 import onnxruntime as ort
 
 from firp.runtime.backend import Array, Binding, LoadedGraphs, Memory
-from firp.runtime.bundle import Bundle
+from firp.runtime.bundle.format import Bundle
+from firp.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from firp.runtime.cuda_memory import CudaMemory, device_name, load_cuda, new_stream
 from firp.runtime.errors import BundleError, FirpError
-from firp.runtime.graph_spec import GraphSpec, TensorSpec
 from firp.runtime.memory import STORAGE, HostMemory
 
 _CPU_DTYPES = ("float32", "float16")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from firp.runtime.backend import Array, Binding, Graph, Memory
-from firp.runtime.bundle import Manifest
+from firp.runtime.bundle.format import Manifest
 from firp.runtime.errors import FirpError, SessionBusyError
 from firp.runtime.kv_buffer import KVBuffer
 from firp.runtime.memory import STORAGE, to_float32

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from firp.runtime.backend import Backend, LoadedGraphs
-from firp.runtime.bundle import Bundle
+from firp.runtime.bundle.format import Bundle
 from firp.runtime.cuda_memory import GRAPH_RUNS
 from firp.runtime.decode import PREFILL_ROWS, Step
 from firp.runtime.errors import FirpError

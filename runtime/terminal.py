@@ -14,10 +14,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from firp.runtime.bench import BenchResult
-from firp.runtime.bundle import Bundle
-from firp.runtime.choice import Choice, LatencyTable
+from firp.runtime.bundle.calibration import Choice, LatencyTable
+from firp.runtime.bundle.engine_record import engine_folders
+from firp.runtime.bundle.format import Bundle
 from firp.runtime.engine import Engine, Generation
-from firp.runtime.engine_plans import engine_folders
 from firp.runtime.trees.tree import TreeConfig
 
 messages = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)

@@ -7,8 +7,8 @@ nothing else changes.
 from collections.abc import Callable
 from dataclasses import replace
 
-from firp.runtime.bundle import MANIFEST_NAME, read_manifest, write_manifest
-from firp.runtime.choice import TEXTS, Calibration, Choice, choose
+from firp.runtime.bundle.calibration import TEXTS, Calibration, Choice, choose
+from firp.runtime.bundle.format import MANIFEST_NAME, read_manifest, write_manifest
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.latency import measure_latency

@@ -19,8 +19,7 @@ from cuda_double import CudaDouble, DeviceError, cudaError_t
 
 from firp.export.profiles import graph_profiles
 from firp.runtime import engine as runtime_engine
-from firp.runtime.bundle import FileEntry, load_bundle, sha256_file, to_json, write_json
-from firp.runtime.engine_plans import (
+from firp.runtime.bundle.engine_record import (
     ENGINES_FOLDER,
     FORMAT_VERSION,
     RECORD_NAME,
@@ -29,6 +28,7 @@ from firp.runtime.engine_plans import (
     folder_name,
     source_hashes,
 )
+from firp.runtime.bundle.format import FileEntry, load_bundle, sha256_file, to_json, write_json
 from firp.runtime.tensorrt_backend import TensorRTBackend
 
 VERSION = "1.7.1.116"

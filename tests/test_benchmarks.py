@@ -5,7 +5,7 @@ import shutil
 import pytest
 from tensorrt_double import device_engine
 
-from firp.runtime.engine_plans import Limits
+from firp.runtime.bundle.engine_record import Limits
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from firp.calib.own_text import continue_prompts
 from firp.calib.training import Trainer
 from firp.export.bundle_writer import ExportOptions, export_bundle
 from firp.export.checkpoint import open_checkpoint
-from firp.runtime.bundle import load_bundle
-from firp.runtime.choice import LatencyTable
+from firp.runtime.bundle.calibration import LatencyTable
+from firp.runtime.bundle.format import load_bundle
 from firp.runtime.errors import FirpError
 
 OPTIONS = TrainOptions(minutes=None, steps=12, window=48, batch=2, anchors=16, correction_rank=8)

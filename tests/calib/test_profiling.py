@@ -23,7 +23,7 @@ from firp.calib.profile_command import print_profile, write_profile
 from firp.calib.profiling import ProfileRequest, grid_of, open_target, profile_bundle
 from firp.calib.step_split import TOTAL
 from firp.cli import cli
-from firp.runtime.bundle import load_bundle, read_latency, to_json
+from firp.runtime.bundle.format import load_bundle, read_latency, to_json
 from firp.runtime.decode import StepTimes
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError

@@ -12,7 +12,7 @@ from firp.calib.findings import REPORT_ROWS, Findings, LayerFindings, MethodFind
 from firp.calib.pictures import draw_pictures
 from firp.calib.report import write_report
 from firp.export.predictor_dir import Accuracy
-from firp.runtime.choice import Choice, LatencyTable
+from firp.runtime.bundle.calibration import Choice, LatencyTable
 from firp.runtime.trees.tree import TreeConfig
 
 GREEDY, SAMPLED, TEXT = (

@@ -14,8 +14,8 @@ from firp.calib.cost import Point, dimensions, sizes
 from firp.calib.layer_times import kind_of
 from firp.calib.pass_grid import FeedMaker, check_grid
 from firp.calib.tensorrt_target import TensorRTTarget, layer_profiler
-from firp.runtime.bundle import load_bundle
-from firp.runtime.engine_plans import Profile
+from firp.runtime.bundle.engine_record import Profile
+from firp.runtime.bundle.format import load_bundle
 from firp.runtime.errors import FirpError
 
 

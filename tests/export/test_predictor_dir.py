@@ -11,8 +11,8 @@ from small_models import make_model, make_predictors
 from firp.export.bundle_writer import ExportOptions, export_bundle
 from firp.export.checkpoint import open_checkpoint
 from firp.export.predictor_dir import open_predictors, write_predictors
-from firp.runtime.bundle import load_bundle
-from firp.runtime.choice import Calibration, Candidate
+from firp.runtime.bundle.calibration import Calibration, Candidate
+from firp.runtime.bundle.format import load_bundle
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.trees.guesses import PathCorrection
 from firp.runtime.trees.tree import TreeConfig

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from firp.runtime.bundle import load_bundle, manifest_digest, to_json
+from firp.runtime.bundle.format import load_bundle, manifest_digest, to_json
 from firp.runtime.engine import Engine
 from firp.runtime.errors import BundleError, FirpError
 

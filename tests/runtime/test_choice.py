@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from firp.runtime.bundle import load_bundle, read_latency, to_json, write_json, write_manifest
-from firp.runtime.choice import Calibration, Candidate, LatencyTable, choose
+from firp.runtime.bundle.calibration import Calibration, Candidate, LatencyTable, choose
+from firp.runtime.bundle.format import load_bundle, read_latency, to_json, write_json, write_manifest
 from firp.runtime.engine import Engine
 from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.latency import ROWS, measure_latency
@@ -177,7 +177,7 @@ def test_a_manifest_that_cannot_be_written_leaves_nothing(calibrated, monkeypatc
         path.write_text("{")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("firp.runtime.bundle.write_json", full)
+    monkeypatch.setattr("firp.runtime.bundle.format.write_json", full)
     with pytest.raises(FirpError, match="cannot write to the bundle.*No space left"):
         tune(engine)
     assert sorted(path.name for path in calibrated.iterdir()) == before

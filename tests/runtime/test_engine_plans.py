@@ -7,9 +7,9 @@ import pytest
 from cuda_double import CudaDouble
 from tensorrt_double import TensorRTDouble, write_engines
 
-from firp.runtime.bundle import load_bundle, sha256_file, write_json
+from firp.runtime.bundle.engine_record import Limits
+from firp.runtime.bundle.format import load_bundle, sha256_file, write_json
 from firp.runtime.engine import Engine
-from firp.runtime.engine_plans import Limits
 from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.tensorrt_backend import TensorRTBackend
 

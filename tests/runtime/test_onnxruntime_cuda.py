@@ -5,7 +5,7 @@ import pytest
 from cuda_double import CudaDouble
 from onnxruntime_double import OnnxRuntimeDouble
 
-from firp.runtime.bundle import load_bundle
+from firp.runtime.bundle.format import load_bundle
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.onnxruntime_backend import OnnxRuntimeCudaBackend

@@ -31,9 +31,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from firp.runtime.choice import Calibration, Choice, LatencyTable
+from firp.runtime.bundle.calibration import Calibration, Choice, LatencyTable
+from firp.runtime.bundle.graph_spec import DTYPES, GraphSpec, ModelConfig, graph_specs
 from firp.runtime.errors import BundleError
-from firp.runtime.graph_spec import DTYPES, GraphSpec, ModelConfig, graph_specs
 from firp.runtime.trees.guesses import PathCorrection
 from firp.runtime.trees.tree import TreeConfig
 

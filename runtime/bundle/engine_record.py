@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from firp.runtime.bundle import Bundle, FileEntry, Manifest, from_json, read_json, sha256_file
+from firp.runtime.bundle.format import Bundle, FileEntry, Manifest, from_json, read_json, sha256_file
 from firp.runtime.errors import BundleError, FirpError
 
 FORMAT_VERSION = 1

@@ -1,0 +1,1 @@
+"""What lies in a bundle on disk: its format, the graphs it declares, its records."""
