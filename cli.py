@@ -21,6 +21,7 @@ from firp.calib.options import TrainOptions
 from firp.calib.profile_command import profile
 from firp.calib.verify_command import verify
 from firp.export.command import build, build_after_export
+from firp.runtime.backends.nvidia_library import LIBRARIES
 from firp.runtime.bench import bench
 from firp.runtime.bundle.calibration import TEXTS
 from firp.runtime.bundle.engine_record import engine_folders
@@ -29,7 +30,6 @@ from firp.runtime.bundle.graph_spec import DTYPES
 from firp.runtime.engine import BACKENDS, Chunk, Engine, Generation, collect
 from firp.runtime.errors import CheckFailedError, FirpError
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.tensorrt_library import LIBRARIES
 from firp.runtime.terminal import (
     Repeating,
     cancel_on_interrupt,

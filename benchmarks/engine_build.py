@@ -20,8 +20,8 @@ from export_size import EXPORT
 from random_model import make_checkpoint
 
 from firp.export.engine import graph_weight_bytes, memory_needed
+from firp.runtime.backends.nvidia_library import LIBRARIES
 from firp.runtime.bundle.format import load_bundle
-from firp.runtime.tensorrt_library import LIBRARIES
 
 
 @click.command()

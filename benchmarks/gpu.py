@@ -24,9 +24,9 @@ from firp.calib.pass_grid import layers_of
 from firp.calib.peaks import cpu_peaks, cuda_copy_peaks
 from firp.export.bundle_writer import ExportOptions, export_bundle
 from firp.export.command import run_build
+from firp.runtime.backends.cuda import CudaMemory, load_cuda
 from firp.runtime.bench import bench
 from firp.runtime.bundle.engine_record import Limits
-from firp.runtime.cuda_memory import CudaMemory, load_cuda
 from firp.runtime.engine import BACKENDS, Engine
 from firp.runtime.parity import compare_trees
 from firp.runtime.sampling import SamplingParams

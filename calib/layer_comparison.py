@@ -28,12 +28,12 @@ from firp.calib.layer_outputs import (
 )
 from firp.calib.pass_grid import FeedMaker, Progress, Target
 from firp.export.verify import Check, scaled_difference, value_limit
+from firp.runtime.backends.host import to_storage
+from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import Bundle, Manifest
 from firp.runtime.bundle.graph_spec import GraphSpec
 from firp.runtime.errors import FirpError
-from firp.runtime.memory import to_storage
-from firp.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 ROWS, CACHED_TOKENS = (1, 16), 64  # as far as the context and the engines hold them
 AS_IT_RUNS, WITH_LAYERS = "as it runs", "with layer outputs"

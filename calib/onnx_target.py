@@ -21,10 +21,10 @@ from firp.calib.layer_outputs import make_session, with_outputs
 from firp.calib.layer_times import LayerTime, read_onnxruntime_profile
 from firp.calib.pass_grid import Feed, Shapes
 from firp.calib.peaks import cpu_peaks, cuda_peaks
+from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
-from firp.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 
 class OnnxTarget:

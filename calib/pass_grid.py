@@ -18,12 +18,12 @@ import numpy as np
 
 from firp.calib.cost import Cost, Peaks, Point, Roofline, dimensions, pass_cost, roofline, sizes
 from firp.calib.layer_times import LayerTime
+from firp.runtime.backends.host import attention_bias
 from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import Manifest
 from firp.runtime.bundle.graph_spec import GraphSpec, ModelConfig
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
-from firp.runtime.memory import attention_bias
 
 TURNS, WARM_UP, PASSES = 4, 2, 6  # of each point
 TURN_MS = 2000.0  # a slow pass is repeated less often: a turn ends after the first pass beyond this

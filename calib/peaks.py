@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from firp.calib.cost import Peaks
-from firp.runtime.cuda_memory import CudaMemory
+from firp.runtime.backends.cuda import CudaMemory
 
 COPY_BYTES = 512 * 2**20  # far larger than caches
 GEMM_SIZE = 2048

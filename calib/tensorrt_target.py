@@ -21,14 +21,14 @@ from firp.calib.pass_grid import Feed, Shapes
 from firp.calib.peaks import cuda_copy_peaks
 from firp.export.engine import check_memory, graph_weight_bytes
 from firp.export.plan_builder import Target, build_plan
+from firp.runtime.backends.host import STORAGE, to_storage
+from firp.runtime.backends.tensor_rt import TensorRTBackend, new_context
 from firp.runtime.bundle.engine_record import find_engines, fitting_profile
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.bundle.graph_spec import GraphSpec
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.machine import available_bytes
-from firp.runtime.memory import STORAGE, to_storage
-from firp.runtime.tensorrt_backend import TensorRTBackend, new_context
 
 
 class TensorRTTarget:

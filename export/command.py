@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import click
 
+from firp.runtime.backends.nvidia_library import LIBRARIES
 from firp.runtime.bundle.engine_record import ENGINES_FOLDER, EngineRecord, Limits, folder_name
 from firp.runtime.bundle.format import MANIFEST_NAME, load_bundle, read_manifest, to_json
 from firp.runtime.errors import FirpError
-from firp.runtime.tensorrt_library import LIBRARIES
 from firp.runtime.terminal import Repeating, cancel_on_interrupt, messages, progress_bar
 
 _LIMITS = (

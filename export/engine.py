@@ -21,6 +21,7 @@ import onnx_ir as ir
 from firp.export.plan_builder import Target, build_plan
 from firp.export.profiles import graph_profiles
 from firp.export.target_folder import disk_errors, target_folder
+from firp.runtime.backends.nvidia_library import LIBRARIES, gpu_compute_capability, load_library
 from firp.runtime.bundle.engine_record import (
     ENGINES_FOLDER,
     FORMAT_VERSION,
@@ -42,7 +43,6 @@ from firp.runtime.bundle.format import (
 )
 from firp.runtime.errors import FirpError
 from firp.runtime.machine import available_bytes, peak_bytes, reset_peak
-from firp.runtime.tensorrt_library import LIBRARIES, gpu_compute_capability, load_library
 from firp.runtime.trees.tree import MAX_PASS_ROWS
 
 TIMING_CACHE_NAME = "timing.cache"

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from firp.runtime.backends.nvidia_library import DTYPES
 from firp.runtime.bundle.engine_record import Profile
 from firp.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from firp.runtime.errors import FirpError
-from firp.runtime.tensorrt_library import DTYPES
 
 # steps outside it take no time, and would fill the bar before the work begins
 _SLOW_PHASE = "Computing profile costs"

@@ -14,18 +14,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from firp.runtime.backend import Backend
+from firp.runtime.backends.interface import Backend
+from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend, OnnxRuntimeCudaBackend
+from firp.runtime.backends.tensor_rt import TensorRTBackend
 from firp.runtime.bundle.calibration import Choice
 from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import Bundle, load_bundle
 from firp.runtime.decode import PREFILL_ROWS, Step, check_prompt, decode
 from firp.runtime.drafter import Drafter, FirpDrafter
 from firp.runtime.errors import FirpError, PromptError
-from firp.runtime.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeCudaBackend
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.session import Session
 from firp.runtime.session_pool import SessionPool
-from firp.runtime.tensorrt_backend import TensorRTBackend
 from firp.runtime.text import TextStream, check_text, load_tokenizer
 from firp.runtime.trees.tree import TreeConfig
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from firp.runtime.backend import Array, Memory
-from firp.runtime.memory import to_storage
+from firp.runtime.backends.host import to_storage
+from firp.runtime.backends.interface import Array, Memory
 
 
 class KVBuffer:

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from firp.runtime.backend import Array, Binding, Graph, Memory
+from firp.runtime.backends.host import STORAGE, to_float32
+from firp.runtime.backends.interface import Array, Binding, Graph, Memory
 from firp.runtime.bundle.format import Manifest
 from firp.runtime.errors import FirpError, SessionBusyError
 from firp.runtime.kv_buffer import KVBuffer
-from firp.runtime.memory import STORAGE, to_float32
 from firp.runtime.trees.guesses import Guesses
 from firp.runtime.trees.tree import DraftTree, layout
 

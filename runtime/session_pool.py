@@ -9,9 +9,9 @@ the other.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from firp.runtime.backend import Backend, LoadedGraphs
+from firp.runtime.backends.cuda import GRAPH_RUNS
+from firp.runtime.backends.interface import Backend, LoadedGraphs
 from firp.runtime.bundle.format import Bundle
-from firp.runtime.cuda_memory import GRAPH_RUNS
 from firp.runtime.decode import PREFILL_ROWS, Step
 from firp.runtime.errors import FirpError
 from firp.runtime.session import Session

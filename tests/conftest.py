@@ -9,8 +9,8 @@ from small_models import make_model, make_predictors
 
 from firp.export.bundle_writer import ExportOptions, export_bundle
 from firp.export.engine import BuildOptions, build_engines
+from firp.runtime.backends.nvidia_library import gpu_compute_capability
 from firp.runtime.engine import Engine
-from firp.runtime.tensorrt_library import gpu_compute_capability
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
 

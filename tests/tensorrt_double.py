@@ -19,6 +19,7 @@ from cuda_double import CudaDouble, DeviceError, cudaError_t
 
 from firp.export.profiles import graph_profiles
 from firp.runtime import engine as runtime_engine
+from firp.runtime.backends.tensor_rt import TensorRTBackend
 from firp.runtime.bundle.engine_record import (
     ENGINES_FOLDER,
     FORMAT_VERSION,
@@ -29,7 +30,6 @@ from firp.runtime.bundle.engine_record import (
     source_hashes,
 )
 from firp.runtime.bundle.format import FileEntry, load_bundle, sha256_file, to_json, write_json
-from firp.runtime.tensorrt_backend import TensorRTBackend
 
 VERSION = "1.7.1.116"
 WORKSPACE_BYTES = {"lower": 5000, "predictors": 100, "upper": 7000}

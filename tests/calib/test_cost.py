@@ -9,8 +9,8 @@ from safetensors import safe_open
 from firp.calib import peaks
 from firp.calib.cost import Cost, Peaks, Point, pass_cost, roofline
 from firp.calib.pass_grid import layers_of
+from firp.runtime.backends.cuda import CudaMemory
 from firp.runtime.bundle.format import load_bundle
-from firp.runtime.cuda_memory import CudaMemory
 
 FAMILIES = ("llama_untied_biases", "qwen2", "qwen3", "mistral_window")
 

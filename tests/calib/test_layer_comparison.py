@@ -37,10 +37,10 @@ from firp.calib.tensorrt_target import TensorRTTarget
 from firp.export.bundle_writer import ExportOptions, export_bundle
 from firp.export.engine import BuildOptions, build_engines
 from firp.export.safetensors_file import read_safetensors
+from firp.runtime.backends.nvidia_library import gpu_compute_capability, load_library
 from firp.runtime.bundle.engine_record import Limits, find_engines
 from firp.runtime.bundle.format import Bundle, load_bundle
 from firp.runtime.errors import CheckFailedError, FirpError
-from firp.runtime.tensorrt_library import gpu_compute_capability, load_library
 
 
 @pytest.fixture(scope="module")

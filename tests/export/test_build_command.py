@@ -7,7 +7,7 @@ import pytest
 from command_line import fails, firp, start
 from small_models import make_model, make_predictors
 
-from firp.runtime.tensorrt_library import gpu_compute_capability
+from firp.runtime.backends.nvidia_library import gpu_compute_capability
 
 RTX = ("--backend", "tensorrt-rtx", "--compute-capability", "8.9")
 

@@ -12,11 +12,11 @@ from small_models import make_model
 from firp.export import engine, plan_builder
 from firp.export.bundle_writer import ExportOptions, export_bundle
 from firp.export.engine import BuildOptions, build_engines, check_limits, check_memory, choose_capabilities
+from firp.runtime.backends.nvidia_library import load_library
 from firp.runtime.bundle.engine_record import Limits, find_engines
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.decode import PREFILL_ROWS
 from firp.runtime.errors import FirpError
-from firp.runtime.tensorrt_library import load_library
 
 RTX = "tensorrt-rtx"
 ONE_DEVICE = BuildOptions(RTX, compute_capabilities=("8.9",))

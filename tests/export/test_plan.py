@@ -11,9 +11,9 @@ from firp.export import decoder
 from firp.export.bundle_writer import ExportOptions, export_bundle
 from firp.export.engine import BuildOptions, build_engines, choose_capabilities
 from firp.export.plan import read_plan, summarize
+from firp.runtime.backends.nvidia_library import load_library
 from firp.runtime.bundle.engine_record import Limits, find_engines
 from firp.runtime.bundle.format import load_bundle
-from firp.runtime.tensorrt_library import load_library
 
 RTX = "tensorrt-rtx"
 ONE_DEVICE = BuildOptions(RTX, compute_capabilities=("8.9",))

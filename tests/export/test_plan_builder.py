@@ -8,10 +8,10 @@ import pytest
 from firp.export import plan_builder
 from firp.export.plan_builder import Target, build_plan
 from firp.export.profiles import graph_profiles
+from firp.runtime.backends.nvidia_library import load_library
 from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.errors import FirpError
-from firp.runtime.tensorrt_library import load_library
 
 RTX = "tensorrt-rtx"
 

@@ -12,12 +12,12 @@ from conftest import DEMO_MODEL
 from firp.export.bundle_writer import ExportOptions, export_bundle
 from firp.export.engine import BuildOptions, build_engines, check_buildable
 from firp.export.verify import verify
+from firp.runtime.backends.nvidia_library import LIBRARIES
 from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.parity import compare_trees, first_difference, plain_run
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.tensorrt_library import LIBRARIES
 from firp.runtime.text import read_prompts
 from firp.runtime.trees.tree import TreeConfig
 

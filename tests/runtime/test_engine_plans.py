@@ -7,11 +7,11 @@ import pytest
 from cuda_double import CudaDouble
 from tensorrt_double import TensorRTDouble, write_engines
 
+from firp.runtime.backends.tensor_rt import TensorRTBackend
 from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import load_bundle, sha256_file, write_json
 from firp.runtime.engine import Engine
 from firp.runtime.errors import BundleError, FirpError
-from firp.runtime.tensorrt_backend import TensorRTBackend
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import pytest
 from cuda_double import CudaDouble
 from onnxruntime_double import OnnxRuntimeDouble
 
+from firp.runtime.backends.onnx_runtime import OnnxRuntimeCudaBackend
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
-from firp.runtime.onnxruntime_backend import OnnxRuntimeCudaBackend
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 

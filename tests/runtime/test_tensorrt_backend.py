@@ -13,9 +13,9 @@ from cuda_double import CudaDouble, cudaError_t
 from tensorrt_double import device_engine
 
 from firp.export.verify import verify
+from firp.runtime.backends.cuda import CudaMemory
 from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import load_bundle
-from firp.runtime.cuda_memory import CudaMemory
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.parity import compare_trees

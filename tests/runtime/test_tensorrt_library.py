@@ -5,10 +5,10 @@ import sys
 import pytest
 from cuda_double import CudaDouble, cudaError_t
 
-from firp.runtime import tensorrt_library
-from firp.runtime.cuda_memory import load_cuda
+from firp.runtime.backends import nvidia_library as tensorrt_library
+from firp.runtime.backends.cuda import load_cuda
+from firp.runtime.backends.nvidia_library import gpu_compute_capability
 from firp.runtime.errors import FirpError
-from firp.runtime.tensorrt_library import gpu_compute_capability
 
 
 def test_compute_capability(monkeypatch):

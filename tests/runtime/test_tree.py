@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
+from firp.runtime.backends.host import attention_bias
 from firp.runtime.errors import FirpError
-from firp.runtime.memory import attention_bias
 from firp.runtime.trees.guesses import Guesses, independent
 from firp.runtime.trees.tree import (
     DraftTree,

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from firp.runtime.backends.host import attention_bias
 from firp.runtime.errors import FirpError
-from firp.runtime.memory import attention_bias
 
 _ALIGNMENT = 256  # bytes, of pieces of the pinned memory
 _FIRST_STAGE = 2**20  # bytes of pinned memory to begin with

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from firp.runtime.backend import Binding, LoadedGraphs
+from firp.runtime.backends.cuda import CudaMemory, compute_capability, device_name, load_cuda
+from firp.runtime.backends.interface import Binding, LoadedGraphs
+from firp.runtime.backends.nvidia_library import DTYPES, load_library
 from firp.runtime.bundle.engine_record import RECORD_NAME, Profile, find_engines, fitting_profile
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.bundle.graph_spec import GraphSpec
-from firp.runtime.cuda_memory import CudaMemory, compute_capability, device_name, load_cuda
 from firp.runtime.errors import BundleError, FirpError
-from firp.runtime.tensorrt_library import DTYPES, load_library
 
 MAX_CUDA_GRAPHS = 64  # of one engine in one session; sizes beyond are enqueued each time
 

@@ -50,7 +50,7 @@ class Memory(Protocol):
     def write_bias(
         self, array: Array, visible: np.ndarray, positions: np.ndarray, cached: int, window: int | None
     ) -> None:
-        """`firp.runtime.memory.attention_bias` into an array [1, 1, R, S+R]."""
+        """`firp.runtime.backends.host.attention_bias` into an array [1, 1, R, S+R]."""
 
     def move_rows(self, source: Array, rows: Sequence[int], target: Array, start: int) -> None:
         """target[:, start:start+n] = source[:, rows]; the two do not overlap."""

@@ -12,12 +12,12 @@ from typing import Any
 
 import onnxruntime as ort
 
-from firp.runtime.backend import Array, Binding, LoadedGraphs, Memory
+from firp.runtime.backends.cuda import CudaMemory, device_name, load_cuda, new_stream
+from firp.runtime.backends.host import STORAGE, HostMemory
+from firp.runtime.backends.interface import Array, Binding, LoadedGraphs, Memory
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.bundle.graph_spec import GraphSpec, TensorSpec
-from firp.runtime.cuda_memory import CudaMemory, device_name, load_cuda, new_stream
 from firp.runtime.errors import BundleError, FirpError
-from firp.runtime.memory import STORAGE, HostMemory
 
 _CPU_DTYPES = ("float32", "float16")
 _ORT_TYPE = {

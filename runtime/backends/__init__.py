@@ -1,0 +1,1 @@
+"""Memory and graphs on a device: ONNX Runtime and TensorRT behind one interface."""
