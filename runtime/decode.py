@@ -14,8 +14,8 @@ import numpy as np
 from firp.runtime import sampling
 from firp.runtime.drafter import Drafter
 from firp.runtime.errors import PromptError
+from firp.runtime.passes.session import Pass, Session
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.session import Pass, Session
 from firp.runtime.trees.guesses import Guesses
 from firp.runtime.trees.tree import DraftTree, chain, root_only
 

@@ -23,9 +23,9 @@ from firp.runtime.bundle.format import Bundle, load_bundle
 from firp.runtime.decode import PREFILL_ROWS, Step, check_prompt, decode
 from firp.runtime.drafter import Drafter, FirpDrafter
 from firp.runtime.errors import FirpError, PromptError
+from firp.runtime.passes.pool import SessionPool
+from firp.runtime.passes.session import Session
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.session import Session
-from firp.runtime.session_pool import SessionPool
 from firp.runtime.text import TextStream, check_text, load_tokenizer
 from firp.runtime.trees.tree import TreeConfig
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.engine import Engine
+from firp.runtime.passes.session import Session
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.session import Session
 from firp.runtime.trees.tree import TreeConfig, chain
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)

@@ -14,7 +14,7 @@ from firp.runtime.backends.interface import Backend, LoadedGraphs
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.decode import PREFILL_ROWS, Step
 from firp.runtime.errors import FirpError
-from firp.runtime.session import Session
+from firp.runtime.passes.session import Session
 
 
 class SessionPool:

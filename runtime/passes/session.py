@@ -16,7 +16,7 @@ from firp.runtime.backends.host import STORAGE, to_float32
 from firp.runtime.backends.interface import Array, Binding, Graph, Memory
 from firp.runtime.bundle.format import Manifest
 from firp.runtime.errors import FirpError, SessionBusyError
-from firp.runtime.kv_buffer import KVBuffer
+from firp.runtime.passes.kv_cache import KVBuffer
 from firp.runtime.trees.guesses import Guesses
 from firp.runtime.trees.tree import DraftTree, layout
 
