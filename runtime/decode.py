@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from firp.runtime import sampling
-from firp.runtime.drafter import Drafter
+from firp.runtime.drafters.interface import Drafter
 from firp.runtime.errors import PromptError
 from firp.runtime.passes.session import Pass, Session
 from firp.runtime.sampling import SamplingParams

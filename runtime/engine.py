@@ -21,7 +21,7 @@ from firp.runtime.bundle.calibration import Choice
 from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import Bundle, load_bundle
 from firp.runtime.decode import PREFILL_ROWS, Step, check_prompt, decode
-from firp.runtime.drafter import Drafter, FirpDrafter
+from firp.runtime.drafters.interface import Drafter, FirpDrafter
 from firp.runtime.errors import FirpError, PromptError
 from firp.runtime.passes.pool import SessionPool
 from firp.runtime.passes.session import Session

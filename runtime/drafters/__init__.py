@@ -1,0 +1,1 @@
+"""Where draft trees come from: one contract, one file a method."""
