@@ -29,6 +29,7 @@ from firp.runtime.bundle.format import CALIBRATION_NAME, load_bundle, to_json
 from firp.runtime.bundle.graph_spec import DTYPES
 from firp.runtime.engine import BACKENDS, Chunk, Engine, Generation, collect
 from firp.runtime.errors import CheckFailedError, FirpError
+from firp.runtime.loop.text import Prompt, read_prompts
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.terminal import (
     Repeating,
@@ -43,7 +44,6 @@ from firp.runtime.terminal import (
     summary,
     tuning_remark,
 )
-from firp.runtime.text import Prompt, read_prompts
 from firp.runtime.tune import tune as tune_engine
 
 DEMO_MODEL = Path(__file__).parent / "tests" / "demo_model"

@@ -20,8 +20,8 @@ from firp.calib.acceptance import Sequence, rank, record, replay
 from firp.calib.frozen_model import FrozenModel
 from firp.calib.heads import FirpPredictors
 from firp.runtime.engine import Engine
+from firp.runtime.loop.text import read_prompts
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.text import read_prompts
 
 PROMPTS = Path(__file__).parent.parent / "tests" / "demo_model" / "held_out_prompts.jsonl"
 SHOWN = [(4, 0), (8, 0), (8, 1), (8, 3), (16, None)]  # rows, draft sources

@@ -28,10 +28,10 @@ from firp.runtime.backends.cuda import CudaMemory, load_cuda
 from firp.runtime.bench import bench
 from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.engine import BACKENDS, Engine
+from firp.runtime.loop.text import read_prompts
 from firp.runtime.parity import compare_trees
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.terminal import print_table
-from firp.runtime.text import read_prompts
 from firp.runtime.trees.tree import TreeConfig, chain
 
 ROWS, CACHED = (1, 4, 8, 16, 32, 64), (128, 1024, 4096)

@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, logging
 from firp.export.bundle_writer import ExportOptions, export_bundle
 from firp.export.verify import verify
 from firp.runtime.engine import Engine
+from firp.runtime.loop.text import read_prompts
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.text import read_prompts
 
 ROOT = Path(__file__).parent.parent
 DEMO_MODEL = ROOT / "tests" / "demo_model"

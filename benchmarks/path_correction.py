@@ -13,8 +13,8 @@ import click
 import numpy as np
 
 from firp.runtime.engine import Engine
+from firp.runtime.loop.text import read_prompts
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.text import read_prompts
 from firp.runtime.trees.guesses import Guesses, PathCorrection, independent
 from firp.runtime.trees.tree import TreeConfig, build_tree
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 
 from firp.runtime.engine import Engine, Generation
+from firp.runtime.loop.text import read_prompts
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.text import read_prompts
 from firp.runtime.trees.tree import TreeConfig
 
 PROMPTS = Path(__file__).parent.parent / "tests" / "demo_model" / "held_out_prompts.jsonl"

@@ -48,7 +48,7 @@ from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.latency import measure_latency
-from firp.runtime.text import check_text, load_tokenizer
+from firp.runtime.loop.text import check_text, load_tokenizer
 from firp.runtime.trees.guesses import PathCorrection
 
 # options that a resumed run may change

@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from firp.runtime.errors import FirpError
-from firp.runtime.text import check_text
+from firp.runtime.loop.text import check_text
 
 HELD_OUT_SHARE = 0.05  # of the windows, the last ones; at least one
 _CHUNK = 256  # documents tokenized at once

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from firp.calib.pass_grid import Spread
-from firp.runtime.decode import PREFILL_ROWS, Step, decode
 from firp.runtime.engine import Engine
+from firp.runtime.loop.decode import PREFILL_ROWS, Step, decode
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 

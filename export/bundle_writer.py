@@ -35,7 +35,7 @@ from firp.runtime.bundle.format import (
 )
 from firp.runtime.bundle.graph_spec import DTYPES
 from firp.runtime.errors import CheckpointError, FirpError
-from firp.runtime.text import load_tokenizer
+from firp.runtime.loop.text import load_tokenizer
 from firp.runtime.trees.tree import TreeConfig
 
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

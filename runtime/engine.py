@@ -20,13 +20,13 @@ from firp.runtime.backends.tensor_rt import TensorRTBackend
 from firp.runtime.bundle.calibration import Choice
 from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import Bundle, load_bundle
-from firp.runtime.decode import PREFILL_ROWS, Step, check_prompt, decode
 from firp.runtime.drafters.interface import Drafter, FirpDrafter
 from firp.runtime.errors import FirpError, PromptError
+from firp.runtime.loop.decode import PREFILL_ROWS, Step, check_prompt, decode
+from firp.runtime.loop.text import TextStream, check_text, load_tokenizer
 from firp.runtime.passes.pool import SessionPool
 from firp.runtime.passes.session import Session
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.text import TextStream, check_text, load_tokenizer
 from firp.runtime.trees.tree import TreeConfig
 
 BACKENDS: dict[str, Callable[[], Backend]] = {

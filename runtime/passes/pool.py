@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from firp.runtime.backends.cuda import GRAPH_RUNS
 from firp.runtime.backends.interface import Backend, LoadedGraphs
 from firp.runtime.bundle.format import Bundle
-from firp.runtime.decode import PREFILL_ROWS, Step
 from firp.runtime.errors import FirpError
+from firp.runtime.loop.decode import PREFILL_ROWS, Step
 from firp.runtime.passes.session import Session
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from firp.calib.dataset import ChatTemplate, load_documents, make_dataset, split_prompts
 from firp.runtime.errors import FirpError
-from firp.runtime.text import load_tokenizer
+from firp.runtime.loop.text import load_tokenizer
 
 
 @pytest.fixture

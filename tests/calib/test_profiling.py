@@ -24,9 +24,9 @@ from firp.calib.profiling import ProfileRequest, grid_of, open_target, profile_b
 from firp.calib.step_split import TOTAL
 from firp.cli import cli
 from firp.runtime.bundle.format import load_bundle, read_latency, to_json
-from firp.runtime.decode import StepTimes
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
+from firp.runtime.loop.decode import StepTimes
 
 FIRP = [sys.executable, "-c", "from firp.cli import main; main()", "profile"]
 

@@ -15,8 +15,8 @@ from firp.export.engine import BuildOptions, build_engines, check_limits, check_
 from firp.runtime.backends.nvidia_library import load_library
 from firp.runtime.bundle.engine_record import Limits, find_engines
 from firp.runtime.bundle.format import load_bundle
-from firp.runtime.decode import PREFILL_ROWS
 from firp.runtime.errors import FirpError
+from firp.runtime.loop.decode import PREFILL_ROWS
 
 RTX = "tensorrt-rtx"
 ONE_DEVICE = BuildOptions(RTX, compute_capabilities=("8.9",))

@@ -16,9 +16,9 @@ from firp.runtime.backends.nvidia_library import LIBRARIES
 from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
+from firp.runtime.loop.text import read_prompts
 from firp.runtime.parity import compare_trees, first_difference, plain_run
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.text import read_prompts
 from firp.runtime.trees.tree import TreeConfig
 
 pytestmark = pytest.mark.gpu

@@ -9,9 +9,9 @@ import threading
 import numpy as np
 import pytest
 
-from firp.runtime.decode import decode
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError, PromptError, SessionBusyError
+from firp.runtime.loop.decode import decode
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 

@@ -7,14 +7,14 @@ import itertools
 import numpy as np
 import pytest
 
-from firp.runtime import decode as decode_module
-from firp.runtime.decode import decode
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
+from firp.runtime.loop import decode as decode_module
+from firp.runtime.loop.decode import decode
+from firp.runtime.loop.text import read_prompts
 from firp.runtime.parity import Comparison, compare, compare_trees, plain_run
 from firp.runtime.passes import session as session_module
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.text import read_prompts
 from firp.runtime.trees.tree import TreeConfig
 
 TREES = {

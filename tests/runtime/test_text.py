@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from firp.runtime.errors import PromptError
-from firp.runtime.text import TextStream, check_text, load_tokenizer, read_prompts
+from firp.runtime.loop.text import TextStream, check_text, load_tokenizer, read_prompts
 
 
 @pytest.fixture(scope="module")

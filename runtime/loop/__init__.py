@@ -1,0 +1,1 @@
+"""The loop that drafts, verifies, accepts and commits, and the text it becomes."""
