@@ -22,7 +22,6 @@ from firp.calib.profile_command import profile
 from firp.calib.verify_command import verify
 from firp.export.command import build, build_after_export
 from firp.runtime.backends.nvidia_library import LIBRARIES
-from firp.runtime.bench import bench
 from firp.runtime.bundle.calibration import TEXTS
 from firp.runtime.bundle.engine_record import engine_folders
 from firp.runtime.bundle.format import CALIBRATION_NAME, load_bundle, to_json
@@ -44,7 +43,8 @@ from firp.runtime.terminal import (
     summary,
     tuning_remark,
 )
-from firp.runtime.tune import tune as tune_engine
+from firp.runtime.tuning.bench import bench
+from firp.runtime.tuning.tune import tune as tune_engine
 
 DEMO_MODEL = Path(__file__).parent / "tests" / "demo_model"
 DEMO_BUNDLE = Path("demo-bundle")

@@ -25,14 +25,14 @@ from firp.calib.peaks import cpu_peaks, cuda_copy_peaks
 from firp.export.bundle_writer import ExportOptions, export_bundle
 from firp.export.command import run_build
 from firp.runtime.backends.cuda import CudaMemory, load_cuda
-from firp.runtime.bench import bench
 from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.engine import BACKENDS, Engine
 from firp.runtime.loop.text import read_prompts
-from firp.runtime.parity import compare_trees
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.terminal import print_table
 from firp.runtime.trees.tree import TreeConfig, chain
+from firp.runtime.tuning.bench import bench
+from firp.runtime.tuning.parity import compare_trees
 
 ROWS, CACHED = (1, 4, 8, 16, 32, 64), (128, 1024, 4096)
 DEMO_MODEL = Path(__file__).parent.parent / "tests" / "demo_model"

@@ -4,7 +4,7 @@ tree, every M.
     python benchmarks/lossless.py BUNDLE [--prompts 200] [--tokens 128] [--seeds 5] [--processes 2]
 
 Every difference is printed with the plain run's own margin at that token. A difference is excused
-only below the margin in firp.runtime.parity, and at most one in 10,000 tokens; greedy decoding may
+only below the margin in firp.runtime.tuning.parity, and at most one in 10,000 tokens; greedy decoding may
 have none.
 """
 
@@ -19,9 +19,9 @@ import click
 
 from firp.runtime.engine import Engine
 from firp.runtime.loop.text import read_prompts
-from firp.runtime.parity import Comparison, compare_trees
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.tuning.parity import Comparison, compare_trees
 
 PROMPTS = Path(__file__).parent.parent / "tests" / "demo_model" / "held_out_prompts.jsonl"
 STATIC_PATHS = [(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0)]

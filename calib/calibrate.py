@@ -47,9 +47,9 @@ from firp.export.target_folder import check_target, disk_errors, target_folder
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckpointError, FirpError
-from firp.runtime.latency import measure_latency
 from firp.runtime.loop.text import check_text, load_tokenizer
 from firp.runtime.trees.guesses import PathCorrection
+from firp.runtime.tuning.latency import measure_latency
 
 # options that a resumed run may change
 RESUMABLE_CHANGES = ("learning_rate", "batch", "accumulate", "anchors")

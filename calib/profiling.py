@@ -21,8 +21,8 @@ from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.bundle.format import Bundle, load_bundle
 from firp.runtime.engine import BACKENDS
 from firp.runtime.errors import FirpError
-from firp.runtime.latency import CACHED_TOKENS, measure_latency
 from firp.runtime.machine import available_bytes
+from firp.runtime.tuning.latency import CACHED_TOKENS, measure_latency
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 CACHED = (128, 512, 2048)

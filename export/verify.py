@@ -20,9 +20,9 @@ from firp.export.passes import STAGES, HuggingFaceRows, Rows, SessionRows
 from firp.runtime.bundle.format import Manifest
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError, CheckpointError
-from firp.runtime.parity import NEAR_TIE, compare_trees, first_difference, plain_run
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import MAX_PASS_ROWS, TreeConfig
+from firp.runtime.tuning.parity import NEAR_TIE, compare_trees, first_difference, plain_run
 
 # Largest absolute difference of a value up to VALUE_SCALE in a model of up to LAYER_SCALE layers;
 # in proportion for larger values and deeper models, as rounding is. float32: the demo model's 8

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from firp.runtime.bench import BenchResult
 from firp.runtime.bundle.calibration import Choice, LatencyTable
 from firp.runtime.bundle.engine_record import engine_folders
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.engine import Engine, Generation
 from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.tuning.bench import BenchResult
 
 messages = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 results = Console(highlight=False, soft_wrap=True, markup=False)

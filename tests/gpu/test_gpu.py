@@ -17,9 +17,9 @@ from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.loop.text import read_prompts
-from firp.runtime.parity import compare_trees, first_difference, plain_run
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.tuning.parity import compare_trees, first_difference, plain_run
 
 pytestmark = pytest.mark.gpu
 

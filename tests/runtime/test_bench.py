@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from firp.runtime import bench as bench_module
-from firp.runtime.bench import bench
 from firp.runtime.engine import Engine
-from firp.runtime.parity import PlainRun
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.terminal import print_bench
+from firp.runtime.tuning import bench as bench_module
+from firp.runtime.tuning.bench import bench
+from firp.runtime.tuning.parity import PlainRun
 
 PROMPTS = [[5, 6, 7], [9, 8]]
 

@@ -10,10 +10,10 @@ from firp.runtime.bundle.calibration import Calibration, Candidate, LatencyTable
 from firp.runtime.bundle.format import load_bundle, read_latency, to_json, write_json, write_manifest
 from firp.runtime.engine import Engine
 from firp.runtime.errors import BundleError, FirpError
-from firp.runtime.latency import ROWS, measure_latency
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
-from firp.runtime.tune import tune
+from firp.runtime.tuning.latency import ROWS, measure_latency
+from firp.runtime.tuning.tune import tune
 
 
 def table(slope: float = 0.0) -> LatencyTable:

@@ -12,10 +12,10 @@ from firp.runtime.errors import FirpError
 from firp.runtime.loop import decode as decode_module
 from firp.runtime.loop.decode import decode
 from firp.runtime.loop.text import read_prompts
-from firp.runtime.parity import Comparison, compare, compare_trees, plain_run
 from firp.runtime.passes import session as session_module
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.tuning.parity import Comparison, compare, compare_trees, plain_run
 
 TREES = {
     "chain": lambda m: TreeConfig.chain(3, m),

@@ -18,10 +18,10 @@ from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
-from firp.runtime.parity import compare_trees
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
-from firp.runtime.tune import tune
+from firp.runtime.tuning.parity import compare_trees
+from firp.runtime.tuning.tune import tune
 
 TREES = {
     "chain": TreeConfig.chain(3, 2),

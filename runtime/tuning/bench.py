@@ -11,8 +11,8 @@ import numpy as np
 
 from firp.runtime.engine import Engine, Generation
 from firp.runtime.errors import FirpError
-from firp.runtime.parity import Difference, PlainRun, first_difference, plain_run
 from firp.runtime.sampling import SamplingParams
+from firp.runtime.tuning.parity import Difference, PlainRun, first_difference, plain_run
 
 
 class Rate(NamedTuple):

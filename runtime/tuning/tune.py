@@ -11,7 +11,7 @@ from firp.runtime.bundle.calibration import TEXTS, Calibration, Choice, choose
 from firp.runtime.bundle.format import MANIFEST_NAME, read_manifest, write_manifest
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
-from firp.runtime.latency import measure_latency
+from firp.runtime.tuning.latency import measure_latency
 
 
 def tune(
