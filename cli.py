@@ -26,11 +26,7 @@ from firp.runtime.bundle.calibration import TEXTS
 from firp.runtime.bundle.engine_record import engine_folders
 from firp.runtime.bundle.format import CALIBRATION_NAME, load_bundle, to_json
 from firp.runtime.bundle.graph_spec import DTYPES
-from firp.runtime.engine import BACKENDS, Chunk, Engine, Generation, collect
-from firp.runtime.errors import CheckFailedError, FirpError
-from firp.runtime.loop.text import Prompt, read_prompts
-from firp.runtime.sampling import SamplingParams
-from firp.runtime.terminal import (
+from firp.runtime.console.terminal import (
     Repeating,
     cancel_on_interrupt,
     count_ties,
@@ -43,6 +39,10 @@ from firp.runtime.terminal import (
     summary,
     tuning_remark,
 )
+from firp.runtime.engine import BACKENDS, Chunk, Engine, Generation, collect
+from firp.runtime.errors import CheckFailedError, FirpError
+from firp.runtime.loop.text import Prompt, read_prompts
+from firp.runtime.sampling import SamplingParams
 from firp.runtime.tuning.bench import bench
 from firp.runtime.tuning.tune import tune as tune_engine
 

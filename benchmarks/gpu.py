@@ -26,10 +26,10 @@ from firp.export.bundle_writer import ExportOptions, export_bundle
 from firp.export.command import run_build
 from firp.runtime.backends.cuda import CudaMemory, load_cuda
 from firp.runtime.bundle.engine_record import Limits
+from firp.runtime.console.terminal import print_table
 from firp.runtime.engine import BACKENDS, Engine
 from firp.runtime.loop.text import read_prompts
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.terminal import print_table
 from firp.runtime.trees.tree import TreeConfig, chain
 from firp.runtime.tuning.bench import bench
 from firp.runtime.tuning.parity import compare_trees

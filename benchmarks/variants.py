@@ -26,8 +26,8 @@ from firp.calib.measure import accuracy
 from firp.calib.options import TrainOptions
 from firp.calib.path_correction import PathTables
 from firp.calib.training import Trainer
+from firp.runtime.console.terminal import Repeating
 from firp.runtime.loop.text import load_tokenizer
-from firp.runtime.terminal import Repeating
 from firp.runtime.trees.tree import TreeConfig
 
 LAYERS = (5, 6, 7)  # of the offsets, in the variant with a layer for each

@@ -8,9 +8,9 @@ import click
 
 from firp.calib.options import AUTO, PRECISIONS, TrainOptions
 from firp.runtime.bundle.format import read_latency
+from firp.runtime.console.terminal import Repeating, cancel_on_interrupt, messages, print_table, progress_bar
 from firp.runtime.errors import FirpError
 from firp.runtime.loop.text import read_prompts
-from firp.runtime.terminal import Repeating, cancel_on_interrupt, messages, print_table, progress_bar
 
 _NUMBERS = (
     ("num_predictors", int, "K: tokens guessed ahead."),

@@ -24,8 +24,15 @@ from firp.calib.profiling import (
 )
 from firp.export.target_folder import disk_errors, target_folder
 from firp.runtime.bundle.format import load_bundle, to_json, write_json
+from firp.runtime.console.terminal import (
+    Repeating,
+    describe,
+    messages,
+    print_latency,
+    print_table,
+    progress_bar,
+)
 from firp.runtime.engine import BACKENDS
-from firp.runtime.terminal import Repeating, describe, messages, print_latency, print_table, progress_bar
 
 PROFILE_NAME, SCRIPT_NAME = "profile.json", "polygraphy.sh"
 

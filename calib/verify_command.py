@@ -12,9 +12,9 @@ import click
 
 from firp.calib.profiling import open_target, require_packages
 from firp.runtime.bundle.format import load_bundle, to_json
+from firp.runtime.console.terminal import cancel_on_interrupt, messages, print_table, progress_bar
 from firp.runtime.engine import BACKENDS, Engine
 from firp.runtime.errors import CheckFailedError
-from firp.runtime.terminal import cancel_on_interrupt, messages, print_table, progress_bar
 
 PACKAGES = ("polygraphy", "onnx")  # of --layers
 _LAYERS_HELP = """Compare every graph with ONNX Runtime in float32 too, through polygraphy: as it runs, and once more with the

@@ -11,8 +11,8 @@ import click
 from firp.runtime.backends.nvidia_library import LIBRARIES
 from firp.runtime.bundle.engine_record import ENGINES_FOLDER, EngineRecord, Limits, folder_name
 from firp.runtime.bundle.format import MANIFEST_NAME, load_bundle, read_manifest, to_json
+from firp.runtime.console.terminal import Repeating, cancel_on_interrupt, messages, progress_bar
 from firp.runtime.errors import FirpError
-from firp.runtime.terminal import Repeating, cancel_on_interrupt, messages, progress_bar
 
 _LIMITS = (
     ("max_rows", "Rows of a decoding pass, pseudo rows included; at least 1 + predictors."),

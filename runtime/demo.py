@@ -5,10 +5,10 @@ In: an engine with drafts and prompts. Out: text and a table on stdout; raises C
 token differs.
 """
 
+from firp.runtime.console.terminal import StepMarks, print_choice, print_table, results
 from firp.runtime.engine import Engine, Generation, collect
 from firp.runtime.errors import CheckFailedError
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.terminal import StepMarks, print_choice, print_table, results
 
 
 def run_demo(engine: Engine, prompts: list[str], params: SamplingParams) -> None:

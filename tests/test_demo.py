@@ -2,10 +2,10 @@
 
 import re
 
+from firp.runtime.console.terminal import StepMarks
 from firp.runtime.demo import run_demo
 from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.terminal import StepMarks
 
 
 def test_the_demo_marks_steps_and_ends_with_the_comparison(demo_engine, capsys):

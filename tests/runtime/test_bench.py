@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from firp.runtime.console.terminal import print_bench
 from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.terminal import print_bench
 from firp.runtime.tuning import bench as bench_module
 from firp.runtime.tuning.bench import bench
 from firp.runtime.tuning.parity import PlainRun

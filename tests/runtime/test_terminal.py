@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 SCRIPT = """
-from firp.runtime import terminal
+from firp.runtime.console import terminal
 terminal.Bar._QUIET_SECONDS = {seconds}
 with terminal.progress_bar() as bar:
     bar.update("training", 1, 4)
@@ -28,7 +28,7 @@ def test_and_a_short_one_is_silent():
 
 
 def test_tables_are_never_cut():
-    script = "from firp.runtime.terminal import print_table; print_table(('a', 'b'), [('x' * 60, '1.25 ' * 10)], 'a title')"
+    script = "from firp.runtime.console.terminal import print_table; print_table(('a', 'b'), [('x' * 60, '1.25 ' * 10)], 'a title')"
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={"COLUMNS": "40"}
     )

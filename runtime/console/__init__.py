@@ -1,0 +1,1 @@
+"""The command line and the person before it: options, progress, tables."""
