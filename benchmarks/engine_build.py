@@ -4,7 +4,7 @@
 
 The bundle is that of `export_size.py` (TinyLlama's shape, random weights). The build is a process
 of its own, whose peak resident memory engine.json records; it is compared with what
-`firp.export.engine.memory_needed` says before. Needs about 7 GB of disk.
+`firp.export.tensorrt.build.memory_needed` says before. Needs about 7 GB of disk.
 """
 
 import json
@@ -19,7 +19,7 @@ import click
 from export_size import EXPORT
 from random_model import make_checkpoint
 
-from firp.export.engine import graph_weight_bytes, memory_needed
+from firp.export.tensorrt.build import graph_weight_bytes, memory_needed
 from firp.runtime.backends.nvidia_library import LIBRARIES
 from firp.runtime.bundle.format import load_bundle
 

@@ -19,8 +19,8 @@ from firp.calib.cost import Peaks
 from firp.calib.layer_times import LayerTime
 from firp.calib.pass_grid import Feed, Shapes
 from firp.calib.peaks import cuda_copy_peaks
-from firp.export.engine import check_memory, graph_weight_bytes
-from firp.export.plan_builder import Target, build_plan
+from firp.export.tensorrt.build import check_memory, graph_weight_bytes
+from firp.export.tensorrt.plan import Target, build_plan
 from firp.runtime.backends.host import STORAGE, to_storage
 from firp.runtime.backends.tensor_rt import TensorRTBackend, new_context
 from firp.runtime.bundle.engine_record import find_engines, fitting_profile

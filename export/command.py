@@ -72,8 +72,8 @@ def run_build(
     force: bool = False,
 ) -> Built:
     """Build with a progress bar, Ctrl-C cancels; then say what was built. Raises FirpError."""
-    from firp.export.engine import BuildOptions, build_engines
-    from firp.export.plan import read_plan, summarize
+    from firp.export.tensorrt.build import BuildOptions, build_engines
+    from firp.export.tensorrt.plan_text import read_plan, summarize
 
     options = BuildOptions(backend, limits or Limits(), capabilities, force)
     with progress_bar() as bar, cancel_on_interrupt() as cancel:

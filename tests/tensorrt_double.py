@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 from cuda_double import CudaDouble, DeviceError, cudaError_t
 
-from firp.export.profiles import graph_profiles
+from firp.export.tensorrt.shapes import graph_profiles
 from firp.runtime import engine as runtime_engine
 from firp.runtime.backends.tensor_rt import TensorRTBackend
 from firp.runtime.bundle.engine_record import (

@@ -9,9 +9,16 @@ from types import SimpleNamespace
 import pytest
 from small_models import make_model
 
-from firp.export import engine, plan_builder
 from firp.export.bundle_writer import ExportOptions, export_bundle
-from firp.export.engine import BuildOptions, build_engines, check_limits, check_memory, choose_capabilities
+from firp.export.tensorrt import build as engine
+from firp.export.tensorrt import plan as plan_builder
+from firp.export.tensorrt.build import (
+    BuildOptions,
+    build_engines,
+    check_limits,
+    check_memory,
+    choose_capabilities,
+)
 from firp.runtime.backends.nvidia_library import load_library
 from firp.runtime.bundle.engine_record import Limits, find_engines
 from firp.runtime.bundle.format import load_bundle

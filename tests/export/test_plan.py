@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from firp.export import decoder
 from firp.export.bundle_writer import ExportOptions, export_bundle
-from firp.export.engine import BuildOptions, build_engines, choose_capabilities
-from firp.export.plan import read_plan, summarize
+from firp.export.tensorrt.build import BuildOptions, build_engines, choose_capabilities
+from firp.export.tensorrt.plan_text import read_plan, summarize
 from firp.runtime.backends.nvidia_library import load_library
 from firp.runtime.bundle.engine_record import Limits, find_engines
 from firp.runtime.bundle.format import load_bundle

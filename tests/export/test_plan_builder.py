@@ -5,9 +5,9 @@ import threading
 import onnx_ir as ir
 import pytest
 
-from firp.export import plan_builder
-from firp.export.plan_builder import Target, build_plan
-from firp.export.profiles import graph_profiles
+from firp.export.tensorrt import plan as plan_builder
+from firp.export.tensorrt.plan import Target, build_plan
+from firp.export.tensorrt.shapes import graph_profiles
 from firp.runtime.backends.nvidia_library import load_library
 from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import load_bundle

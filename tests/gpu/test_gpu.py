@@ -10,7 +10,7 @@ from command_line import firp
 from conftest import DEMO_MODEL
 
 from firp.export.bundle_writer import ExportOptions, export_bundle
-from firp.export.engine import BuildOptions, build_engines, check_buildable
+from firp.export.tensorrt.build import BuildOptions, build_engines, check_buildable
 from firp.export.verify import verify
 from firp.runtime.backends.nvidia_library import LIBRARIES
 from firp.runtime.bundle.engine_record import Limits

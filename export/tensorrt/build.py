@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from firp.export.plan_builder import Target, build_plan
-from firp.export.profiles import graph_profiles
 from firp.export.target_folder import disk_errors, target_folder
+from firp.export.tensorrt.plan import Target, build_plan
+from firp.export.tensorrt.shapes import graph_profiles
 from firp.runtime.backends.nvidia_library import LIBRARIES, gpu_compute_capability, load_library
 from firp.runtime.bundle.engine_record import (
     ENGINES_FOLDER,

@@ -1,0 +1,1 @@
+"""TensorRT plans: their shapes, how they are built, what they launch."""
