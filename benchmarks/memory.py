@@ -23,7 +23,7 @@ from firp.calib.memory import memory_needed
 from firp.calib.options import TrainOptions
 from firp.calib.path_correction import PathTables
 from firp.calib.training import Trainer
-from firp.export.checkpoint import open_checkpoint
+from firp.export.sources.huggingface import open_checkpoint
 from firp.runtime.machine import peak_bytes
 
 SIZES = {  # hidden, intermediate, layers, heads, key/value heads, vocabulary

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from firp.export.checkpoint import open_checkpoint
 from firp.export.predictor_dir import FORMAT_VERSION, Accuracy, PredictorInfo, write_predictors
+from firp.export.sources.huggingface import open_checkpoint
 
 SHAPES = {  # as LlamaConfig names them
     "tiny": {

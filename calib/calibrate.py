@@ -41,8 +41,8 @@ from firp.calib.report import write_report
 from firp.calib.saved_run import SavedRun
 from firp.calib.training import Trainer, TrainProgress
 from firp.export.bundle_writer import ExportOptions, export_bundle
-from firp.export.checkpoint import Checkpoint, open_checkpoint
 from firp.export.predictor_dir import FORMAT_VERSION, MARKER, Accuracy, PredictorInfo, write_predictors
+from firp.export.sources.huggingface import Checkpoint, open_checkpoint
 from firp.export.target_folder import check_target, disk_errors, target_folder
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.engine import Engine

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from firp.calib.options import TrainOptions
-from firp.export.checkpoint import Checkpoint
+from firp.export.sources.huggingface import Checkpoint
 from firp.runtime.bundle.graph_spec import TOP_K
 from firp.runtime.errors import FirpError
 from firp.runtime.machine import available_bytes

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from firp.export.checkpoint import Weight
-from firp.export.safetensors_file import SAFETENSORS_DTYPES, TensorRecord
+from firp.export.sources.huggingface import Weight
+from firp.export.sources.safetensors_file import SAFETENSORS_DTYPES, TensorRecord
 from firp.runtime.errors import CheckpointError
 
 NUMPY_DTYPES = {

@@ -18,7 +18,7 @@ from firp.calib.options import TrainOptions
 from firp.calib.own_text import continue_prompts
 from firp.calib.training import Trainer
 from firp.export.bundle_writer import ExportOptions, export_bundle
-from firp.export.checkpoint import open_checkpoint
+from firp.export.sources.huggingface import open_checkpoint
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.errors import FirpError

@@ -35,7 +35,7 @@ from firp.calib.layer_outputs import layer_of, layer_outputs
 from firp.calib.onnx_target import OnnxTarget
 from firp.calib.tensorrt_target import TensorRTTarget
 from firp.export.bundle_writer import ExportOptions, export_bundle
-from firp.export.safetensors_file import read_safetensors
+from firp.export.sources.safetensors_file import read_safetensors
 from firp.export.tensorrt.build import BuildOptions, build_engines
 from firp.runtime.backends.nvidia_library import gpu_compute_capability, load_library
 from firp.runtime.bundle.engine_record import Limits, find_engines

@@ -11,7 +11,7 @@ from small_models import make_model
 
 from firp.calib.memory import memory_needed
 from firp.calib.options import TrainOptions
-from firp.export.checkpoint import open_checkpoint
+from firp.export.sources.huggingface import open_checkpoint
 
 OPTIONS = TrainOptions(minutes=None, steps=2, batch=4, anchors=100, window=256)
 GIB = 2**30

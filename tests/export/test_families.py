@@ -9,8 +9,8 @@ from small_models import CONFIGS, make_model
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from firp.export.bundle_writer import ExportOptions, export_bundle
-from firp.export.checkpoint import open_checkpoint
-from firp.export.safetensors_file import read_safetensors
+from firp.export.sources.huggingface import open_checkpoint
+from firp.export.sources.safetensors_file import read_safetensors
 from firp.export.verify import verify
 
 

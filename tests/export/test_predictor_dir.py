@@ -9,8 +9,8 @@ from safetensors.numpy import load_file, save_file
 from small_models import make_model, make_predictors
 
 from firp.export.bundle_writer import ExportOptions, export_bundle
-from firp.export.checkpoint import open_checkpoint
 from firp.export.predictor_dir import open_predictors, write_predictors
+from firp.export.sources.huggingface import open_checkpoint
 from firp.runtime.bundle.calibration import Calibration, Candidate
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.errors import CheckpointError, FirpError

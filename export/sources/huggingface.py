@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from firp.export.safetensors_file import TensorRecord, read_checkpoint_tensors, read_json, same_bytes
+from firp.export.sources.safetensors_file import TensorRecord, read_checkpoint_tensors, read_json, same_bytes
 from firp.runtime.bundle.format import eos_token_ids
 from firp.runtime.bundle.graph_spec import ModelConfig
 from firp.runtime.errors import BundleError, CheckpointError

@@ -1,0 +1,1 @@
+"""Checkpoints as they are found on disk, read as tables of tensors."""
