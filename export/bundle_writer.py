@@ -15,12 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from firp.export import weights
 from firp.export.graphs import write_graphs
 from firp.export.predictor_dir import TENSOR_NAME, Predictors, open_predictors
 from firp.export.sources.huggingface import Checkpoint, Weight, open_checkpoint
 from firp.export.sources.safetensors_file import TensorRecord
 from firp.export.target_folder import check_target, disk_errors, target_folder
+from firp.export.weights import stream as weights
 from firp.runtime.bundle.engine_record import ENGINES_FOLDER, engine_folders
 from firp.runtime.bundle.format import (
     FORMAT_VERSION,

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from firp.export.weights import NUMPY_DTYPES
+from firp.export.weights.stream import NUMPY_DTYPES
 from firp.runtime.bundle.graph_spec import ModelConfig
 
 Weights = Callable[[str], ir.Value]  # name -> initializer

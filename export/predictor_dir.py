@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from firp.export import weights
 from firp.export.sources.huggingface import Checkpoint
 from firp.export.sources.safetensors_file import TensorRecord, read_safetensors
 from firp.export.target_folder import disk_errors
+from firp.export.weights import stream as weights
 from firp.runtime.bundle.calibration import Calibration
 from firp.runtime.bundle.format import (
     CALIBRATION_NAME,

@@ -15,7 +15,7 @@ from small_models import make_model
 
 from firp.export.bundle_writer import ExportOptions, export_bundle
 from firp.export.sources.huggingface import open_checkpoint
-from firp.export.weights import from_checkpoint, read_chunks, write_safetensors
+from firp.export.weights.stream import from_checkpoint, read_chunks, write_safetensors
 from firp.runtime.errors import CheckpointError, FirpError
 
 
@@ -286,7 +286,7 @@ def test_layers_with_different_windows_are_refused(tmp_path):
 
 
 def test_chunks_are_small_whatever_the_tensor(tmp_path, monkeypatch):
-    monkeypatch.setattr("firp.export.weights._CHUNK_BYTES", 256)
+    monkeypatch.setattr("firp.export.weights.stream._CHUNK_BYTES", 256)
     model = make_model(tmp_path / "model", "llama", torch.bfloat16)
     record = open_checkpoint(model).tensors["model.embed_tokens.weight"]
     chunks = list(read_chunks("embedding", record))
