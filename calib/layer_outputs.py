@@ -12,7 +12,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from firp.export.decoder import LAYER_OUTPUTS
+from firp.export.graphs.decoder import LAYER_OUTPUTS
 from firp.runtime.errors import BundleError
 
 _LAYER = re.compile(r"(?:layers|new_key|new_value)\.(\d+)\b")

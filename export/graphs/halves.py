@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from firp.export.decoder import Attention, GraphBuilder, LayerCache, decoder_layer
+from firp.export.graphs.decoder import Attention, GraphBuilder, LayerCache, decoder_layer
 from firp.export.sources.safetensors_file import TensorRecord
 from firp.runtime.bundle.graph_spec import GraphSpec, ModelConfig, TensorSpec, graph_specs
 
