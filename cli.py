@@ -90,7 +90,7 @@ def export(
 ):
     """Turn the Hugging Face model directory MODEL into a bundle."""
     from firp.calib.calibrate import CalibrationRequest
-    from firp.export.bundle_writer import ExportOptions, export_bundle, prepare
+    from firp.export.bundle.writer import ExportOptions, export_bundle, prepare
     from firp.export.tensorrt.build import BuildOptions, check_buildable
     from firp.export.verify import quiet_transformers, verify_or_fail
 

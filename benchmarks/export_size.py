@@ -20,7 +20,7 @@ EXPORT = """
 import json, resource, sys, time
 from pathlib import Path
 started = time.perf_counter()
-from firp.export.bundle_writer import ExportOptions, export_bundle
+from firp.export.bundle.writer import ExportOptions, export_bundle
 seconds, last = {}, [started, "start and weights"]
 def progress(stage, done, total):
     now = time.perf_counter()

@@ -17,7 +17,7 @@ import click
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, logging
 
-from firp.export.bundle_writer import ExportOptions, export_bundle
+from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.verify import verify
 from firp.runtime.engine import Engine
 from firp.runtime.loop.text import read_prompts

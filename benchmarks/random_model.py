@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from firp.export.predictor_dir import FORMAT_VERSION, Accuracy, PredictorInfo, write_predictors
+from firp.export.bundle.predictor_dir import FORMAT_VERSION, Accuracy, PredictorInfo, write_predictors
 from firp.export.sources.huggingface import open_checkpoint
 
 SHAPES = {  # as LlamaConfig names them

@@ -2,7 +2,7 @@
 trees, report.
 
 In: `CalibrationRequest`. Out: a directory that appears whole or not at all
-(firp.export.predictor_dir, and the report). Every stage is kept in a `SavedRun` beside the target,
+(firp.export.bundle.predictor_dir, and the report). Every stage is kept in a `SavedRun` beside the target,
 so a run that was stopped goes on where it was, with the same result.
 """
 
@@ -40,8 +40,8 @@ from firp.calib.path_correction import PathTables
 from firp.calib.report import write_report
 from firp.calib.saved_run import SavedRun
 from firp.calib.training import Trainer, TrainProgress
-from firp.export.bundle_writer import ExportOptions, export_bundle
-from firp.export.predictor_dir import FORMAT_VERSION, MARKER, Accuracy, PredictorInfo, write_predictors
+from firp.export.bundle.predictor_dir import FORMAT_VERSION, MARKER, Accuracy, PredictorInfo, write_predictors
+from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.huggingface import Checkpoint, open_checkpoint
 from firp.export.target_folder import check_target, disk_errors, target_folder
 from firp.runtime.bundle.calibration import LatencyTable

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from firp.export.predictor_dir import Accuracy
+from firp.export.bundle.predictor_dir import Accuracy
 from firp.runtime.bundle.calibration import Choice
 
 REPORT_ROWS = (4, 8, 16, 32, 64)  # tree sizes that the report compares, root included

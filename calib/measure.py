@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from firp.calib.frozen_model import FrozenModel
 from firp.calib.heads import FirpPredictors, Heads, at
 from firp.calib.training import sample_anchors, targets
-from firp.export.predictor_dir import Accuracy
+from firp.export.bundle.predictor_dir import Accuracy
 
 TOP = (1, 3, 5, 10)
 ANCHORS = 64  # of a window

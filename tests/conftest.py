@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_models import make_model, make_predictors
 
-from firp.export.bundle_writer import ExportOptions, export_bundle
+from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.tensorrt.build import BuildOptions, build_engines
 from firp.runtime.backends.nvidia_library import gpu_compute_capability
 from firp.runtime.engine import Engine

@@ -17,7 +17,7 @@ from firp.calib.calibrate import CalibrationRequest, calibrate
 from firp.calib.options import TrainOptions
 from firp.calib.own_text import continue_prompts
 from firp.calib.training import Trainer
-from firp.export.bundle_writer import ExportOptions, export_bundle
+from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.huggingface import open_checkpoint
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.bundle.format import load_bundle

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from firp.calib.frozen_model import FrozenModel
 from firp.calib.heads import FirpPredictors
-from firp.export.bundle_writer import ExportOptions, export_bundle
+from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.huggingface import open_checkpoint
 from firp.runtime.engine import Engine
 from firp.runtime.trees.tree import chain

@@ -34,7 +34,7 @@ from firp.calib.layer_comparison import (
 from firp.calib.layer_outputs import layer_of, layer_outputs
 from firp.calib.onnx_target import OnnxTarget
 from firp.calib.tensorrt_target import TensorRTTarget
-from firp.export.bundle_writer import ExportOptions, export_bundle
+from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.safetensors_file import read_safetensors
 from firp.export.tensorrt.build import BuildOptions, build_engines
 from firp.runtime.backends.nvidia_library import gpu_compute_capability, load_library

@@ -169,7 +169,7 @@ def test_polygraphy_runs_its_line(bundle, profile):
 
 
 def test_a_bundle_without_predictors_has_none_in_its_profile(family_bundle, small_peaks, tmp_path):
-    from firp.export.bundle_writer import ExportOptions, export_bundle
+    from firp.export.bundle.writer import ExportOptions, export_bundle
 
     export_bundle(ExportOptions(family_bundle("qwen2")[0], tmp_path / "bundle"))
     plain = profile_bundle(ProfileRequest(tmp_path / "bundle", rows=(2,), cached_tokens=(8,)))
@@ -265,7 +265,7 @@ def test_without_polygraphy_it_says_what_to_install(bundle):
 
 
 def test_bfloat16_is_refused_on_the_cpu(family_bundle, tmp_path):
-    from firp.export.bundle_writer import ExportOptions, export_bundle
+    from firp.export.bundle.writer import ExportOptions, export_bundle
 
     export_bundle(ExportOptions(family_bundle("qwen2")[0], tmp_path / "bundle", dtype="bfloat16"))
     with pytest.raises(FirpError, match="no CPU kernels for bfloat16"):

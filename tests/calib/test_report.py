@@ -11,7 +11,7 @@ import pytest
 from firp.calib.findings import REPORT_ROWS, Findings, LayerFindings, MethodFindings
 from firp.calib.pictures import draw_pictures
 from firp.calib.report import write_report
-from firp.export.predictor_dir import Accuracy
+from firp.export.bundle.predictor_dir import Accuracy
 from firp.runtime.bundle.calibration import Choice, LatencyTable
 from firp.runtime.trees.tree import TreeConfig
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_models import make_model
 
-from firp.export.bundle_writer import ExportOptions, export_bundle
+from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.huggingface import open_checkpoint
 from firp.export.weights.stream import from_checkpoint, read_chunks, write_safetensors
 from firp.runtime.errors import CheckpointError, FirpError

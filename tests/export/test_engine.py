@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from small_models import make_model
 
-from firp.export.bundle_writer import ExportOptions, export_bundle
+from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.tensorrt import build as engine
 from firp.export.tensorrt import plan as plan_builder
 from firp.export.tensorrt.build import (

@@ -8,7 +8,7 @@ import torch
 from small_models import CONFIGS, make_model
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from firp.export.bundle_writer import ExportOptions, export_bundle
+from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.huggingface import open_checkpoint
 from firp.export.sources.safetensors_file import read_safetensors
 from firp.export.verify import verify

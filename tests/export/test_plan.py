@@ -7,7 +7,7 @@ import torch
 from small_models import make_predictors
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from firp.export.bundle_writer import ExportOptions, export_bundle
+from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.graphs import decoder
 from firp.export.tensorrt.build import BuildOptions, build_engines, choose_capabilities
 from firp.export.tensorrt.plan_text import read_plan, summarize

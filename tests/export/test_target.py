@@ -5,7 +5,7 @@ import shutil
 import pytest
 from small_models import make_predictors
 
-from firp.export.bundle_writer import ExportOptions, export_bundle
+from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.target_folder import target_folder
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.errors import BundleError, FirpError

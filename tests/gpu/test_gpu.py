@@ -9,7 +9,7 @@ import pytest
 from command_line import firp
 from conftest import DEMO_MODEL
 
-from firp.export.bundle_writer import ExportOptions, export_bundle
+from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.tensorrt.build import BuildOptions, build_engines, check_buildable
 from firp.export.verify import verify
 from firp.runtime.backends.nvidia_library import LIBRARIES

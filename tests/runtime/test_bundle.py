@@ -143,7 +143,7 @@ def test_a_graph_that_does_not_parse_is_refused_without_hashes(bundle):
 
 
 def test_bfloat16_is_refused_by_name_on_the_cpu(family_bundle, tmp_path):
-    from firp.export.bundle_writer import ExportOptions, export_bundle
+    from firp.export.bundle.writer import ExportOptions, export_bundle
 
     model, _ = family_bundle("llama")
     manifest = export_bundle(ExportOptions(model, tmp_path / "bundle", dtype="bfloat16"))

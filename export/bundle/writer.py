@@ -15,8 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from firp.export.bundle.predictor_dir import TENSOR_NAME, Predictors, open_predictors
 from firp.export.graphs.halves import write_graphs
-from firp.export.predictor_dir import TENSOR_NAME, Predictors, open_predictors
 from firp.export.sources.huggingface import Checkpoint, Weight, open_checkpoint
 from firp.export.sources.safetensors_file import TensorRecord
 from firp.export.target_folder import check_target, disk_errors, target_folder
