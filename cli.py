@@ -92,7 +92,7 @@ def export(
     from firp.calib.calibrate import CalibrationRequest
     from firp.export.bundle.writer import ExportOptions, export_bundle, prepare
     from firp.export.tensorrt.build import BuildOptions, check_buildable
-    from firp.export.verify import quiet_transformers, verify_or_fail
+    from firp.export.verify.checks import quiet_transformers, verify_or_fail
 
     quiet_transformers()
     if calib_data and predictors:

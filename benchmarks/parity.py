@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, logging
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
-from firp.export.verify import verify
+from firp.export.verify.checks import verify
 from firp.runtime.engine import Engine
 from firp.runtime.loop.text import read_prompts
 from firp.runtime.sampling import SamplingParams
@@ -32,7 +32,7 @@ from small_models import CONFIGS, make_model  # noqa: E402
 
 def family_parity(folder: Path) -> dict[str, dict[str, float]]:
     """Largest logit difference of each family in each stage, absolute for logits up to 16 (see
-    firp.export.verify).
+    firp.export.verify.checks).
     """
     rows = {}
     for family in CONFIGS:

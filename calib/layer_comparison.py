@@ -27,7 +27,7 @@ from firp.calib.layer_outputs import (
     with_outputs,
 )
 from firp.calib.pass_grid import FeedMaker, Progress, Target
-from firp.export.verify import Check, scaled_difference, value_limit
+from firp.export.verify.checks import Check, scaled_difference, value_limit
 from firp.runtime.backends.host import to_storage
 from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from firp.runtime.bundle.engine_record import Limits
@@ -44,7 +44,7 @@ class GraphComparison:
     graph: str
     form: str  # AS_IT_RUNS, or WITH_LAYERS: made for the comparison, and fused as that allows
     tensors: int  # compared, each over all feeds
-    worst: float  # the largest `firp.export.verify.scaled_difference`; NaN where a tensor has one
+    worst: float  # the largest `firp.export.verify.checks.scaled_difference`; NaN where a tensor has one
     limit: float
     first_beyond: str | None  # name of the first tensor beyond the limit, in the order of the graph
     layer: int | None  # that makes this tensor; None where no layer does

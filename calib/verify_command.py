@@ -1,7 +1,7 @@
 """The `verify` command: what it checks, and what it prints. The exit status is 1 when a check
 fails.
 
-In: a bundle, and the model it came from. Out: the Report of `firp.export.verify`; with --layers the
+In: a bundle, and the model it came from. Out: the Report of `firp.export.verify.checks`; with --layers the
 comparisons of graphs too.
 """
 
@@ -36,7 +36,7 @@ def verify(bundle, model, layers, backend, as_json):
     """Check BUNDLE: file hashes, drafted against plain decoding, engines against ONNX Runtime, both
     against Hugging Face.
     """
-    from firp.export.verify import Report, quiet_transformers, verify
+    from firp.export.verify.checks import Report, quiet_transformers, verify
 
     if layers:
         require_packages("verify --layers", PACKAGES)

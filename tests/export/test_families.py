@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.huggingface import open_checkpoint
 from firp.export.sources.safetensors_file import read_safetensors
-from firp.export.verify import verify
+from firp.export.verify.checks import verify
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -11,7 +11,7 @@ from conftest import DEMO_MODEL
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.tensorrt.build import BuildOptions, build_engines, check_buildable
-from firp.export.verify import verify
+from firp.export.verify.checks import verify
 from firp.runtime.backends.nvidia_library import LIBRARIES
 from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.engine import Engine

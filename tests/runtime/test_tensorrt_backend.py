@@ -12,7 +12,7 @@ import pytest
 from cuda_double import CudaDouble, cudaError_t
 from tensorrt_double import device_engine
 
-from firp.export.verify import verify
+from firp.export.verify.checks import verify
 from firp.runtime.backends.cuda import CudaMemory
 from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import load_bundle

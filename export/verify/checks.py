@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from firp.export.passes import STAGES, HuggingFaceRows, Rows, SessionRows
 from firp.export.sources.huggingface import open_checkpoint
+from firp.export.verify.rows import STAGES, HuggingFaceRows, Rows, SessionRows
 from firp.runtime.bundle.format import Manifest
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError, CheckpointError

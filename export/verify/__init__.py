@@ -1,0 +1,1 @@
+"""Proof that a bundle says what the model says."""
