@@ -20,7 +20,7 @@ from firp.calib.command import calibrate, run_calibration
 from firp.calib.options import TrainOptions
 from firp.calib.profile_command import profile
 from firp.calib.verify_command import verify
-from firp.export.command import build, build_after_export
+from firp.export.commands.build import build, build_after_export
 from firp.runtime.backends.nvidia_library import LIBRARIES
 from firp.runtime.bundle.calibration import TEXTS
 from firp.runtime.bundle.engine_record import engine_folders

@@ -23,7 +23,7 @@ from firp.calib.cost import Point, pass_cost
 from firp.calib.pass_grid import layers_of
 from firp.calib.peaks import cpu_peaks, cuda_copy_peaks
 from firp.export.bundle.writer import ExportOptions, export_bundle
-from firp.export.command import run_build
+from firp.export.commands.build import run_build
 from firp.runtime.backends.cuda import CudaMemory, load_cuda
 from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.console.terminal import print_table

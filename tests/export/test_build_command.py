@@ -56,7 +56,7 @@ def test_what_export_cannot_build_is_refused_before_anything_is_written(model, t
 
 
 def test_a_failed_build_after_an_export_leaves_the_bundle(model, tmp_path, monkeypatch, capsys):
-    from firp.export import command
+    from firp.export.commands import build as command
     from firp.export.tensorrt import build as engine
     from firp.runtime.errors import FirpError
 
