@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from firp.calib.acceptance import rank, record, replay
-from firp.calib.dataset import ChatTemplate, load_documents, make_dataset
 from firp.calib.evaluation import Evaluation
 from firp.calib.frozen_model import FrozenModel, RealRows
 from firp.calib.heads import FirpPredictors, Heads, at
 from firp.calib.measure import accuracy
 from firp.calib.options import TrainOptions
 from firp.calib.path_correction import PathTables
+from firp.calib.text.documents import ChatTemplate, load_documents, make_dataset
 from firp.calib.training import Trainer
 from firp.runtime.console.terminal import Repeating
 from firp.runtime.loop.text import load_tokenizer

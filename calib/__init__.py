@@ -1,0 +1,1 @@
+"""What is learned from text, and what is measured on a device."""

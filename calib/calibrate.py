@@ -20,14 +20,6 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from firp.calib.dataset import (
-    HELD_OUT_SHARE,
-    ChatTemplate,
-    Dataset,
-    load_documents,
-    make_dataset,
-    split_prompts,
-)
 from firp.calib.evaluation import Evaluated, Evaluation
 from firp.calib.findings import LayerFindings
 from firp.calib.frozen_model import FrozenModel
@@ -35,10 +27,18 @@ from firp.calib.heads import EarlyExit, FirpPredictors, Heads, Medusa
 from firp.calib.layers import SHARE, layers_to_try
 from firp.calib.memory import check_memory, memory_errors
 from firp.calib.options import AUTO, TrainOptions
-from firp.calib.own_text import write_text
 from firp.calib.path_correction import PathTables
 from firp.calib.report import write_report
 from firp.calib.saved_run import SavedRun
+from firp.calib.text.continuations import write_text
+from firp.calib.text.documents import (
+    HELD_OUT_SHARE,
+    ChatTemplate,
+    Dataset,
+    load_documents,
+    make_dataset,
+    split_prompts,
+)
 from firp.calib.training import Trainer, TrainProgress
 from firp.export.bundle.predictor_dir import FORMAT_VERSION, MARKER, Accuracy, PredictorInfo, write_predictors
 from firp.export.bundle.writer import ExportOptions, export_bundle

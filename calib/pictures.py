@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from firp.calib.drawing import PANEL_INCHES, STYLES, legend, panel_row, png, rows_axis
 from firp.calib.findings import REPORT_ROWS, Findings, MethodFindings
-from firp.calib.own_text import SAMPLING_TEMPERATURE
+from firp.calib.text.continuations import SAMPLING_TEMPERATURE
 from firp.runtime.bundle.calibration import TEXTS
 
 TEXT_NAMES = {

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from firp.calib import evaluation
 from firp.calib.calibrate import CalibrationRequest, calibrate
 from firp.calib.options import TrainOptions
-from firp.calib.own_text import continue_prompts
+from firp.calib.text.continuations import continue_prompts
 from firp.calib.training import Trainer
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.huggingface import open_checkpoint

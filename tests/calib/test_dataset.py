@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from firp.calib.dataset import ChatTemplate, load_documents, make_dataset, split_prompts
+from firp.calib.text.documents import ChatTemplate, load_documents, make_dataset, split_prompts
 from firp.runtime.errors import FirpError
 from firp.runtime.loop.text import load_tokenizer
 
