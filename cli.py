@@ -17,8 +17,8 @@ from pathlib import Path
 import click
 
 from firp.calib.command import calibrate, run_calibration
-from firp.calib.options import TrainOptions
 from firp.calib.profile_command import profile
+from firp.calib.training.options import TrainOptions
 from firp.calib.verify_command import verify
 from firp.export.commands.build import build, build_after_export
 from firp.runtime.backends.nvidia_library import LIBRARIES

@@ -19,8 +19,8 @@ import click
 from firp.calib.calibrate import CalibrationRequest
 from firp.calib.command import print_report, run_calibration
 from firp.calib.layers import layers_to_try
-from firp.calib.options import TrainOptions
 from firp.calib.text.documents import is_text
+from firp.calib.training.options import TrainOptions
 
 MODEL = Path(__file__).parent.parent / "tests" / "demo_model"
 LEFT_OUT = {"test", "tests", "site-packages", "idlelib", "lib2to3"}

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from firp.calib.acceptance import Sequence, rank, record, replay
-from firp.calib.frozen_model import FrozenModel
-from firp.calib.heads import FirpPredictors
+from firp.calib.training.frozen_model import FrozenModel
+from firp.calib.training.heads import FirpPredictors
 from firp.runtime.engine import Engine
 from firp.runtime.loop.text import read_prompts
 from firp.runtime.sampling import SamplingParams

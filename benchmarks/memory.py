@@ -1,4 +1,4 @@
-"""Predicted against real memory of a training step (firp.calib.memory), on random Llamas and this
+"""Predicted against real memory of a training step (firp.calib.training.memory), on random Llamas and this
 machine's CPU.
 
     python benchmarks/memory.py
@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from firp.calib.frozen_model import FrozenModel
-from firp.calib.heads import FirpPredictors
-from firp.calib.memory import memory_needed
-from firp.calib.options import TrainOptions
-from firp.calib.path_correction import PathTables
-from firp.calib.training import Trainer
+from firp.calib.training.frozen_model import FrozenModel
+from firp.calib.training.heads import FirpPredictors
+from firp.calib.training.memory import memory_needed
+from firp.calib.training.options import TrainOptions
+from firp.calib.training.path_tables import PathTables
+from firp.calib.training.trainer import Trainer
 from firp.export.sources.huggingface import open_checkpoint
 from firp.runtime.machine import peak_bytes
 

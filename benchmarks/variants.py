@@ -19,13 +19,13 @@ from transformers import AutoModelForCausalLM
 
 from firp.calib.acceptance import rank, record, replay
 from firp.calib.evaluation import Evaluation
-from firp.calib.frozen_model import FrozenModel, RealRows
-from firp.calib.heads import FirpPredictors, Heads, at
 from firp.calib.measure import accuracy
-from firp.calib.options import TrainOptions
-from firp.calib.path_correction import PathTables
 from firp.calib.text.documents import ChatTemplate, load_documents, make_dataset
-from firp.calib.training import Trainer
+from firp.calib.training.frozen_model import FrozenModel, RealRows
+from firp.calib.training.heads import FirpPredictors, Heads, at
+from firp.calib.training.options import TrainOptions
+from firp.calib.training.path_tables import PathTables
+from firp.calib.training.trainer import Trainer
 from firp.runtime.console.terminal import Repeating
 from firp.runtime.loop.text import load_tokenizer
 from firp.runtime.trees.tree import TreeConfig

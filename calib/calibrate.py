@@ -22,14 +22,8 @@ from transformers import AutoModelForCausalLM
 
 from firp.calib.evaluation import Evaluated, Evaluation
 from firp.calib.findings import LayerFindings
-from firp.calib.frozen_model import FrozenModel
-from firp.calib.heads import EarlyExit, FirpPredictors, Heads, Medusa
 from firp.calib.layers import SHARE, layers_to_try
-from firp.calib.memory import check_memory, memory_errors
-from firp.calib.options import AUTO, TrainOptions
-from firp.calib.path_correction import PathTables
 from firp.calib.report import write_report
-from firp.calib.saved_run import SavedRun
 from firp.calib.text.continuations import write_text
 from firp.calib.text.documents import (
     HELD_OUT_SHARE,
@@ -39,7 +33,13 @@ from firp.calib.text.documents import (
     make_dataset,
     split_prompts,
 )
-from firp.calib.training import Trainer, TrainProgress
+from firp.calib.training.frozen_model import FrozenModel
+from firp.calib.training.heads import EarlyExit, FirpPredictors, Heads, Medusa
+from firp.calib.training.memory import check_memory, memory_errors
+from firp.calib.training.options import AUTO, TrainOptions
+from firp.calib.training.path_tables import PathTables
+from firp.calib.training.saved_run import SavedRun
+from firp.calib.training.trainer import Trainer, TrainProgress
 from firp.export.bundle.predictor_dir import FORMAT_VERSION, MARKER, Accuracy, PredictorInfo, write_predictors
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.huggingface import Checkpoint, open_checkpoint

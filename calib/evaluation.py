@@ -16,12 +16,12 @@ from torch import nn
 from firp.calib.acceptance import Drafted, Recorded, Sequence, rank, record, replay
 from firp.calib.findings import REPORT_ROWS, Findings, LayerFindings, MethodFindings
 from firp.calib.measure import accuracy, similarity
-from firp.calib.options import TrainOptions
 from firp.calib.prompt_lookup import replay_lookup
 from firp.calib.sharpness import fit_scales
 from firp.calib.text.continuations import SAMPLING_TEMPERATURE, continue_prompts
 from firp.calib.text.documents import Dataset
-from firp.calib.training import Trainer
+from firp.calib.training.options import TrainOptions
+from firp.calib.training.trainer import Trainer
 from firp.calib.trees import acceptance_by_rank, as_candidates, best_static_tree, candidates
 from firp.runtime.bundle.calibration import Calibration, Candidate, LatencyTable, choose, predicted_speedup
 from firp.runtime.trees.guesses import PathCorrection

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from firp.calib.frozen_model import FrozenModel
-from firp.calib.heads import FirpPredictors, Heads, at
-from firp.calib.training import sample_anchors, targets
+from firp.calib.training.frozen_model import FrozenModel
+from firp.calib.training.heads import FirpPredictors, Heads, at
+from firp.calib.training.trainer import sample_anchors, targets
 from firp.export.bundle.predictor_dir import Accuracy
 
 TOP = (1, 3, 5, 10)

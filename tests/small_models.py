@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from firp.calib.heads import FirpPredictors
+from firp.calib.training.heads import FirpPredictors
 from firp.export.sources.huggingface import open_checkpoint
 
 _SMALL = {

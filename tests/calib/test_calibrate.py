@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from firp.calib import evaluation
 from firp.calib.calibrate import CalibrationRequest, calibrate
-from firp.calib.options import TrainOptions
 from firp.calib.text.continuations import continue_prompts
-from firp.calib.training import Trainer
+from firp.calib.training.options import TrainOptions
+from firp.calib.training.trainer import Trainer
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.huggingface import open_checkpoint
 from firp.runtime.bundle.calibration import LatencyTable
@@ -193,7 +193,7 @@ def test_out_of_memory_says_what_to_lower(demo, text, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "_losses", failing)
     with pytest.raises(FirpError, match="out of memory on cpu.*--batch 2 --anchors 16 --window 48"):
         calibrate(request_for(demo, tmp_path / "a", text))
-    monkeypatch.setattr("firp.calib.memory.available_memory", lambda device: 10 * 2**20)
+    monkeypatch.setattr("firp.calib.training.memory.available_memory", lambda device: 10 * 2**20)
     with pytest.raises(
         FirpError, match="not enough memory on cpu.*0.01 GiB free.*GiB = model 0.03 [+] predictors"
     ):

@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from small_models import make_model, make_predictors
 from transformers import AutoModelForCausalLM
 
-from firp.calib.frozen_model import FrozenModel
-from firp.calib.heads import FirpPredictors
+from firp.calib.training.frozen_model import FrozenModel
+from firp.calib.training.heads import FirpPredictors
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.huggingface import open_checkpoint
 from firp.runtime.engine import Engine

@@ -9,8 +9,8 @@ import sys
 import pytest
 from small_models import make_model
 
-from firp.calib.memory import memory_needed
-from firp.calib.options import TrainOptions
+from firp.calib.training.memory import memory_needed
+from firp.calib.training.options import TrainOptions
 from firp.export.sources.huggingface import open_checkpoint
 
 OPTIONS = TrainOptions(minutes=None, steps=2, batch=4, anchors=100, window=256)

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from small_models import make_model
 from transformers import AutoModelForCausalLM
 
-from firp.calib.frozen_model import FrozenModel
-from firp.calib.heads import EarlyExit, FirpPredictors, Medusa, at
-from firp.calib.options import TrainOptions
-from firp.calib.path_correction import PathTables
-from firp.calib.training import Trainer, sample_anchors, targets
+from firp.calib.training.frozen_model import FrozenModel
+from firp.calib.training.heads import EarlyExit, FirpPredictors, Medusa, at
+from firp.calib.training.options import TrainOptions
+from firp.calib.training.path_tables import PathTables
+from firp.calib.training.trainer import Trainer, sample_anchors, targets
 
 
 @pytest.fixture(scope="module")

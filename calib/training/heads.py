@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from firp.calib.frozen_model import FrozenModel, RealRows
+from firp.calib.training.frozen_model import FrozenModel, RealRows
 
 
 class Heads(nn.Module, ABC):

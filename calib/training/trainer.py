@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from firp.calib.frozen_model import FrozenModel
-from firp.calib.heads import Heads, at
-from firp.calib.options import TrainOptions
-from firp.calib.path_correction import PathTables
+from firp.calib.training.frozen_model import FrozenModel
+from firp.calib.training.heads import Heads, at
+from firp.calib.training.options import TrainOptions
+from firp.calib.training.path_tables import PathTables
 from firp.runtime.errors import FirpError
 
 CURVE_POINTS = 200

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from firp.calib.options import TrainOptions
+from firp.calib.training.options import TrainOptions
 from firp.export.sources.huggingface import Checkpoint
 from firp.runtime.bundle.graph_spec import TOP_K
 from firp.runtime.errors import FirpError

@@ -1,0 +1,1 @@
+"""Training of draft heads and of the path correction on a frozen model."""
