@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime as ort
 
-from firp.calib.cost import Point
-from firp.calib.layer_outputs import (
+from firp.calib.pass_grid import FeedMaker, Progress, Target
+from firp.calib.targets.cost import Point
+from firp.calib.targets.layer_outputs import (
     in_float32,
     layer_of,
     layer_outputs,
@@ -26,7 +27,6 @@ from firp.calib.layer_outputs import (
     tensors_in_order,
     with_outputs,
 )
-from firp.calib.pass_grid import FeedMaker, Progress, Target
 from firp.export.verify.checks import Check, scaled_difference, value_limit
 from firp.runtime.backends.host import to_storage
 from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from firp.calib.cost import Cost, Peaks, Point, Roofline, dimensions, pass_cost, roofline, sizes
-from firp.calib.layer_times import LayerTime
+from firp.calib.targets.cost import Cost, Peaks, Point, Roofline, dimensions, pass_cost, roofline, sizes
+from firp.calib.targets.layer_times import LayerTime
 from firp.runtime.backends.host import attention_bias
 from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import Manifest

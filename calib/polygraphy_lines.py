@@ -6,7 +6,7 @@ In: a bundle and the points that were measured. Out: a shell script. Tests run i
 import shlex
 from pathlib import Path
 
-from firp.calib.cost import Point, dimensions, sizes
+from firp.calib.targets.cost import Point, dimensions, sizes
 from firp.runtime.bundle.format import Manifest
 from firp.runtime.bundle.graph_spec import GraphSpec
 

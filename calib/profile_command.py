@@ -11,8 +11,6 @@ from pathlib import Path
 
 import click
 
-from firp.calib.cost import Point
-from firp.calib.layer_times import KINDS
 from firp.calib.profiling import (
     CACHED,
     LAYER_ROWS,
@@ -22,6 +20,8 @@ from firp.calib.profiling import (
     profile_bundle,
     require_packages,
 )
+from firp.calib.targets.cost import Point
+from firp.calib.targets.layer_times import KINDS
 from firp.export.target_folder import disk_errors, target_folder
 from firp.runtime.bundle.format import load_bundle, to_json, write_json
 from firp.runtime.console.terminal import (

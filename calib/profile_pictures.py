@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from firp.calib.drawing import STYLES, legend, panel_row, png, rows_axis
-from firp.calib.layer_times import KINDS
 from firp.calib.profiling import BundleProfile
 from firp.calib.step_split import TOTAL
+from firp.calib.targets.layer_times import KINDS
 
 # Okabe and Ito's palette
 _PARTS = ("#0072B2", "#009E73", "#56B4E9", "#D55E00", "#F0E442", "#595959", "#CC79A7")

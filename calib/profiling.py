@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from firp.calib.cost import Peaks, Point
-from firp.calib.layer_times import KindTime, group, head_nodes
 from firp.calib.pass_grid import FeedMaker, PassTime, Progress, Target, check_grid, check_memory, measure_grid
 from firp.calib.step_split import StepSplit, split_steps
+from firp.calib.targets.cost import Peaks, Point
+from firp.calib.targets.layer_times import KindTime, group, head_nodes
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.bundle.format import Bundle, load_bundle
 from firp.runtime.engine import BACKENDS
@@ -130,11 +130,11 @@ def open_target(bundle: Bundle, backend: str) -> Target:
     with contextlib.suppress(ImportError):
         importlib.import_module("torch")
     if backend in ("tensorrt", "tensorrt-rtx"):
-        from firp.calib.tensorrt_target import TensorRTTarget
+        from firp.calib.targets.tensor_rt import TensorRTTarget
 
         target = TensorRTTarget(bundle, backend)
     else:
-        from firp.calib.onnx_target import OnnxTarget
+        from firp.calib.targets.onnx_runtime import OnnxTarget
 
         target = OnnxTarget(bundle, backend)
     from polygraphy.logger import G_LOGGER

@@ -6,9 +6,9 @@ import pytest
 from cuda_double import CudaDouble
 from safetensors import safe_open
 
-from firp.calib import peaks
-from firp.calib.cost import Cost, Peaks, Point, pass_cost, roofline
 from firp.calib.pass_grid import layers_of
+from firp.calib.targets import peaks
+from firp.calib.targets.cost import Cost, Peaks, Point, pass_cost, roofline
 from firp.runtime.backends.cuda import CudaMemory
 from firp.runtime.bundle.format import load_bundle
 

@@ -31,9 +31,9 @@ from firp.calib.layer_comparison import (
     difference,
     reference_runner,
 )
-from firp.calib.layer_outputs import layer_of, layer_outputs
-from firp.calib.onnx_target import OnnxTarget
-from firp.calib.tensorrt_target import TensorRTTarget
+from firp.calib.targets.layer_outputs import layer_of, layer_outputs
+from firp.calib.targets.onnx_runtime import OnnxTarget
+from firp.calib.targets.tensor_rt import TensorRTTarget
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.safetensors_file import read_safetensors
 from firp.export.tensorrt.build import BuildOptions, build_engines

@@ -2,7 +2,7 @@
 real profiles.
 """
 
-from firp.calib.layer_times import LayerTime, group, kind_of
+from firp.calib.targets.layer_times import LayerTime, group, kind_of
 
 
 def test_layers_of_tensorrt_are_told_by_name():

@@ -12,16 +12,16 @@ import click
 import numpy as np
 import pytest
 
-from firp.calib import peaks
 from firp.calib.calibrate import CalibrationRequest
-from firp.calib.cost import Point, dimensions, sizes
-from firp.calib.layer_times import KINDS, head_nodes
-from firp.calib.onnx_target import OnnxTarget
 from firp.calib.pass_grid import FeedMaker
 from firp.calib.polygraphy_lines import onnxruntime_line, polygraphy_script
 from firp.calib.profile_command import print_profile, write_profile
 from firp.calib.profiling import ProfileRequest, grid_of, open_target, profile_bundle
 from firp.calib.step_split import TOTAL
+from firp.calib.targets import peaks
+from firp.calib.targets.cost import Point, dimensions, sizes
+from firp.calib.targets.layer_times import KINDS, head_nodes
+from firp.calib.targets.onnx_runtime import OnnxTarget
 from firp.cli import cli
 from firp.runtime.bundle.format import load_bundle, read_latency, to_json
 from firp.runtime.engine import Engine

@@ -10,10 +10,10 @@ import polygraphy.backend.trt as backend
 import pytest
 from polygraphy import cuda
 
-from firp.calib.cost import Point, dimensions, sizes
-from firp.calib.layer_times import kind_of
 from firp.calib.pass_grid import FeedMaker, check_grid
-from firp.calib.tensorrt_target import TensorRTTarget, layer_profiler
+from firp.calib.targets.cost import Point, dimensions, sizes
+from firp.calib.targets.layer_times import kind_of
+from firp.calib.targets.tensor_rt import TensorRTTarget, layer_profiler
 from firp.runtime.bundle.engine_record import Profile
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.errors import FirpError

@@ -16,11 +16,11 @@ from typing import Any
 
 import onnxruntime as ort
 
-from firp.calib.cost import Peaks
-from firp.calib.layer_outputs import make_session, with_outputs
-from firp.calib.layer_times import LayerTime, read_onnxruntime_profile
 from firp.calib.pass_grid import Feed, Shapes
-from firp.calib.peaks import cpu_peaks, cuda_peaks
+from firp.calib.targets.cost import Peaks
+from firp.calib.targets.layer_outputs import make_session, with_outputs
+from firp.calib.targets.layer_times import LayerTime, read_onnxruntime_profile
+from firp.calib.targets.peaks import cpu_peaks, cuda_peaks
 from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.engine import Engine

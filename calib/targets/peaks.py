@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from firp.calib.cost import Peaks
+from firp.calib.targets.cost import Peaks
 from firp.runtime.backends.cuda import CudaMemory
 
 COPY_BYTES = 512 * 2**20  # far larger than caches

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from firp.calib.cost import Peaks
-from firp.calib.layer_times import LayerTime
 from firp.calib.pass_grid import Feed, Shapes
-from firp.calib.peaks import cuda_copy_peaks
+from firp.calib.targets.cost import Peaks
+from firp.calib.targets.layer_times import LayerTime
+from firp.calib.targets.peaks import cuda_copy_peaks
 from firp.export.tensorrt.build import check_memory, graph_weight_bytes
 from firp.export.tensorrt.plan import Target, build_plan
 from firp.runtime.backends.host import STORAGE, to_storage

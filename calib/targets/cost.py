@@ -46,7 +46,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Peaks:
-    """What the device reached when it did one thing only (firp.calib.peaks)."""
+    """What the device reached when it did one thing only (firp.calib.targets.peaks)."""
 
     bandwidth_gb_per_s: float  # 1e9 bytes read or written
     gflop_per_s: float | None  # None: not measured on this backend

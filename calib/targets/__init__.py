@@ -1,0 +1,1 @@
+"""Graphs run through polygraphy on each backend, with what a pass must cost at the least."""
