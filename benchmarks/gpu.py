@@ -19,7 +19,7 @@ import click
 import numpy as np
 from random_model import SHAPES, make_checkpoint, make_predictors
 
-from firp.calib.pass_grid import layers_of
+from firp.calib.profiling.pass_grid import layers_of
 from firp.calib.targets.cost import Point, pass_cost
 from firp.calib.targets.peaks import cpu_peaks, cuda_copy_peaks
 from firp.export.bundle.writer import ExportOptions, export_bundle

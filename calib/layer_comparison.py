@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime as ort
 
-from firp.calib.pass_grid import FeedMaker, Progress, Target
+from firp.calib.profiling.pass_grid import FeedMaker, Progress, Target
 from firp.calib.targets.cost import Point
 from firp.calib.targets.layer_outputs import (
     in_float32,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from firp.calib.profiling import (
+from firp.calib.profiling.profile import (
     CACHED,
     LAYER_ROWS,
     ROWS,
@@ -91,8 +91,8 @@ def profile(bundle, output, rows, cached, batch, layer_rows, backend, as_json):
 
 def write_profile(folder: Path, bundle: Path, result: BundleProfile) -> None:
     """Into a folder that exists. Raises OSError when the disk refuses."""
-    from firp.calib.polygraphy_lines import polygraphy_script
-    from firp.calib.profile_pictures import draw_profile
+    from firp.calib.profiling.pictures import draw_profile
+    from firp.calib.profiling.polygraphy_script import polygraphy_script
 
     write_json(folder / PROFILE_NAME, to_json(result))
     points = [

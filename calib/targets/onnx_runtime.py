@@ -16,7 +16,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from firp.calib.pass_grid import Feed, Shapes
+from firp.calib.profiling.pass_grid import Feed, Shapes
 from firp.calib.targets.cost import Peaks
 from firp.calib.targets.layer_outputs import make_session, with_outputs
 from firp.calib.targets.layer_times import LayerTime, read_onnxruntime_profile

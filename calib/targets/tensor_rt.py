@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from firp.calib.pass_grid import Feed, Shapes
+from firp.calib.profiling.pass_grid import Feed, Shapes
 from firp.calib.targets.cost import Peaks
 from firp.calib.targets.layer_times import LayerTime
 from firp.calib.targets.peaks import cuda_copy_peaks

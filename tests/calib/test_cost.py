@@ -6,7 +6,7 @@ import pytest
 from cuda_double import CudaDouble
 from safetensors import safe_open
 
-from firp.calib.pass_grid import layers_of
+from firp.calib.profiling.pass_grid import layers_of
 from firp.calib.targets import peaks
 from firp.calib.targets.cost import Cost, Peaks, Point, pass_cost, roofline
 from firp.runtime.backends.cuda import CudaMemory

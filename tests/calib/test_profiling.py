@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from firp.calib.calibrate import CalibrationRequest
-from firp.calib.pass_grid import FeedMaker
-from firp.calib.polygraphy_lines import onnxruntime_line, polygraphy_script
 from firp.calib.profile_command import print_profile, write_profile
-from firp.calib.profiling import ProfileRequest, grid_of, open_target, profile_bundle
-from firp.calib.step_split import TOTAL
+from firp.calib.profiling.pass_grid import FeedMaker
+from firp.calib.profiling.polygraphy_script import onnxruntime_line, polygraphy_script
+from firp.calib.profiling.profile import ProfileRequest, grid_of, open_target, profile_bundle
+from firp.calib.profiling.step_split import TOTAL
 from firp.calib.targets import peaks
 from firp.calib.targets.cost import Point, dimensions, sizes
 from firp.calib.targets.layer_times import KINDS, head_nodes

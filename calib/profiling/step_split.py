@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firp.calib.pass_grid import Spread
+from firp.calib.profiling.pass_grid import Spread
 from firp.runtime.engine import Engine
 from firp.runtime.loop.decode import PREFILL_ROWS, Step, decode
 from firp.runtime.sampling import SamplingParams

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from firp.calib.drawing import STYLES, legend, panel_row, png, rows_axis
-from firp.calib.profiling import BundleProfile
-from firp.calib.step_split import TOTAL
+from firp.calib.profiling.profile import BundleProfile
+from firp.calib.profiling.step_split import TOTAL
 from firp.calib.targets.layer_times import KINDS
 
 # Okabe and Ito's palette

@@ -13,8 +13,16 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from firp.calib.pass_grid import FeedMaker, PassTime, Progress, Target, check_grid, check_memory, measure_grid
-from firp.calib.step_split import StepSplit, split_steps
+from firp.calib.profiling.pass_grid import (
+    FeedMaker,
+    PassTime,
+    Progress,
+    Target,
+    check_grid,
+    check_memory,
+    measure_grid,
+)
+from firp.calib.profiling.step_split import StepSplit, split_steps
 from firp.calib.targets.cost import Peaks, Point
 from firp.calib.targets.layer_times import KindTime, group, head_nodes
 from firp.runtime.bundle.calibration import LatencyTable

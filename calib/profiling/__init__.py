@@ -1,0 +1,1 @@
+"""Where the milliseconds go: passes over a grid, the parts of a step, layers by kind."""
