@@ -63,7 +63,7 @@ def verify(bundle, model, layers, backend, as_json):
 
 
 def _compare(bundle: Path, backend: str) -> list:
-    from firp.calib.layer_comparison import compare_graphs
+    from firp.calib.comparison.layers import compare_graphs
 
     loaded = load_bundle(bundle, check_hashes=False)  # `verify` has checked them
     target = open_target(loaded, backend)
@@ -72,7 +72,7 @@ def _compare(bundle: Path, backend: str) -> list:
 
 
 def _print(report, comparisons) -> None:
-    from firp.calib.layer_comparison import WITH_LAYERS
+    from firp.calib.comparison.layers import WITH_LAYERS
 
     names = {each.check().name for each in comparisons}
     rows = [

@@ -23,7 +23,7 @@ from small_models import make_model
 
 from firp import cli
 from firp.calib import verify_command
-from firp.calib.layer_comparison import (
+from firp.calib.comparison.layers import (
     AS_IT_RUNS,
     WITH_LAYERS,
     compare_graphs,
