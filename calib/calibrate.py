@@ -21,9 +21,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from firp.calib.evaluation import Evaluated, Evaluation
-from firp.calib.findings import LayerFindings
 from firp.calib.layers import SHARE, layers_to_try
-from firp.calib.report import write_report
+from firp.calib.report.findings import LayerFindings
+from firp.calib.report.report import write_report
 from firp.calib.text.continuations import write_text
 from firp.calib.text.documents import (
     HELD_OUT_SHARE,

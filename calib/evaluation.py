@@ -14,9 +14,9 @@ import numpy as np
 from torch import nn
 
 from firp.calib.acceptance import Drafted, Recorded, Sequence, rank, record, replay
-from firp.calib.findings import REPORT_ROWS, Findings, LayerFindings, MethodFindings
 from firp.calib.measure import accuracy, similarity
 from firp.calib.prompt_lookup import replay_lookup
+from firp.calib.report.findings import REPORT_ROWS, Findings, LayerFindings, MethodFindings
 from firp.calib.sharpness import fit_scales
 from firp.calib.text.continuations import SAMPLING_TEMPERATURE, continue_prompts
 from firp.calib.text.documents import Dataset

@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from firp.calib.findings import REPORT_ROWS, Findings, LayerFindings, MethodFindings
-from firp.calib.pictures import draw_pictures
-from firp.calib.report import write_report
+from firp.calib.report.findings import REPORT_ROWS, Findings, LayerFindings, MethodFindings
+from firp.calib.report.pictures import draw_pictures
+from firp.calib.report.report import write_report
 from firp.export.bundle.predictor_dir import Accuracy
 from firp.runtime.bundle.calibration import Choice, LatencyTable
 from firp.runtime.trees.tree import TreeConfig
@@ -105,7 +105,7 @@ def written(folder, findings: Findings) -> tuple[str, Page]:
 @pytest.fixture
 def no_pictures(monkeypatch):
     """For tests of the text: drawing takes a second or two."""
-    monkeypatch.setattr("firp.calib.report.draw_pictures", lambda findings: {})
+    monkeypatch.setattr("firp.calib.report.report.draw_pictures", lambda findings: {})
 
 
 def pictures_in(folder) -> set[str]:

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from firp.calib.drawing import PANEL_INCHES, STYLES, legend, panel_row, png, rows_axis
-from firp.calib.findings import REPORT_ROWS, Findings, MethodFindings
+from firp.calib.report.findings import REPORT_ROWS, Findings, MethodFindings
 from firp.calib.text.continuations import SAMPLING_TEMPERATURE
 from firp.runtime.bundle.calibration import TEXTS
 

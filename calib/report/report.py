@@ -12,8 +12,8 @@ from html import escape
 from pathlib import Path
 
 from firp.calib.drawing import DPI
-from firp.calib.findings import REPORT_ROWS, Findings
-from firp.calib.pictures import TEXT_NAMES, draw_pictures, method_name, texts_of
+from firp.calib.report.findings import REPORT_ROWS, Findings
+from firp.calib.report.pictures import TEXT_NAMES, draw_pictures, method_name, texts_of
 from firp.runtime.bundle.calibration import MARGIN, Choice
 from firp.runtime.trees.tree import TreeConfig
 

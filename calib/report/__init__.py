@@ -1,0 +1,1 @@
+"""What a calibration found, as numbers, pictures and a page."""
