@@ -18,7 +18,7 @@ import click
 
 from firp.calib.calibrate import CalibrationRequest
 from firp.calib.command import print_report, run_calibration
-from firp.calib.layers import layers_to_try
+from firp.calib.replay.layer_sweep import layers_to_try
 from firp.calib.text.documents import is_text
 from firp.calib.training.options import TrainOptions
 

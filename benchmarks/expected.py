@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
-from firp.calib.acceptance import Sequence, rank, record, replay
+from firp.calib.replay.replay import Sequence, rank, record, replay
 from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.heads import FirpPredictors
 from firp.runtime.engine import Engine

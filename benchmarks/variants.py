@@ -17,9 +17,9 @@ from calibration import MODEL, standard_library
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from firp.calib.acceptance import rank, record, replay
-from firp.calib.evaluation import Evaluation
-from firp.calib.measure import accuracy
+from firp.calib.replay.accuracy import accuracy
+from firp.calib.replay.evaluation import Evaluation
+from firp.calib.replay.replay import rank, record, replay
 from firp.calib.text.documents import ChatTemplate, load_documents, make_dataset
 from firp.calib.training.frozen_model import FrozenModel, RealRows
 from firp.calib.training.heads import FirpPredictors, Heads, at

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from firp.calib.evaluation import Evaluated, Evaluation
-from firp.calib.layers import SHARE, layers_to_try
+from firp.calib.replay.evaluation import Evaluated, Evaluation
+from firp.calib.replay.layer_sweep import SHARE, layers_to_try
 from firp.calib.report.findings import LayerFindings
 from firp.calib.report.report import write_report
 from firp.calib.text.continuations import write_text

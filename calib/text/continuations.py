@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from firp.calib.acceptance import Sequence
+from firp.calib.replay.replay import Sequence
 
 BATCH = 16
 SAMPLING_TEMPERATURE = 0.8

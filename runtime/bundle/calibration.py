@@ -109,7 +109,7 @@ class LatencyTable:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A tree, and what it gave when held-out texts were decoded with it (firp.calib.acceptance)."""
+    """A tree, and what it gave when held-out texts were decoded with it (firp.calib.replay.replay)."""
 
     tree: TreeConfig
     tokens_per_step: dict[str, float]  # by text

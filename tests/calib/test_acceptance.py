@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from firp.calib.acceptance import Drafted, Recorded, Sequence, accepted_ranks, rank, record, replay
-from firp.calib.prompt_lookup import replay_lookup
-from firp.calib.sharpness import fit_scales
+from firp.calib.replay.prompt_lookup import replay_lookup
+from firp.calib.replay.replay import Drafted, Recorded, Sequence, accepted_ranks, rank, record, replay
+from firp.calib.replay.scales import fit_scales
+from firp.calib.replay.trees import acceptance_by_rank, as_candidates, best_static_tree, candidates
 from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.heads import FirpPredictors
-from firp.calib.trees import acceptance_by_rank, as_candidates, best_static_tree, candidates
 from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.guesses import Guesses, PathCorrection, independent

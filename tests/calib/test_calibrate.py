@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from small_models import make_model
 from transformers import AutoModelForCausalLM
 
-from firp.calib import evaluation
 from firp.calib.calibrate import CalibrationRequest, calibrate
+from firp.calib.replay import evaluation
 from firp.calib.text.continuations import continue_prompts
 from firp.calib.training.options import TrainOptions
 from firp.calib.training.trainer import Trainer

@@ -9,7 +9,7 @@ that, and a tree that ranks paths across depths has to know how certain.
 
 import numpy as np
 
-from firp.calib.acceptance import Recorded
+from firp.calib.replay.replay import Recorded
 from firp.runtime.trees.guesses import PathCorrection
 
 SHARPNESS = (0.7, 0.85, 1.0, 1.15, 1.3, 1.5, 1.75, 2.0)  # what scores are multiplied by

@@ -5,7 +5,7 @@ In: sequences. Out: a `Replay`. The longest earlier match of the last tokens is 
 followed it is the draft.
 """
 
-from firp.calib.acceptance import Replay, Sequence
+from firp.calib.replay.replay import Replay, Sequence
 
 MAX_NGRAM = 3
 

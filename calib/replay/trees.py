@@ -1,7 +1,7 @@
 """Trees from measured acceptance: the best static tree of each size, and the candidates that a
 device chooses from.
 
-In: sequences with ranked guesses (firp.calib.acceptance). Out: `Candidate`s with what each tree
+In: sequences with ranked guesses (firp.calib.replay.replay). Out: `Candidate`s with what each tree
 gives on them.
 """
 
@@ -10,7 +10,7 @@ from collections import Counter
 
 import numpy as np
 
-from firp.calib.acceptance import Drafted, Replay, accepted_ranks, replay
+from firp.calib.replay.replay import Drafted, Replay, accepted_ranks, replay
 from firp.runtime.bundle.calibration import Candidate
 from firp.runtime.trees.tree import MAX_PASS_ROWS, TreeConfig
 

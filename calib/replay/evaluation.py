@@ -13,16 +13,16 @@ from typing import NamedTuple
 import numpy as np
 from torch import nn
 
-from firp.calib.acceptance import Drafted, Recorded, Sequence, rank, record, replay
-from firp.calib.measure import accuracy, similarity
-from firp.calib.prompt_lookup import replay_lookup
+from firp.calib.replay.accuracy import accuracy, similarity
+from firp.calib.replay.prompt_lookup import replay_lookup
+from firp.calib.replay.replay import Drafted, Recorded, Sequence, rank, record, replay
+from firp.calib.replay.scales import fit_scales
+from firp.calib.replay.trees import acceptance_by_rank, as_candidates, best_static_tree, candidates
 from firp.calib.report.findings import REPORT_ROWS, Findings, LayerFindings, MethodFindings
-from firp.calib.sharpness import fit_scales
 from firp.calib.text.continuations import SAMPLING_TEMPERATURE, continue_prompts
 from firp.calib.text.documents import Dataset
 from firp.calib.training.options import TrainOptions
 from firp.calib.training.trainer import Trainer
-from firp.calib.trees import acceptance_by_rank, as_candidates, best_static_tree, candidates
 from firp.runtime.bundle.calibration import Calibration, Candidate, LatencyTable, choose, predicted_speedup
 from firp.runtime.trees.guesses import PathCorrection
 from firp.runtime.trees.tree import TreeConfig

@@ -2,7 +2,7 @@
 
 An early split gives better drafts and costs more, since pseudo rows run through more layers; so the
 layer with the highest expected tokens per second wins, not the most accurate one
-(firp.calib.evaluation, `layer_findings`).
+(firp.calib.replay.evaluation, `layer_findings`).
 """
 
 SHARE = 0.25  # of the training budget, for all layers together

@@ -1,0 +1,1 @@
+"""What drafts are worth, by replaying them on text that the model has decoded."""
