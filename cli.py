@@ -16,10 +16,10 @@ from pathlib import Path
 
 import click
 
-from firp.calib.command import calibrate, run_calibration
-from firp.calib.profile_command import profile
+from firp.calib.commands.calibrate import calibrate, run_calibration
+from firp.calib.commands.profile import profile
+from firp.calib.commands.verify import verify
 from firp.calib.training.options import TrainOptions
-from firp.calib.verify_command import verify
 from firp.export.commands.build import build, build_after_export
 from firp.runtime.backends.nvidia_library import LIBRARIES
 from firp.runtime.bundle.calibration import TEXTS

@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 
 from firp.calib.calibrate import CalibrationRequest
-from firp.calib.command import print_report, run_calibration
+from firp.calib.commands.calibrate import print_report, run_calibration
 from firp.calib.replay.layer_sweep import layers_to_try
 from firp.calib.text.documents import is_text
 from firp.calib.training.options import TrainOptions

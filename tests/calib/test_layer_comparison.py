@@ -22,7 +22,7 @@ from polygraphy.datatype import DataType
 from small_models import make_model
 
 from firp import cli
-from firp.calib import verify_command
+from firp.calib.commands import verify as verify_command
 from firp.calib.comparison.layers import (
     AS_IT_RUNS,
     WITH_LAYERS,

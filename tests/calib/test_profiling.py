@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from firp.calib.calibrate import CalibrationRequest
-from firp.calib.profile_command import print_profile, write_profile
+from firp.calib.commands.profile import print_profile, write_profile
 from firp.calib.profiling.pass_grid import FeedMaker
 from firp.calib.profiling.polygraphy_script import onnxruntime_line, polygraphy_script
 from firp.calib.profiling.profile import ProfileRequest, grid_of, open_target, profile_bundle

@@ -1,0 +1,1 @@
+"""The commands calibrate, profile and verify: options in, tables out."""
