@@ -5,7 +5,7 @@ without one.
 from pathlib import Path
 
 import pytest
-from small_models import make_model, make_predictors
+from support.small_models import make_model, make_predictors
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.tensorrt.build import BuildOptions, build_engines

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from tensorrt_double import device_engine
+from support.tensorrt_double import device_engine
 
 from firp.runtime.bundle.engine_record import Limits
 

@@ -12,8 +12,8 @@ import sys
 import time
 
 import pytest
-from command_line import FIRP, fails, firp, start
-from small_models import make_model, make_predictors
+from support.command_line import FIRP, fails, firp, start
+from support.small_models import make_model, make_predictors
 
 
 @pytest.fixture(scope="module")

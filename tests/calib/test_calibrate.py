@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_models import make_model
+from support.small_models import make_model
 from transformers import AutoModelForCausalLM
 
 from firp.calib.calibrate import CalibrationRequest, calibrate

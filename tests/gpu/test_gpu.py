@@ -6,8 +6,8 @@ import json
 
 import onnxruntime as ort
 import pytest
-from command_line import firp
 from conftest import DEMO_MODEL
+from support.command_line import firp
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.tensorrt.build import BuildOptions, build_engines, check_buildable

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_models import make_model
+from support.small_models import make_model
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.huggingface import open_checkpoint

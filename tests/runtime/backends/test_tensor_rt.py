@@ -9,8 +9,8 @@ import shutil
 
 import numpy as np
 import pytest
-from cuda_double import CudaDouble, cudaError_t
-from tensorrt_double import device_engine
+from support.cuda_double import CudaDouble, cudaError_t
+from support.tensorrt_double import device_engine
 
 from firp.export.verify.checks import verify
 from firp.runtime.backends.cuda import CudaMemory

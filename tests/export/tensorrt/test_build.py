@@ -7,7 +7,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from small_models import make_model
+from support.small_models import make_model
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.tensorrt import build as engine

@@ -4,8 +4,8 @@ import json
 import shutil
 
 import pytest
-from cuda_double import CudaDouble
-from tensorrt_double import TensorRTDouble, write_engines
+from support.cuda_double import CudaDouble
+from support.tensorrt_double import TensorRTDouble, write_engines
 
 from firp.runtime.backends.tensor_rt import TensorRTBackend
 from firp.runtime.bundle.engine_record import Limits

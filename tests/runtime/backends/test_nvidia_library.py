@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from cuda_double import CudaDouble, cudaError_t
+from support.cuda_double import CudaDouble, cudaError_t
 
 from firp.runtime.backends import nvidia_library as tensorrt_library
 from firp.runtime.backends.cuda import load_cuda

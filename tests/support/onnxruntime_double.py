@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime as ort
-from cuda_double import DeviceError, cudaError_t
+from support.cuda_double import DeviceError, cudaError_t
 
 CUDA = "CUDAExecutionProvider"
 

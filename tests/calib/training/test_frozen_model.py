@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_models import make_model, make_predictors
+from support.small_models import make_model, make_predictors
 from transformers import AutoModelForCausalLM
 
 from firp.calib.training.frozen_model import FrozenModel

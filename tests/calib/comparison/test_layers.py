@@ -16,10 +16,10 @@ import numpy as np
 import polygraphy.backend.trt as polygraphy_trt
 import pytest
 import torch
-from command_line import fails, firp
 from polygraphy.backend.base import BaseRunner
 from polygraphy.datatype import DataType
-from small_models import make_model
+from support.command_line import fails, firp
+from support.small_models import make_model
 
 from firp import cli
 from firp.calib.commands import verify as verify_command

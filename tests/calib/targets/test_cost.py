@@ -3,8 +3,8 @@
 import numpy as np
 import onnx
 import pytest
-from cuda_double import CudaDouble
 from safetensors import safe_open
+from support.cuda_double import CudaDouble
 
 from firp.calib.profiling.pass_grid import layers_of
 from firp.calib.targets import peaks

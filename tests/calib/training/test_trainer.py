@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import make_model
+from support.small_models import make_model
 from transformers import AutoModelForCausalLM
 
 from firp.calib.training.frozen_model import FrozenModel

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from cuda_double import CudaDouble
-from onnxruntime_double import OnnxRuntimeDouble
+from support.cuda_double import CudaDouble
+from support.onnxruntime_double import OnnxRuntimeDouble
 
 from firp.runtime.backends.onnx_runtime import OnnxRuntimeCudaBackend
 from firp.runtime.bundle.format import load_bundle

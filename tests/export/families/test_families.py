@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from small_models import CONFIGS, make_model
+from support.small_models import CONFIGS, make_model
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from firp.export.bundle.writer import ExportOptions, export_bundle

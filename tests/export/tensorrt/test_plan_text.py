@@ -4,7 +4,7 @@ of the cache.
 
 import pytest
 import torch
-from small_models import make_predictors
+from support.small_models import make_predictors
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from firp.export.bundle.writer import ExportOptions, export_bundle

@@ -4,8 +4,8 @@ import json
 import signal
 
 import pytest
-from command_line import fails, firp, start
-from small_models import make_model, make_predictors
+from support.command_line import fails, firp, start
+from support.small_models import make_model, make_predictors
 
 from firp.runtime.backends.nvidia_library import gpu_compute_capability
 

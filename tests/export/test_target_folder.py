@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from small_models import make_predictors
+from support.small_models import make_predictors
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.target_folder import target_folder

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from small_models import make_model
+from support.small_models import make_model
 
 from firp.calib.training.memory import memory_needed
 from firp.calib.training.options import TrainOptions

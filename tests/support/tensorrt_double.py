@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime as ort
-from cuda_double import CudaDouble, DeviceError, cudaError_t
+from support.cuda_double import CudaDouble, DeviceError, cudaError_t
 
 from firp.export.tensorrt.shapes import graph_profiles
 from firp.runtime import engine as runtime_engine

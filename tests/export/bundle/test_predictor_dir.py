@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from small_models import make_model, make_predictors
+from support.small_models import make_model, make_predictors
 
 from firp.export.bundle.predictor_dir import open_predictors, write_predictors
 from firp.export.bundle.writer import ExportOptions, export_bundle
