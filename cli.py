@@ -39,8 +39,9 @@ from firp.runtime.console.terminal import (
     summary,
     tuning_remark,
 )
-from firp.runtime.engine import BACKENDS, Chunk, Engine, Generation, collect
+from firp.runtime.engine import BACKENDS, Engine
 from firp.runtime.errors import CheckFailedError, FirpError
+from firp.runtime.loop.generation import Chunk, Generation, collect
 from firp.runtime.loop.text import Prompt, read_prompts
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.tuning.bench import bench

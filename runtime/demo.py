@@ -6,8 +6,9 @@ token differs.
 """
 
 from firp.runtime.console.terminal import StepMarks, print_choice, print_table, results
-from firp.runtime.engine import Engine, Generation, collect
+from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError
+from firp.runtime.loop.generation import Generation, collect
 from firp.runtime.sampling import SamplingParams
 
 

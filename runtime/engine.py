@@ -9,10 +9,8 @@ of its own.
 
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from firp.runtime.backends.interface import Backend
 from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend, OnnxRuntimeCudaBackend
@@ -20,13 +18,17 @@ from firp.runtime.backends.tensor_rt import TensorRTBackend
 from firp.runtime.bundle.calibration import Choice
 from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import Bundle, load_bundle
-from firp.runtime.drafters.interface import Drafter, FirpDrafter
+from firp.runtime.drafters.interface import Drafter
+from firp.runtime.drafters.make import make_drafter
 from firp.runtime.errors import FirpError, PromptError
-from firp.runtime.loop.decode import PREFILL_ROWS, Step, check_prompt, decode
+from firp.runtime.loop.decode import Step, decode
+from firp.runtime.loop.generation import Chunk, Generation, Stats, collect
 from firp.runtime.loop.text import TextStream, check_text, load_tokenizer
+from firp.runtime.passes.pass_plan import PREFILL_ROWS
 from firp.runtime.passes.pool import SessionPool
+from firp.runtime.passes.request import Needs, Request
 from firp.runtime.passes.session import Session
-from firp.runtime.sampling import SamplingParams
+from firp.runtime.sampling import Picker, SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 
 BACKENDS: dict[str, Callable[[], Backend]] = {
@@ -35,69 +37,6 @@ BACKENDS: dict[str, Callable[[], Backend]] = {
     "tensorrt": functools.partial(TensorRTBackend, "tensorrt"),
     "tensorrt-rtx": functools.partial(TensorRTBackend, "tensorrt-rtx"),
 }
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What one request cost so far. The prefill emits the first token and is not counted in the
-    decoding figures.
-    """
-
-    prompt_tokens: int = 0
-    steps: int = 0  # decoding passes, the prefill not counted
-    decoded_tokens: int = 0  # emitted by those steps, with what the last one emitted past a stop string
-    # [d]: steps that accepted at least d + 1 drafts
-    accepted_by_depth: list[int] = field(default_factory=list)
-    prefill_ms: float = 0.0
-    lower_ms: float = 0.0  # decoding steps only, as are the next three
-    predictors_ms: float = 0.0
-    upper_ms: float = 0.0
-    outside_ms: float = 0.0  # in the loop itself, outside the graphs
-
-    @property
-    def tokens_per_step(self) -> float:
-        """Tokens emitted for each decoding pass; plain decoding has 1."""
-        return self.decoded_tokens / self.steps if self.steps else 1.0
-
-    @property
-    def decode_ms(self) -> float:
-        return self.lower_ms + self.predictors_ms + self.upper_ms + self.outside_ms
-
-    def after(self, step: Step) -> "Stats":
-        """These statistics with one step more."""
-        if step.rows == 0:
-            return replace(self, prefill_ms=step.times.total_ms)
-        times = step.times
-        by_depth = [*self.accepted_by_depth, *[0] * (step.accept_length - len(self.accepted_by_depth))]
-        return replace(
-            self,
-            steps=self.steps + 1,
-            decoded_tokens=self.decoded_tokens + len(step.tokens),
-            accepted_by_depth=[count + (depth < step.accept_length) for depth, count in enumerate(by_depth)],
-            lower_ms=self.lower_ms + times.lower_ms,
-            predictors_ms=self.predictors_ms + times.predictors_ms,
-            upper_ms=self.upper_ms + times.upper_ms,
-            outside_ms=self.outside_ms + times.outside_ms,
-        )
-
-
-class Chunk(NamedTuple):
-    """What one step added to a stream."""
-
-    token_ids: list[int]  # [] in the closing chunk
-    text: str | None  # released by these tokens, may lag behind them; None when the bundle has no tokenizer
-    finish_reason: str | None  # set in the closing chunk: "stop", "length" or "cancelled"
-    stats: Stats  # of the request so far
-
-
-@dataclass(frozen=True)
-class Generation:
-    prompt_tokens: int
-    token_ids: list[int]  # an end-of-sequence token included
-    text: str | None  # None when the bundle has no tokenizer
-    # "stop": end-of-sequence token or stop string; "length": token or context limit; "cancelled"
-    finish_reason: str
-    stats: Stats
 
 
 class Engine:
@@ -138,18 +77,15 @@ class Engine:
         return self.sessions.limits
 
     @property
-    def drafts(self) -> bool:
-        """Whether the bundle has predictors; without them it decodes plainly."""
-        return self.bundle.tree is not None
-
-    @property
     def choice(self) -> Choice | None:
         """What `firp tune` found for this device."""
         return self.manifest.choices.get(self.backend.device)
 
     @property
     def best_tree(self) -> TreeConfig | None:
-        """The tree to draft with here, whether or not drafting pays; None without predictors."""
+        """The tree to draft with here, whether or not drafting pays; None where there is none: the
+        bundle has no predictors, and was not tuned for drafts by lookup.
+        """
         return self.choice.tree if self.choice else self.bundle.tree
 
     @property
@@ -158,62 +94,64 @@ class Engine:
         return None if self.choice and not self.choice.drafts else self.best_tree
 
     def encode(self, prompt: str | list[int]) -> list[int]:
-        """Token ids of a prompt, checked. Raises PromptError."""
-        if isinstance(prompt, str):
-            if not prompt:
-                raise PromptError("empty prompt", got="''", expected="at least one character")
-            if self.tokenizer is None:
-                raise PromptError("the bundle has no tokenizer", got="a text prompt", expected="input_ids")
-            prompt = self.tokenizer.encode(check_text(prompt)).ids
-        check_prompt(prompt, self.model.vocab_size, self.model.max_position_embeddings)
-        return prompt
+        """Token ids of a prompt. Raises PromptError where it cannot be encoded."""
+        if not isinstance(prompt, str):
+            return list(prompt)
+        if not prompt:
+            raise PromptError("empty prompt", got="''", expected="at least one character")
+        if self.tokenizer is None:
+            raise PromptError("the bundle has no tokenizer", got="a text prompt", expected="input_ids")
+        return self.tokenizer.encode(check_text(prompt)).ids
+
+    def request(self, prompt: str | list[int], params: SamplingParams | None = None) -> Request:
+        """A prompt (text, or token ids) and how to continue it, checked once. Raises PromptError for
+        a prompt that cannot be decoded, FirpError for params that this bundle cannot serve.
+        """
+        params = params or SamplingParams()
+        if params.stop and self.tokenizer is None:
+            raise FirpError("stop strings need a tokenizer", got="a bundle without one")
+        context = self.model.max_position_embeddings
+        return Request.checked(
+            self.encode(prompt), params, self._ends(params), self.model.vocab_size, context
+        )
 
     def session(self, capacity: int, rows: int = PREFILL_ROWS) -> Session:
         """A `Session`: for one caller, who decodes any number of sequences with it, one after the
-        other. It holds `capacity` cached tokens and passes of `rows` rows, or more. Raises
-        FirpError when the engines, or the device's memory, do not.
+        other. It holds `capacity` cached tokens and passes of `rows` rows, or more. Raises FirpError
+        when the engines, or the device's memory, do not.
         """
         return self.sessions.make(capacity, rows)
 
-    def drafter(self, tree: TreeConfig | None = None, greedy: bool = True) -> Drafter:
-        """FIRP drafts with this tree; by default the best one here. greedy: what the drafts are
-        for; it changes their ranking.
-
-        Raises FirpError when the bundle has no predictors.
+    def drafter(self, tree: TreeConfig | None, greedy: bool = True) -> Drafter:
+        """Drafts for one request, with this tree; None: plain decoding. greedy: what the drafts are
+        for; it changes their ranking. Raises FirpError for a tree that the bundle cannot draft.
         """
-        if self.bundle.tree is None:
-            raise FirpError(
-                "the bundle has no predictors", fix="export it with --predictors, or decode plainly"
-            )
-        tree = tree or self.best_tree
-        tree.validate(self.manifest.num_predictors)
-        return FirpDrafter(tree, self.manifest.num_predictors, self.bundle.correction, greedy)
+        if tree is not None:
+            tree.validate(self.manifest.num_predictors)
+        return make_drafter(tree, self.manifest.num_predictors, self.bundle.correction, greedy)
 
     def steps(
-        self, prompt: list[int], params: SamplingParams, tree: TreeConfig | None = None, **options
+        self, request: Request, tree: TreeConfig | None = None, picker: Picker | None = None
     ) -> Iterator[Step]:
         """The decoding steps of one request, in a session of its own; plain when `tree` is None.
-        `options`: of `decode`.
+        Raises FirpError at once where the tree, or the request, does not fit.
         """
-        drafter = self.drafter(tree, params.temperature == 0) if tree else None
-        k = self.manifest.num_predictors
-        rows = max(min(len(prompt), PREFILL_ROWS) + k, tree.pass_rows(k) if tree else 1)
-        capacity = min(len(prompt) + params.max_new_tokens, self.model.max_position_embeddings)
-        ends, tree_rows = self._ends(params), tree.pass_rows(k) if tree else 1
-        return self.sessions.steps(
-            capacity,
-            rows,
-            tree_rows,
-            lambda session: decode(session, prompt, params, ends, drafter, **options),
-        )
+        drafter = self.drafter(tree, request.params.temperature == 0)
+        needs = request.needs(tree, self.manifest.num_predictors)
+        self.sessions.check(needs)
+        return self._steps(request, needs, drafter, picker or Picker(request.params))
 
-    def _ends(self, params: SamplingParams) -> tuple[int, ...]:
+    def _steps(self, request: Request, needs: Needs, drafter: Drafter, picker: Picker) -> Iterator[Step]:
+        with self.sessions.lend(needs) as session:
+            yield from decode(session, request, drafter, picker)
+
+    def _ends(self, params: SamplingParams) -> frozenset[int]:
         """Tokens that end a sequence: those of the bundle, and the stop strings that are special
         tokens (never text).
         """
         special = {token.content: i for i, token in self._added_tokens.items() if token.special}
-        stops = tuple(special[stop] for stop in params.stop if stop in special)
-        return stops if params.ignore_eos else self.bundle.eos_token_ids + stops
+        stops = frozenset(special[stop] for stop in params.stop if stop in special)
+        return stops if params.ignore_eos else stops.union(self.bundle.eos_token_ids)
 
     def stream(
         self,
@@ -229,54 +167,42 @@ class Engine:
         cancel: when set, the stream closes after the current step. Raises PromptError at once for a
         prompt that cannot be decoded.
         """
-        params = params or SamplingParams()
-        if params.stop and self.tokenizer is None:
-            raise FirpError("stop strings need a tokenizer", got="a bundle without one")
-        if tree is not None and (plain or not self.drafts):
-            raise FirpError("plain decoding has no tree", got=f"{tree.kind} tree", fix="leave out the tree")
+        if plain and tree is not None:
+            raise FirpError(
+                "plain decoding has no tree", got=f"{tree.kind} tree", fix="leave out the tree, or plain"
+            )
+        request = self.request(prompt, params)
         chosen = None if plain else tree or self.tree
-        ids = self.encode(prompt)
-        return self._stream(ids, self.steps(ids, params, chosen), params, cancel)
+        return self._stream(request, self.steps(request, chosen), cancel)
 
     def _stream(
-        self, prompt: list[int], steps: Iterator[Step], params: SamplingParams, cancel
+        self, request: Request, steps: Iterator[Step], cancel: threading.Event | None
     ) -> Iterator[Chunk]:
-        text = TextStream(self.tokenizer, params.stop, prompt) if self.tokenizer else None
-        stats, ends, last, cancelled = Stats(prompt_tokens=len(prompt)), self._ends(params), -1, False
+        tokenizer = self.tokenizer
+        text = TextStream(tokenizer, request.params.stop, list(request.prompt)) if tokenizer else None
+        stats = Stats(prompt_tokens=len(request.prompt))
+        reason = None
         for step in steps:
             stats = stats.after(step)
             tokens, released = [], ""
-            for last in step.tokens:
-                tokens.append(last)
-                released += text.push(last) if text else ""
+            for token in step.tokens:
+                tokens.append(token)
+                released += text.push(token) if text else ""
                 if text and text.stopped:
                     break
             yield Chunk(tokens, released if text else None, None, stats)
-            cancelled = cancel is not None and cancel.is_set()
-            if cancelled or (text and text.stopped):
+            reason = "stop" if text and text.stopped else step.finish_reason
+            if reason is None and cancel is not None and cancel.is_set():
+                reason = "cancelled"
+            if reason:
                 break
         rest = text.finish() if text else None
-        stopped = last in ends or (text is not None and text.stopped)
-        yield Chunk([], rest, "stop" if stopped else "cancelled" if cancelled else "length", stats)
+        if text and text.stopped:
+            reason = "stop"  # a stop string that only the held-back text completed
+        yield Chunk([], rest, reason, stats)
 
     def generate(
         self, prompt: str | list[int], params: SamplingParams | None = None, **options
     ) -> Generation:
         """Decode one request to its end. `options`: as for `stream`."""
         return collect(self.stream(prompt, params, **options))
-
-
-def collect(chunks: Iterable[Chunk], show: Callable[[Chunk], None] = lambda chunk: None) -> Generation:
-    """A whole stream as one result; each chunk is shown as it comes."""
-    token_ids, text = [], ""
-    for chunk in chunks:
-        show(chunk)
-        token_ids += chunk.token_ids
-        text += chunk.text or ""
-    return Generation(
-        chunk.stats.prompt_tokens,
-        token_ids,
-        None if chunk.text is None else text,
-        chunk.finish_reason,
-        chunk.stats,
-    )

@@ -79,6 +79,20 @@ def pick(logits: np.ndarray, position: int, params: SamplingParams) -> int:
     ).token
 
 
+class Picker:
+    """Picks the tokens of one request. needs_logits: whether it reads logits, or the token that a
+    graph lists first will do.
+    """
+
+    def __init__(self, params: SamplingParams):
+        self.params = params
+        self.needs_logits = params.temperature > 0
+
+    def __call__(self, logits: np.ndarray, position: int) -> int:
+        """The token at `position`, given the logits [V] of the row before it."""
+        return pick(logits, position, self.params)
+
+
 def margin(logits: np.ndarray, position: int, params: SamplingParams) -> float:
     """How near the pick was to another: the gap of the two best logits (greedy); the distance, in
     probability, of the draw from the end of its interval, or of top-k or top-p from a cut that

@@ -1,6 +1,6 @@
 """Where the time of a decoding step goes, in the real loop: graphs, copies, Python.
 
-In: an engine. Out: `StepSplit`s of plain and of drafted decoding. The parts are the fields of the
+In: an engine. Out: `StepSplit`s of plain and of drafted decoding. The parts are those of the
 runtime's own `StepTimes`, and what is left is Python: trees, bindings, picks.
 """
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from firp.calib.profiling.pass_grid import Spread
 from firp.runtime.engine import Engine
-from firp.runtime.loop.decode import PREFILL_ROWS, Step, decode
-from firp.runtime.sampling import SamplingParams
+from firp.runtime.loop.decode import Step, decode
+from firp.runtime.sampling import Picker, SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 
 PROMPT_TOKENS, NEW_TOKENS, WARM_UP_STEPS = 64, 96, 3
@@ -20,7 +20,7 @@ PYTHON, TOTAL = "python_ms", "total_ms"
 
 @dataclass(frozen=True)
 class PartTime:
-    name: str  # a field of StepTimes, or python_ms
+    name: str  # <graph>_ms, copies_ms, python_ms or total_ms
     median_ms: float
     low_ms: float  # quartiles
     high_ms: float
@@ -45,20 +45,21 @@ def split_steps(engine: Engine) -> tuple[StepSplit, ...]:
     """Plain decoding and, where the bundle has predictors, drafted decoding with the best tree of
     this device.
     """
-    trees = [None, engine.best_tree] if engine.drafts else [None]
+    trees = [None, engine.best_tree] if engine.best_tree else [None]
     return tuple(_split(engine, tree) for tree in trees)
 
 
 def _split(engine: Engine, tree: TreeConfig | None) -> StepSplit:
-    context, k = engine.model.max_position_embeddings, engine.manifest.num_predictors
+    context = engine.model.max_position_embeddings
     count = min(PROMPT_TOKENS, context // 2)
     prompt = np.random.default_rng(0).integers(0, engine.model.vocab_size, count).tolist()
     new_tokens = min(NEW_TOKENS, context - count - 1)
-    drafter = engine.drafter(tree) if tree else None
-    rows = max(min(count, PREFILL_ROWS) + k, tree.pass_rows(k) if tree else 1)
-    session = engine.session(min(count + new_tokens, context), rows)
+    params = SamplingParams(new_tokens, ignore_eos=True)
+    request = engine.request(prompt, params)
+    needs = request.needs(tree, engine.manifest.num_predictors)
+    session = engine.session(needs.capacity, needs.rows)
     steps, moved = [], 0
-    for step in decode(session, prompt, SamplingParams(new_tokens, ignore_eos=True), (), drafter):
+    for step in decode(session, request, engine.drafter(tree), Picker(params)):
         if step.rows:
             steps.append(step)
         else:
@@ -86,5 +87,6 @@ def _part_time(name: str, steps: list[dict[str, float]], middle: list[dict[str, 
 
 def _parts(step: Step) -> dict[str, float]:
     """Milliseconds of each part of a step; they sum to the total."""
-    parts = {name: ms for name, ms in step.times._asdict().items() if name != TOTAL}
-    return {**parts, PYTHON: step.times.total_ms - sum(parts.values()), TOTAL: step.times.total_ms}
+    times = step.times
+    parts = {f"{name}_ms": ms for name, ms in times.graph_ms.items()} | {"copies_ms": times.copies_ms}
+    return {**parts, PYTHON: times.total_ms - sum(parts.values()), TOTAL: times.total_ms}

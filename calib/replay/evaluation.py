@@ -14,10 +14,16 @@ import numpy as np
 from torch import nn
 
 from firp.calib.replay.accuracy import accuracy, similarity
-from firp.calib.replay.prompt_lookup import replay_lookup
+from firp.calib.replay.drafters import replay_drafter
 from firp.calib.replay.replay import Drafted, Recorded, Sequence, rank, record, replay
 from firp.calib.replay.scales import fit_scales
-from firp.calib.replay.trees import acceptance_by_rank, as_candidates, best_static_tree, candidates
+from firp.calib.replay.trees import (
+    acceptance_by_rank,
+    as_candidates,
+    best_static_tree,
+    candidates,
+    firp_candidates,
+)
 from firp.calib.report.findings import REPORT_ROWS, Findings, LayerFindings, MethodFindings
 from firp.calib.text.continuations import SAMPLING_TEMPERATURE, continue_prompts
 from firp.calib.text.documents import Dataset
@@ -98,12 +104,9 @@ class Evaluation:
     def layer_findings(self, trainer: Trainer, latency: LatencyTable) -> LayerFindings:
         """What a shortly trained layer promises: the tree that is fastest there."""
         layer, k = trainer.frozen.prediction_layer, self.options.num_predictors
-        drafted = rank(
-            record(trainer.frozen, trainer.heads, self.sequences["greedy"]),
-            self.correction(trainer),
-            greedy=True,
-        )
-        found, at_layer = as_candidates({"greedy": candidates(drafted, k)}), latency.at_layer(layer)
+        recorded = record(trainer.frozen, trainer.heads, self.sequences["greedy"])
+        drafted = rank(recorded, self.correction(trainer), greedy=True)
+        found, at_layer = as_candidates({"greedy": firp_candidates(drafted, k)}), latency.at_layer(layer)
         best = max(found, key=lambda each: predicted_speedup(each, at_layer, k, "greedy"))
         return LayerFindings(
             layer,
@@ -139,7 +142,7 @@ class Evaluation:
                 independent[index][text] = _dynamic(rank(recorded, None, greedy))
                 drafted = rank(recorded, corrections[index], greedy)
                 corrected[index][text] = _dynamic(drafted)
-            trees[text] = candidates(drafted, k)
+            trees[text] = candidates(drafted, k, corrections[0], greedy)
             static[text] = tuple(_rate(drafted, tree) for tree in static_trees[0 if greedy else 1])
             shares = acceptance_by_rank(drafted, k)[:, :_RANKS_SHOWN]
             acceptance[text] = tuple(tuple(row) for row in shares.round(4).tolist())
@@ -181,10 +184,14 @@ class Evaluation:
         ]
 
     def _lookup(self) -> MethodFindings:
-        found = {
-            text: tuple(round(replay_lookup(each, rows - 1).tokens_per_step, 4) for rows in REPORT_ROWS)
-            for text, each in self.sequences.items()
-        }
+        found = {}
+        for text, sequences in self.sequences.items():
+            plain = [
+                Drafted(sequence.tokens.tolist(), sequence.prompt_tokens, {}, {}) for sequence in sequences
+            ]
+            trees = [TreeConfig.lookup(rows) for rows in REPORT_ROWS]
+            replays = [replay_drafter(plain, tree, 0, None, text == "greedy") for tree in trees]
+            found[text] = tuple(round(replayed.tokens_per_step, 4) for replayed in replays)
         return MethodFindings("prompt lookup", None, (), found, {})
 
 

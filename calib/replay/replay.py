@@ -49,10 +49,32 @@ class Replay(NamedTuple):
     steps: int
     undrafted: int  # steps without drafts, because no source ended the path before
     accepted_by_depth: list[int]  # [d]: steps that accepted at least d + 1 drafts
+    rows: int = 0  # of the trees in the steps with drafts, together
 
     @property
     def tokens_per_step(self) -> float:
         return self.tokens / self.steps if self.steps else 1.0
+
+    @property
+    def mean_rows(self) -> float:
+        """Rows of a tree, in the steps with drafts."""
+        drafted = self.steps - self.undrafted
+        return self.rows / drafted if drafted else 1.0
+
+    def plus(self, other: "Replay") -> "Replay":
+        """Both together."""
+        size = max(len(self.accepted_by_depth), len(other.accepted_by_depth))
+        counts = [
+            replayed.accepted_by_depth + [0] * (size - len(replayed.accepted_by_depth))
+            for replayed in (self, other)
+        ]
+        return Replay(
+            self.tokens + other.tokens,
+            self.steps + other.steps,
+            self.undrafted + other.undrafted,
+            [sum(pair) for pair in zip(*counts, strict=True)],
+            self.rows + other.rows,
+        )
 
 
 @torch.no_grad()
@@ -100,6 +122,7 @@ class Outcome(NamedTuple):
 
     accept_length: int
     end_rank: int  # of the row that ended the path, among the tree's likely ends
+    rows: int = 1  # of the tree
 
 
 def replay(
@@ -109,7 +132,7 @@ def replay(
     draft sources alone.
     """
     known = {} if known is None else known
-    tokens = steps = undrafted = 0
+    tokens = steps = undrafted = rows = 0
     by_depth: list[int] = []
     for index, each in enumerate(sequences):
         root, has_drafts, end = each.prompt_tokens, True, len(each.tokens) - 1
@@ -118,6 +141,7 @@ def replay(
                 known[index, root] = _outcome(each, root, config)
             outcome = known[index, root] if has_drafts else Outcome(0, 0)
             undrafted += not has_drafts
+            rows += outcome.rows if has_drafts else 0
             has_drafts = not config.draft_sources or outcome.end_rank < config.draft_sources
             by_depth += [0] * (outcome.accept_length - len(by_depth))
             for depth in range(outcome.accept_length):
@@ -127,7 +151,7 @@ def replay(
                 tokens + outcome.accept_length + 1,
                 steps + 1,
             )
-    return Replay(tokens, steps, undrafted, by_depth)
+    return Replay(tokens, steps, undrafted, by_depth, rows)
 
 
 def _outcome(each: Drafted, root: int, config: TreeConfig) -> Outcome:
@@ -139,7 +163,7 @@ def _outcome(each: Drafted, root: int, config: TreeConfig) -> Outcome:
     for node in range(1, len(tree.tokens)):
         if tree.parents[node] == end and tree.tokens[node] == text[root + tree.depths[node]]:
             end = node
-    return Outcome(tree.depths[end], likely_ends(tree).index(end))
+    return Outcome(tree.depths[end], likely_ends(tree).index(end), len(tree.tokens))
 
 
 def accepted_ranks(sequences: list[Drafted]) -> list[tuple[int, ...]]:

@@ -10,12 +10,18 @@ from collections import Counter
 
 import numpy as np
 
+from firp.calib.replay.drafters import replay_drafter
 from firp.calib.replay.replay import Drafted, Replay, accepted_ranks, replay
 from firp.runtime.bundle.calibration import Candidate
-from firp.runtime.trees.tree import MAX_PASS_ROWS, TreeConfig
+from firp.runtime.trees.guesses import PathCorrection
+from firp.runtime.trees.tree import DRAFTERS, MAX_PASS_ROWS, TreeConfig
 
 ROWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SOURCES = (0, 1, 2, 3, 4, 8, None)
+LEAST = (0.05, 0.15)  # probabilities below which a draft is not worth its row, on some device
+LEAST_ROWS = (6, 8, 12, 16)  # trees that are tried with those
+LOOKUP_ROWS = (2, 4, 8, 16)
+MERGED_ROWS, MERGED_SOURCES = (4, 8, 16), (0, 2, None)
 SHALLOW_ROWS = 8  # trees larger than this always draft every offset
 _WIDTH = 32  # ranks that a static tree may use
 # how many observations the product of marginals counts for, where a path was hardly ever seen
@@ -61,14 +67,37 @@ def best_static_tree(sequences: list[Drafted], num_predictors: int, nodes: int) 
     return paths
 
 
-def candidates(sequences: list[Drafted], num_predictors: int) -> list[tuple[TreeConfig, Replay]]:
-    """Dynamic trees over rows, draft sources and depth, with what each gives."""
+def candidates(
+    sequences: list[Drafted], num_predictors: int, correction: PathCorrection | None, greedy: bool
+) -> list[tuple[TreeConfig, Replay]]:
+    """Dynamic trees over drafters, rows, draft sources, depth and least probability, with what each
+    gives. correction: that of the sequences' rankings; greedy: how they were decoded.
+    """
+    found = firp_candidates(sequences, num_predictors)
+    trees = [TreeConfig.lookup(rows, least) for rows in LOOKUP_ROWS for least in LEAST]
+    trees += [
+        TreeConfig("dynamic", rows, sources, drafters=DRAFTERS, least=least)
+        for rows in MERGED_ROWS
+        for sources in MERGED_SOURCES
+        for least in LEAST
+    ]
+    for tree in trees:
+        replayed = replay_drafter(sequences, tree, num_predictors, correction, greedy)
+        found.append((tree, replayed))
+    return found
+
+
+def firp_candidates(sequences: list[Drafted], num_predictors: int) -> list[tuple[TreeConfig, Replay]]:
+    """Dynamic trees of FIRP's drafts alone."""
     found = []
     for rows in ROWS:
-        for depth in [*range(1, num_predictors), None] if rows <= SHALLOW_ROWS else [None]:
+        depths = [*range(1, num_predictors), None] if rows <= SHALLOW_ROWS else [None]
+        shapes = [(depth, 0.0) for depth in depths]
+        shapes += [(None, least) for least in LEAST] if rows in LEAST_ROWS else []
+        for depth, least in shapes:
             known: dict = {}  # sources change no tree
             for sources in SOURCES:
-                config = TreeConfig("dynamic", rows, sources, depth)
+                config = TreeConfig("dynamic", rows, sources, depth, least=least)
                 if (sources is None or sources < rows) and config.pass_rows(num_predictors) <= MAX_PASS_ROWS:
                     found.append((config, replay(sequences, config, known)))
     return found
@@ -84,6 +113,7 @@ def as_candidates(by_text: dict[str, list[tuple[TreeConfig, Replay]]]) -> list[C
                 text: round(each.undrafted / max(each.steps, 1), 4)
                 for text, (_, each) in zip(by_text, trees, strict=True)
             },
+            {text: round(each.mean_rows, 3) for text, (_, each) in zip(by_text, trees, strict=True)},
         )
         for trees in zip(*by_text.values(), strict=True)
     ]

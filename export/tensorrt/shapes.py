@@ -8,7 +8,7 @@ both, for a long prompt is prefilled in several passes.
 
 from firp.runtime.bundle.engine_record import Limits, Profile
 from firp.runtime.bundle.graph_spec import GraphSpec
-from firp.runtime.loop.decode import PREFILL_ROWS
+from firp.runtime.passes.pass_plan import PREFILL_ROWS
 
 _LIKELY_ROWS, _LIKELY_CACHED = 16, 1024  # of a decoding pass
 

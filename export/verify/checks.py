@@ -83,7 +83,7 @@ def verify(
     # which ONNX Runtime cannot run on a CPU
     if engine.backend.name != "cpu" and engine.manifest.dtype != "bfloat16":
         stages.append(_against_onnx_runtime(engine))
-    if engine.drafts:
+    if engine.manifest.num_predictors:
         stages.append(_drafted_against_plain(engine, ties))
     for stage in stages:
         for check in stage:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from firp.runtime.engine import Engine
+from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.trees.tree import DraftTree, chain
 
 
@@ -80,7 +81,7 @@ class SessionRows:
         self.session.kv.length = 0
 
     def run(self, tree: DraftTree, keep: bool) -> Rows:
-        logits = self.session.forward(tree, []).logits.copy()
+        logits = self.session.forward(PassPlan(tree)).logits.copy()
         rows = Rows(self.session.hidden_states(len(tree.tokens)).copy(), logits)
         if keep:
             self.session.commit(range(len(tree.tokens)))

@@ -125,7 +125,7 @@ class CudaMemory:
         self._next_event = 0
         self._workspace_bytes = 0
         self._workspace: DeviceArray | None = None
-        self.graph_counts = dict.fromkeys(GRAPH_RUNS, 0)
+        self.counters = dict.fromkeys(GRAPH_RUNS, 0)
 
     def zeros(self, shape: tuple[int, ...], dtype: type, purpose: str) -> DeviceArray:
         array = DeviceArray(0, shape, np.dtype(dtype))

@@ -44,6 +44,9 @@ class HostMemory:
     reuses_bindings = False  # every pass sees another number of cached slots
     free_reads = True
 
+    def __init__(self):
+        self.counters: dict[str, int] = {}
+
     def zeros(self, shape: tuple[int, ...], dtype: type, purpose: str) -> np.ndarray:
         return np.zeros(shape, dtype)  # taken from the system only as it is touched
 

@@ -35,6 +35,7 @@ class Memory(Protocol):
     # whether passes of the same sizes run on the same arrays, so that a `Binding` is worth keeping
     reuses_bindings: bool
     free_reads: bool  # whether reading copies nothing, so that the loop may look at all it likes
+    counters: dict[str, int]  # how runs were made, by the names in `LoadedGraphs.counters`
 
     def zeros(self, shape: tuple[int, ...], dtype: type, purpose: str) -> Array:
         """Memory for the life of the session. Raises FirpError when the device has none left, with
@@ -99,6 +100,7 @@ class LoadedGraphs(NamedTuple):
     # what a session can hold; such sessions are all alike and kept. None: sessions are made to
     # measure
     limits: Limits | None
+    counters: tuple[str, ...] = ()  # names of what each `Memory` counts
 
 
 class Backend(Protocol):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from firp.runtime.backends.cuda import CudaMemory, compute_capability, device_name, load_cuda
+from firp.runtime.backends.cuda import GRAPH_RUNS, CudaMemory, compute_capability, device_name, load_cuda
 from firp.runtime.backends.interface import Binding, LoadedGraphs
 from firp.runtime.backends.nvidia_library import DTYPES, load_library
 from firp.runtime.bundle.engine_record import RECORD_NAME, Profile, find_engines, fitting_profile
@@ -47,7 +47,7 @@ class TensorRTBackend:
             if wrong := graph.differences():
                 raise BundleError(f"'{path}' is not the graph its bundle declares", got=wrong, fix=build)
             graphs[name] = graph
-        return LoadedGraphs(graphs, engines.record.limits)
+        return LoadedGraphs(graphs, engines.record.limits, GRAPH_RUNS)
 
     def memory(self) -> CudaMemory:
         return CudaMemory(self.cuda)
@@ -174,7 +174,7 @@ class TensorRTRunner:
             self._count("fallbacks" if prepared.refused else "enqueued")
 
     def _count(self, what: str) -> None:
-        self.memory.graph_counts[what] += 1
+        self.memory.counters[what] += 1
 
     def _capture(self, binding: Binding, prepared: _Prepared) -> None:
         """Run once from a context of its own, so that nothing is left to prepare, and capture the

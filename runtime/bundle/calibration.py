@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from firp.runtime.errors import FirpError
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree import FIRP, TreeConfig
 
 # decoded greedily, at temperature 0.8, or held-out text as it is; the first is the default
 TEXTS = ("greedy", "sampled", "text")
@@ -62,19 +62,32 @@ class LatencyTable:
         """One step of plain decoding."""
         return self.lower(1) + self.upper(1) + self.plain_outside_ms
 
-    def step_ms(self, tree: TreeConfig, num_predictors: int, undrafted: float = 0.0) -> float:
-        """One step of drafted decoding; `undrafted`: share of steps that had no drafts, since no
-        source ended the path before.
+    def step_ms(
+        self, tree: TreeConfig, num_predictors: int, undrafted: float = 0.0, mean_rows: float | None = None
+    ) -> float:
+        """One step of drafted decoding. undrafted: share of steps that had no drafts; mean_rows: of
+        the tree in those that had; None: it is always full.
         """
-        full, bare = self._pass_ms(tree, tree.rows, num_predictors), self._pass_ms(tree, 1, num_predictors)
+        full = self._pass_ms(tree, tree.rows if mean_rows is None else mean_rows, num_predictors)
+        bare = self._pass_ms(tree, 1, num_predictors)
         return (1 - undrafted) * full + undrafted * bare + self.drafted_outside_ms
 
-    def _pass_ms(self, tree: TreeConfig, rows: int, num_predictors: int) -> float:
+    def _pass_ms(self, tree: TreeConfig, rows: float, num_predictors: int) -> float:
+        if FIRP not in tree.drafters:
+            return self.lower(rows) + self.upper(rows)
         offsets = tree.depth or num_predictors
         if tree.draft_sources == 0:
             return self.lower(rows) + self.upper(rows) + self.predictors_ms + self.upper(offsets)
         sources = rows if tree.draft_sources is None else min(tree.draft_sources, rows)
         return self.lower(rows) + self.predictors_ms + self.upper(rows + sources * offsets)
+
+    def worth_of_a_row(self) -> float:
+        """Share of a plain step that one more row costs: a draft less probable than that does not
+        pay for its row.
+        """
+        few = min(8, self.rows[-1])
+        cost = (self.lower(few) + self.upper(few) - self.lower(1) - self.upper(1)) / max(few - 1, 1)
+        return round(min(max(cost / self.plain_ms(), 0.01), 0.5), 3)
 
     def lower(self, rows: float) -> float:
         return self._at(self.lower_ms, rows)
@@ -114,11 +127,16 @@ class Candidate:
     tree: TreeConfig
     tokens_per_step: dict[str, float]  # by text
     undrafted: dict[str, float]  # share of steps without drafts, by text
+    # rows of the tree in the steps with drafts, by text; None: it is always full
+    mean_rows: dict[str, float] | None = None
 
     def __post_init__(self):
         """Raises FirpError for numbers that no replay gives."""
         rates, shares = self.tokens_per_step, self.undrafted
         good = rates and set(rates) == set(shares) and all(1 <= rate < 1e3 for rate in rates.values())
+        sizes = self.mean_rows or {}
+        good = good and set(sizes) <= set(rates)
+        good = good and all(1 <= size <= self.tree.rows for size in sizes.values())
         if not good or not all(0 <= share <= 1 for share in shares.values()):
             raise FirpError(
                 "bad calibrated tree",
@@ -148,7 +166,8 @@ class Choice:
 
 def predicted_speedup(candidate: Candidate, latency: LatencyTable, num_predictors: int, text: str) -> float:
     """Over plain decoding, whose steps give one token each."""
-    step_ms = latency.step_ms(candidate.tree, num_predictors, candidate.undrafted[text])
+    mean_rows = (candidate.mean_rows or {}).get(text)
+    step_ms = latency.step_ms(candidate.tree, num_predictors, candidate.undrafted[text], mean_rows)
     return candidate.tokens_per_step[text] * latency.plain_ms() / step_ms
 
 

@@ -16,7 +16,8 @@ from rich.table import Table
 from firp.runtime.bundle.calibration import Choice, LatencyTable
 from firp.runtime.bundle.engine_record import engine_folders
 from firp.runtime.bundle.format import Bundle
-from firp.runtime.engine import Engine, Generation
+from firp.runtime.engine import Engine
+from firp.runtime.loop.generation import Generation
 from firp.runtime.trees.tree import TreeConfig
 from firp.runtime.tuning.bench import BenchResult
 
@@ -174,7 +175,7 @@ def print_choice(choice: Choice) -> None:
 
 def tuning_remark(engine: Engine) -> str | None:
     """What a user should know about the tree that is used, if anything."""
-    if not engine.drafts:
+    if engine.best_tree is None:
         return "the bundle has no predictors: decoding plainly"
     if engine.choice is None:
         return (

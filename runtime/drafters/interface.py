@@ -1,46 +1,37 @@
-"""Where draft trees come from. FIRP is the first drafter; the loop knows the interface alone.
+"""The contract between the loop and where its draft trees come from.
 
-In: the root token and the guesses of the row it was picked from. Out: the tree that the next pass
-verifies, and its draft sources.
+In: a sequence, and the session that decodes it. Out: the tree that the next pass verifies, and which
+of its rows draft for the pass after it. A drafter serves one request. No drafter changes a token,
+and the loop never reads a draft's probability.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from firp.runtime.trees.guesses import Guesses, PathCorrection, independent
-from firp.runtime.trees.tree import DraftTree, TreeConfig, build_tree, draft_sources, root_only
+from firp.runtime.passes.pass_plan import Pass
+from firp.runtime.passes.sequence import Sequence
+from firp.runtime.passes.session import Session
+from firp.runtime.trees.tree import DraftTree
+
+
+class Proposal(NamedTuple):
+    """What the next pass runs."""
+
+    tree: DraftTree  # node 0 is the sequence's root
+    sources: tuple[int, ...] = ()  # rows of the tree whose pseudo rows ride in its pass, ascending
+    offsets: int = 0  # pseudo rows of each source; 0 where there is no source
 
 
 class Drafter(Protocol):
-    """Where draft trees come from."""
+    """Where the draft trees of one request come from."""
 
-    offsets: int  # pseudo rows that each source sends along, at most K
-    # whether the row accepted last drafts in a pass of its own, instead of sources that ride along
-    draft_pass: bool
+    prompt_offsets: int  # pseudo rows that ride with the last row of the prompt; 0: none
 
-    def propose(self, root: int, guesses: Guesses | None, max_depth: int) -> DraftTree:
-        """The tree that the next pass verifies: node 0 is `root`, no node deeper than `max_depth`."""
+    def propose(self, sequence: Sequence, session: Session, max_depth: int) -> Proposal:
+        """The tree for the sequence's root, no node deeper than `max_depth`, which may be 0. It may
+        run a draft pass in the session.
+        """
 
-    def sources(self, tree: DraftTree) -> list[int]:
-        """The rows of that tree whose pseudo rows ride in its pass, ascending."""
-
-
-class FirpDrafter:
-    """Trees from the guesses of pseudo rows, each guess ranked given the token that it follows."""
-
-    def __init__(
-        self, tree: TreeConfig, num_predictors: int, correction: PathCorrection | None, greedy: bool
-    ):
-        self.tree, self.correction, self.greedy = tree, correction, greedy
-        self.offsets = tree.depth or num_predictors
-        self.draft_pass = tree.draft_sources == 0
-
-    def propose(self, root: int, guesses: Guesses | None, max_depth: int) -> DraftTree:
-        if guesses is None or max_depth < 1:
-            return root_only(root)
-        ranking = (
-            self.correction.rank(root, guesses, self.greedy) if self.correction else independent(guesses)
-        )
-        return build_tree(self.tree, root, guesses, ranking, max_depth)
-
-    def sources(self, tree: DraftTree) -> list[int]:
-        return draft_sources(tree, self.tree.draft_sources)
+    def observe(self, accepted: list[int], result: Pass) -> None:
+        """Take note of a pass: its rows that were accepted, the root first. `result` is valid until
+        the next pass.
+        """

@@ -1,42 +1,35 @@
-"""The loop: prefill → (draft →) propose → run → accept → commit.
+"""The loop: prefill → propose → run → accept → commit.
 
-In: a `Session`, prompt ids, sampling params. Out: a `Step` for every pass, with the tokens it
-emitted. Drafted decoding emits the tokens that plain decoding emits: the tree decides only how many
-of them come from one pass.
+In: a `Session`, a `Request`, a `Drafter`. Out: a `Step` for every pass, with the tokens it emitted.
+Drafted decoding emits the tokens that plain decoding emits: the tree decides only how many of them
+come from one pass.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
-
-from firp.runtime import sampling
 from firp.runtime.drafters.interface import Drafter
-from firp.runtime.errors import PromptError
-from firp.runtime.passes.session import Pass, Session
-from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.guesses import Guesses
-from firp.runtime.trees.tree import DraftTree, chain, root_only
-
-PREFILL_ROWS = 256  # rows of one prefill pass; a longer prompt takes several
-
-Pick = Callable[[np.ndarray, int, SamplingParams], int]
+from firp.runtime.loop.accept import accept, pick_at
+from firp.runtime.passes.pass_plan import PassPlan
+from firp.runtime.passes.request import Request
+from firp.runtime.passes.sequence import Sequence
+from firp.runtime.passes.session import COPIES, Session
+from firp.runtime.sampling import Picker
+from firp.runtime.trees.tree import chain
 
 
 class StepTimes(NamedTuple):
-    """Milliseconds of one step: in each graph, and in all."""
+    """Milliseconds of one step."""
 
-    lower_ms: float = 0.0
-    predictors_ms: float = 0.0
-    upper_ms: float = 0.0
-    copies_ms: float = 0.0  # of masks, indices and accepted rows; a commit counts in the step after
-    total_ms: float = 0.0
+    graph_ms: dict[str, float]  # in each graph, by its name
+    copies_ms: float  # of masks, indices and accepted rows; a commit counts in the step after
+    total_ms: float
 
     @property
     def outside_ms(self) -> float:
         """Spent in the loop itself, copies included: trees, masks, bindings, picks, commits."""
-        return self.total_ms - self.lower_ms - self.predictors_ms - self.upper_ms
+        return self.total_ms - sum(self.graph_ms.values())
 
 
 class Step(NamedTuple):
@@ -45,129 +38,51 @@ class Step(NamedTuple):
     tokens: list[int]  # emitted by this step: the accepted drafts and the bonus token
     rows: int  # T: tree nodes that were verified; 0 for the prefill
     accept_length: int  # accepted drafts, the bonus token not counted
+    finish_reason: str | None  # set in the last step: "stop" or "length"
     times: StepTimes
 
 
-def decode(
-    session: Session,
-    prompt: list[int],
-    params: SamplingParams,
-    ends: tuple[int, ...],
-    drafter: Drafter | None = None,
-    pick: Pick = sampling.pick,
-) -> Iterator[Step]:
-    """Decode one sequence; plainly when `drafter` is None. Ends at a token of `ends` (emitted), at
-    `params.max_new_tokens`, or when the context or the session's capacity is full. The consumer may
-    stop at any time.
+def decode(session: Session, request: Request, drafter: Drafter, picker: Picker) -> Iterator[Step]:
+    """Decode one request to its end: a token that ends the text, its limit, or the session's
+    capacity. The consumer may stop at any time.
     """
     with session.exclusive():
-        context = min(session.model.max_position_embeddings, session.kv.capacity + 1)
-        check_prompt(prompt, session.model.vocab_size, context)
-        limit = min(params.max_new_tokens, context - len(prompt))
-        clock, offsets = _Clock(session), drafter.offsets if drafter else 0
-        logits = session.memory.free_reads or params.temperature > 0 or pick is not sampling.pick
-        row, result = prefill(
-            session, prompt, offsets if drafter and not drafter.draft_pass and limit > 1 else 0, logits
-        )
-        root, guesses = (
-            _pick(result, 0, len(prompt), params, pick),
-            guesses_of(row, [row], 1, offsets, result),
-        )
-        yield Step([root], 0, 0, clock.lap())
-        emitted = 1
-        while emitted < limit and root not in ends:
+        sequence = Sequence(request, session.kv.capacity)
+        logits = session.memory.free_reads or picker.needs_logits
+        clock = _Clock(session)
+        prefill(session, sequence, drafter, picker, logits)
+        yield Step(sequence.tokens[-1:], 0, 0, sequence.finish_reason, clock.lap())
+        while sequence.finish_reason is None:
             clock.start()
-            max_depth = limit - emitted - 1  # a step emits one token more than it accepts
-            if drafter and drafter.draft_pass and max_depth > 0:
-                guesses = session.draft(row, offsets)
-            tree = drafter.propose(root, guesses, max_depth) if drafter else root_only(root)
-            sources = drafter.sources(tree) if drafter and max_depth > 0 else []
-            result = session.forward(tree, sources, offsets, logits=logits)
-            path, tokens = accept(tree, result, session.kv.length, params, ends, pick)
-            session.commit(path)
-            guesses = guesses_of(path[-1], sources, len(tree.tokens), offsets, result)
-            row, root = path[-1], tokens[-1]
-            emitted += len(tokens)
-            yield Step(tokens, len(tree.tokens), len(path) - 1, clock.lap())
+            # a step emits one token more than it accepts
+            proposal = drafter.propose(sequence, session, sequence.remaining - 1)
+            result = session.forward(PassPlan(*proposal, bring_logits=logits))
+            accepted = accept(proposal.tree, result, sequence, picker)
+            session.commit(accepted.rows)
+            drafter.observe(accepted.rows, result)
+            sequence.extend(accepted.tokens)
+            accept_length = len(accepted.rows) - 1
+            rows = len(proposal.tree.tokens)
+            yield Step(accepted.tokens, rows, accept_length, sequence.finish_reason, clock.lap())
 
 
-def prefill(session: Session, prompt: list[int], offsets: int, logits: bool = True) -> tuple[int, Pass]:
-    """Fill an empty cache with the prompt, in as few passes as fit. Returns the last token's row in
-    the last pass, and that pass, with the pseudo rows of that row, `offsets` of them, decoded after
-    it. logits: whether to bring its logits to the host.
+def prefill(session: Session, sequence: Sequence, drafter: Drafter, picker: Picker, logits: bool) -> None:
+    """Fill an empty cache with the prompt, in as few passes as fit, and emit the first token.
+    logits: whether to bring those of its last row to the host.
     """
     session.kv.length = 0
-    size = min(PREFILL_ROWS, session.rows - session.manifest.num_predictors)
-    for start in range(0, len(prompt), size):
-        tokens = prompt[start : start + size]
+    prompt = sequence.tokens
+    offsets = drafter.prompt_offsets if sequence.remaining > 1 else 0
+    for start in range(0, len(prompt), session.prefill_rows):
+        tokens = prompt[start : start + session.prefill_rows]
         last = len(tokens) - 1
-        sources = [last] if offsets and start + len(tokens) == len(prompt) else []
-        result = session.forward(chain(tokens), sources, offsets, [last], logits, repeats=False)
+        drafts = offsets if start + len(tokens) == len(prompt) else 0
+        sources = (last,) if drafts else ()
+        plan = PassPlan(chain(tokens), sources, drafts, (last,), logits, recurs=False)
+        result = session.forward(plan)
         session.commit(range(len(tokens)))
-    return last, result
-
-
-def accept(
-    tree: DraftTree, result: Pass, cached: int, params: SamplingParams, ends: tuple[int, ...], pick: Pick
-) -> tuple[list[int], list[int]]:
-    """Walk from the root along the target's own picks. Returns the accepted rows, root first, and
-    the emitted tokens.
-
-    result: of a pass over the tree; cached: the root's position. The walk stops at a token that no
-    child holds, or that ends the text.
-    """
-    path, tokens = [0], []
-    while True:
-        row = path[-1]
-        token = _pick(result, row, cached + tree.depths[row] + 1, params, pick)
-        tokens.append(token)
-        child = next(
-            (
-                n
-                for n in range(row + 1, len(tree.tokens))
-                if tree.parents[n] == row and tree.tokens[n] == token
-            ),
-            None,
-        )
-        if child is None or token in ends:
-            return path, tokens
-        path.append(child)
-
-
-def _pick(result: Pass, row: int, position: int, params: SamplingParams, pick: Pick) -> int:
-    """The target's own pick; a greedy one needs no logits."""
-    return (
-        int(result.top_ids[row, 0]) if result.logits is None else pick(result.logits[row], position, params)
-    )
-
-
-def guesses_of(row: int, sources: list[int], decoded_rows: int, offsets: int, result: Pass) -> Guesses | None:
-    """The guesses of one source's pseudo rows, or None when the row was no source. decoded_rows:
-    before the pseudo rows.
-    """
-    if row not in sources or len(result.top_ids) == decoded_rows:
-        return None
-    start = decoded_rows + sources.index(row) * offsets
-    return Guesses(result.top_ids[start : start + offsets], result.top_logprobs[start : start + offsets])
-
-
-def check_prompt(prompt: list[int], vocab_size: int, context_tokens: int) -> None:
-    """Raises PromptError for a prompt that cannot be decoded."""
-    if not prompt:
-        raise PromptError("empty prompt", got="0 tokens", expected="at least 1")
-    wrong = next(
-        (token for token in prompt if not isinstance(token, int | np.integer) or not 0 <= token < vocab_size),
-        None,
-    )
-    if wrong is not None:
-        raise PromptError("token id out of range", got=wrong, expected=f"0 to {vocab_size - 1}")
-    if len(prompt) >= context_tokens:
-        raise PromptError(
-            "prompt longer than the context",
-            got=f"{len(prompt)} tokens",
-            expected=f"at most {context_tokens - 1}",
-            fix="shorten the prompt",
-        )
+    drafter.observe([last], result)
+    sequence.extend([pick_at(result, 0, len(prompt), picker)])
 
 
 class _Clock:
@@ -178,8 +93,10 @@ class _Clock:
         self.start()
 
     def start(self) -> None:
-        self._began, self._before = time.perf_counter(), dict(self._session.spent_ms)
+        self._began = time.perf_counter()
+        self._before = dict(self._session.spent_ms)
 
     def lap(self) -> StepTimes:
-        spent = {f"{name}_ms": value - self._before[name] for name, value in self._session.spent_ms.items()}
-        return StepTimes(**spent, total_ms=(time.perf_counter() - self._began) * 1e3)
+        spent = {name: ms - self._before[name] for name, ms in self._session.spent_ms.items()}
+        copies_ms = spent.pop(COPIES)
+        return StepTimes(spent, copies_ms, (time.perf_counter() - self._began) * 1e3)

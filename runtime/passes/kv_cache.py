@@ -1,8 +1,8 @@
-"""The keys and values of one batch: a token-major buffer that only accepted rows enter.
+"""The keys and values of one sequence, by the "prefix" contract: graphs read views of the first
+slots and write their rows into a scratch, and only accepted rows enter the cache.
 
-[2N, S, B, Hkv, Dh]: slab 2i holds the keys of layer i, slab 2i + 1 its values; slot s of a slab
-belongs to position s. A pass reads views of the first slots and writes its rows into the scratch;
-`commit` moves the accepted rows.
+[2N, S, B, Hkv, Dh], token-major: slab 2i holds the keys of layer i, slab 2i + 1 its values; slot s
+of a slab belongs to position s.
 """
 
 import math
@@ -14,25 +14,25 @@ from firp.runtime.backends.host import to_storage
 from firp.runtime.backends.interface import Array, Memory
 
 
-class KVBuffer:
+class KVCache:
+    """capacity: S, in tokens; rows: the most rows of one pass; row_shape: (B, Hkv, Dh)."""
+
     def __init__(
         self,
         memory: Memory,
         layers: int,
         capacity: int,
         rows: int,
-        batch: int,
-        heads: int,
-        head_dim: int,
+        row_shape: tuple[int, int, int],
         dtype: type,
     ):
-        """capacity: S, in tokens; rows: the most rows of one pass."""
-        self.memory, self.capacity = memory, capacity
-        self._row_shape = (batch, heads, head_dim)
-        self.slots = memory.zeros((2 * layers, capacity, *self._row_shape), dtype, "keys and values")
-        self.scratch = memory.zeros((2 * layers, rows, *self._row_shape), dtype, "keys and values of a pass")
+        self.memory = memory
+        self.capacity = capacity
+        self._row_shape = row_shape
+        self.slots = memory.zeros((2 * layers, capacity, *row_shape), dtype, "keys and values")
+        self.scratch = memory.zeros((2 * layers, rows, *row_shape), dtype, "keys and values of a pass")
         self.length = 0  # P: slots in use
-        self.moved_bytes = 0  # by commits since the buffer was made
+        self.moved_bytes = 0  # by commits since the cache was made
 
     @property
     def slots_in_view(self) -> int:
@@ -55,12 +55,11 @@ class KVBuffer:
         self.length = 0
 
     def fill(self, rng: np.random.Generator, length: int) -> None:
-        """Noise in the first `length` slots, to time passes with."""
+        """Put noise in the first `length` slots, to time passes with."""
         for slab in range(self.slots.shape[0]):
             target = self.past(slab, length)
-            self.memory.write(
-                target, to_storage(0.1 * rng.standard_normal(target.shape, np.float32), target.dtype)
-            )
+            noise = 0.1 * rng.standard_normal(target.shape, np.float32)
+            self.memory.write(target, to_storage(noise, target.dtype))
         self.length = length
 
     def commit(self, rows: Sequence[int]) -> None:
@@ -72,6 +71,5 @@ class KVBuffer:
             )
         self.memory.move_rows(self.scratch, rows, self.slots, self.length)
         self.length = end
-        self.moved_bytes += (
-            len(rows) * self.slots.shape[0] * math.prod(self._row_shape) * self.slots.dtype.itemsize
-        )
+        row_bytes = self.slots.shape[0] * math.prod(self._row_shape) * self.slots.dtype.itemsize
+        self.moved_bytes += len(rows) * row_bytes

@@ -15,6 +15,8 @@ import numpy as np
 from firp.runtime.errors import FirpError
 from firp.runtime.trees.guesses import Guesses, Ranking
 
+FIRP, LOOKUP = "firp", "lookup"
+DRAFTERS = (FIRP, LOOKUP)  # what paths may come from: pseudo rows, and the text so far
 MAX_PASS_ROWS = 1024  # of one pass, pseudo rows included: a bound for buffers, not a target
 
 
@@ -36,6 +38,13 @@ class TreeConfig:
     draft_sources: int | None = 3
     depth: int | None = None  # offsets drafted, at most K; None: all
     paths: tuple[tuple[int, ...], ...] = ()
+    drafters: tuple[str, ...] = (FIRP,)  # whose paths it holds, in the order of `DRAFTERS`
+    least: float = 0.0  # probability of a path below which a dynamic tree leaves it out
+
+    @staticmethod
+    def lookup(rows: int, least: float = 0.0) -> "TreeConfig":
+        """Paths copied from the text so far; needs no predictors."""
+        return TreeConfig("dynamic", rows, 0, drafters=(LOOKUP,), least=least)
 
     @staticmethod
     def chain(depth: int, draft_sources: int | None = None) -> "TreeConfig":
@@ -48,6 +57,8 @@ class TreeConfig:
 
     def pass_rows(self, num_predictors: int) -> int:
         """R: the most rows of one pass, pseudo rows included."""
+        if FIRP not in self.drafters:
+            return self.rows
         sources = self.rows if self.draft_sources is None else min(self.draft_sources, self.rows)
         return max(self.rows + sources * num_predictors, 1 + num_predictors)
 
@@ -55,6 +66,14 @@ class TreeConfig:
         """Raises FirpError when the tree is malformed, or deeper than the predictors reach."""
         if self.kind not in ("static", "dynamic"):
             raise FirpError("unknown tree kind", got=repr(self.kind), expected="static or dynamic")
+        if not self.drafters or self.drafters != tuple(name for name in DRAFTERS if name in self.drafters):
+            expected = f"one or more of {', '.join(DRAFTERS)}, in this order"
+            raise FirpError("unknown drafters", got=", ".join(self.drafters) or "none", expected=expected)
+        if FIRP in self.drafters and not num_predictors:
+            fix = "export it with --predictors, or draft by lookup"
+            raise FirpError("the bundle has no predictors", got="a tree of FIRP drafts", fix=fix)
+        if not 0 <= self.least < 1:
+            raise FirpError("bad least probability of a path", got=self.least, expected="0 or more, below 1")
         if self.rows < 1 or (self.draft_sources is not None and self.draft_sources < 0):
             got = f"rows {self.rows}, draft_sources {self.draft_sources}"
             raise FirpError("bad tree size", got=got, expected="at least 1 row, 0 or more sources")
@@ -65,6 +84,12 @@ class TreeConfig:
             raise FirpError(
                 "tree too large", got=f"{rows} rows with its pseudo rows", expected=f"at most {MAX_PASS_ROWS}"
             )
+        if self.kind == "static" and (self.drafters != (FIRP,) or self.least):
+            got = f"{', '.join(self.drafters)}, least {self.least}"
+            raise FirpError("a static tree is FIRP's alone", got=got, fix="use kind dynamic")
+        if FIRP not in self.drafters and (self.depth is not None or self.draft_sources):
+            got = f"depth {self.depth}, draft_sources {self.draft_sources}"
+            raise FirpError("lookup has no pseudo rows", got=got, expected="depth null, draft_sources 0")
         if self.kind == "dynamic":
             if self.paths:
                 raise FirpError(
@@ -120,7 +145,7 @@ def build_tree(
     depth = min(max_depth, len(guesses.top_ids), config.depth or len(guesses.top_ids))
     if config.kind == "static":
         return _static_tree(config.paths, root, guesses.top_ids, ranking, depth)
-    return _dynamic_tree(config.rows, root, guesses.top_ids, ranking, depth)
+    return _dynamic_tree(config, root, guesses.top_ids, ranking, depth)
 
 
 def _static_tree(
@@ -136,7 +161,7 @@ def _static_tree(
         node_of[path] = len(tree.tokens)
         places, probabilities = ranking.children(depth, listed[parent])
         listed.append(places[rank])
-        _append(
+        grow(
             tree,
             parent,
             int(top_ids[depth - 1, places[rank]]),
@@ -145,22 +170,26 @@ def _static_tree(
     return tree
 
 
-def _dynamic_tree(rows: int, root: int, top_ids: np.ndarray, ranking: Ranking, max_depth: int) -> DraftTree:
-    """The `rows` - 1 most probable paths. A node's children come in order of probability, so the
-    frontier holds one sibling and one child for each node taken: the greedy order is the exact one.
+def _dynamic_tree(
+    config: TreeConfig, root: int, top_ids: np.ndarray, ranking: Ranking, max_depth: int
+) -> DraftTree:
+    """The `rows` - 1 most probable paths, none below `least`. A node's children come in order of
+    probability, so the frontier holds one sibling and one child for each node taken: the greedy
+    order is the exact one.
     """
+    rows = config.rows
     tree = root_only(root)
     if rows == 1 or max_depth < 1:
         return tree
     width, listed = top_ids.shape[1], [0]
     children = {0: ranking.children(1, 0)}  # node -> places and probabilities of its children
     heap = [(-children[0][1][0], 0, 1, 0)]  # (-path probability, parent, depth, rank)
-    while heap and len(tree.tokens) < rows:
+    while heap and len(tree.tokens) < rows and -heap[0][0] >= config.least:
         negative, parent, depth, rank = heapq.heappop(heap)
         node = len(tree.tokens)
         places, probabilities = children[parent]
         listed.append(places[rank])
-        _append(tree, parent, int(top_ids[depth - 1, places[rank]]), -negative)
+        grow(tree, parent, int(top_ids[depth - 1, places[rank]]), -negative)
         if rank + 1 < width:
             heapq.heappush(
                 heap, (-tree.probabilities[parent] * probabilities[rank + 1], parent, depth, rank + 1)
@@ -171,11 +200,46 @@ def _dynamic_tree(rows: int, root: int, top_ids: np.ndarray, ranking: Ranking, m
     return tree
 
 
-def _append(tree: DraftTree, parent: int, token: int, probability: float) -> None:
+def grow(tree: DraftTree, parent: int, token: int, probability: float) -> int:
+    """Add a node below `parent`; returns its index."""
     tree.tokens.append(token)
     tree.parents.append(parent)
     tree.depths.append(tree.depths[parent] + 1)
     tree.probabilities.append(float(probability))
+    return len(tree.tokens) - 1
+
+
+def merge_trees(trees: list[DraftTree], rows: int) -> DraftTree:
+    """The `rows` most probable nodes of trees with one root token. A node that several hold has its
+    highest probability, so no child is more probable than its parent.
+    """
+    union = root_only(trees[0].tokens[0])
+    children: list[dict[int, int]] = [{}]  # of each node: token -> node
+    for tree in trees:
+        places = [0]
+        for node in range(1, len(tree.tokens)):
+            parent, token, probability = (
+                places[tree.parents[node]],
+                tree.tokens[node],
+                tree.probabilities[node],
+            )
+            place = children[parent].get(token)
+            if place is None:
+                place = children[parent][token] = grow(union, parent, token, probability)
+                children.append({})
+            union.probabilities[place] = max(union.probabilities[place], probability)
+            places.append(place)
+    if len(union.tokens) <= rows:
+        return union
+    merged = root_only(union.tokens[0])
+    heap = [(-union.probabilities[node], node, 0) for node in children[0].values()]
+    heapq.heapify(heap)
+    while len(merged.tokens) < rows:
+        negative, node, parent = heapq.heappop(heap)
+        place = grow(merged, parent, union.tokens[node], -negative)
+        for child in children[node].values():
+            heapq.heappush(heap, (-union.probabilities[child], child, place))
+    return merged
 
 
 def draft_sources(tree: DraftTree, count: int | None) -> list[int]:

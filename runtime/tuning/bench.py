@@ -9,16 +9,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from firp.runtime.engine import Engine, Generation
+from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
+from firp.runtime.loop.generation import Generation, Stats
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.tuning.parity import Difference, PlainRun, first_difference, plain_run
 
 
 class Rate(NamedTuple):
+    """Decoding of several requests together."""
+
     tokens_per_s: float
     ms_per_step: float
     tokens_per_step: float
+
+    @staticmethod
+    def of(runs: list[Generation]) -> "Rate":
+        stats = Stats.total(run.stats for run in runs)
+        return Rate(stats.tokens_per_s, stats.ms_per_step, stats.tokens_per_step)
 
 
 @dataclass(frozen=True)
@@ -55,26 +63,29 @@ def bench(engine: Engine, prompts: list[str | list[int]], params: SamplingParams
     """Decode every prompt both ways, each way first on every other prompt. Raises FirpError when
     there is nothing to compare.
     """
-    if not engine.drafts:
+    tree = engine.best_tree
+    if tree is None:
         raise FirpError(
             "the bundle has no predictors",
             got="plain decoding only",
             expected="drafts",
-            fix="export with --predictors",
+            fix="export with --predictors, or choose drafts by lookup with firp tune --prompts",
         )
     encoded = [engine.encode(prompt) for prompt in prompts]
     warm_up = SamplingParams(max_new_tokens=min(8, params.max_new_tokens))
-    for plain in (True, False):
-        engine.generate(encoded[0], warm_up, plain=plain)
-    runs: dict[bool, list[Generation]] = {True: [], False: []}
+    engine.generate(encoded[0], warm_up, plain=True)
+    engine.generate(encoded[0], warm_up, tree=tree)
+    plain_runs, drafted_runs = [], []
     for index, prompt in enumerate(encoded):
-        for plain in (True, False) if index % 2 == 0 else (False, True):
-            runs[plain].append(
-                engine.generate(prompt, params, plain=plain, tree=None if plain else engine.best_tree)
-            )
+        if index % 2 == 0:
+            plain_runs.append(engine.generate(prompt, params, plain=True))
+        drafted_runs.append(engine.generate(prompt, params, tree=tree))
+        if index % 2:
+            plain_runs.append(engine.generate(prompt, params, plain=True))
+    pairs = list(zip(plain_runs, drafted_runs, strict=True))
     ratios = [
-        _rate([drafted]).tokens_per_s / _rate([plain]).tokens_per_s
-        for plain, drafted in zip(runs[True], runs[False], strict=True)
+        drafted.stats.tokens_per_s / plain.stats.tokens_per_s
+        for plain, drafted in pairs
         if plain.stats.steps and drafted.stats.steps
     ]
     if not ratios:
@@ -84,20 +95,18 @@ def bench(engine: Engine, prompts: list[str | list[int]], params: SamplingParams
             expected="at least 2 new tokens",
             fix="raise --max-new-tokens",
         )
-    plain, drafted = _rate(runs[True]), _rate(runs[False])
+    plain, drafted = Rate.of(plain_runs), Rate.of(drafted_runs)
     return BenchResult(
         plain=plain,
         drafted=drafted,
         speedup=drafted.tokens_per_s / plain.tokens_per_s,
         speedup_quartiles=[float(q) for q in np.quantile(ratios, (0.25, 0.5, 0.75))],
         differences=[
-            _difference(
-                engine, index, encoded[index], params, plain_tokens.token_ids, drafted_tokens.token_ids
-            )
-            for index, (plain_tokens, drafted_tokens) in enumerate(zip(runs[True], runs[False], strict=True))
-            if plain_tokens.token_ids != drafted_tokens.token_ids
+            _difference(engine, index, encoded[index], params, plain_run.token_ids, drafted_run.token_ids)
+            for index, (plain_run, drafted_run) in enumerate(pairs)
+            if plain_run.token_ids != drafted_run.token_ids
         ],
-        tokens=sum(run.stats.decoded_tokens for run in runs[True]),
+        tokens=sum(run.stats.decoded_tokens for run in plain_runs),
         backend=engine.backend.name,
         device=engine.backend.device,
         cuda_graphs=engine.sessions.graph_counts,
@@ -112,15 +121,6 @@ def _difference(
     plain: list[int],
     drafted: list[int],
 ) -> Difference:
-    """Decodes once more, for the margins."""
+    """Decode once more, for the margins."""
     margins = plain_run(engine, prompt, params).margins
     return first_difference(index, PlainRun(plain, margins), drafted, params, engine.manifest.dtype)
-
-
-def _rate(runs: list[Generation]) -> Rate:
-    steps = sum(run.stats.steps for run in runs)
-    tokens = sum(run.stats.decoded_tokens for run in runs)
-    ms = sum(run.stats.decode_ms for run in runs)
-    return Rate(
-        tokens / ms * 1e3 if ms else 0.0, ms / steps if steps else 0.0, tokens / steps if steps else 1.0
-    )

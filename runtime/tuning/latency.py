@@ -12,12 +12,15 @@ import numpy as np
 
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.engine import Engine
+from firp.runtime.passes.pass_plan import PassPlan
+from firp.runtime.passes.request import Needs, Request
 from firp.runtime.passes.session import Session
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig, chain
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 CACHED_TOKENS = 256
+LONG_MATCH = 6  # drafts that a good match of prompt lookup may win
 TURNS, PASSES, WARM_UP = 5, 6, 3  # of each size
 
 
@@ -37,21 +40,22 @@ def measure_latency(
     if limits:
         context, most = min(context, limits.max_context), min(most, limits.max_rows)
     cached = min(CACHED_TOKENS, context // 2)
-    with engine.sessions.lend(cached, most + k) as session:
+    with engine.sessions.lend(Needs(cached, most + k, most)) as session:
         session.kv.fill(np.random.default_rng(0), cached)
-        rows = _worth_measuring(session, [count for count in ROWS if count <= most], k)
+        rows = _worth_measuring(session, [count for count in ROWS if count <= most], max(k, LONG_MATCH))
         times: dict[int, list[dict[str, float]]] = {count: [] for count in rows}
         for turn in range(TURNS):
             progress("measuring latency", turn, TURNS)
             for count in rows:
                 times[count] += [_pass_ms(session, count, draft=k > 0) for _ in range(PASSES)][WARM_UP:]
-    params, prompt = SamplingParams(32, ignore_eos=True), list(range(min(16, engine.model.vocab_size)))
-    tree = TreeConfig("dynamic", min(8, most // (1 + k)), None) if k else None
-    outside = [_outside_ms(engine, prompt, params, each) for each in (None, tree)]
+    prompt = list(range(min(16, engine.model.vocab_size)))
+    request = engine.request(prompt, SamplingParams(32, ignore_eos=True))
+    drafts = TreeConfig("dynamic", min(8, most // (1 + k)), None) if k else TreeConfig.lookup(min(8, most))
     progress("measuring latency", TURNS, TURNS)
-    median = lambda graph, count: round(
-        statistics.median(each[graph] for each in times[count] if graph in each), 4
-    )  # noqa: E731
+
+    def median(graph: str, count: int) -> float:
+        return round(statistics.median(spent[graph] for spent in times[count] if graph in spent), 4)
+
     return LatencyTable(
         device=engine.backend.device,
         prediction_layer=engine.manifest.prediction_layer,
@@ -61,19 +65,20 @@ def measure_latency(
         lower_ms=tuple(median("lower", count) for count in rows),
         upper_ms=tuple(median("upper", count) for count in rows),
         predictors_ms=median("predictors", rows[-1]) if k else 0.0,
-        plain_outside_ms=round(outside[0], 4),
-        drafted_outside_ms=round(outside[1], 4),
+        plain_outside_ms=round(_outside_ms(engine, request, None), 4),
+        drafted_outside_ms=round(_outside_ms(engine, request, drafts), 4),
     )
 
 
-def _worth_measuring(session: Session, counts: list[int], num_predictors: int) -> tuple[int, ...]:
+def _worth_measuring(session: Session, counts: list[int], depth: int) -> tuple[int, ...]:
+    """Row counts up to one that costs more than `depth` accepted drafts could win back."""
     rows, total = [], []
     for count in counts:
         for _ in range(WARM_UP):  # the second of a size may be captured as a CUDA graph, which takes long
             _pass_ms(session, count, draft=False)
         rows.append(count)
         total.append(sum(_pass_ms(session, count, draft=False).values()))
-        if total[-1] > (num_predictors + 2) * total[0] and len(rows) > 1:
+        if total[-1] > (depth + 2) * total[0] and len(rows) > 1:
             break
     return tuple(rows)
 
@@ -83,7 +88,7 @@ def _pass_ms(session: Session, rows: int, draft: bool) -> dict[str, float]:
     draft pass after it too.
     """
     before = dict(session.spent_ms)
-    session.forward(chain([1] * rows), [], logits=False)
+    session.forward(PassPlan(chain([1] * rows), bring_logits=False))
     spent = {name: session.spent_ms[name] - before[name] for name in ("lower", "upper")}
     if draft:
         session.draft(rows - 1, 1)
@@ -91,7 +96,6 @@ def _pass_ms(session: Session, rows: int, draft: bool) -> dict[str, float]:
     return spent
 
 
-def _outside_ms(engine: Engine, prompt: list[int], params: SamplingParams, tree: TreeConfig | None) -> float:
-    return statistics.median(
-        step.times.outside_ms for step in engine.steps(prompt, params, tree) if step.rows
-    )
+def _outside_ms(engine: Engine, request: Request, tree: TreeConfig | None) -> float:
+    steps = engine.steps(request, tree)
+    return statistics.median(step.times.outside_ms for step in steps if step.rows)

@@ -10,9 +10,10 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from firp.runtime import sampling
+import numpy as np
+
 from firp.runtime.engine import Engine
-from firp.runtime.sampling import SamplingParams
+from firp.runtime.sampling import Picker, SamplingParams, margin
 from firp.runtime.trees.tree import TreeConfig
 
 
@@ -70,15 +71,25 @@ class Comparison:
         return self.decoded_tokens / self.steps if self.steps else 1.0
 
 
+class MarginPicker(Picker):
+    """Picks as ever, and keeps how near each pick was to another."""
+
+    def __init__(self, params: SamplingParams):
+        super().__init__(params)
+        self.needs_logits = True
+        self.margins: list[float] = []
+
+    def __call__(self, logits: np.ndarray, position: int) -> int:
+        self.margins.append(margin(logits, position, self.params))
+        return super().__call__(logits, position)
+
+
 def plain_run(engine: Engine, prompt: list[int], params: SamplingParams) -> PlainRun:
-    margins = []
-
-    def pick(logits, position, params):
-        margins.append(sampling.margin(logits, position, params))
-        return sampling.pick(logits, position, params)
-
-    tokens = [token for step in engine.steps(prompt, params, pick=pick) for token in step.tokens]
-    return PlainRun(tokens, margins)
+    """Decode one prompt plainly."""
+    picker = MarginPicker(params)
+    steps = engine.steps(engine.request(prompt, params), picker=picker)
+    tokens = [token for step in steps for token in step.tokens]
+    return PlainRun(tokens, picker.margins)
 
 
 def compare(
@@ -91,7 +102,7 @@ def compare(
     plain: PlainRun,
 ) -> None:
     """Decode one prompt with drafts and add the outcome to `comparison`."""
-    steps = list(engine.steps(prompt, params, tree))
+    steps = list(engine.steps(engine.request(prompt, params), tree))
     drafted = [token for step in steps for token in step.tokens]
     comparison.runs += 1
     comparison.steps += len(steps) - 1
@@ -124,8 +135,8 @@ def compare_trees(
     """
     comparisons = {name: Comparison(name) for name in trees}
     for index, prompt in enumerate(prompts):
-        for each in params:
-            plain = plain_run(engine, prompt, each)
+        for sampling in params:
+            plain = plain_run(engine, prompt, sampling)
             for name, tree in trees.items():
-                compare(comparisons[name], engine, index, prompt, each, tree, plain)
+                compare(comparisons[name], engine, index, prompt, sampling, tree, plain)
     return list(comparisons.values())

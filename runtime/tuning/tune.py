@@ -1,39 +1,119 @@
 """Chooses the tree for this device and stores the choice in the bundle.
 
-In: a bundle with calibrated trees. Out: its manifest with one `Choice` more, replaced in one move;
-nothing else changes.
+In: a bundle with calibrated trees, or prompts like what it will decode. Out: its manifest with one
+`Choice` more, replaced in one move; nothing else changes.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 
-from firp.runtime.bundle.calibration import TEXTS, Calibration, Choice, choose
+from firp.runtime.bundle.calibration import (
+    TEXTS,
+    Calibration,
+    Candidate,
+    Choice,
+    LatencyTable,
+    choose,
+    predicted_speedup,
+)
 from firp.runtime.bundle.format import MANIFEST_NAME, read_manifest, write_manifest
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
+from firp.runtime.sampling import SamplingParams
+from firp.runtime.trees.tree import FIRP, LOOKUP, TreeConfig
 from firp.runtime.tuning.latency import measure_latency
+
+Progress = Callable[[str, int, int], None]
+LOOKUP_ROWS = (4, 8, 16)  # trees of prompt lookup that are tried on prompts
+NEW_TOKENS = 96  # decoded of each prompt to try a tree
+SAMPLED = SamplingParams(NEW_TOKENS, temperature=0.8)
 
 
 def tune(
-    engine: Engine, text: str = TEXTS[0], progress: Callable[[str, int, int], None] = lambda *_: None
+    engine: Engine,
+    text: str = TEXTS[0],
+    prompts: list[str | list[int]] | None = None,
+    progress: Progress = lambda *_: None,
 ) -> Choice:
-    """Measure latency against rows here and pick rows, draft sources, depth and order for the
-    highest expected tokens per second.
+    """Measure latency against rows here, and pick the tree with the highest expected tokens a second.
 
-    Raises FirpError when the bundle has no trees to choose from, or cannot be written.
+    prompts: decode these with the most promising trees and go by what those gave, instead of what
+    calibration promised. Raises FirpError when there is nothing to choose from, or the bundle cannot
+    be written.
     """
     calibration = engine.bundle.calibration
-    if calibration is None:
+    if calibration is None and not prompts:
         raise FirpError(
             "the bundle has no calibrated trees",
             got=f"'{engine.bundle.path}'",
-            fix="export it with predictors from firp calibrate",
+            fix="export it with predictors from firp calibrate, or give --prompts to choose drafts by lookup",
         )
+    if prompts and text not in ("greedy", "sampled"):
+        raise FirpError("prompts are decoded", got=f"--text {text}", expected="greedy or sampled")
     k, limits = engine.manifest.num_predictors, engine.limits
-    held = [
-        each for each in calibration.candidates if not limits or each.tree.pass_rows(k) <= limits.max_rows
+    found = [
+        candidate
+        for candidate in (calibration.candidates if calibration else ())
+        if not limits or candidate.tree.pass_rows(k) <= limits.max_rows
     ]
-    choice = choose(Calibration(tuple(held)), measure_latency(engine, progress), k, text)
+    latency = measure_latency(engine, progress)
+    if prompts:
+        trees = promising_trees(found, latency, k, text)
+        if limits:
+            trees = [tree for tree in trees if tree.pass_rows(k) <= limits.max_rows]
+        found = measured(engine, trees, prompts, text, progress)
+    choice = choose(Calibration(tuple(found)), latency, k, text)
+    _store(engine, choice)
+    return choice
+
+
+def promising_trees(
+    candidates: list[Candidate], latency: LatencyTable, num_predictors: int, text: str
+) -> list[TreeConfig]:
+    """Trees worth trying on prompts: of each set of drafters the best by calibration, of each size of
+    a lookup tree one whose drafts must be worth a row here.
+    """
+    least = latency.worth_of_a_row()
+    trees = [TreeConfig.lookup(rows, least) for rows in LOOKUP_ROWS]
+    by_drafters: dict[tuple[str, ...], list[Candidate]] = {}
+    for candidate in candidates:
+        if text in candidate.tokens_per_step:
+            by_drafters.setdefault(candidate.tree.drafters, []).append(candidate)
+    for group in by_drafters.values():
+        best = max(group, key=lambda item: predicted_speedup(item, latency, num_predictors, text))
+        trees.append(best.tree)
+        if best.tree.drafters == (FIRP,) and best.tree.kind == "dynamic":
+            trees.append(replace(best.tree, least=least))
+            trees.append(replace(best.tree, drafters=(FIRP, LOOKUP), least=least))
+    return list(dict.fromkeys(trees))
+
+
+def measured(
+    engine: Engine, trees: list[TreeConfig], prompts: list[str | list[int]], text: str, progress: Progress
+) -> list[Candidate]:
+    """What each tree gives on these prompts, by decoding them."""
+    params = SAMPLED if text == "sampled" else SamplingParams(NEW_TOKENS)
+    requests = [engine.request(prompt, params) for prompt in prompts]
+    found = []
+    for index, tree in enumerate(trees):
+        progress("trying trees on prompts", index, len(trees))
+        steps = [step for request in requests for step in engine.steps(request, tree) if step.rows]
+        drafted = [step.rows for step in steps if step.rows > 1]
+        if steps:
+            tokens = sum(len(step.tokens) for step in steps)
+            mean_rows = sum(drafted) / len(drafted) if drafted else 1.0
+            found.append(
+                Candidate(
+                    tree,
+                    {text: tokens / len(steps)},
+                    {text: 1 - len(drafted) / len(steps)},
+                    {text: mean_rows},
+                )
+            )
+    return found
+
+
+def _store(engine: Engine, choice: Choice) -> None:
     path = engine.bundle.path
     # it may have been replaced, or tuned for another device, while this one measured
     now = read_manifest(path / MANIFEST_NAME)
@@ -43,7 +123,5 @@ def tune(
         write_manifest(path, replace(now, choices={**now.choices, engine.backend.device: choice}))
     except OSError as error:
         got = f"'{path}': {error.strerror}"
-        raise FirpError(
-            "cannot write to the bundle", got=got, fix="make it writable, or free some disk"
-        ) from error
-    return choice
+        fix = "make it writable, or free some disk"
+        raise FirpError("cannot write to the bundle", got=got, fix=fix) from error

@@ -8,10 +8,10 @@ import threading
 
 import numpy as np
 import pytest
+from support.decoding import steps_in, tokens_in
 
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError, PromptError, SessionBusyError
-from firp.runtime.loop.decode import decode
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 
@@ -76,8 +76,11 @@ def test_statistics_add_up(demo_engine):
     assert stats.decoded_tokens == len(result.token_ids) - 1 == stats.steps + sum(stats.accepted_by_depth)
     assert stats.tokens_per_step == stats.decoded_tokens / stats.steps > 1
     assert stats.accepted_by_depth == sorted(stats.accepted_by_depth, reverse=True)
-    assert min(stats.prefill_ms, stats.lower_ms, stats.predictors_ms, stats.upper_ms, stats.outside_ms) > 0
-    assert demo_engine.generate(PROMPT, SamplingParams(9), plain=True).stats.predictors_ms == 0
+    assert set(stats.graph_ms) == set(demo_engine.manifest.graphs)
+    assert min(stats.prefill_ms, stats.outside_ms, *stats.graph_ms.values()) > 0
+    assert stats.decode_ms == pytest.approx(stats.outside_ms + sum(stats.graph_ms.values()))
+    plain = demo_engine.generate(PROMPT, SamplingParams(9), plain=True)
+    assert plain.stats.graph_ms["predictors"] == 0
 
 
 def test_cancelling_keeps_what_is_there(demo_engine):
@@ -91,31 +94,24 @@ def test_cancelling_keeps_what_is_there(demo_engine):
 
 
 def test_a_consumer_may_stop_at_any_time(demo_engine):
-    session = demo_engine.session(200)
-    prompt = demo_engine.encode(PROMPT)
-    expected = [
-        step.tokens for step in decode(session, prompt, SamplingParams(20), (), demo_engine.drafter())
-    ]
+    session, tree = demo_engine.session(200), demo_engine.best_tree
+    expected = tokens_in(session, demo_engine, PROMPT, SamplingParams(20), tree)
     for steps in (1, 3):
-        stream = decode(session, prompt, SamplingParams(20), (), demo_engine.drafter())
+        stream = steps_in(session, demo_engine, PROMPT, SamplingParams(20), tree)
         assert [next(stream).tokens for _ in range(steps)] == expected[:steps]
         stream.close()
-    assert [
-        step.tokens for step in decode(session, prompt, SamplingParams(20), (), demo_engine.drafter())
-    ] == expected
+    assert tokens_in(session, demo_engine, PROMPT, SamplingParams(20), tree) == expected
 
 
 def test_a_second_caller_of_one_session_is_refused_and_the_first_goes_on(demo_engine):
-    session, prompt = demo_engine.session(200), demo_engine.encode(PROMPT)
-    expected = [
-        step.tokens for step in decode(session, prompt, SamplingParams(30), (), demo_engine.drafter())
-    ]
-    first = decode(session, prompt, SamplingParams(30), (), demo_engine.drafter())
+    session, tree, params = demo_engine.session(200), demo_engine.best_tree, SamplingParams(30)
+    expected = tokens_in(session, demo_engine, PROMPT, params, tree)
+    first = steps_in(session, demo_engine, PROMPT, params, tree)
     tokens, errors = [next(first).tokens], []
 
     def intrude():
         try:
-            next(decode(session, prompt, SamplingParams(5), ()))
+            next(steps_in(session, demo_engine, PROMPT, SamplingParams(5)))
         except SessionBusyError as error:
             errors.append(str(error))
 
@@ -177,8 +173,8 @@ def test_commits_move_the_accepted_rows_alone(demo_engine):
     session, prompt = demo_engine.session(400), demo_engine.encode(PROMPT)
     model, moved = demo_engine.model, []
     slot_bytes = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * 4
-    drafter = demo_engine.drafter(TreeConfig("dynamic", 16, None))
-    for step in decode(session, prompt, SamplingParams(60), (), drafter):
+    tree = TreeConfig("dynamic", 16, None)
+    for step in steps_in(session, demo_engine, prompt, SamplingParams(60), tree):
         moved.append((session.kv.moved_bytes, step.accept_length))
     assert moved[0][0] == len(prompt) * slot_bytes
     for (before, _), (after, accept_length) in itertools.pairwise(moved):
@@ -190,13 +186,9 @@ def test_rejected_rows_leave_no_trace(demo_engine):
     order.
     """
     prompt, caches = demo_engine.encode(PROMPT), []
-    for drafter in (None, demo_engine.drafter(TreeConfig("dynamic", 16, None))):
+    for tree in (None, TreeConfig("dynamic", 16, None), TreeConfig.lookup(16)):
         session = demo_engine.session(400)
-        tokens = [
-            token
-            for step in decode(session, prompt, SamplingParams(50), (), drafter)
-            for token in step.tokens
-        ]
+        tokens = sum(tokens_in(session, demo_engine, prompt, SamplingParams(50), tree), [])
         caches.append(session.kv.slots[:, : len(prompt) + len(tokens) - 1].copy())
     np.testing.assert_allclose(caches[0], caches[1], atol=1e-3)
 

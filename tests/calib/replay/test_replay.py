@@ -8,10 +8,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from firp.calib.replay.prompt_lookup import replay_lookup
+from firp.calib.replay.drafters import replay_drafter
 from firp.calib.replay.replay import Drafted, Recorded, Sequence, accepted_ranks, rank, record, replay
 from firp.calib.replay.scales import fit_scales
-from firp.calib.replay.trees import acceptance_by_rank, as_candidates, best_static_tree, candidates
+from firp.calib.replay.trees import (
+    acceptance_by_rank,
+    as_candidates,
+    best_static_tree,
+    candidates,
+    firp_candidates,
+)
 from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.heads import FirpPredictors
 from firp.runtime.engine import Engine
@@ -118,8 +124,10 @@ def test_the_static_tree_accepts_more_than_others_of_its_size():
 
 def test_candidates_know_what_sources_and_depth_cost():
     sequences = drafted_text(2, 200)
-    found = candidates(sequences, 3)
-    rate = {(tree.rows, tree.draft_sources, tree.depth): each for tree, each in found}
+    found = firp_candidates(sequences, 3)
+    rate = {
+        (tree.rows, tree.draft_sources, tree.depth): replayed for tree, replayed in found if not tree.least
+    }
     assert rate[8, 0, None] == rate[8, None, None]
     assert rate[8, 1, None].tokens_per_step < rate[8, None, None].tokens_per_step
     assert rate[8, 1, None].undrafted > 10 and rate[8, None, None].undrafted == 0
@@ -127,7 +135,7 @@ def test_candidates_know_what_sources_and_depth_cost():
     for tree, each in found:
         tree.validate(3)
         assert replay(sequences, tree) == each
-    written = as_candidates({"greedy": found, "text": candidates(drafted_text(3, 200), 3)})
+    written = as_candidates({"greedy": found, "text": firp_candidates(drafted_text(3, 200), 3)})
     assert [each.tree for each in written] == [tree for tree, _ in found] and set(
         written[0].tokens_per_step
     ) == {"greedy", "text"}
@@ -135,7 +143,7 @@ def test_candidates_know_what_sources_and_depth_cost():
 
 
 def test_many_predictors_make_no_tree_that_no_pass_could_hold():
-    for tree, _ in candidates([], 16):
+    for tree, _ in candidates([], 16, None, True):
         tree.validate(16)
 
 
@@ -168,9 +176,45 @@ def test_scales_are_those_under_which_the_text_is_likely():
     assert (ones.scale == 1).all()
 
 
-def test_prompt_lookup_copies_what_followed_the_longest_match():
-    loop = Sequence(np.array([1, 2, 3, 4] * 10), 8)
-    found = replay_lookup([loop], drafts=3)
-    assert found.tokens == 31 and found.steps == 8 and found.undrafted == 0  # four tokens a step
-    fresh = replay_lookup([Sequence(np.arange(20), 8)], drafts=3)
-    assert fresh.tokens_per_step == 1 and fresh.undrafted == fresh.steps == 11
+def test_candidates_hold_every_set_of_drafters():
+    found = candidates(drafted_text(2, 120), 3, None, True)
+    assert {tree.drafters for tree, _ in found} == {("firp",), ("lookup",), ("firp", "lookup")}
+    assert all(1 <= replayed.mean_rows <= tree.rows for tree, replayed in found)
+
+
+def test_a_loop_is_copied_whole_and_fresh_text_not_at_all():
+    loop = Drafted([1, 2, 3, 4] * 10, 8, {}, {})
+    copied = replay_drafter([loop], TreeConfig.lookup(4), 0, None, True)
+    assert copied.tokens == 31
+    assert copied.steps == 8  # four tokens each
+    assert copied.undrafted == 0
+    fresh = replay_drafter([Drafted(list(range(20)), 8, {}, {})], TreeConfig.lookup(4), 0, None, True)
+    assert fresh.tokens_per_step == 1
+    assert fresh.undrafted == fresh.steps == 11
+
+
+@pytest.mark.parametrize("tree", TREES, ids=str)
+def test_the_runtime_s_own_drafter_replays_like_the_trees_alone(tree):
+    sequences = drafted_text(4, 150)
+    alone = replay(sequences, tree)
+    replayed = replay_drafter(sequences, tree, 3, None, True)
+    assert replayed.steps == alone.steps
+    assert replayed.accepted_by_depth == alone.accepted_by_depth
+
+
+@pytest.mark.parametrize("sources", [0, 2, None])
+@pytest.mark.parametrize("drafters", [("firp", "lookup"), ("lookup",)])
+def test_a_replay_with_lookup_takes_the_steps_that_decoding_takes(decoded, drafters, sources):
+    engine, frozen, heads, texts = decoded
+    sources = 0 if drafters == ("lookup",) else sources
+    tree = TreeConfig("dynamic", 8, sources, drafters=drafters, least=0.02)
+    for params, sequences in texts.items():
+        greedy = params.temperature == 0
+        replayed = replay_drafter(rank(record(frozen, heads, sequences), None, greedy), tree, 3, None, greedy)
+        requests = [
+            engine.request(sequence.tokens[: sequence.prompt_tokens].tolist(), params)
+            for sequence in sequences
+        ]
+        steps = [step for request in requests for step in engine.steps(request, tree) if step.rows]
+        assert replayed.steps == len(steps)
+        assert replayed.tokens == sum(len(step.tokens) for step in steps)

@@ -12,6 +12,7 @@ from firp.calib.training.heads import FirpPredictors
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.huggingface import open_checkpoint
 from firp.runtime.engine import Engine
+from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.trees.tree import chain
 
 
@@ -24,9 +25,9 @@ def test_training_and_graphs_agree_on_pseudo_rows(family, tmp_path):
     )
     engine, checkpoint = Engine.load(tmp_path / "bundle"), open_checkpoint(model_dir)
     tokens = np.random.default_rng(0).integers(2, 190, 24).tolist()
-    sources = [3, 11, 23]
+    sources = (3, 11, 23)
     session = engine.session(64, rows=64)
-    result = session.forward(chain(tokens), sources)
+    result = session.forward(PassPlan(chain(tokens), sources, offsets=3))
 
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     frozen = FrozenModel(model, 2, checkpoint.config.sliding_window)

@@ -18,6 +18,7 @@ from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
+from firp.runtime.passes.request import Needs
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 from firp.runtime.tuning.parity import compare_trees
@@ -72,13 +73,13 @@ def test_one_wait_a_step_and_few_bytes_come_back(bundle):
     engine.generate([5, 6, 7], SamplingParams(40, ignore_eos=True), tree=tree)
     cuda = engine.backend.cuda
     waits, home = cuda.waits, cuda.copied_to_host
-    steps = list(engine.steps([5, 6, 7], SamplingParams(40, ignore_eos=True), tree))
+    steps = list(engine.steps(engine.request([5, 6, 7], SamplingParams(40, ignore_eos=True)), tree))
     assert cuda.waits - waits == len(steps)
     rows_read = sum(step.rows or 1 for step in steps) + sum(2 * 3 if step.rows else 3 for step in steps)
     # top lists: ids and log-probabilities, no logits
     assert cuda.copied_to_host - home <= rows_read * 64 * 12
     sampled, home = PARAMS[1], cuda.copied_to_host
-    sampled_steps = list(engine.steps([5, 6, 7], sampled, tree))
+    sampled_steps = list(engine.steps(engine.request([5, 6, 7], sampled), tree))
     logits = sum(step.rows or 1 for step in sampled_steps) * engine.model.vocab_size * 4
     assert logits <= cuda.copied_to_host - home <= logits + 64 * 12 * 17 * len(sampled_steps)
 
@@ -87,7 +88,7 @@ def test_commits_move_the_accepted_rows_and_nothing_else(bundle):
     engine = device_engine(bundle)
     cuda, tree, model = engine.backend.cuda, TreeConfig("dynamic", rows=8, draft_sources=None), engine.model
     before = cuda.moved_on_device
-    steps = list(engine.steps([5, 6, 7], SamplingParams(40, ignore_eos=True), tree))
+    steps = list(engine.steps(engine.request([5, 6, 7], SamplingParams(40, ignore_eos=True)), tree))
     # the last step's commit waits for a step that never comes
     kept = 3 + sum(step.accept_length + 1 for step in steps[1:-1])
     row = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * 4
@@ -112,7 +113,7 @@ def test_passes_of_sizes_seen_twice_are_replayed(bundle):
     # the rest runs on what the first request left
     assert engine.backend.library.contexts - contexts == new["captures"]
     # one for each engine
-    assert len(engine.sessions._all) == 1 and engine.backend.library.runtime_caches == 3
+    assert engine.sessions.kept_sessions == 1 and engine.backend.library.runtime_caches == 3
 
 
 def test_what_cannot_be_captured_is_enqueued(bundle):
@@ -134,13 +135,14 @@ def test_prompts_use_up_no_cuda_graphs(bundle):
     for length in range(2, 30):
         for _ in range(3):
             engine.generate(list(range(2, 2 + length)), SamplingParams(1))
-    assert engine.sessions.graph_counts["captures"] == 0 and not engine.sessions._all[0]._bindings
+    assert engine.sessions.graph_counts["captures"] == 0 and engine.sessions.kept_bindings == 0
 
 
 def test_a_request_leaves_nothing_in_a_kept_session(bundle):
     engine, params = device_engine(bundle), SamplingParams(40, ignore_eos=True)
     expected = engine.generate([5, 6, 7], params).token_ids
-    engine.sessions._all[0].kv.fill(NotFinite(), 200)  # as float16 that overflowed would
+    with engine.sessions.lend(Needs(200, 16, 8)) as session:
+        session.kv.fill(NotFinite(), 200)  # as float16 that overflowed would
     assert engine.generate([5, 6, 7], params).token_ids == expected
 
 
@@ -157,7 +159,7 @@ def test_two_requests_at_once_do_not_share_a_session(bundle):
     for pair in itertools.zip_longest(*streams):
         for place, chunk in enumerate(pair):
             tokens[place] += chunk.token_ids if chunk else []
-    assert tokens == alone and len(engine.sessions._all) == 2
+    assert tokens == alone and engine.sessions.kept_sessions == 2
 
 
 def test_buckets_are_few_and_little_too_large():

@@ -6,11 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
+from support.decoding import steps_in, tokens_in
 
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
-from firp.runtime.loop import decode as decode_module
-from firp.runtime.loop.decode import decode
 from firp.runtime.loop.text import read_prompts
 from firp.runtime.passes import session as session_module
 from firp.runtime.sampling import SamplingParams
@@ -22,6 +21,9 @@ TREES = {
     "static": lambda m: TreeConfig.static([(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0)], m),
     "dynamic": lambda m: TreeConfig("dynamic", rows=12, draft_sources=m),
     "shallow": lambda m: TreeConfig("dynamic", rows=5, draft_sources=m, depth=2),
+    "sure": lambda m: TreeConfig("dynamic", rows=12, draft_sources=m, least=0.05),
+    "merged": lambda m: TreeConfig("dynamic", rows=12, draft_sources=m, drafters=("firp", "lookup")),
+    "lookup": lambda m: TreeConfig.lookup(rows=6 + (m or 0)),
 }
 SOURCES = (0, 1, 2, None)
 PARAMS = [
@@ -95,32 +97,26 @@ def test_a_small_session_gives_the_same_tokens_as_far_as_it_reaches(capacity, ro
     prompt = np.random.default_rng(3).integers(2, 190, 40).tolist()
     expected = engine.generate(prompt, PARAMS[0]).token_ids
     session = engine.session(capacity, rows)
-    for drafter in (None, engine.drafter(TreeConfig("dynamic", 4, 4))):
-        tokens = [token for step in decode(session, prompt, PARAMS[0], (), drafter) for token in step.tokens]
+    for tree in (None, TreeConfig("dynamic", 4, 4), TreeConfig.lookup(4)):
+        tokens = sum(tokens_in(session, engine, prompt, PARAMS[0], tree), [])
         assert tokens == expected[: capacity + 1 - len(prompt)]
 
 
 def test_a_tree_too_large_for_the_session_is_an_error(demo_engine):
-    stream = decode(
-        demo_engine.session(100, 16),
-        [5, 6],
-        SamplingParams(40),
-        (),
-        demo_engine.drafter(TreeConfig("dynamic", 12, None)),
-    )
+    tree = TreeConfig("dynamic", 12, None)
+    stream = steps_in(demo_engine.session(100, 16), demo_engine, [5, 6], SamplingParams(40), tree)
     with pytest.raises(FirpError, match="pass larger than the session"):
         list(stream)
 
 
-def test_a_prompt_in_several_passes_gives_the_same_tokens(family_bundle, monkeypatch):
+def test_a_prompt_in_several_passes_gives_the_same_tokens(family_bundle):
     engine = Engine.load(family_bundle("mistral_window")[1])
     prompt = np.random.default_rng(1).integers(2, 190, 70).tolist()
     whole = engine.generate(prompt, PARAMS[0])
-    monkeypatch.setattr(decode_module, "PREFILL_ROWS", 16)
-    monkeypatch.setattr("firp.runtime.engine.PREFILL_ROWS", 16)
-    chunked = engine.generate(prompt, PARAMS[0])
-    assert chunked.token_ids == whole.token_ids
-    assert engine.generate(prompt, PARAMS[0], plain=True).token_ids == whole.token_ids
+    small = engine.session(200, rows=19)
+    assert small.prefill_rows == 16
+    for tree in (None, TreeConfig("dynamic", 4, 4), TreeConfig("dynamic", 8, 0)):
+        assert sum(tokens_in(small, engine, prompt, PARAMS[0], tree), []) == whole.token_ids
 
 
 def test_decoding_to_the_end_of_the_context_ends_with_length(family_bundle):

@@ -89,8 +89,8 @@ def test_the_choice_is_stored_for_its_device_and_used(calibrated, monkeypatch):
     assert tuned.choice == choice and tuned.tree == choice.tree
     other = Engine.load(calibrated, threads=7)  # another device in all that matters
     assert other.choice is None and other.tree == other.bundle.tree
-    params = SamplingParams(20, ignore_eos=True)
-    assert max(step.rows for step in tuned.steps([3, 4, 5], params, tuned.tree)) == 5
+    request = tuned.request([3, 4, 5], SamplingParams(20, ignore_eos=True))
+    assert max(step.rows for step in tuned.steps(request, tuned.tree)) == 5
 
 
 def test_where_nothing_pays_plain_decoding_is_chosen(calibrated, monkeypatch):

@@ -1,0 +1,24 @@
+"""The drafter of one request.
+
+In: a tree configuration, or None for plain decoding, and what the bundle knows. Out: a `Drafter`.
+"""
+
+from firp.runtime.drafters.firp import FirpDrafter
+from firp.runtime.drafters.interface import Drafter
+from firp.runtime.drafters.lookup import LookupDrafter
+from firp.runtime.drafters.merged import MergedDrafter
+from firp.runtime.drafters.plain import PlainDrafter
+from firp.runtime.trees.guesses import PathCorrection
+from firp.runtime.trees.tree import FIRP, LOOKUP, TreeConfig
+
+
+def make_drafter(
+    tree: TreeConfig | None, num_predictors: int, correction: PathCorrection | None, greedy: bool
+) -> Drafter:
+    """A drafter for one request. greedy: whether it is decoded greedily."""
+    if tree is None:
+        return PlainDrafter()
+    if tree.drafters == (LOOKUP,):
+        return LookupDrafter(tree)
+    firp = FirpDrafter(tree, num_predictors, correction, greedy)
+    return firp if tree.drafters == (FIRP,) else MergedDrafter(firp, LookupDrafter(tree))

@@ -1,0 +1,117 @@
+"""What a request gave: its chunks as they come, the whole of it, and what it cost.
+
+In: the steps of the loop. Out: `Chunk`s, a `Generation`, `Stats`.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from firp.runtime.loop.decode import Step
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What one request cost so far, or several together (`Stats.total`). The prefill emits the
+    first token and is not counted in the decoding figures.
+    """
+
+    prompt_tokens: int = 0
+    steps: int = 0  # decoding passes, the prefill not counted
+    decoded_tokens: int = 0  # emitted by those steps, with what the last one emitted past a stop string
+    # [d]: steps that accepted at least d + 1 drafts
+    accepted_by_depth: list[int] = field(default_factory=list)
+    prefill_ms: float = 0.0
+    graph_ms: dict[str, float] = field(default_factory=dict)  # in each graph, of decoding steps only
+    outside_ms: float = 0.0  # in the loop itself, outside the graphs, of decoding steps only
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens emitted for each decoding pass; plain decoding has 1."""
+        return self.decoded_tokens / self.steps if self.steps else 1.0
+
+    @property
+    def decode_ms(self) -> float:
+        """Milliseconds of all decoding steps."""
+        return sum(self.graph_ms.values()) + self.outside_ms
+
+    @property
+    def ms_per_step(self) -> float:
+        return self.decode_ms / self.steps if self.steps else 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens a second of decoding, the prefill not counted."""
+        return self.decoded_tokens / self.decode_ms * 1e3 if self.decode_ms else 0.0
+
+    def after(self, step: Step) -> "Stats":
+        """These statistics with one step more."""
+        if step.rows == 0:
+            return replace(self, prefill_ms=step.times.total_ms)
+        return replace(
+            self,
+            steps=self.steps + 1,
+            decoded_tokens=self.decoded_tokens + len(step.tokens),
+            accepted_by_depth=_sum_by_place(self.accepted_by_depth, [1] * step.accept_length),
+            graph_ms=_sum_by_name(self.graph_ms, step.times.graph_ms),
+            outside_ms=self.outside_ms + step.times.outside_ms,
+        )
+
+    @staticmethod
+    def total(parts: "Iterable[Stats]") -> "Stats":
+        """Several requests together."""
+        total = Stats()
+        for part in parts:
+            total = Stats(
+                prompt_tokens=total.prompt_tokens + part.prompt_tokens,
+                steps=total.steps + part.steps,
+                decoded_tokens=total.decoded_tokens + part.decoded_tokens,
+                accepted_by_depth=_sum_by_place(total.accepted_by_depth, part.accepted_by_depth),
+                prefill_ms=total.prefill_ms + part.prefill_ms,
+                graph_ms=_sum_by_name(total.graph_ms, part.graph_ms),
+                outside_ms=total.outside_ms + part.outside_ms,
+            )
+        return total
+
+
+class Chunk(NamedTuple):
+    """What one step added to a stream."""
+
+    token_ids: list[int]  # [] in the closing chunk
+    text: str | None  # released by these tokens, may lag behind them; None when the bundle has no tokenizer
+    finish_reason: str | None  # set in the closing chunk: "stop", "length" or "cancelled"
+    stats: Stats  # of the request so far
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One finished request."""
+
+    prompt_tokens: int
+    token_ids: list[int]  # an end-of-sequence token included
+    text: str | None  # None when the bundle has no tokenizer
+    # "stop": end-of-sequence token or stop string; "length": token or context limit; "cancelled"
+    finish_reason: str
+    stats: Stats
+
+
+def collect(chunks: Iterable[Chunk], show: Callable[[Chunk], None] = lambda chunk: None) -> Generation:
+    """A whole stream as one result; each chunk is shown as it comes."""
+    token_ids, text = [], ""
+    for chunk in chunks:
+        show(chunk)
+        token_ids += chunk.token_ids
+        text += chunk.text or ""
+    whole = None if chunk.text is None else text
+    return Generation(chunk.stats.prompt_tokens, token_ids, whole, chunk.finish_reason, chunk.stats)
+
+
+def _sum_by_place(left: list[int], right: list[int]) -> list[int]:
+    """Element by element, the shorter list filled up with zeros."""
+    size = max(len(left), len(right))
+    padded = [values + [0] * (size - len(values)) for values in (left, right)]
+    return [sum(pair) for pair in zip(*padded, strict=True)]
+
+
+def _sum_by_name(left: dict[str, float], right: dict[str, float]) -> dict[str, float]:
+    return {name: left.get(name, 0.0) + right.get(name, 0.0) for name in left | right}

@@ -1,0 +1,135 @@
+"""The arrays of one session, and which of them each run of a graph reads and writes.
+
+In: a manifest, the memory that its graphs reach, the largest pass. Out: arrays, and a `Binding` for
+every size of run. Bindings whose sizes come again are kept, where the memory says that it pays.
+"""
+
+from enum import Enum
+from typing import NamedTuple
+
+import numpy as np
+
+from firp.runtime.backends.host import STORAGE
+from firp.runtime.backends.interface import Array, Binding, Memory
+from firp.runtime.bundle.format import Manifest
+from firp.runtime.passes.kv_cache import KVCache
+
+MAX_BINDINGS = 256  # kept for passes to come, with what a runner prepared for them
+INDICES = ("input_ids", "position_ids", "source_rows", "logits_rows")
+
+
+class Hidden(Enum):
+    """A buffer of hidden states at the prediction layer."""
+
+    LOWER = "what the lower half gave"
+    EXTENDED = "the same, then all K pseudo rows of each source"
+    PACKED = "the same, less the offsets that are not used"
+    SOURCE = "one row, for a draft pass"
+
+
+class HalfKey(NamedTuple):
+    """Everything that the arrays of one run of a half depend on."""
+
+    graph: str
+    slots: int  # of the cache, in view
+    hidden: Hidden
+    rows: int
+    decoded: int = 0  # rows decoded to logits
+
+
+class PredictorsKey(NamedTuple):
+    """Likewise for a run of the predictors."""
+
+    hidden: Hidden
+    rows: int
+    sources: int
+
+
+class Buffers:
+    """capacity: tokens that the cache holds; rows: of the largest pass; decoded_rows: the most of
+    them that are decoded; top_k: guesses that the graphs list for each.
+    """
+
+    def __init__(
+        self, manifest: Manifest, memory: Memory, capacity: int, rows: int, decoded_rows: int, top_k: int
+    ):
+        model, dtype, zeros = manifest.model, STORAGE[manifest.dtype], memory.zeros
+        split, layers = manifest.prediction_layer, model.num_hidden_layers
+        self.num_predictors = manifest.num_predictors
+        self.memory = memory
+        row_shape = (1, model.num_key_value_heads, model.head_dim)
+        self.kv = KVCache(memory, layers, capacity, rows, row_shape, dtype)
+        self._slabs = {"lower": _slab_names(range(split)), "upper": _slab_names(range(split, layers))}
+        self.hidden: dict[Hidden, Array] = {  # [rows, D] each
+            name: zeros((1 if name is Hidden.SOURCE else rows, model.hidden_size), dtype, "hidden states")
+            for name in Hidden
+        }
+        self._bias = zeros((rows * (capacity + rows),), dtype, "attention mask")
+        self.logits = zeros((decoded_rows, model.vocab_size), np.float32, "logits")
+        self.top_ids = zeros((decoded_rows, top_k), np.int64, "guesses")
+        self.top_logprobs = zeros((decoded_rows, top_k), np.float32, "guesses")
+        self.indices: dict[str, Array] = {name: zeros((rows,), np.int64, "indices") for name in INDICES}
+        self._bindings: dict[HalfKey | PredictorsKey, Binding] = {}
+
+    @property
+    def kept_bindings(self) -> int:
+        """How many bindings are kept."""
+        return len(self._bindings)
+
+    def bias(self, rows: int, slots: int) -> Array:
+        """[1, 1, rows, slots + rows]: the additive mask of a pass, a view."""
+        return self._bias[: rows * (slots + rows)].reshape(1, 1, rows, slots + rows)
+
+    def binding(self, key: HalfKey | PredictorsKey, recurs: bool) -> Binding:
+        """The arrays of a run."""
+        binding = self._bindings.get(key)
+        if binding is None:
+            half = isinstance(key, HalfKey)
+            binding = self._bind_half(key) if half else self._bind_predictors(key)
+            if recurs and self.memory.reuses_bindings and len(self._bindings) < MAX_BINDINGS:
+                binding.repeats = True
+                self._bindings[key] = binding
+        return binding
+
+    def _bind_predictors(self, key: PredictorsKey) -> Binding:
+        out = self.hidden[Hidden.EXTENDED][: key.rows + key.sources * self.num_predictors]
+        inputs = {
+            "hidden_states": batch_of_one(self.hidden[key.hidden][: key.rows]),
+            "source_rows": batch_of_one(self.indices["source_rows"][: key.sources]),
+        }
+        return Binding(inputs, {"hidden_states_out": batch_of_one(out)})
+
+    def _bind_half(self, key: HalfKey) -> Binding:
+        states = batch_of_one(self.hidden[key.hidden][: key.rows])
+        inputs = {
+            "position_ids": batch_of_one(self.indices["position_ids"][: key.rows]),
+            "attention_bias": self.bias(key.rows, key.slots),
+        }
+        outputs: dict[str, Array] = {}
+        if key.graph == "lower":
+            inputs["input_ids"] = batch_of_one(self.indices["input_ids"][: key.rows])
+            outputs["hidden_states"] = states
+        else:
+            inputs["hidden_states"] = states
+            inputs["logits_rows"] = batch_of_one(self.indices["logits_rows"][: key.decoded])
+            outputs["logits"] = batch_of_one(self.logits[: key.decoded])
+            outputs["top_ids"] = batch_of_one(self.top_ids[: key.decoded])
+            outputs["top_logprobs"] = batch_of_one(self.top_logprobs[: key.decoded])
+        for past, new, slab in self._slabs[key.graph]:
+            inputs[past] = self.kv.past(slab, key.slots)
+            outputs[new] = self.kv.new(slab, key.rows)
+        return Binding(inputs, outputs)
+
+
+def batch_of_one(array: Array) -> Array:
+    """[...] → [1, ...]."""
+    return array.reshape(1, *array.shape)
+
+
+def _slab_names(layers: range) -> list[tuple[str, str, int]]:
+    """Graph input, graph output and slab of the cache, for the keys and values of each layer."""
+    return [
+        (f"past_{part}.{layer}", f"new_{part}.{layer}", 2 * layer + slab)
+        for layer in layers
+        for slab, part in enumerate(("key", "value"))
+    ]

@@ -1,0 +1,50 @@
+"""What one pass runs, and what it leaves behind.
+
+In: a tree (or a chain of prompt tokens), its draft sources. Out: `Pass`, on the host.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from firp.runtime.trees.guesses import Guesses
+from firp.runtime.trees.tree import DraftTree
+
+PREFILL_ROWS = 256  # tokens of a prompt that one pass takes at most
+
+
+class PassPlan(NamedTuple):
+    """One pass: T rows of a tree after the cached tokens, then `offsets` pseudo rows of each source.
+    Rows that are decoded give logits and guesses; pseudo rows always are, after those of the tree.
+    """
+
+    tree: DraftTree
+    sources: tuple[int, ...] = ()  # rows of the tree, ascending
+    offsets: int = 0  # pseudo rows of each source, 1 to K; 0 where there is no source
+    decode: tuple[int, ...] | None = None  # rows of the tree to decode; None: all
+    bring_logits: bool = True  # to the host; a greedy pick needs none
+    recurs: bool = True  # whether passes of this size come again, as those of a prompt's pieces do not
+
+    @property
+    def decoded(self) -> tuple[int, ...]:
+        """Rows of the tree that are decoded."""
+        return tuple(range(len(self.tree.tokens))) if self.decode is None else self.decode
+
+
+class Pass(NamedTuple):
+    """What one pass left behind, on the host; views, valid until the next pass."""
+
+    logits: np.ndarray | None  # [G', V] f32 of the decoded tree rows; None where nobody asked
+    top_ids: np.ndarray  # [G, k] i64, those of pseudo rows last
+    top_logprobs: np.ndarray  # [G, k] f32
+    decoded: tuple[int, ...] = ()  # the tree rows that G' counts
+    sources: tuple[int, ...] = ()
+    offsets: int = 0
+
+    def guesses_after(self, row: int) -> Guesses | None:
+        """The guesses of a row's own pseudo rows; None where the row was no source."""
+        if row not in self.sources:
+            return None
+        start = len(self.decoded) + self.sources.index(row) * self.offsets
+        end = start + self.offsets
+        return Guesses(self.top_ids[start:end], self.top_logprobs[start:end])

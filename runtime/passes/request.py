@@ -1,0 +1,65 @@
+"""One request, checked once: everything below the public API receives it.
+
+In: token ids, sampling params, the tokens that end a text. Out: a `Request`, and what it needs of a
+session.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from firp.runtime.errors import PromptError
+from firp.runtime.passes.pass_plan import PREFILL_ROWS
+from firp.runtime.sampling import SamplingParams
+from firp.runtime.trees.tree import TreeConfig
+
+
+class Needs(NamedTuple):
+    """What a request needs of a session."""
+
+    capacity: int  # cached tokens
+    rows: int  # of its largest pass, pseudo rows included
+    tree_rows: int  # of its largest decoding pass, likewise
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and how to continue it. Made by `Engine.request`, which checks both."""
+
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    ends: frozenset[int]  # tokens that end the text; they are emitted
+    max_tokens: int  # to emit at most: what was asked for, or what the context has room for
+
+    @staticmethod
+    def checked(
+        prompt: list[int], params: SamplingParams, ends: frozenset[int], vocab_size: int, context: int
+    ) -> "Request":
+        """Raises PromptError for a prompt that cannot be decoded. context: of the model, in tokens."""
+        check_prompt(prompt, vocab_size, context)
+        return Request(tuple(prompt), params, ends, min(params.max_new_tokens, context - len(prompt)))
+
+    def needs(self, tree: TreeConfig | None, num_predictors: int) -> Needs:
+        """What decoding takes with this tree; None: plainly."""
+        tree_rows = tree.pass_rows(num_predictors) if tree else 1
+        piece = min(len(self.prompt), PREFILL_ROWS)
+        return Needs(
+            capacity=len(self.prompt) + self.max_tokens,
+            rows=max(piece + num_predictors, tree_rows),
+            tree_rows=tree_rows,
+        )
+
+
+def check_prompt(prompt: list[int], vocab_size: int, context_tokens: int) -> None:
+    """Raises PromptError for a prompt that cannot be decoded."""
+    if not prompt:
+        raise PromptError("empty prompt", got="0 tokens", expected="at least 1")
+    for token in prompt:
+        if not isinstance(token, int) or not 0 <= token < vocab_size:
+            raise PromptError("token id out of range", got=token, expected=f"0 to {vocab_size - 1}")
+    if len(prompt) >= context_tokens:
+        raise PromptError(
+            "prompt longer than the context",
+            got=f"{len(prompt)} tokens",
+            expected=f"at most {context_tokens - 1}",
+            fix="shorten the prompt",
+        )

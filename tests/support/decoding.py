@@ -1,0 +1,16 @@
+"""Requests decoded in a session of the test's own."""
+
+from firp.runtime.loop.decode import decode
+from firp.runtime.sampling import Picker
+
+
+def steps_in(session, engine, prompt, params, tree=None):
+    """The steps of one request; plain without a tree."""
+    request = engine.request(prompt, params)
+    drafter = engine.drafter(tree, params.temperature == 0)
+    return decode(session, request, drafter, Picker(params))
+
+
+def tokens_in(session, engine, prompt, params, tree=None):
+    """The tokens of one request, step by step."""
+    return [step.tokens for step in steps_in(session, engine, prompt, params, tree)]
