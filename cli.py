@@ -116,7 +116,7 @@ def export(
             run_calibration(CalibrationRequest(model, predictors, calib_data, options=training))
             options = ExportOptions(model, output, predictors, prediction_layer, dtype, force=force)
         with progress_bar() as bar:
-            check = (lambda folder: verify_or_fail(folder, model, bar.stage)) if verify else None
+            check = (lambda folder: verify_or_fail(folder, model, bar.update)) if verify else None
             manifest = export_bundle(options, check, bar.update)
     size = sum(entry.size for entry in manifest.files.values())
     messages.print(

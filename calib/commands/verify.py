@@ -1,7 +1,7 @@
 """The `verify` command: what it checks, and what it prints. The exit status is 1 when a check
 fails.
 
-In: a bundle, and the model it came from. Out: the Report of `firp.export.verify.checks`; with --layers the
+In: a bundle, and the model it came from. Out: the `Report` of `firp.export.verify`; with --layers the
 comparisons of graphs too.
 """
 
@@ -36,7 +36,8 @@ def verify(bundle, model, layers, backend, as_json):
     """Check BUNDLE: file hashes, drafted against plain decoding, engines against ONNX Runtime, both
     against Hugging Face.
     """
-    from firp.export.verify.checks import Report, quiet_transformers, verify
+    from firp.export.verify.checks import quiet_transformers, verify
+    from firp.export.verify.report import Report
 
     if layers:
         require_packages("verify --layers", PACKAGES)
@@ -45,8 +46,8 @@ def verify(bundle, model, layers, backend, as_json):
     engine = Engine.load(bundle, backend)
     comparisons = _compare(bundle, backend) if layers else []
     with progress_bar() as bar:
-        report = verify(bundle, model, bar.stage, engine=engine)
-    report = Report([*report.checks, *(each.check() for each in comparisons)], report.near_ties)
+        report = verify(bundle, model, bar.update, engine=engine)
+    report = Report([*report.checks, *(each.check() for each in comparisons)])
     if as_json:
         print(
             json.dumps(
@@ -99,5 +100,6 @@ def _print(report, comparisons) -> None:
         )
     for tie in report.near_ties:
         messages.print(
-            f"near tie: {tie['tree']}, prompt {tie['prompt']}, token {tie['position']}, margin {tie['margin']:.2g}"
+            f"near tie: {tie.tree}, prompt {tie.difference.prompt}, token {tie.difference.position}, "
+            f"margin {tie.difference.margin:.2g}"
         )

@@ -27,7 +27,8 @@ from firp.calib.targets.layer_outputs import (
     tensors_in_order,
     with_outputs,
 )
-from firp.export.verify.checks import Check, scaled_difference, value_limit
+from firp.export.verify.report import Check
+from firp.export.verify.rounding import scaled_difference, value_limit
 from firp.runtime.backends.host import to_storage
 from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from firp.runtime.bundle.engine_record import Limits
@@ -44,7 +45,7 @@ class GraphComparison:
     graph: str
     form: str  # AS_IT_RUNS, or WITH_LAYERS: made for the comparison, and fused as that allows
     tensors: int  # compared, each over all feeds
-    worst: float  # the largest `firp.export.verify.checks.scaled_difference`; NaN where a tensor has one
+    worst: float  # the largest `firp.export.verify.rounding.scaled_difference`; NaN where a tensor has one
     limit: float
     first_beyond: str | None  # name of the first tensor beyond the limit, in the order of the graph
     layer: int | None  # that makes this tensor; None where no layer does

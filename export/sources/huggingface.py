@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from firp.export.sources.config_checks import check_config
 from firp.export.sources.safetensors_file import TensorRecord, read_checkpoint_tensors, read_json, same_bytes
 from firp.runtime.bundle.format import eos_token_ids
 from firp.runtime.bundle.graph_spec import ModelConfig
@@ -39,7 +40,16 @@ def _window(config: Any) -> int | None:
         raise CheckpointError(
             "layers with different attention windows", got=sorted(kinds), expected="one kind for all layers"
         )
-    return None if kinds == {"full_attention"} else config.sliding_window
+    if kinds == {"full_attention"}:
+        return None
+    if kinds == {"sliding_attention"} and config.sliding_window is None:
+        raise CheckpointError(
+            "layers with a sliding window of no size",
+            got="sliding_window null",
+            expected="a number of tokens",
+            fix="set sliding_window and use_sliding_window, or layer_types, in config.json",
+        )
+    return config.sliding_window
 
 
 # What sets a family apart from Llama without biases: the fields of ModelConfig that differ, from
@@ -260,30 +270,7 @@ def _model_config(path: Path, raw: dict[str, Any]) -> tuple[ModelConfig, Any]:
         rope_type=rope["rope_type"],
         **FAMILIES[architecture](c),
     )
-    sizes = (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-    )
-    for name in (*sizes, "max_position_embeddings"):
-        if not isinstance(getattr(config, name), int) or getattr(config, name) < 1:
-            raise CheckpointError(
-                f"bad {name} in config.json", got=getattr(config, name), expected="a positive integer"
-            )
-    if not 0 < config.rms_norm_eps < 1:
-        raise CheckpointError(
-            "bad rms_norm_eps in config.json", got=config.rms_norm_eps, expected="between 0 and 1"
-        )
-    if config.num_hidden_layers < 2:
-        raise CheckpointError("too few layers to split", got=config.num_hidden_layers, expected="at least 2")
-    if config.num_attention_heads % config.num_key_value_heads:
-        raise CheckpointError(
-            "heads do not divide",
-            got=f"{config.num_attention_heads} query, {config.num_key_value_heads} key/value heads",
-        )
+    check_config(config)
     return config, c
 
 

@@ -66,9 +66,6 @@ class Bar:
             self._last_line = time.monotonic()
             messages.print(f"{stage} ({done / total:.0%})" if total else stage)
 
-    def stage(self, name: str) -> None:
-        self.update(f"verified {name}", 0, None)
-
 
 @contextmanager
 def progress_bar() -> Iterator[Bar]:

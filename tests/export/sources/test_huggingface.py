@@ -15,6 +15,7 @@ from support.small_models import make_model
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.huggingface import open_checkpoint
+from firp.export.verify.checks import verify
 from firp.export.weights.stream import from_checkpoint, read_chunks, write_safetensors
 from firp.runtime.errors import CheckpointError, FirpError
 
@@ -217,6 +218,44 @@ def test_each_broken_directory_has_its_message(model, break_it, message):
     with pytest.raises(CheckpointError, match=message) as caught:
         open_checkpoint(model)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("llama", {"head_dim": 1}, "bad head_dim in config.json . got 1, expected an even number"),
+        ("qwen3", {"head_dim": 3}, "bad head_dim in config.json . got 3, expected an even number"),
+        (
+            "llama",
+            {"max_position_embeddings": 1},
+            "bad max_position_embeddings.* got 1, expected at least 16",
+        ),
+        ("llama", {"max_position_embeddings": 15}, "bad max_position_embeddings.* got 15"),
+        (
+            "qwen2",
+            {"layer_types": ["sliding_attention"] * 4, "use_sliding_window": True, "sliding_window": None},
+            "sliding window of no size . got sliding_window null.*Fix: set sliding_window",
+        ),
+        ("mistral", {"sliding_window": 0}, "bad sliding_window in config.json . got 0, expected at least 2"),
+        ("mistral", {"sliding_window": 1}, "bad sliding_window in config.json . got 1, expected at least 2"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused_before_anything_is_written(family, changes, message, tmp_path):
+    model = make_model(tmp_path / "model", family)
+    edit_config(model, **changes)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        export_bundle(ExportOptions(model, tmp_path / "bundle"))
+    assert "\n" not in str(caught.value) and not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [("llama", {"max_position_embeddings": 16}), ("mistral", {"sliding_window": 2})]
+)
+def test_the_least_that_works_is_verified(family, changes, tmp_path):
+    model = make_model(tmp_path / "model", family)
+    edit_config(model, **changes)
+    export_bundle(ExportOptions(model, tmp_path / "bundle"))
+    assert verify(tmp_path / "bundle", model).passed
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from firp.runtime.console import terminal
 terminal.Bar._QUIET_SECONDS = {seconds}
 with terminal.progress_bar() as bar:
     bar.update("training", 1, 4)
-    bar.stage("tree")
+    bar.update("verifying", 0, None)
 """
 
 
@@ -20,7 +20,7 @@ def run(seconds):
 
 def test_without_a_terminal_a_long_command_speaks_now_and_then():
     result = run(seconds=-1)
-    assert result.stderr.splitlines() == ["training (25%)", "verified tree"] and result.stdout == ""
+    assert result.stderr.splitlines() == ["training (25%)", "verifying"] and result.stdout == ""
 
 
 def test_and_a_short_one_is_silent():
