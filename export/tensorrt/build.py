@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
+from firp.export.leftovers import repair_all
 from firp.export.target_folder import disk_errors, target_folder
 from firp.export.tensorrt.plan import Target, build_plan
 from firp.export.tensorrt.shapes import graph_profiles
@@ -78,6 +79,8 @@ def build_engines(
     manifest = loaded.manifest
     limits = check_limits(options.limits, manifest)
     output = bundle / ENGINES_FOLDER / folder_name(options.backend, library.__version__, capabilities)
+    with disk_errors(output):
+        repair_all(output.parent)
     if output.is_dir() and not options.force:
         raise FirpError("these engines are built already", got=f"'{output}'", fix="replace them with --force")
     _check_own_files(output)

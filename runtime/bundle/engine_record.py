@@ -114,10 +114,10 @@ def read_record(folder: Path, build: str) -> EngineRecord:
 
 
 def engine_folders(bundle: Path, backend: str = "") -> list[Path]:
-    """Folders in a bundle that hold engines of a backend, or of any."""
+    """Folders in a bundle that hold engines of a backend, or of any; hidden ones are unfinished."""
     parent = bundle / ENGINES_FOLDER
     found = parent.glob(f"{backend}-[0-9]*" if backend else "*") if parent.is_dir() else ()
-    return sorted(folder for folder in found if (folder / RECORD_NAME).is_file())
+    return sorted(folder for folder in found if folder.name[0] != "." and (folder / RECORD_NAME).is_file())
 
 
 def find_engines(
