@@ -42,7 +42,7 @@ from firp.runtime.bundle.format import (
     to_json,
     write_json,
 )
-from firp.runtime.errors import FirpError
+from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.machine import available_bytes, peak_bytes, reset_peak
 from firp.runtime.trees.tree import MAX_PASS_ROWS
 
@@ -194,8 +194,15 @@ def _number(capability: str) -> tuple[int, ...]:
 
 
 def graph_weight_bytes(onnx: Path) -> int:
-    """Of the weights that a graph refers to; none is read."""
-    return sum(value.const_value.nbytes for value in ir.load(onnx).graph.initializers.values())
+    """Of the weights that a graph refers to; none is read. Raises BundleError for a file that is
+    no graph.
+    """
+    try:
+        initializers = ir.load(onnx).graph.initializers.values()
+        return sum(value.const_value.nbytes for value in initializers)
+    except Exception as error:  # of protobuf and of onnx_ir, which share no base class
+        reason = f"'{onnx}': {error!s:.200}"
+        raise BundleError("graph does not load", got=reason, fix="export the model again") from error
 
 
 def memory_needed(manifest: Manifest, graph: str, weight_bytes: int) -> dict[str, int]:

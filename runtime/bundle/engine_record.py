@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from firp.runtime.bundle.format import Bundle, FileEntry, Manifest, from_json, read_json, sha256_file
+from firp.runtime.bundle.onnx_weights import weight_file
 from firp.runtime.errors import BundleError, FirpError
 
 FORMAT_VERSION = 1
@@ -87,8 +88,7 @@ def folder_name(backend: str, library_version: str, compute_capabilities: tuple[
 
 def source_hashes(manifest: Manifest, graph: str) -> dict[str, str]:
     """The files that a graph's plan is made from."""
-    weights = "predictors.safetensors" if graph == "predictors" else "model.safetensors"
-    return {name: manifest.files[name].sha256 for name in (f"{graph}.onnx", weights)}
+    return {name: manifest.files[name].sha256 for name in (f"{graph}.onnx", weight_file(graph))}
 
 
 def read_record(folder: Path, build: str) -> EngineRecord:
