@@ -9,7 +9,7 @@ of its own.
 
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,10 +23,10 @@ from firp.runtime.bundle.format import Bundle, load_bundle
 from firp.runtime.drafters.interface import Drafter, FirpDrafter
 from firp.runtime.errors import FirpError, PromptError
 from firp.runtime.loop.decode import PREFILL_ROWS, Step, check_prompt, decode
-from firp.runtime.loop.text import TextStream, check_text, load_tokenizer
+from firp.runtime.loop.text import TextStream, encode_text, load_tokenizer
 from firp.runtime.passes.pool import SessionPool
 from firp.runtime.passes.session import Session
-from firp.runtime.sampling import SamplingParams
+from firp.runtime.sampling import SamplingParams, integer
 from firp.runtime.trees.tree import TreeConfig
 
 BACKENDS: dict[str, Callable[[], Backend]] = {
@@ -121,7 +121,7 @@ class Engine:
         check_hashes: see `load_bundle`. Raises FirpError: the bundle is not whole, or the backend
         cannot run it.
         """
-        if backend not in BACKENDS:
+        if not isinstance(backend, str) or backend not in BACKENDS:
             raise FirpError("unknown backend", got=repr(backend), expected=" or ".join(BACKENDS))
         if threads is not None and backend != "cpu":
             raise FirpError(
@@ -157,23 +157,28 @@ class Engine:
         """The tree that requests decode with; None where plain decoding is faster, or all there is."""
         return None if self.choice and not self.choice.drafts else self.best_tree
 
-    def encode(self, prompt: str | list[int]) -> list[int]:
-        """Token ids of a prompt, checked. Raises PromptError."""
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """Token ids of a prompt, checked: of text, or of a list, a tuple or an array [T] of them.
+        Raises PromptError.
+        """
         if isinstance(prompt, str):
             if not prompt:
                 raise PromptError("empty prompt", got="''", expected="at least one character")
             if self.tokenizer is None:
                 raise PromptError("the bundle has no tokenizer", got="a text prompt", expected="input_ids")
-            prompt = self.tokenizer.encode(check_text(prompt)).ids
-        check_prompt(prompt, self.model.vocab_size, self.model.max_position_embeddings)
-        return prompt
+            prompt = encode_text(self.tokenizer, prompt)
+        return check_prompt(prompt, self.model.vocab_size, self.model.max_position_embeddings)
 
     def session(self, capacity: int, rows: int = PREFILL_ROWS) -> Session:
         """A `Session`: for one caller, who decodes any number of sequences with it, one after the
         other. It holds `capacity` cached tokens and passes of `rows` rows, or more. Raises
         FirpError when the engines, or the device's memory, do not.
         """
-        return self.sessions.make(capacity, rows)
+        least = 1 + self.manifest.num_predictors
+        for name, value, low in (("capacity", capacity, 1), ("rows", rows, least)):
+            if (integer(value) or 0) < low:
+                raise FirpError(f"bad {name} of a session", got=f"{value!r:.60}", expected=f"at least {low}")
+        return self.sessions.make(int(capacity), int(rows))
 
     def drafter(self, tree: TreeConfig | None = None, greedy: bool = True) -> Drafter:
         """FIRP drafts with this tree; by default the best one here. greedy: what the drafts are
@@ -217,7 +222,7 @@ class Engine:
 
     def stream(
         self,
-        prompt: str | list[int],
+        prompt: str | Sequence[int],
         params: SamplingParams | None = None,
         plain: bool = False,
         tree: TreeConfig | None = None,
@@ -229,6 +234,11 @@ class Engine:
         cancel: when set, the stream closes after the current step. Raises PromptError at once for a
         prompt that cannot be decoded.
         """
+        for name, value, kind in (("params", params, SamplingParams), ("tree", tree, TreeConfig)):
+            if value is not None and not isinstance(value, kind):
+                raise FirpError(f"bad {name}", got=f"{value!r:.60}", expected=f"a {kind.__name__}, or None")
+        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+            raise FirpError("bad cancel", got=f"{cancel!r:.60}", expected="a threading.Event, or None")
         params = params or SamplingParams()
         if params.stop and self.tokenizer is None:
             raise FirpError("stop strings need a tokenizer", got="a bundle without one")

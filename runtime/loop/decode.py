@@ -6,7 +6,7 @@ of them come from one pass.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from firp.runtime import sampling
 from firp.runtime.drafters.interface import Drafter
 from firp.runtime.errors import PromptError
 from firp.runtime.passes.session import Pass, Session
-from firp.runtime.sampling import SamplingParams
+from firp.runtime.sampling import SamplingParams, integer
 from firp.runtime.trees.guesses import Guesses
 from firp.runtime.trees.tree import DraftTree, chain, root_only
 
@@ -62,7 +62,7 @@ def decode(
     """
     with session.exclusive():
         context = min(session.model.max_position_embeddings, session.kv.capacity + 1)
-        check_prompt(prompt, session.model.vocab_size, context)
+        prompt = check_prompt(prompt, session.model.vocab_size, context)
         limit = min(params.max_new_tokens, context - len(prompt))
         clock, offsets = _Clock(session), drafter.offsets if drafter else 0
         logits = session.memory.free_reads or params.temperature > 0 or pick is not sampling.pick
@@ -151,23 +151,29 @@ def guesses_of(row: int, sources: list[int], decoded_rows: int, offsets: int, re
     return Guesses(result.top_ids[start : start + offsets], result.top_logprobs[start : start + offsets])
 
 
-def check_prompt(prompt: list[int], vocab_size: int, context_tokens: int) -> None:
-    """Raises PromptError for a prompt that cannot be decoded."""
-    if not prompt:
+def check_prompt(prompt: Sequence[int], vocab_size: int, context_tokens: int) -> list[int]:
+    """The token ids of a prompt as a list: a list, a tuple or an array [T] of integers. Raises
+    PromptError for a prompt that cannot be decoded.
+    """
+    ids = prompt.tolist() if hasattr(prompt, "tolist") else prompt  # numpy's own numbers wrap around
+    if not isinstance(ids, Sequence) or isinstance(prompt, str | bytes | bytearray | memoryview):
+        raise PromptError("bad prompt", got=type(prompt).__name__, expected="text, or a list of token ids")
+    if not ids:
         raise PromptError("empty prompt", got="0 tokens", expected="at least 1")
-    wrong = next(
-        (token for token in prompt if not isinstance(token, int | np.integer) or not 0 <= token < vocab_size),
-        None,
-    )
-    if wrong is not None:
-        raise PromptError("token id out of range", got=wrong, expected=f"0 to {vocab_size - 1}")
-    if len(prompt) >= context_tokens:
+    tokens = [token if type(token) is int else integer(token) for token in ids]
+    for token, given in zip(tokens, ids, strict=True):
+        if token is None or not 0 <= token < vocab_size:
+            raise PromptError(
+                "token id out of range", got=f"{given!r:.60}", expected=f"0 to {vocab_size - 1}"
+            )
+    if len(tokens) >= context_tokens:
         raise PromptError(
             "prompt longer than the context",
-            got=f"{len(prompt)} tokens",
+            got=f"{len(tokens)} tokens",
             expected=f"at most {context_tokens - 1}",
             fix="shorten the prompt",
         )
+    return tokens
 
 
 class _Clock:
