@@ -36,6 +36,7 @@ from firp.runtime.bundle.calibration import Calibration, Choice, LatencyTable
 from firp.runtime.bundle.graph_spec import DTYPES, GraphSpec, ModelConfig, graph_specs
 from firp.runtime.bundle.onnx_weights import check_weights, weight_file
 from firp.runtime.bundle.paths import bundle_folder, own_file
+from firp.runtime.bundle.provenance import check_provenance
 from firp.runtime.errors import BundleError
 from firp.runtime.trees.guesses import PathCorrection
 from firp.runtime.trees.tree import TreeConfig
@@ -163,6 +164,8 @@ def read_manifest(path: Path) -> Manifest:
     needed |= {"predictors.safetensors", "tree.json"} if manifest.num_predictors else set()
     for choice in manifest.choices.values():
         choice.tree.validate(manifest.num_predictors)
+    drafts = manifest.num_predictors > 0
+    check_provenance(manifest.source, manifest.written_by, manifest.verification, drafts)
     if absent := sorted(needed - set(manifest.files)):
         raise BundleError(f"{MANIFEST_NAME} lists no {', '.join(absent)}", fix="export the model again")
     return manifest

@@ -17,10 +17,11 @@ from typing import Any
 from firp.runtime.errors import BundleError
 
 # What the exporter writes: each computes its output once, so a graph of them ends.
-OPERATORS = frozenset(
-    "Add Attention Cast Concat Gather GatherND Gemm LogSoftmax Mul RMSNormalization Reshape "
-    "RotaryEmbedding Shape Sigmoid Split TopK Transpose Unsqueeze".split()
-)
+OPERATORS = frozenset({
+    "Add", "Attention", "Cast", "Concat", "Gather", "GatherND",
+    "Gemm", "LogSoftmax", "Mul", "RMSNormalization", "Reshape", "RotaryEmbedding",
+    "Shape", "Sigmoid", "Split", "TopK", "Transpose", "Unsqueeze",
+})  # fmt: skip
 MOST_BYTES = 64 << 20  # of a graph's file, its weights not counted
 
 _INT, _INTS, _FLOAT, _FLOATS, _DOUBLES, _TEXT, _BYTES = (
@@ -69,13 +70,16 @@ _MESSAGES = {  # number of a field -> its name, and its kind or message
         12: ("doc_string", _TEXT), 13: ("external_data", "entry"), 14: ("data_location", _INT),
         16: ("metadata_props", "entry"),
     },
-    "value": {1: ("name", _TEXT), 2: ("type", "type"), 3: ("doc_string", _TEXT), 4: ("metadata_props", "entry")},
+    "value": {
+        1: ("name", _TEXT), 2: ("type", "type"), 3: ("doc_string", _TEXT), 4: ("metadata_props", "entry"),
+    },
     "type": {1: ("tensor_type", "tensor_type"), 6: ("denotation", _TEXT)},
     "tensor_type": {1: ("elem_type", _INT), 2: ("shape", "shape")},
     "shape": {1: ("dim", "dimension")},
     "dimension": {1: ("dim_value", _INT), 2: ("dim_param", _TEXT), 3: ("denotation", _TEXT)},
 }  # fmt: skip
 _EXTERNAL = 1  # TensorProto.EXTERNAL
+_KEYS = ("location", "offset", "length")  # of external data
 
 
 def weight_file(graph: str) -> str:
@@ -131,9 +135,6 @@ def _external_bytes(tensor: dict[str, list], weights: str, size: int) -> int:
     if offset + length > size:
         raise _BadGraph(f"weights of {name!r} end at byte {offset + length} of {weights!r}, which has {size}")
     return length
-
-
-_KEYS = ("location", "offset", "length")
 
 
 def _number(text: str, name: str) -> int:
