@@ -243,7 +243,8 @@ def test_prompts_of_any_sequence_of_integers_are_taken(prompt, random_engine):
         ([[5, 6]], "token id out of range"), (np.array([[5, 6]]), "token id out of range"),
         (np.array([1.5]), "token id out of range"), (np.array([True]), "token id out of range"),
         (np.array(5), "bad prompt.*ndarray"), (b"ab", "bad prompt.*bytes"),
-        (bytearray(b"ab"), "bad prompt.*bytearray"), ({5, 6}, "bad prompt.*set"), ({5: 6}, "bad prompt.*dict"),
+        (bytearray(b"ab"), "bad prompt.*bytearray"), ({5, 6}, "bad prompt.*set"),
+        ({5: 6}, "bad prompt.*dict"),
         (5, "bad prompt.*int"), (None, "bad prompt.*NoneType"), (iter([5]), "bad prompt"),
         (np.array([], np.int64), "empty prompt"),
     ],
@@ -256,7 +257,8 @@ def test_prompts_of_a_wrong_type_are_refused(prompt, message, random_engine):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"params": SamplingParams}, "bad params"), ({"params": {}}, "bad params"), ({"tree": {}}, "bad tree"),
+        ({"params": SamplingParams}, "bad params"), ({"params": {}}, "bad params"),
+        ({"tree": {}}, "bad tree"),
         ({"tree": "chain"}, "bad tree"), ({"cancel": True}, "bad cancel"),
     ],
 )  # fmt: skip
