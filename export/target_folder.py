@@ -1,26 +1,35 @@
 """A folder that appears under its name whole or not at all.
 
-In: the path it is to have. Out: a folder beside it to fill, renamed at the end of the `with` block
-if nothing was raised.
+In: the path it is to have. Out: a folder beside it to fill, which gets its name at the end of the
+`with` block if nothing was raised. What it replaces is there under its name until that moment: both
+swap in one move where the system can. Elsewhere the old one is moved aside for an instant, and put
+back on any exception, or by the next start after a kill (`firp.export.leftovers`).
 """
 
+import errno
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from firp.export.exchange import exchange
+from firp.export.leftovers import held, hidden_name, located, remove, repair, unfinished_folder
 from firp.runtime.errors import FirpError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_target(output: Path, marker: str, force: bool | None = None) -> None:
-    """Raises FirpError when `output` exists, unless `force` says that it is replaced and it holds
-    `marker`, so is of the kind to be written. None: such a folder is never replaced.
+    """Check that `output` may be written.
+
+    Raises FirpError when it exists, unless `force` says that it is replaced and it holds `marker`,
+    so is of the kind to be written. None: such a folder is never replaced.
     """
-    if not os.path.lexists(output):
+    with disk_errors(output):
+        place = located(output)
+    if not os.path.lexists(place):
         return
-    if not (output / marker).is_file():
+    if not (place / marker).is_file():
         raise FirpError(
             "output exists and is something else",
             got=f"'{output}' without {marker}",
@@ -29,6 +38,12 @@ def check_target(output: Path, marker: str, force: bool | None = None) -> None:
     if not force:
         fix = "choose another path" if force is None else "choose another path, or replace it with --force"
         raise FirpError("output exists", got=f"'{output}'", fix=fix)
+    if _working_folder().is_relative_to(place):
+        raise FirpError(
+            "cannot replace the folder that this command runs in",
+            got=f"'{output}'",
+            fix="run it from another folder",
+        )
 
 
 @contextmanager
@@ -36,26 +51,30 @@ def target_folder(output: Path, marker: str, force: bool | None = None) -> Itera
     """Yield a new folder to fill. It gets its name at the end; on any exception it is removed and
     `output` stays as it was.
 
-    Folders that killed processes left behind are removed too. Raises FirpError when the target
-    exists (see `check_target`) or the disk refuses.
+    What killed processes left is put back or removed first. Raises FirpError when the target exists
+    (see `check_target`) or the disk refuses.
     """
-    check_target(output, marker, force)
     with disk_errors(output):
-        made = [parent for parent in output.absolute().parents if not parent.exists()]
-        output.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(output)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-{os.getpid()}-", dir=output.parent))
-        folder.chmod(0o777 & ~_umask())
+        place = located(output)
+        repair(place)
+    check_target(output, marker, force)
+    made = [parent for parent in place.parents if not parent.exists()]
     try:
-        yield folder
-        check_target(output, marker, force)  # again: it may have appeared meanwhile
-        with disk_errors(output):
-            _install(folder, output)
+        with ExitStack() as stack:
+            with disk_errors(output):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                folder = stack.enter_context(unfinished_folder(place))
+            yield folder
+            check_target(output, marker, force)  # again: it may have appeared meanwhile
+            with disk_errors(output):
+                _install(folder, place)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if not output.exists():
+        if not os.path.lexists(place):
             for parent in made:  # innermost first
-                parent.rmdir()
+                with suppress(
+                    OSError
+                ):  # another process uses it by now; why we are here is what the user must see
+                    parent.rmdir()
 
 
 @contextmanager
@@ -64,53 +83,40 @@ def disk_errors(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        place = error.filename or output.parent
+        place = error.filename2 or error.filename or output.parent  # of a copy the target, not the source
+        fix = "free some disk, or write elsewhere" if error.errno in _FULL else "write elsewhere"
         raise FirpError(
-            f"cannot write '{output}'",
-            got=f"{error.strerror or error} at '{place}'",
-            fix="free some disk, or write elsewhere",
+            f"cannot write '{output}'", got=f"{error.strerror or error} at '{place}'", fix=fix
         ) from error
 
 
-def _remove_leftovers(output: Path) -> None:
-    prefix = f".{output.name}.partial-"
-    for path in output.parent.iterdir():
-        pid = path.name.removeprefix(prefix).partition("-")[0]
-        if path.name.startswith(prefix) and pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _install(folder: Path, output: Path) -> None:
-    """Give the folder its name; what it replaces is moved aside first, and put back if the renaming
-    fails.
+    """Give the folder its name. What had it is left under the folder's own, or removed; if the
+    renaming fails, it is put back.
     """
     if not os.path.lexists(output):
         folder.rename(output)
         return
-    aside = output.with_name(f".{output.name}.replaced-{os.getpid()}")
-    output.rename(aside)
+    if exchange(folder, output):
+        return
+    suffix = folder.name.removeprefix(hidden_name(output, "partial"))
+    aside = output.with_name(hidden_name(output, "replaced") + suffix)
+    nobodys = folder.with_name(
+        f"{folder.name}-old"
+    )  # a name that is never put back: half removed, it must not be
+    with held(output):
+        try:
+            output.rename(aside)
+            folder.rename(output)
+        finally:
+            if os.path.lexists(aside):
+                aside.rename(nobodys if os.path.lexists(output) else output)
+            remove(nobodys)
+
+
+def _working_folder() -> Path:
+    """An absolute path without links; the root where the folder was deleted."""
     try:
-        folder.rename(output)
-    except BaseException:
-        aside.rename(output)
-        raise
-    if aside.is_symlink():
-        aside.unlink()
-    else:
-        shutil.rmtree(aside, ignore_errors=True)
+        return Path.cwd()
+    except FileNotFoundError:
+        return Path("/")

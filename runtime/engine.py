@@ -9,7 +9,7 @@ of its own.
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from firp.runtime.backends.interface import Backend
@@ -23,12 +23,12 @@ from firp.runtime.drafters.make import make_drafter
 from firp.runtime.errors import FirpError, PromptError
 from firp.runtime.loop.decode import Step, decode
 from firp.runtime.loop.generation import Chunk, Generation, Stats, collect
-from firp.runtime.loop.text import TextStream, check_text, load_tokenizer
+from firp.runtime.loop.text import TextStream, encode_text, load_tokenizer
 from firp.runtime.passes.pass_plan import PREFILL_ROWS
 from firp.runtime.passes.pool import SessionPool
 from firp.runtime.passes.request import Needs, Request
 from firp.runtime.passes.session import Session
-from firp.runtime.sampling import Picker, SamplingParams
+from firp.runtime.sampling import Picker, SamplingParams, integer
 from firp.runtime.trees.tree import TreeConfig
 
 BACKENDS: dict[str, Callable[[], Backend]] = {
@@ -60,7 +60,7 @@ class Engine:
         check_hashes: see `load_bundle`. Raises FirpError: the bundle is not whole, or the backend
         cannot run it.
         """
-        if backend not in BACKENDS:
+        if not isinstance(backend, str) or backend not in BACKENDS:
             raise FirpError("unknown backend", got=repr(backend), expected=" or ".join(BACKENDS))
         if threads is not None and backend != "cpu":
             raise FirpError(
@@ -93,20 +93,25 @@ class Engine:
         """The tree that requests decode with; None where plain decoding is faster, or all there is."""
         return None if self.choice and not self.choice.drafts else self.best_tree
 
-    def encode(self, prompt: str | list[int]) -> list[int]:
-        """Token ids of a prompt. Raises PromptError where it cannot be encoded."""
+    def encode(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        """Token ids of a prompt: of text, or those given. Raises PromptError for text that cannot be
+        encoded.
+        """
         if not isinstance(prompt, str):
-            return list(prompt)
+            return prompt
         if not prompt:
             raise PromptError("empty prompt", got="''", expected="at least one character")
         if self.tokenizer is None:
             raise PromptError("the bundle has no tokenizer", got="a text prompt", expected="input_ids")
-        return self.tokenizer.encode(check_text(prompt)).ids
+        return encode_text(self.tokenizer, prompt)
 
-    def request(self, prompt: str | list[int], params: SamplingParams | None = None) -> Request:
-        """A prompt (text, or token ids) and how to continue it, checked once. Raises PromptError for
-        a prompt that cannot be decoded, FirpError for params that this bundle cannot serve.
+    def request(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Request:
+        """A prompt (text, or a list, a tuple or an array [T] of token ids) and how to continue it,
+        checked once. Raises PromptError for a prompt that cannot be decoded, FirpError for params
+        that this bundle cannot serve.
         """
+        if params is not None and not isinstance(params, SamplingParams):
+            raise FirpError("bad params", got=f"{params!r:.60}", expected="SamplingParams, or None")
         params = params or SamplingParams()
         if params.stop and self.tokenizer is None:
             raise FirpError("stop strings need a tokenizer", got="a bundle without one")
@@ -120,13 +125,19 @@ class Engine:
         other. It holds `capacity` cached tokens and passes of `rows` rows, or more. Raises FirpError
         when the engines, or the device's memory, do not.
         """
-        return self.sessions.make(capacity, rows)
+        least = 1 + self.manifest.num_predictors
+        for name, value, low in (("capacity", capacity, 1), ("rows", rows, least)):
+            if (integer(value) or 0) < low:
+                raise FirpError(f"bad {name} of a session", got=f"{value!r:.60}", expected=f"at least {low}")
+        return self.sessions.make(int(capacity), int(rows))
 
     def drafter(self, tree: TreeConfig | None, greedy: bool = True) -> Drafter:
         """Drafts for one request, with this tree; None: plain decoding. greedy: what the drafts are
         for; it changes their ranking. Raises FirpError for a tree that the bundle cannot draft.
         """
         if tree is not None:
+            if not isinstance(tree, TreeConfig):
+                raise FirpError("bad tree", got=f"{tree!r:.60}", expected="a TreeConfig, or None")
             tree.validate(self.manifest.num_predictors)
         return make_drafter(tree, self.manifest.num_predictors, self.bundle.correction, greedy)
 
@@ -155,7 +166,7 @@ class Engine:
 
     def stream(
         self,
-        prompt: str | list[int],
+        prompt: str | Sequence[int],
         params: SamplingParams | None = None,
         plain: bool = False,
         tree: TreeConfig | None = None,
@@ -167,9 +178,11 @@ class Engine:
         cancel: when set, the stream closes after the current step. Raises PromptError at once for a
         prompt that cannot be decoded.
         """
+        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+            raise FirpError("bad cancel", got=f"{cancel!r:.60}", expected="a threading.Event, or None")
         if plain and tree is not None:
             raise FirpError(
-                "plain decoding has no tree", got=f"{tree.kind} tree", fix="leave out the tree, or plain"
+                "plain decoding has no tree", got=f"{tree!r:.60}", fix="leave out the tree, or plain"
             )
         request = self.request(prompt, params)
         chosen = None if plain else tree or self.tree
@@ -202,7 +215,7 @@ class Engine:
         yield Chunk([], rest, reason, stats)
 
     def generate(
-        self, prompt: str | list[int], params: SamplingParams | None = None, **options
+        self, prompt: str | Sequence[int], params: SamplingParams | None = None, **options
     ) -> Generation:
         """Decode one request to its end. `options`: as for `stream`."""
         return collect(self.stream(prompt, params, **options))

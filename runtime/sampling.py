@@ -7,8 +7,10 @@ so plain and drafted decoding, whatever their trees, pick the same tokens: lossl
 equality test (method.md, "Lossless, at every temperature").
 """
 
+import numbers
+import operator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,22 +30,58 @@ class SamplingParams:
     ignore_eos: bool = False  # go on past the end-of-sequence token (for measurements)
 
     def __post_init__(self):
-        limits = (
-            ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
-            ("top_k", self.top_k, self.top_k >= 0, "0 (all) or more"),
-            ("top_p", self.top_p, 0 < self.top_p <= 1, "more than 0 and at most 1"),
-            ("seed", self.seed, 0 <= self.seed < 2**64, "in [0, 2^64)"),
-            (
-                "stop",
-                self.stop,
-                isinstance(self.stop, tuple) and all(self.stop),
-                "a tuple of non-empty strings",
-            ),
-        )
-        for name, value, good, expected in limits:
-            if not good:
-                raise FirpError(f"bad {name}", got=repr(value), expected=expected)
+        for name, kind, good, expected in _PARAMS:
+            value = kind(getattr(self, name))
+            if value is None or not good(value):
+                raise FirpError(f"bad {name}", got=f"{getattr(self, name)!r:.100}", expected=expected)
+            object.__setattr__(self, name, value)  # numpy's numbers wrap around, Python's do not
+
+
+def integer(value: Any) -> int | None:
+    """A whole number of any integer type, numpy's among them; None for anything else, truth values
+    too.
+    """
+    if isinstance(value, bool | np.bool_):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _real(value: Any) -> float | None:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def _truth(value: Any) -> bool | None:
+    return bool(value) if isinstance(value, bool | np.bool_) else None
+
+
+def _texts(value: Any) -> tuple[str, ...] | None:
+    texts = tuple(value) if isinstance(value, tuple | list) else None
+    return texts if texts is not None and all(isinstance(text, str) and text for text in texts) else None
+
+
+MOST_STOP_CHARACTERS = 10_000  # of all stop strings together: each token's text is compared with them
+_PARAMS = (  # field, conversion (None: of the wrong type), check, what is expected
+    ("max_new_tokens", integer, lambda value: value >= 1, "a whole number, at least 1"),
+    ("temperature", _real, lambda value: 0 <= value < float("inf"), "0 (greedy) or more"),
+    ("top_k", integer, lambda value: value >= 0, "a whole number, 0 (all) or more"),
+    ("top_p", _real, lambda value: 0 < value <= 1, "more than 0 and at most 1"),
+    ("seed", integer, lambda value: 0 <= value < 2**64, "a whole number in [0, 2^64)"),
+    (
+        "stop",
+        _texts,
+        lambda value: sum(map(len, value)) <= MOST_STOP_CHARACTERS,
+        f"a tuple of non-empty strings, at most {MOST_STOP_CHARACTERS} characters in all",
+    ),
+    ("ignore_eos", _truth, lambda value: True, "True or False"),
+)
 
 
 class Ranked(NamedTuple):

@@ -26,6 +26,7 @@ FLOORS = {
         {"commands"},
     ),
     "export": (
+        {"exchange", "leftovers"},
         {"target_folder"},
         {"families", "tensorrt"},
         {"sources"},

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from firp.export.bundle.predictor_dir import TENSOR_NAME, Predictors, open_predictors
 from firp.export.graphs.halves import write_graphs
+from firp.export.leftovers import repair
 from firp.export.sources.huggingface import Checkpoint, Weight, open_checkpoint
 from firp.export.sources.safetensors_file import TensorRecord
 from firp.export.target_folder import check_target, disk_errors, target_folder
@@ -38,6 +39,7 @@ from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.loop.text import load_tokenizer
 from firp.runtime.trees.tree import TreeConfig
 
+_GRAPHS_BYTES = 4 << 20  # more than the graphs and records of a bundle take
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
@@ -83,7 +85,12 @@ class Prepared(NamedTuple):
 
 
 def prepare(options: ExportOptions, verify: bool) -> Prepared:
-    """Check everything that can be checked before anything is written. Raises FirpError."""
+    """Check everything that can be checked before anything is written. Raises FirpError.
+
+    A bundle that a killed export had moved aside is put back first.
+    """
+    with disk_errors(options.output):
+        repair(options.output)
     check_target(options.output, MANIFEST_NAME, options.force)
     _check_apart(options)
     if options.force and options.output.exists():
@@ -165,7 +172,7 @@ def _write(
     layer: int,
     progress: Progress,
 ) -> Manifest:
-    records = _write_weights(folder, options.dtype, checkpoint, predictors, progress)
+    records = _write_weights(folder, options, checkpoint, predictors, progress)
     num_predictors = predictors.info.num_predictors if predictors else 0
     graphs = write_graphs(folder, checkpoint.config, layer, num_predictors, options.dtype, records)
     for name in COPIED:
@@ -211,8 +218,13 @@ def _write(
 
 
 def _write_weights(
-    folder: Path, dtype: str, checkpoint: Checkpoint, predictors: Predictors | None, progress: Progress
+    folder: Path,
+    options: ExportOptions,
+    checkpoint: Checkpoint,
+    predictors: Predictors | None,
+    progress: Progress,
 ) -> dict[str, TensorRecord]:
+    dtype = options.dtype
     outputs = [weights.from_checkpoint(weight, checkpoint.tensors) for weight in checkpoint.weights()]
     cos, sin = checkpoint.rope_tables()
     outputs += [weights.from_array("rope.cos", cos), weights.from_array("rope.sin", sin)]
@@ -222,17 +234,27 @@ def _write_weights(
         stacked = Weight("predictors.weight", (k * size, size), (TENSOR_NAME,))
         files["predictors.safetensors"] = [weights.from_checkpoint(stacked, {TENSOR_NAME: predictors.tensor})]
     total = sum(weights.size_bytes(each, dtype) for each in files.values())
-    free = shutil.disk_usage(folder).free
-    if total > free:
-        raise FirpError(
-            "not enough disk space", got=f"{free / 2**30:.2f} GiB free", expected=f"{total / 2**30:.2f} GiB"
-        )
+    _check_disk(total + _bytes_beside_weights(options, predictors), shutil.disk_usage(folder).free)
     records, done = {}, 0
     for name, each in files.items():
         report = functools.partial(_report, progress, done, total)
         records |= weights.write_safetensors(folder / name, each, dtype, report)
         done += weights.size_bytes(each, dtype)
     return records
+
+
+def _bytes_beside_weights(options: ExportOptions, predictors: Predictors | None) -> int:
+    """Size of the files that are copied, and about that of the graphs."""
+    copied = [options.model / name for name in COPIED] + (
+        list(predictors.files.values()) if predictors else []
+    )
+    return sum(file.stat().st_size for file in copied if file.is_file()) + _GRAPHS_BYTES
+
+
+def _check_disk(needed: int, free: int) -> None:
+    if needed > free:
+        got, expected = (f"{size / 2**20:.1f} MiB" for size in (free, needed))
+        raise FirpError("not enough disk space", got=f"{got} free", expected=expected, fix="free some disk")
 
 
 def _report(progress: Progress, before: int, total: int, written: int) -> None:

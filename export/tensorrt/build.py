@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
+from firp.export.leftovers import repair_all
 from firp.export.target_folder import disk_errors, target_folder
 from firp.export.tensorrt.plan import Target, build_plan
 from firp.export.tensorrt.shapes import graph_profiles
@@ -41,7 +42,7 @@ from firp.runtime.bundle.format import (
     to_json,
     write_json,
 )
-from firp.runtime.errors import FirpError
+from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.machine import available_bytes, peak_bytes, reset_peak
 from firp.runtime.trees.tree import MAX_PASS_ROWS
 
@@ -78,6 +79,8 @@ def build_engines(
     manifest = loaded.manifest
     limits = check_limits(options.limits, manifest)
     output = bundle / ENGINES_FOLDER / folder_name(options.backend, library.__version__, capabilities)
+    with disk_errors(output):
+        repair_all(output.parent)
     if output.is_dir() and not options.force:
         raise FirpError("these engines are built already", got=f"'{output}'", fix="replace them with --force")
     _check_own_files(output)
@@ -191,8 +194,15 @@ def _number(capability: str) -> tuple[int, ...]:
 
 
 def graph_weight_bytes(onnx: Path) -> int:
-    """Of the weights that a graph refers to; none is read."""
-    return sum(value.const_value.nbytes for value in ir.load(onnx).graph.initializers.values())
+    """Of the weights that a graph refers to; none is read. Raises BundleError for a file that is
+    no graph.
+    """
+    try:
+        initializers = ir.load(onnx).graph.initializers.values()
+        return sum(value.const_value.nbytes for value in initializers)
+    except Exception as error:  # of protobuf and of onnx_ir, which share no base class
+        reason = f"'{onnx}': {error!s:.200}"
+        raise BundleError("graph does not load", got=reason, fix="export the model again") from error
 
 
 def memory_needed(manifest: Manifest, graph: str, weight_bytes: int) -> dict[str, int]:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from firp.runtime.errors import FirpError
+
 STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int64": np.int64}
 _BFLOAT16_LOWEST = 0xFF7F
 
@@ -48,7 +50,14 @@ class HostMemory:
         self.counters: dict[str, int] = {}
 
     def zeros(self, shape: tuple[int, ...], dtype: type, purpose: str) -> np.ndarray:
-        return np.zeros(shape, dtype)  # taken from the system only as it is touched
+        try:
+            return np.zeros(shape, dtype)  # taken from the system only as it is touched
+        except (MemoryError, ValueError) as error:  # the latter beyond what an address can hold
+            raise FirpError(
+                f"not enough memory for {purpose}",
+                got=f"{list(shape)} {np.dtype(dtype)}",
+                fix="fewer new tokens, or a shorter prompt",
+            ) from error
 
     def clear(self, array: np.ndarray) -> None:
         array[...] = 0

@@ -5,7 +5,7 @@ to the caller's own arrays.
 import os
 import platform
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +18,9 @@ from firp.runtime.backends.interface import Array, Binding, LoadedGraphs, Memory
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from firp.runtime.errors import BundleError, FirpError
+from firp.runtime.sampling import integer
 
+MOST_THREADS = 1024  # more take ONNX Runtime minutes to start
 _CPU_DTYPES = ("float32", "float16")
 _ORT_TYPE = {
     "float32": "tensor(float)",
@@ -38,6 +40,10 @@ class OnnxRuntimeBackend:
     name = "cpu"
 
     def __init__(self, threads: int | None = None):
+        """Raises FirpError for a number of threads that no machine has."""
+        if threads is not None and not 1 <= (integer(threads) or 0) <= MOST_THREADS:
+            raise FirpError("bad number of threads", got=f"{threads!r:.60}", expected=f"1 to {MOST_THREADS}")
+        threads = None if threads is None else int(threads)
         self.device = f"{_processor()}, {threads or _cores()} threads"
         self.options = _session_options()
         self.options.intra_op_num_threads = threads or 0
@@ -144,8 +150,8 @@ def _check_signature(session: Any, spec: GraphSpec, path: Path) -> None:
         ("input", spec.inputs, session.get_inputs()),
         ("output", spec.outputs, session.get_outputs()),
     ):
-        found = {item.name: (item.type, len(item.shape)) for item in actual}
-        wanted = {item.name: (_ORT_TYPE[item.dtype], len(item.shape)) for item in declared}
+        wanted = {item.name: (_ORT_TYPE[item.dtype], _sizes(item.shape)) for item in declared}
+        found = {item.name: (item.type, _known(item.shape, wanted.get(item.name))) for item in actual}
         if found != wanted:
             wrong = sorted(set(found.items()) ^ set(wanted.items()))
             raise BundleError(
@@ -153,6 +159,20 @@ def _check_signature(session: Any, spec: GraphSpec, path: Path) -> None:
                 got=f"{kind}s that differ: {wrong[:2]}",
                 fix="export again",
             )
+
+
+def _sizes(shape: Sequence[Any]) -> tuple[int | None, ...]:
+    """A shape, None where a size is dynamic."""
+    return tuple(size if isinstance(size, int) else None for size in shape)
+
+
+def _known(shape: Sequence[Any], wanted: tuple[str, tuple] | None) -> tuple[int | None, ...]:
+    """A session's shape; a size that it, or the declaration, leaves open is taken as declared."""
+    sizes = _sizes(shape)
+    if wanted is None or len(wanted[1]) != len(sizes):
+        return sizes
+    pairs = zip(sizes, wanted[1], strict=True)
+    return tuple(size if None not in (size, other) else other for size, other in pairs)
 
 
 def _cores() -> int:
@@ -194,7 +214,12 @@ class OnnxRuntimeRunner:
     def run(self, binding: Binding) -> None:
         self._bind(self._spec.inputs, binding.inputs, self._binding.bind_input)
         self._bind(self._spec.outputs, binding.outputs, self._binding.bind_output)
-        self._graph.session.run_with_iobinding(self._binding, self._graph.run_options)
+        try:
+            self._graph.session.run_with_iobinding(self._binding, self._graph.run_options)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            reason = f"{str(error).splitlines()[0]:.200}"
+            fix = "export the model again, or lower what the request needs"
+            raise FirpError(f"the {self._spec.name} graph does not run", got=reason, fix=fix) from error
 
     def _bind(self, tensors: tuple[TensorSpec, ...], arrays: Mapping[str, Array], bind) -> None:
         bound, types, on_host = self._bound, self._types, self._graph.device == "cpu"

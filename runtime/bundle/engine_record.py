@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from firp.runtime.bundle.format import Bundle, FileEntry, Manifest, from_json, read_json, sha256_file
+from firp.runtime.bundle.onnx_weights import weight_file
 from firp.runtime.errors import BundleError, FirpError
 
 FORMAT_VERSION = 1
@@ -87,8 +88,7 @@ def folder_name(backend: str, library_version: str, compute_capabilities: tuple[
 
 def source_hashes(manifest: Manifest, graph: str) -> dict[str, str]:
     """The files that a graph's plan is made from."""
-    weights = "predictors.safetensors" if graph == "predictors" else "model.safetensors"
-    return {name: manifest.files[name].sha256 for name in (f"{graph}.onnx", weights)}
+    return {name: manifest.files[name].sha256 for name in (f"{graph}.onnx", weight_file(graph))}
 
 
 def read_record(folder: Path, build: str) -> EngineRecord:
@@ -114,10 +114,10 @@ def read_record(folder: Path, build: str) -> EngineRecord:
 
 
 def engine_folders(bundle: Path, backend: str = "") -> list[Path]:
-    """Folders in a bundle that hold engines of a backend, or of any."""
+    """Folders in a bundle that hold engines of a backend, or of any; hidden ones are unfinished."""
     parent = bundle / ENGINES_FOLDER
     found = parent.glob(f"{backend}-[0-9]*" if backend else "*") if parent.is_dir() else ()
-    return sorted(folder for folder in found if (folder / RECORD_NAME).is_file())
+    return sorted(folder for folder in found if folder.name[0] != "." and (folder / RECORD_NAME).is_file())
 
 
 def find_engines(

@@ -17,7 +17,8 @@ It MAY hold path_correction.safetensors (float32: previous and following [V, r],
 [2, K]; `PathCorrection`), calibration.json (`Calibration`: trees to choose from, with their
 expected tokens per step), tokenizer.json, tokenizer_config.json and chat_template.jinja. Without
 tokenizer.json it decodes token ids only. Every file but firp.json MUST be listed in `files` with
-its size and sha256; a file that is not listed is ignored.
+its size and sha256; a file that is not listed is ignored. Files are regular files, no links, and
+graphs take their weights from these safetensors files alone (`onnx_weights`).
 """
 
 import dataclasses
@@ -33,6 +34,9 @@ from typing import Any
 
 from firp.runtime.bundle.calibration import Calibration, Choice, LatencyTable
 from firp.runtime.bundle.graph_spec import DTYPES, GraphSpec, ModelConfig, graph_specs
+from firp.runtime.bundle.onnx_weights import check_weights, weight_file
+from firp.runtime.bundle.paths import bundle_folder, own_file
+from firp.runtime.bundle.provenance import check_provenance
 from firp.runtime.errors import BundleError
 from firp.runtime.trees.guesses import PathCorrection
 from firp.runtime.trees.tree import TreeConfig
@@ -87,11 +91,7 @@ def load_bundle(path: Path | str, check_hashes: bool = True) -> Bundle:
     check_hashes: compare every file's sha256 (reads the whole bundle, about 1 s a GB); sizes are
     always compared. Raises BundleError, one message for each way a bundle can be bad.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise BundleError(
-            "no such bundle", got=f"'{path}'", expected="a directory", fix="write one with firp export"
-        )
+    path = bundle_folder(path)
     manifest = read_manifest(path / MANIFEST_NAME)
     _check_files(path, manifest, check_hashes)
     tree = correction = calibration = None
@@ -164,6 +164,8 @@ def read_manifest(path: Path) -> Manifest:
     needed |= {"predictors.safetensors", "tree.json"} if manifest.num_predictors else set()
     for choice in manifest.choices.values():
         choice.tree.validate(manifest.num_predictors)
+    drafts = manifest.num_predictors > 0
+    check_provenance(manifest.source, manifest.written_by, manifest.verification, drafts)
     if absent := sorted(needed - set(manifest.files)):
         raise BundleError(f"{MANIFEST_NAME} lists no {', '.join(absent)}", fix="export the model again")
     return manifest
@@ -200,31 +202,18 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _check_files(path: Path, manifest: Manifest, check_hashes: bool) -> None:
-    fix = "copy the bundle again, or export it again"
-    for name, entry in manifest.files.items():
-        file = path / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise BundleError("file outside the bundle", got=f"'{name}' in {MANIFEST_NAME}", fix=fix)
-        if not file.is_file():
-            raise BundleError(
-                "missing file in bundle", got=f"no '{file}'", expected=f"{entry.size} bytes", fix=fix
-            )
-        if file.stat().st_size != entry.size:
-            raise BundleError(
-                "wrong file size in bundle",
-                got=f"{file.stat().st_size} bytes in '{file}'",
-                expected=entry.size,
-                fix=fix,
-            )
+    files = {name: own_file(path, name, entry.size) for name, entry in manifest.files.items()}
     for name, entry in manifest.files.items() if check_hashes else ():
-        digest = sha256_file(path / name)
+        digest = sha256_file(files[name])
         if digest != entry.sha256:
             raise BundleError(
                 "corrupted file in bundle",
-                got=f"sha256 {digest[:12]}… of '{path / name}'",
+                got=f"sha256 {digest[:12]}… of '{files[name]}'",
                 expected=f"{entry.sha256[:12]}…",
-                fix=fix,
+                fix="copy the bundle again, or export it again",
             )
+    for graph in manifest.graphs:
+        check_weights(files[f"{graph}.onnx"], files[weight_file(graph)])
 
 
 def eos_token_ids(config: Any, vocab_size: int, where: str) -> tuple[int, ...]:

@@ -5,14 +5,18 @@ character or a stop string.
 """
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
-from firp.runtime.errors import BundleError, PromptError
+from firp.runtime.errors import BundleError, FirpError, PromptError
 
 _UNFINISHED = "�"  # what a tokenizer decodes an incomplete UTF-8 sequence to
+_PENDING_TOKENS = 64  # without a character that is complete, before text is let go as it is
+_CHARACTER_TOKENS = 4  # a character has at most so many bytes, and a token has at least one
 _CONTEXT_TOKENS = 8  # of the prompt, decoded before the first new token
 
 
@@ -70,13 +74,31 @@ def _parse_prompt(line: str, where: str, default_id: str) -> Prompt:
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """Raises BundleError when the file is no tokenizer."""
-    try:
+    with _tokenizer_errors(lambda reason: BundleError("tokenizer does not load", got=f"'{path}': {reason}")):
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise BundleError("tokenizer does not load", got=f"'{path}': {error}") from error
     tokenizer.no_truncation()  # what the file was saved with would cut prompts silently
     tokenizer.no_padding()
     return tokenizer
+
+
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text. Raises PromptError when it is no Unicode, or the tokenizer fails on it."""
+    check_text(text)
+    with _tokenizer_errors(lambda reason: PromptError("the tokenizer fails on this prompt", got=reason)):
+        return tokenizer.encode(text).ids
+
+
+@contextmanager
+def _tokenizer_errors(make: Callable[[str], FirpError]) -> Iterator[None]:
+    """Turn what `tokenizers` raises into one error: bare Exception, and for a panic in its Rust code
+    an exception that is not even one.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise make(" ".join(f"{error!s:.200}".split())) from error
 
 
 def check_text(text: str) -> str:
@@ -102,36 +124,60 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), prompt: list[int] | None = None):
         self._tokenizer, self._stop = tokenizer, stop
+        added = tokenizer.get_added_tokens_decoder().values()
+        self._special = {token.content for token in added if token.special}
         self._ids = list((prompt or [])[-_CONTEXT_TOKENS:])
         # decoding starts at token `prefix`; text up to token `read` is out
         self._prefix, self._read = 0, len(self._ids)
-        if self._decode(self._read).endswith(_UNFINISHED):  # the prompt ends inside a character
+        if self._decode(0, self._read).endswith(_UNFINISHED):  # the prompt ends inside a character
             self._prefix = self._read
         self._held = ""  # decoded, but maybe the beginning of a stop string
         self.stopped = False
 
     def push(self, token: int) -> str:
+        content = self._tokenizer.id_to_token(token)
+        if content is None or content in self._special:
+            return ""
         self._ids.append(token)
-        text = self._decode(len(self._ids))
-        fresh = text[len(self._decode(self._read)) :]
+        end = len(self._ids)
+        text = self._decode(self._prefix, end)
+        fresh = text[len(self._decode(self._prefix, self._read)) :]
         if not text.endswith(_UNFINISHED):
-            if fresh:  # a token without text, such as a special one, must not lose the space of the next
-                self._prefix, self._read = self._read, len(self._ids)
-            return self._release(fresh)
-        certain = fresh.rstrip(_UNFINISHED)
-        return self._release(certain) if self._find_stop(self._held + certain) is not None else ""
+            if fresh:  # a token without text must not lose the space of the next
+                self._prefix, self._read = self._read, end
+                return self._release(fresh)
+        else:
+            certain = fresh.rstrip(_UNFINISHED)
+            if self._find_stop(self._held + certain) is not None:
+                return self._release(certain)
+        return self._release(self._decided()) if end - self._read > _PENDING_TOKENS else ""
+
+    def _decided(self) -> str:
+        """The beginning of a long text that completes no character. Without it every token would be
+        decoded again and again. It ends where both sides, decoded alone, are the text of the whole.
+        """
+        end = len(self._ids)
+        whole, known = self._decode(self._prefix, end), len(self._decode(self._prefix, self._read))
+        for cut in range(end - _CHARACTER_TOKENS, end - 2 * _CHARACTER_TOKENS, -1):
+            before = self._decode(self._prefix, cut)
+            if before + self._decode(cut, end) == whole:
+                self._prefix = self._read = cut
+                return before[known:]
+        return ""
 
     def finish(self) -> str:
         """What is still held back; an incomplete character comes out as U+FFFD."""
         if self.stopped:
             return ""
-        text = self._release(self._decode(len(self._ids))[len(self._decode(self._read)) :])
+        text = self._decode(self._prefix, len(self._ids))
+        text = self._release(text[len(self._decode(self._prefix, self._read)) :])
         if not self.stopped:
             text, self._held = text + self._held, ""
         return text
 
-    def _decode(self, end: int) -> str:
-        return self._tokenizer.decode(self._ids[self._prefix : end], skip_special_tokens=True)
+    def _decode(self, start: int, end: int) -> str:
+        with _tokenizer_errors(lambda reason: BundleError("the tokenizer does not decode", got=reason)):
+            return self._tokenizer.decode(self._ids[start:end], skip_special_tokens=True)
 
     def _find_stop(self, text: str) -> int | None:
         return min((at for stop in self._stop if (at := text.find(stop)) >= 0), default=None)
@@ -143,8 +189,14 @@ class TextStream:
         if found is not None:
             self.stopped, self._held = True, ""
             return text[:found]
-        keep = max(
-            (n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0
-        )
+        keep = max((self._begun(stop, text) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+    @staticmethod
+    def _begun(stop: str, text: str) -> int:
+        """How many characters of a stop string the text ends with, at most; it does not hold it."""
+        start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+        while start >= 0 and not stop.startswith(text[start:]):
+            start = text.find(stop[0], start + 1)
+        return len(text) - start if start >= 0 else 0

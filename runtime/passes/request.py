@@ -4,12 +4,13 @@ In: token ids, sampling params, the tokens that end a text. Out: a `Request`, an
 session.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from firp.runtime.errors import PromptError
 from firp.runtime.passes.pass_plan import PREFILL_ROWS
-from firp.runtime.sampling import SamplingParams
+from firp.runtime.sampling import SamplingParams, integer
 from firp.runtime.trees.tree import TreeConfig
 
 
@@ -32,11 +33,11 @@ class Request:
 
     @staticmethod
     def checked(
-        prompt: list[int], params: SamplingParams, ends: frozenset[int], vocab_size: int, context: int
+        prompt: Sequence[int], params: SamplingParams, ends: frozenset[int], vocab_size: int, context: int
     ) -> "Request":
         """Raises PromptError for a prompt that cannot be decoded. context: of the model, in tokens."""
-        check_prompt(prompt, vocab_size, context)
-        return Request(tuple(prompt), params, ends, min(params.max_new_tokens, context - len(prompt)))
+        tokens = check_prompt(prompt, vocab_size, context)
+        return Request(tuple(tokens), params, ends, min(params.max_new_tokens, context - len(tokens)))
 
     def needs(self, tree: TreeConfig | None, num_predictors: int) -> Needs:
         """What decoding takes with this tree; None: plainly."""
@@ -49,17 +50,26 @@ class Request:
         )
 
 
-def check_prompt(prompt: list[int], vocab_size: int, context_tokens: int) -> None:
-    """Raises PromptError for a prompt that cannot be decoded."""
-    if not prompt:
+def check_prompt(prompt: Sequence[int], vocab_size: int, context_tokens: int) -> list[int]:
+    """The token ids of a prompt as a list: a list, a tuple or an array [T] of integers. Raises
+    PromptError for a prompt that cannot be decoded.
+    """
+    ids = prompt.tolist() if hasattr(prompt, "tolist") else prompt  # numpy's own numbers wrap around
+    if not isinstance(ids, Sequence) or isinstance(prompt, str | bytes | bytearray | memoryview):
+        raise PromptError("bad prompt", got=type(prompt).__name__, expected="text, or a list of token ids")
+    if not ids:
         raise PromptError("empty prompt", got="0 tokens", expected="at least 1")
-    for token in prompt:
-        if not isinstance(token, int) or not 0 <= token < vocab_size:
-            raise PromptError("token id out of range", got=token, expected=f"0 to {vocab_size - 1}")
-    if len(prompt) >= context_tokens:
+    tokens = [token if type(token) is int else integer(token) for token in ids]
+    for token, given in zip(tokens, ids, strict=True):
+        if token is None or not 0 <= token < vocab_size:
+            raise PromptError(
+                "token id out of range", got=f"{given!r:.60}", expected=f"0 to {vocab_size - 1}"
+            )
+    if len(tokens) >= context_tokens:
         raise PromptError(
             "prompt longer than the context",
-            got=f"{len(prompt)} tokens",
+            got=f"{len(tokens)} tokens",
             expected=f"at most {context_tokens - 1}",
             fix="shorten the prompt",
         )
+    return tokens

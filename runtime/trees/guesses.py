@@ -85,6 +85,11 @@ class PathCorrection(NamedTuple):
     def rank(self, root: int, guesses: Guesses, greedy: bool) -> Ranking:
         (ids, logprobs), mode = guesses, 0 if greedy else 1
         depth = len(ids)
+        if not 0 <= ids.min() <= ids.max() < len(self.following):
+            got = f"token {ids.max() if ids.min() >= 0 else ids.min()}"
+            raise BundleError(
+                "guesses outside the vocabulary", got=got, expected=f"0 to {len(self.following) - 1}"
+            )
         following = self.following[ids] * self.weight[mode, :depth, None, None]  # [K, k, r]
         base = logprobs * self.scale[mode, :depth, None]  # [K, k]
         mass = np.exp(logprobs).sum(1)  # [K]

@@ -64,6 +64,17 @@ class TreeConfig:
 
     def validate(self, num_predictors: int) -> None:
         """Raises FirpError when the tree is malformed, or deeper than the predictors reach."""
+        numbers = [self.rows, *(n for n in (self.draft_sources, self.depth) if n is not None)]
+        if not isinstance(self.paths, tuple) or not all(isinstance(path, tuple) for path in self.paths):
+            raise FirpError(
+                "bad tree paths", got=f"{self.paths!r:.60}", expected="a tuple of tuples of ranks"
+            )
+        for number in (*numbers, *(rank for path in self.paths for rank in path)):
+            if type(number) is not int:
+                raise FirpError("bad number in a tree", got=f"{number!r:.60}", expected="a whole number")
+        if type(self.least) not in (int, float) or not isinstance(self.drafters, tuple):
+            got = f"drafters {self.drafters!r:.40}, least {self.least!r:.40}"
+            raise FirpError("bad tree", got=got, expected="a tuple of names, a number")
         if self.kind not in ("static", "dynamic"):
             raise FirpError("unknown tree kind", got=repr(self.kind), expected="static or dynamic")
         if not self.drafters or self.drafters != tuple(name for name in DRAFTERS if name in self.drafters):

@@ -1,5 +1,6 @@
 """The public interface: stops, streaming, statistics, cancellation, threads."""
 
+import array
 import dataclasses
 import itertools
 import subprocess
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 from support.decoding import steps_in, tokens_in
 
+from firp.runtime.bundle.graph_spec import graph_specs
 from firp.runtime.engine import Engine
-from firp.runtime.errors import FirpError, PromptError, SessionBusyError
+from firp.runtime.errors import BundleError, FirpError, PromptError, SessionBusyError
+from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.guesses import Guesses
+from firp.runtime.trees.tree import TreeConfig, chain
 
 PROMPT = "def read(path):\n    "
 
@@ -201,3 +205,111 @@ def test_the_runtime_imports_nothing_heavy():
     top = {name.partition(".")[0] for name in modules}
     assert {"numpy", "onnxruntime"} <= top
     assert top.isdisjoint({"torch", "transformers", "onnx", "onnx_ir", "click", "rich", "matplotlib"})
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        np.array([5, 6]),
+        np.array([5, 6], np.uint8),
+        (5, 6),
+        [np.int64(5), 6],
+        range(5, 7),
+        array.array("i", [5, 6]),
+    ],
+)
+def test_prompts_of_any_sequence_of_integers_are_taken(prompt, random_engine):
+    ids = random_engine.encode(prompt)
+    assert ids == [5, 6]
+    assert [type(token) for token in ids] == [int, int]
+    assert (
+        random_engine.generate(prompt, SamplingParams(3)).token_ids
+        == random_engine.generate([5, 6], SamplingParams(3)).token_ids
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([True], "token id out of range.*True"), ([1, False], "token id out of range.*False"),
+        ([None], "token id out of range.*None"), (["5"], "token id out of range"),
+        ([[5, 6]], "token id out of range"), (np.array([[5, 6]]), "token id out of range"),
+        (np.array([1.5]), "token id out of range"), (np.array([True]), "token id out of range"),
+        (np.array(5), "bad prompt.*ndarray"), (b"ab", "bad prompt.*bytes"),
+        (bytearray(b"ab"), "bad prompt.*bytearray"), ({5, 6}, "bad prompt.*set"),
+        ({5: 6}, "bad prompt.*dict"),
+        (5, "bad prompt.*int"), (None, "bad prompt.*NoneType"), (iter([5]), "bad prompt"),
+        (np.array([], np.int64), "empty prompt"),
+    ],
+)  # fmt: skip
+def test_prompts_of_a_wrong_type_are_refused(prompt, message, random_engine):
+    with pytest.raises(PromptError, match=message):
+        random_engine.stream(prompt)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"params": SamplingParams}, "bad params"), ({"params": {}}, "bad params"),
+        ({"tree": {"kind": "chain"}}, "bad tree"),
+        ({"tree": "chain"}, "bad tree"), ({"cancel": True}, "bad cancel"),
+    ],
+)  # fmt: skip
+def test_options_of_a_wrong_type_are_refused_at_once(options, message, random_engine):
+    with pytest.raises(FirpError, match=message):
+        random_engine.stream([5], **options)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 10_000, [], "2", 1.5, True])
+def test_numbers_of_threads_that_no_machine_has_are_refused(threads, random_engine):
+    with pytest.raises(FirpError, match="bad number of threads.*1 to 1024"):
+        Engine.load(random_engine.bundle.path, threads=threads)
+
+
+def test_a_backend_that_is_no_name_is_refused(random_engine):
+    with pytest.raises(FirpError, match="unknown backend"):
+        Engine.load(random_engine.bundle.path, backend=["cpu"])
+
+
+@pytest.mark.parametrize(("capacity", "rows"), [(10, 2), (0, 8), (10.0, 8), ("10", 8)])
+def test_a_session_too_small_for_a_pass_is_refused(capacity, rows, random_engine):
+    with pytest.raises(FirpError, match="bad (capacity|rows) of a session"):
+        random_engine.session(capacity, rows)
+
+
+def test_sizes_beyond_memory_are_one_line(random_engine):
+    with pytest.raises(FirpError, match="not enough memory for keys and values"):
+        random_engine.session(2**50)
+    with pytest.raises(FirpError, match="not enough memory for keys and values"):
+        random_engine.session(2**62)
+
+
+def test_a_pass_that_the_graph_refuses_is_one_line(random_engine):
+    with pytest.raises(FirpError, match="the lower graph does not run") as caught:
+        random_engine.session(8).forward(PassPlan(chain([193])))  # a token beyond the embedding
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"vocab_size": 200}, "upper.onnx' is not .*outputs that differ.*logits.*(200|193)"),
+        ({"head_dim": 24}, "lower.onnx' is not .*inputs that differ.*past_"),
+    ],
+)
+def test_a_graph_of_other_sizes_than_declared_is_refused(sizes, message, random_engine):
+    bundle, manifest = random_engine.bundle, random_engine.manifest
+    model = dataclasses.replace(manifest.model, **sizes)
+    graphs = graph_specs(model, manifest.prediction_layer, manifest.num_predictors, manifest.dtype)
+    declared = dataclasses.replace(manifest, model=model, graphs=graphs)
+    with pytest.raises(BundleError, match=message):
+        Engine(dataclasses.replace(bundle, manifest=declared), random_engine.backend)
+
+
+def test_guesses_outside_the_vocabulary_are_one_line(demo_engine):
+    correction = demo_engine.bundle.correction
+    ids = np.zeros((2, 4), np.int64)
+    for wrong in (demo_engine.model.vocab_size, -1):
+        ids[1, 2] = wrong
+        with pytest.raises(BundleError, match="guesses outside the vocabulary"):
+            correction.rank(0, Guesses(ids, np.zeros((2, 4), np.float32)), greedy=True)

@@ -155,3 +155,21 @@ def test_bfloat16_is_refused_by_name_on_the_cpu(family_bundle, tmp_path):
 def test_manifest_is_immutable(bundle):
     with pytest.raises(dataclasses.FrozenInstanceError):
         load_bundle(bundle).manifest.dtype = "float16"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(source={}), "firp.json: source: model"),
+        (lambda d: d["source"].pop("fingerprint"), "source: fingerprint"),
+        (lambda d: d["source"].update(predictors=None), "source: predictors: held_out.*None"),
+        (lambda d: d["source"]["predictors"].update(held_out=[]), r"held_out \| got \[\]"),
+        (lambda d: d["source"]["predictors"]["held_out"].update(top1=0.5), "held_out: top1.*0.5.*list"),
+        (lambda d: d.update(written_by={}), "written_by: firp"),
+        (lambda d: d.update(verification={"passed": True}), "verification: checks"),
+    ],
+)
+def test_what_is_only_shown_is_checked_before_it_is_shown(change, message, bundle):
+    edit_manifest(bundle, change)
+    with pytest.raises(BundleError, match=message):
+        load_bundle(bundle)

@@ -1,12 +1,15 @@
 """Streaming text and prompt files."""
 
 import random
+import time
+from types import SimpleNamespace
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from firp.runtime.errors import PromptError
-from firp.runtime.loop.text import TextStream, check_text, load_tokenizer, read_prompts
+from firp.runtime.errors import BundleError, PromptError
+from firp.runtime.loop import text as text_module
+from firp.runtime.loop.text import TextStream, check_text, encode_text, load_tokenizer, read_prompts
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +163,113 @@ def test_prompts_keep_their_ids(tmp_path):
         ("x", "a\u2028b", None),
         ("3", None, [1, 2]),
     ]
+
+
+@pytest.fixture(scope="module")
+def panicking_tokenizer():
+    """Its regular expression gives up on x…x!, which tokenizers answers with a Rust panic."""
+    tokenizer = Tokenizer(models.WordLevel({"x": 0, "a": 1}, unk_token="x"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"(x+x+)+y"), "isolated")
+    return tokenizer
+
+
+def test_a_panic_of_the_tokenizer_is_one_line(panicking_tokenizer):
+    assert encode_text(panicking_tokenizer, "a") == [1]
+    with pytest.raises(PromptError, match="the tokenizer fails on this prompt.*retry-limit") as caught:
+        encode_text(panicking_tokenizer, "x" * 60 + "!")
+    assert "\n" not in str(caught.value)
+
+
+class Panic(BaseException):
+    """As pyo3's PanicException, no Exception."""
+
+
+class Failing:
+    """A tokenizer whose every call raises."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def encode(self, _):
+        raise self.error
+
+    def decode(self, _, skip_special_tokens):
+        raise self.error
+
+    def get_added_tokens_decoder(self):
+        return {}
+
+
+def test_a_panic_while_decoding_is_one_line():
+    with pytest.raises(BundleError, match="the tokenizer does not decode.*index out of bounds"):
+        TextStream(Failing(Panic("index out of bounds")), prompt=[1])
+
+
+def test_a_panic_while_loading_is_one_line(tmp_path, monkeypatch):
+    def from_file(_):
+        raise Panic("called `Option::unwrap()` on a `None` value")
+
+    monkeypatch.setattr(text_module, "Tokenizer", SimpleNamespace(from_file=from_file))
+    with pytest.raises(BundleError, match="tokenizer does not load.*tokenizer.json.*unwrap"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_in_the_tokenizer_stays_one(error):
+    with pytest.raises(error):
+        encode_text(Failing(error()), "x")
+
+
+class Counting:
+    """A tokenizer that counts the tokens that it decodes."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.decoded = tokenizer, 0
+        self.id_to_token, self.get_added_tokens_decoder = (
+            tokenizer.id_to_token, tokenizer.get_added_tokens_decoder,
+        )  # fmt: skip
+
+    def decode(self, ids, **options):
+        self.decoded += len(ids)
+        return self.tokenizer.decode(ids, **options)
+
+
+def decoded_tokens(tokenizer, ids):
+    counting = Counting(tokenizer)
+    pieces, _ = stream(counting, ids)
+    assert "".join(pieces) == tokenizer.decode(ids)
+    return counting.decoded
+
+
+def test_text_that_completes_no_character_costs_linear_time(byte_tokenizer):
+    ids = byte_tokenizer.encode("ab").ids + [byte_tokenizer.token_to_id("Ģ")] * 2000  # byte 0x80
+    assert decoded_tokens(byte_tokenizer, ids) < 400 * len(ids)
+
+
+def test_broken_characters_come_out_as_one_decode_has_them(byte_tokenizer):
+    """Beginnings and ends of characters at random, for longer than any text is held back."""
+    rng = random.Random(1)
+    broken = [byte_tokenizer.encode("🙂").ids[i] for i in range(4)]
+    for _ in range(20):
+        ids = [rng.choice(broken) for _ in range(300)] + byte_tokenizer.encode("é!").ids
+        pieces, _ = stream(byte_tokenizer, ids)
+        assert "".join(pieces) == byte_tokenizer.decode(ids)
+        assert max(map(len, pieces)) <= 70
+
+
+def test_special_tokens_alone_cost_nothing(word_tokenizer):
+    assert decoded_tokens(word_tokenizer, [2, *[1] * 2000, 3]) < 40
+
+
+def test_unknown_ids_are_no_text(word_tokenizer):
+    text = TextStream(word_tokenizer, prompt=[0])
+    assert [text.push(6), text.push(500), text.push(7)] == ["a", "", " b"]
+
+
+def test_a_long_stop_string_is_compared_with_what_can_match(byte_tokenizer):
+    """A stop string of a million characters took seconds a token."""
+    ids = byte_tokenizer.encode("ab" * 50 + "aac").ids
+    started = time.process_time()
+    pieces, stopped = stream(byte_tokenizer, ids, ("aa" + "b" * 1_000_000,))
+    assert time.process_time() - started < 5
+    assert ("".join(pieces), stopped) == ("ab" * 50 + "aac", False)

@@ -153,3 +153,15 @@ def test_malformed_trees_are_refused(config, message):
 
 def test_root_only_is_plain_decoding():
     assert layout(*root_only(5)[1:3], [], 3).visible.tolist() == [[True]]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rows": "6"}, {"rows": 6.0}, {"rows": True}, {"depth": 1.5}, {"draft_sources": [1]},
+        {"kind": "static", "rows": 2, "paths": [(0,)]}, {"kind": "static", "rows": 2, "paths": ((0.0,),)},
+    ],
+)  # fmt: skip
+def test_trees_of_wrong_types_are_refused(fields):
+    with pytest.raises(FirpError, match="bad (number in a tree|tree paths)"):
+        TreeConfig(**fields).validate(3)
