@@ -48,12 +48,12 @@ from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.loop.text import check_text, load_tokenizer
+from firp.runtime.progress import Progress, silent
 from firp.runtime.trees.guesses import PathCorrection
 from firp.runtime.tuning.latency import measure_latency
 
 # options that a resumed run may change
 RESUMABLE_CHANGES = ("learning_rate", "batch", "accumulate", "anchors")
-Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def calibrate(
     saved.save()  # from here on the output is taken: another run is refused at once
     try:
         with memory_errors(request.options), disk_errors(request.output):
-            run = _Run(request, checkpoint, saved, progress or (lambda *_: None), cancel)
+            run = _Run(request, checkpoint, saved, progress or silent, cancel)
             return run.finish(default_layer, documents, prompts)
     finally:
         if not saved.stages:

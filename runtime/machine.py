@@ -1,9 +1,26 @@
-"""Memory of this machine and of this process, as Linux tells it.
+"""This machine: its processor, and the memory that it and this process have, as Linux tells it.
 
-In: nothing. Out: bytes, or None where the system does not say.
+In: nothing. Out: names, counts, bytes; None for bytes that the system does not tell.
 """
 
+import os
+import platform
 from pathlib import Path
+
+
+def cores() -> int:
+    """Processor cores that this process may use, where the system tells; else all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The processor's name and architecture, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or 'CPU'} ({platform.machine()})"
 
 
 def available_bytes() -> int | None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime as ort
 
-from firp.calib.profiling.pass_grid import FeedMaker, Progress, Target
+from firp.calib.profiling.pass_grid import FeedMaker, Target
 from firp.calib.targets.cost import Point
 from firp.calib.targets.layer_outputs import (
     in_float32,
@@ -35,6 +35,7 @@ from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import Bundle, Manifest
 from firp.runtime.bundle.graph_spec import GraphSpec
 from firp.runtime.errors import FirpError
+from firp.runtime.progress import Progress, silent
 
 ROWS, CACHED_TOKENS = (1, 16), 64  # as far as the context and the engines hold them
 AS_IT_RUNS, WITH_LAYERS = "as it runs", "with layer outputs"
@@ -70,7 +71,7 @@ class Difference(NamedTuple):
 def compare_graphs(
     target: Target,
     bundle: Bundle,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
     cancel: threading.Event | None = None,
 ) -> Iterator[GraphComparison]:
     """Raises FirpError when a graph cannot be run, or when `cancel` is set."""

@@ -24,12 +24,12 @@ from firp.runtime.bundle.format import Manifest
 from firp.runtime.bundle.graph_spec import GraphSpec, ModelConfig
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
+from firp.runtime.progress import Progress
 
 TURNS, WARM_UP, PASSES = 4, 2, 6  # of each point
 TURN_MS = 2000.0  # a slow pass is repeated less often: a turn ends after the first pass beyond this
 Feed = Mapping[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
-Progress = Callable[[str, int, int], None]
 
 
 class Target(Protocol):

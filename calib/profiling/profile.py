@@ -7,7 +7,6 @@ shares of the device's peaks, and the latency table of calibration.
 
 import contextlib
 import importlib
-import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
@@ -16,7 +15,6 @@ from pathlib import Path
 from firp.calib.profiling.pass_grid import (
     FeedMaker,
     PassTime,
-    Progress,
     Target,
     check_grid,
     check_memory,
@@ -25,11 +23,13 @@ from firp.calib.profiling.pass_grid import (
 from firp.calib.profiling.step_split import StepSplit, split_steps
 from firp.calib.targets.cost import Peaks, Point
 from firp.calib.targets.layer_times import KindTime, group, head_nodes
+from firp.runtime.backends.registry import backend_factory
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.bundle.format import Bundle, load_bundle
-from firp.runtime.engine import BACKENDS
 from firp.runtime.errors import FirpError
+from firp.runtime.extras import require
 from firp.runtime.machine import available_bytes
+from firp.runtime.progress import Progress, silent
 from firp.runtime.tuning.latency import CACHED_TOKENS, measure_latency
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
@@ -86,13 +86,12 @@ class BundleProfile:
     latency: LatencyTable
 
 
-def profile_bundle(request: ProfileRequest, progress: Progress = lambda *_: None) -> BundleProfile:
+def profile_bundle(request: ProfileRequest, progress: Progress = silent) -> BundleProfile:
     """Measure everything. Raises FirpError for what the model or this machine cannot do, before
     anything is measured.
     """
-    require_packages()
-    if request.backend not in BACKENDS:
-        raise FirpError("unknown backend", got=repr(request.backend), expected=" or ".join(BACKENDS))
+    require("profiling", PACKAGES)
+    backend_factory(request.backend)  # an unknown name is refused before the bundle is read
     bundle = load_bundle(request.bundle)
     grid, layer_rows = grid_of(request, bundle.manifest.model.max_position_embeddings)
     check_memory(bundle.manifest, grid, available_bytes())
@@ -120,14 +119,6 @@ def profile_bundle(request: ProfileRequest, progress: Progress = lambda *_: None
         layers=_layer_profiles(target, bundle, passes, layer_rows, cached, progress),
         latency=latency,
     )
-
-
-def require_packages(purpose: str = "profiling", packages: tuple[str, ...] = PACKAGES) -> None:
-    """Raises FirpError with the line that installs what is missing."""
-    if absent := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise FirpError(
-            f"{purpose} needs {' and '.join(absent)}", got="not installed", fix="pip install 'firp[profile]'"
-        )
 
 
 def open_target(bundle: Bundle, backend: str) -> Target:

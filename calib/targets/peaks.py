@@ -5,7 +5,6 @@ In: the ONNX Runtime options that the graphs run with, or a CUDA device. Out: `P
 looked up in a table.
 """
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import numpy as np
 
 from firp.calib.targets.cost import Peaks
 from firp.runtime.backends.cuda import CudaMemory
+from firp.runtime.machine import cores
 
 COPY_BYTES = 512 * 2**20  # far larger than caches
 GEMM_SIZE = 2048
@@ -23,14 +23,16 @@ REPEATS, SECONDS = 5, 1.5  # at least; the best one counts: a peak, not a usual 
 
 def cpu_peaks(options: Any, dtype: str) -> Peaks:
     """A copy by as many threads as the graphs have, and a GEMM through ONNX Runtime."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = options.intra_op_num_threads or cores
+    threads = options.intra_op_num_threads or cores()
     source = np.ones((threads, COPY_BYTES // 8 // threads))  # float64
     target = np.empty_like(source)
     with ThreadPoolExecutor(threads) as pool:
         seconds = _best(lambda: list(pool.map(lambda i: np.copyto(target[i], source[i]), range(threads))))
     bandwidth = 2 * source.nbytes / seconds / 1e9
-    by = f"numpy copy by {threads} threads, read and written; MatMul of {GEMM_SIZE} x {GEMM_SIZE} {dtype} by ONNX Runtime"
+    by = (
+        f"numpy copy by {threads} threads, read and written; "
+        f"MatMul of {GEMM_SIZE} x {GEMM_SIZE} {dtype} by ONNX Runtime"
+    )
     return Peaks(bandwidth, _gemm_gflop_per_s(options, "CPUExecutionProvider", dtype), by)
 
 
@@ -38,7 +40,10 @@ def cuda_peaks(options: Any, dtype: str) -> Peaks:
     """A copy on the device and a GEMM, both through ONNX Runtime's CUDA provider."""
     array = np.ones(COPY_BYTES // 4, np.float32)
     seconds = _onnxruntime_seconds("Identity", options, "CUDAExecutionProvider", array)
-    by = f"ONNX Runtime on CUDA: Identity of {COPY_BYTES >> 20} MiB, read and written; MatMul of {GEMM_SIZE} x {GEMM_SIZE} {dtype}"
+    by = (
+        f"ONNX Runtime on CUDA: Identity of {COPY_BYTES >> 20} MiB, read and written; "
+        f"MatMul of {GEMM_SIZE} x {GEMM_SIZE} {dtype}"
+    )
     return Peaks(
         2 * array.nbytes / seconds / 1e9, _gemm_gflop_per_s(options, "CUDAExecutionProvider", dtype), by
     )

@@ -26,8 +26,7 @@ from firp.export.verify.tokens import (
 )
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError, CheckpointError
-
-Progress = Callable[[str, int, int | None], None]  # what runs, steps done, steps in all
+from firp.runtime.progress import Progress, silent
 
 
 class Step(NamedTuple):
@@ -40,7 +39,7 @@ class Step(NamedTuple):
 def verify(
     bundle: Path,
     model_dir: Path | None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
     check_hashes: bool = True,
     engine: Engine | None = None,
 ) -> Report:
@@ -76,7 +75,7 @@ def _check_source(engine: Engine, model_dir: Path) -> None:
         )
 
 
-def verify_or_fail(bundle: Path, model_dir: Path, progress: Progress = lambda *_: None) -> dict[str, Any]:
+def verify_or_fail(bundle: Path, model_dir: Path, progress: Progress = silent) -> dict[str, Any]:
     """The record for the manifest. Raises CheckFailedError naming the first check beyond its limit."""
     report = verify(bundle, model_dir, progress, check_hashes=False)
     failed = next((check for check in report.checks if not check.passed), None)
@@ -159,11 +158,3 @@ def _values_against_onnx_runtime(
             worst = float(np.max([scaled_difference(*pair) for pair in pairs]))  # NaN anywhere fails
             checks.append(Check(f"{stage} {part}, ONNX Runtime, {kind} tokens", worst <= limit, worst, limit))
     return checks
-
-
-def quiet_transformers() -> None:
-    """Its progress bars and advice are not ours to show."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()

@@ -2,8 +2,6 @@
 to the caller's own arrays.
 """
 
-import os
-import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from firp.runtime.backends.interface import Array, Binding, LoadedGraphs, Memory
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from firp.runtime.errors import BundleError, FirpError
+from firp.runtime.machine import cores, processor
 from firp.runtime.sampling import integer
 
 MOST_THREADS = 1024  # more take ONNX Runtime minutes to start
@@ -44,7 +43,7 @@ class OnnxRuntimeBackend:
         if threads is not None and not 1 <= (integer(threads) or 0) <= MOST_THREADS:
             raise FirpError("bad number of threads", got=f"{threads!r:.60}", expected=f"1 to {MOST_THREADS}")
         threads = None if threads is None else int(threads)
-        self.device = f"{_processor()}, {threads or _cores()} threads"
+        self.device = f"{processor()}, {threads or cores()} threads"
         self.options = _session_options()
         self.options.intra_op_num_threads = threads or 0
         self.options.inter_op_num_threads = 1
@@ -80,9 +79,9 @@ class OnnxRuntimeCudaBackend:
                 "this ONNX Runtime has no CUDA",
                 got=", ".join(library.get_available_providers()),
                 expected=_CUDA,
-                fix="pip uninstall onnxruntime, then pip install onnxruntime-gpu",
+                fix="make an environment with firp[gpu]; it cannot share one with firp[cpu]",
             )
-        self.cuda = cuda or load_cuda()
+        self.cuda = cuda or load_cuda("gpu")
         self.device = f"{device_name(self.cuda)}, onnxruntime {library.__version__}"
         self.stream = new_stream(self.cuda)
         self.options = _session_options()
@@ -173,21 +172,6 @@ def _known(shape: Sequence[Any], wanted: tuple[str, tuple] | None) -> tuple[int 
         return sizes
     pairs = zip(sizes, wanted[1], strict=True)
     return tuple(size if None not in (size, other) else other for size, other in pairs)
-
-
-def _cores() -> int:
-    """Those that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _processor() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or 'CPU'} ({platform.machine()})"
 
 
 class OnnxRuntimeGraph:

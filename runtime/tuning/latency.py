@@ -6,7 +6,6 @@ Medians; the passes see a cache of `cached_tokens` tokens.
 """
 
 import statistics
-from collections.abc import Callable
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from firp.runtime.engine import Engine
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.passes.request import Needs, Request
 from firp.runtime.passes.session import Session
+from firp.runtime.progress import Progress, silent
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig, chain
 
@@ -24,9 +24,7 @@ LONG_MATCH = 6  # drafts that a good match of prompt lookup may win
 TURNS, PASSES, WARM_UP = 5, 6, 3  # of each size
 
 
-def measure_latency(
-    engine: Engine, progress: Callable[[str, int, int], None] = lambda *_: None
-) -> LatencyTable:
+def measure_latency(engine: Engine, progress: Progress = silent) -> LatencyTable:
     """Time passes of growing size, up to one that costs more than any tree could win back. The
     sizes take turns, so that a busy moment of the machine falls on all of them; the first passes of
     a turn fill the processor's caches and do not count.

@@ -4,7 +4,6 @@ In: a bundle with calibrated trees, or prompts like what it will decode. Out: it
 `Choice` more, replaced in one move; nothing else changes.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from firp.runtime.bundle.calibration import (
@@ -19,11 +18,11 @@ from firp.runtime.bundle.calibration import (
 from firp.runtime.bundle.format import MANIFEST_NAME, read_manifest, write_manifest
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
+from firp.runtime.progress import Progress, silent
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import FIRP, LOOKUP, TreeConfig
 from firp.runtime.tuning.latency import measure_latency
 
-Progress = Callable[[str, int, int], None]
 LOOKUP_ROWS = (4, 8, 16)  # trees of prompt lookup that are tried on prompts
 NEW_TOKENS = 96  # decoded of each prompt to try a tree
 SAMPLED = SamplingParams(NEW_TOKENS, temperature=0.8)
@@ -33,7 +32,7 @@ def tune(
     engine: Engine,
     text: str = TEXTS[0],
     prompts: list[str | list[int]] | None = None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> Choice:
     """Measure latency against rows here, and pick the tree with the highest expected tokens a second.
 
