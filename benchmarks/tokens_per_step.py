@@ -12,7 +12,8 @@ from pathlib import Path
 
 import click
 
-from firp.runtime.engine import Engine, Generation
+from firp.runtime.engine import Engine
+from firp.runtime.loop.generation import Generation
 from firp.runtime.loop.text import read_prompts
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig

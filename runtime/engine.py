@@ -24,7 +24,7 @@ from firp.runtime.loop.generation import Chunk, Generation, Stats, collect
 from firp.runtime.loop.text import TextStream, encode_text, load_tokenizer
 from firp.runtime.passes.pass_plan import PREFILL_ROWS
 from firp.runtime.passes.pool import SessionPool
-from firp.runtime.passes.request import Needs, Request
+from firp.runtime.passes.request import Needs, Request, check_prompt
 from firp.runtime.passes.session import Session
 from firp.runtime.sampling import Picker, SamplingParams, integer
 from firp.runtime.trees.tree import TreeConfig
@@ -77,10 +77,15 @@ class Engine:
         """The tree that requests decode with; None where plain decoding is faster, or all there is."""
         return None if self.choice and not self.choice.drafts else self.best_tree
 
-    def encode(self, prompt: str | Sequence[int]) -> Sequence[int]:
-        """Token ids of a prompt: of text, or those given. Raises PromptError for text that cannot be
-        encoded.
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """Token ids of a prompt, checked: of text, or of a list, a tuple or an array [T] of them.
+        Raises PromptError.
         """
+        context = self.model.max_position_embeddings
+        return check_prompt(self._tokens(prompt), self.model.vocab_size, context)
+
+    def _tokens(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        """Those of text; others are as given."""
         if not isinstance(prompt, str):
             return prompt
         if not prompt:
@@ -101,7 +106,7 @@ class Engine:
             raise FirpError("stop strings need a tokenizer", got="a bundle without one")
         context = self.model.max_position_embeddings
         return Request.checked(
-            self.encode(prompt), params, self._ends(params), self.model.vocab_size, context
+            self._tokens(prompt), params, self._ends(params), self.model.vocab_size, context
         )
 
     def session(self, capacity: int, rows: int = PREFILL_ROWS) -> Session:

@@ -8,7 +8,7 @@ from firp.runtime.console import progress
 progress.QUIET_SECONDS = {seconds}
 with progress.progress_bar() as bar:
     bar.update("training", 1, 4)
-    bar.stages("verified")("tree")
+    bar.update("verifying tree", 0, None)
 """
 
 
@@ -19,7 +19,7 @@ def run(seconds):
 
 
 def test_without_a_terminal_a_long_command_speaks_now_and_then_on_stderr():
-    assert run(seconds=-1).stderr.splitlines() == ["training (25%)", "verified tree"]
+    assert run(seconds=-1).stderr.splitlines() == ["training (25%)", "verifying tree"]
 
 
 def test_a_short_command_is_silent():
