@@ -23,9 +23,9 @@ from firp.calib.training.options import TrainOptions
 from firp.export.commands.build import build, build_after_export
 from firp.runtime.backends.nvidia_library import LIBRARIES
 from firp.runtime.bundle.calibration import TEXTS
+from firp.runtime.bundle.dtypes import MODEL_DTYPES
 from firp.runtime.bundle.engine_record import engine_folders
 from firp.runtime.bundle.format import CALIBRATION_NAME, load_bundle, to_json
-from firp.runtime.bundle.graph_spec import DTYPES
 from firp.runtime.console.terminal import (
     Repeating,
     cancel_on_interrupt,
@@ -71,7 +71,11 @@ def cli():
     help="Where to split; default: that of the predictors, or 3/4 of the layers.",
 )
 @click.option(
-    "--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True, help="Of weights and cache."
+    "--dtype",
+    type=click.Choice(MODEL_DTYPES),
+    default=MODEL_DTYPES[0],
+    show_default=True,
+    help="Of weights and cache.",
 )
 @click.option(
     "--verify/--no-verify", default=True, help="Check against the Hugging Face model; on by default."

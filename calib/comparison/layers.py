@@ -28,8 +28,8 @@ from firp.calib.targets.layer_outputs import (
     with_outputs,
 )
 from firp.export.verify.checks import Check, scaled_difference, value_limit
-from firp.runtime.backends.host import to_storage
 from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend
+from firp.runtime.bundle.dtypes import DTYPES, to_storage
 from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import Bundle, Manifest
 from firp.runtime.bundle.graph_spec import GraphSpec
@@ -116,7 +116,8 @@ def _feeds(spec: GraphSpec, manifest: Manifest, points: list[Point]) -> list[dic
 
     def cut(array: np.ndarray) -> torch.Tensor:
         """Towards zero, as the runtime does: the mask's lowest value must not become infinite."""
-        return torch.from_numpy(to_storage(array, np.dtype(np.uint16)).view(np.int16)).view(torch.bfloat16)
+        bits = to_storage(array, DTYPES["bfloat16"].storage)
+        return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
 
     half = {tensor.name for tensor in spec.inputs if tensor.dtype == "bfloat16"}
     return [{name: cut(array) if name in half else array for name, array in feed.items()} for feed in feeds]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
+from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.graph_spec import GraphSpec, ModelConfig, TensorSpec
 
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 _CACHE = ("past_", "new_")
 
 
@@ -91,9 +91,10 @@ def pass_cost(
     spec: GraphSpec, model: ModelConfig, layers: int, num_predictors: int, dtype: str, point: Point
 ) -> Cost:
     """The cost of one pass of a graph that holds `layers` layers of the model."""
-    c, dims, item = model, dimensions(spec.name, point, num_predictors), _ITEM_BYTES[dtype]
+    c, dims, item = model, dimensions(spec.name, point, num_predictors), DTYPES[dtype].itemsize
     tensors = [
-        (each, prod(sizes(each, dims)) * _ITEM_BYTES[each.dtype]) for each in (*spec.inputs, *spec.outputs)
+        (each, prod(sizes(each, dims)) * DTYPES[each.dtype].itemsize)
+        for each in (*spec.inputs, *spec.outputs)
     ]
     cache = sum(size for tensor, size in tensors if tensor.name.startswith(_CACHE))
     count, keys = point.batch * point.rows, point.cached_tokens + point.rows

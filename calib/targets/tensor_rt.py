@@ -21,8 +21,8 @@ from firp.calib.targets.layer_times import LayerTime
 from firp.calib.targets.peaks import cuda_copy_peaks
 from firp.export.tensorrt.build import check_memory, graph_weight_bytes
 from firp.export.tensorrt.plan import Target, build_plan
-from firp.runtime.backends.host import STORAGE, to_storage
 from firp.runtime.backends.tensor_rt import TensorRTBackend, new_context
+from firp.runtime.bundle.dtypes import DTYPES, to_storage
 from firp.runtime.bundle.engine_record import find_engines, fitting_profile
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.bundle.graph_spec import GraphSpec
@@ -161,7 +161,7 @@ class _DeviceFeed:
             if held is None or held[0] is not array:
                 if held:
                     held[1].free()
-                stored = np.ascontiguousarray(to_storage(array, np.dtype(STORAGE[self._dtypes[name]])))
+                stored = np.ascontiguousarray(to_storage(array, DTYPES[self._dtypes[name]].storage))
                 buffer = cuda.DeviceArray.raw((stored.nbytes,))
                 buffer.copy_from(stored.reshape(-1).view(np.uint8))
                 self._held[name] = array, buffer

@@ -21,6 +21,7 @@ from firp.export.sources.huggingface import Checkpoint, Weight, open_checkpoint
 from firp.export.sources.safetensors_file import TensorRecord
 from firp.export.target_folder import check_target, disk_errors, target_folder
 from firp.export.weights import stream as weights
+from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
 from firp.runtime.bundle.engine_record import ENGINES_FOLDER, engine_folders
 from firp.runtime.bundle.format import (
     FORMAT_VERSION,
@@ -33,7 +34,6 @@ from firp.runtime.bundle.format import (
     write_json,
     write_manifest,
 )
-from firp.runtime.bundle.graph_spec import DTYPES
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.loop.text import load_tokenizer
 from firp.runtime.trees.tree import TreeConfig
@@ -51,7 +51,7 @@ class ExportOptions:
     predictors: Path | None = None
     prediction_layer: int | None = None  # None: that of the predictors, or three quarters of the layers
     # the type in which drafted decoding is exactly plain decoding, and that every CPU runs
-    dtype: str = DTYPES[0]
+    dtype: str = MODEL_DTYPES[0]
     tree: TreeConfig = dataclasses.field(default_factory=TreeConfig)
     force: bool = False
 
@@ -88,10 +88,10 @@ def prepare(options: ExportOptions, verify: bool) -> Prepared:
     _check_apart(options)
     if options.force and options.output.exists():
         _check_own_files(options.output)
-    if verify and options.dtype == "bfloat16":
+    if verify and not DTYPES[options.dtype].has_cpu_kernels:
         raise FirpError(
-            "bfloat16 graphs cannot be verified on a CPU",
-            got="ONNX Runtime without bfloat16 kernels",
+            f"{options.dtype} graphs cannot be verified on a CPU",
+            got=f"ONNX Runtime without {options.dtype} kernels",
             fix="add --no-verify, or export float32 or float16",
         )
     checkpoint = open_checkpoint(options.model)

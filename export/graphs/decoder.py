@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from firp.export.weights.stream import NUMPY_DTYPES
+from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.graph_spec import ModelConfig
 
 Weights = Callable[[str], ir.Value]  # name -> initializer
@@ -34,7 +34,7 @@ class GraphBuilder:
     """Nodes and initializers of one graph in the making; `op` adds a node and returns its output."""
 
     def __init__(self, config: ModelConfig, dtype: str, weights: Weights):
-        self.config, self.dtype, self.weight = config, NUMPY_DTYPES[dtype], weights
+        self.config, self.dtype, self.weight = config, ir.DataType[DTYPES[dtype].onnx].numpy(), weights
         self.tape = Tape()
         self._constants: dict[str, ir.Value] = {}
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from firp.export.graphs.decoder import Attention, GraphBuilder, LayerCache, decoder_layer
 from firp.export.sources.safetensors_file import TensorRecord
+from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.graph_spec import GraphSpec, ModelConfig, TensorSpec, graph_specs
 
 OPSET = 24
@@ -91,8 +92,7 @@ def _value(tensor: TensorSpec) -> ir.Value:
 
 
 def _onnx_dtype(dtype: str) -> ir.DataType:
-    names = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16", "int64": "INT64"}
-    return ir.DataType[names[dtype]]
+    return ir.DataType[DTYPES[dtype].onnx]
 
 
 def _layers(

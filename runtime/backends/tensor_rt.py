@@ -13,7 +13,8 @@ from typing import Any
 
 from firp.runtime.backends.cuda import CudaMemory, compute_capability, device_name, load_cuda
 from firp.runtime.backends.interface import Binding, LoadedGraphs
-from firp.runtime.backends.nvidia_library import DTYPES, load_library
+from firp.runtime.backends.nvidia_library import load_library
+from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.engine_record import RECORD_NAME, Profile, find_engines, fitting_profile
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.bundle.graph_spec import GraphSpec
@@ -78,7 +79,7 @@ class TensorRTGraph:
             found = {
                 n: engine.get_tensor_dtype(n).name for n in names if engine.get_tensor_mode(n).name == mode
             }
-            wanted = {tensor.name: DTYPES[tensor.dtype] for tensor in tensors}
+            wanted = {tensor.name: DTYPES[tensor.dtype].tensorrt for tensor in tensors}
             if found != wanted:
                 return f"{mode.lower()}s that differ: {sorted(set(found.items()) ^ set(wanted.items()))[:2]}"
         return None

@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from firp.runtime.bundle.calibration import Calibration, Choice, LatencyTable
-from firp.runtime.bundle.graph_spec import DTYPES, GraphSpec, ModelConfig, graph_specs
+from firp.runtime.bundle.dtypes import MODEL_DTYPES
+from firp.runtime.bundle.graph_spec import GraphSpec, ModelConfig, graph_specs
 from firp.runtime.errors import BundleError
 from firp.runtime.trees.guesses import PathCorrection
 from firp.runtime.trees.tree import TreeConfig
@@ -143,8 +144,8 @@ def read_manifest(path: Path) -> Manifest:
             expected=f"{manifest_digest(data)[:12]}…",
             fix="copy the bundle again, or export it again",
         )
-    if manifest.dtype not in DTYPES:
-        raise BundleError(f"unknown dtype in {path}", got=manifest.dtype, expected=" or ".join(DTYPES))
+    if manifest.dtype not in MODEL_DTYPES:
+        raise BundleError(f"unknown dtype in {path}", got=manifest.dtype, expected=" or ".join(MODEL_DTYPES))
     for name, value in dataclasses.asdict(manifest.model).items():
         if type(value) is int and not 1 <= value < (10_000 if name == "num_hidden_layers" else 2**31):
             raise BundleError(

@@ -10,7 +10,6 @@ rows decoded to logits.
 from dataclasses import dataclass
 from typing import Any
 
-DTYPES = ("float32", "float16", "bfloat16")  # the first is the default
 TOP_K = 64  # guesses listed for each row: the path correction re-ranks them, so many more than a tree is wide
 
 

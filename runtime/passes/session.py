@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from firp.runtime.backends.host import STORAGE, to_float32
 from firp.runtime.backends.interface import Array, Binding, Graph, Memory
+from firp.runtime.bundle.dtypes import DTYPES, to_float32
 from firp.runtime.bundle.format import Manifest
 from firp.runtime.errors import FirpError, SessionBusyError
 from firp.runtime.passes.kv_cache import KVBuffer
@@ -51,7 +51,7 @@ class Session:
         split, layers = manifest.prediction_layer, self.model.num_hidden_layers
         self._slabs = {"lower": _slab_names(range(split)), "upper": _slab_names(range(split, layers))}
         self._lock = threading.Lock()
-        model, dtype, zeros = self.model, STORAGE[manifest.dtype], memory.zeros
+        model, dtype, zeros = self.model, DTYPES[manifest.dtype].storage, memory.zeros
         self.rows, self.decoded_rows = rows, decoded_rows
         top_k = graphs["upper"].spec.output("top_ids").shape[-1]
         self.kv = KVBuffer(
