@@ -48,7 +48,7 @@ from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.loop.text import check_text, load_tokenizer
-from firp.runtime.trees.guesses import PathCorrection
+from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.tuning.latency import measure_latency
 
 # options that a resumed run may change

@@ -24,7 +24,7 @@ from firp.calib.text.documents import Dataset
 from firp.calib.training.options import TrainOptions
 from firp.calib.training.trainer import Trainer
 from firp.runtime.bundle.calibration import Calibration, Candidate, LatencyTable, choose, predicted_speedup
-from firp.runtime.trees.guesses import PathCorrection
+from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.trees.tree import TreeConfig
 
 SEQUENCES = 24  # held-out prompts decoded

@@ -30,7 +30,7 @@ from firp.runtime.bundle.format import (
     write_json,
 )
 from firp.runtime.errors import BundleError, CheckpointError
-from firp.runtime.trees.guesses import PathCorrection
+from firp.runtime.trees.path_correction import PathCorrection
 
 FORMAT_VERSION = 1
 MARKER = "predictors.json"

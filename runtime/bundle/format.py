@@ -35,7 +35,7 @@ from firp.runtime.bundle.calibration import Calibration, Choice, LatencyTable
 from firp.runtime.bundle.dtypes import MODEL_DTYPES
 from firp.runtime.bundle.graph_spec import GraphSpec, ModelConfig, graph_specs
 from firp.runtime.errors import BundleError
-from firp.runtime.trees.guesses import PathCorrection
+from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.trees.tree import TreeConfig
 
 FORMAT_VERSION = 1

@@ -6,7 +6,8 @@ verifies, and its draft sources.
 
 from typing import Protocol
 
-from firp.runtime.trees.guesses import Guesses, PathCorrection, independent
+from firp.runtime.trees.guesses import Guesses, independent
+from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.trees.tree import DraftTree, TreeConfig, build_tree, draft_sources, root_only
 
 

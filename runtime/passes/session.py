@@ -18,7 +18,8 @@ from firp.runtime.bundle.format import Manifest
 from firp.runtime.errors import FirpError, SessionBusyError
 from firp.runtime.passes.kv_cache import KVBuffer
 from firp.runtime.trees.guesses import Guesses
-from firp.runtime.trees.tree import DraftTree, layout
+from firp.runtime.trees.layout import layout
+from firp.runtime.trees.tree import DraftTree
 
 MAX_BINDINGS = 256  # kept for passes to come, with what a runner prepared for them
 
