@@ -25,7 +25,8 @@ from firp.runtime.backends.nvidia_library import LIBRARIES
 from firp.runtime.bundle.calibration import TEXTS
 from firp.runtime.bundle.dtypes import MODEL_DTYPES
 from firp.runtime.bundle.engine_record import engine_folders
-from firp.runtime.bundle.format import CALIBRATION_NAME, load_bundle, to_json
+from firp.runtime.bundle.format import CALIBRATION_NAME, load_bundle
+from firp.runtime.bundle.json_fields import to_json
 from firp.runtime.console.terminal import (
     Repeating,
     cancel_on_interrupt,

@@ -25,7 +25,7 @@ from firp.calib.targets.peaks import cpu_peaks, cuda_copy_peaks
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.commands.build import run_build
 from firp.runtime.backends.cuda import CudaMemory, load_cuda
-from firp.runtime.bundle.engine_record import Limits
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.console.terminal import print_table
 from firp.runtime.engine import BACKENDS, Engine
 from firp.runtime.loop.text import read_prompts

@@ -18,8 +18,8 @@ from firp.runtime.backends.interface import Backend
 from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend, OnnxRuntimeCudaBackend
 from firp.runtime.backends.tensor_rt import TensorRTBackend
 from firp.runtime.bundle.calibration import Choice
-from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import Bundle, load_bundle
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.drafters.interface import Drafter, FirpDrafter
 from firp.runtime.errors import FirpError, PromptError
 from firp.runtime.loop.decode import PREFILL_ROWS, Step, check_prompt, decode

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from firp.calib.training.options import AUTO, PRECISIONS, TrainOptions
-from firp.runtime.bundle.format import read_latency
+from firp.runtime.bundle.calibration import read_latency
 from firp.runtime.console.terminal import Repeating, cancel_on_interrupt, messages, print_table, progress_bar
 from firp.runtime.errors import FirpError
 from firp.runtime.loop.text import read_prompts

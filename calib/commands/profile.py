@@ -23,7 +23,8 @@ from firp.calib.profiling.profile import (
 from firp.calib.targets.cost import Point
 from firp.calib.targets.layer_times import KINDS
 from firp.export.target_folder import disk_errors, target_folder
-from firp.runtime.bundle.format import load_bundle, to_json, write_json
+from firp.runtime.bundle.format import load_bundle
+from firp.runtime.bundle.json_fields import to_json, write_json
 from firp.runtime.console.terminal import (
     Repeating,
     describe,

@@ -11,7 +11,8 @@ from pathlib import Path
 import click
 
 from firp.calib.profiling.profile import open_target, require_packages
-from firp.runtime.bundle.format import load_bundle, to_json
+from firp.runtime.bundle.format import load_bundle
+from firp.runtime.bundle.json_fields import to_json
 from firp.runtime.console.terminal import cancel_on_interrupt, messages, print_table, progress_bar
 from firp.runtime.engine import BACKENDS, Engine
 from firp.runtime.errors import CheckFailedError

@@ -30,9 +30,9 @@ from firp.calib.targets.layer_outputs import (
 from firp.export.verify.checks import Check, scaled_difference, value_limit
 from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from firp.runtime.bundle.dtypes import DTYPES, to_storage
-from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import Bundle, Manifest
 from firp.runtime.bundle.graph_spec import GraphSpec
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.errors import FirpError
 
 ROWS, CACHED_TOKENS = (1, 16), 64  # as far as the context and the engines hold them

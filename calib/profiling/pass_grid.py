@@ -19,9 +19,9 @@ import numpy as np
 from firp.calib.targets.cost import Cost, Peaks, Point, Roofline, dimensions, pass_cost, roofline, sizes
 from firp.calib.targets.layer_times import LayerTime
 from firp.runtime.backends.host import attention_bias
-from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import Manifest
 from firp.runtime.bundle.graph_spec import GraphSpec, ModelConfig
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 

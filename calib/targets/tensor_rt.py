@@ -23,7 +23,7 @@ from firp.export.tensorrt.build import check_memory, graph_weight_bytes
 from firp.export.tensorrt.plan import Target, build_plan
 from firp.runtime.backends.tensor_rt import TensorRTBackend, new_context
 from firp.runtime.bundle.dtypes import DTYPES, to_storage
-from firp.runtime.bundle.engine_record import find_engines, fitting_profile
+from firp.runtime.bundle.engine_record import find_engine_folder, fitting_profile
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.bundle.graph_spec import GraphSpec
 from firp.runtime.engine import Engine
@@ -41,7 +41,9 @@ class TensorRTTarget:
         self._runtime = TensorRTBackend(backend)
         self._trt, self.device = self._runtime.library, self._runtime.device
         self._bundle, self._backend = bundle, backend
-        self._engines = find_engines(bundle, backend, self._trt.__version__, self._runtime.compute_capability)
+        self._engines = find_engine_folder(
+            bundle, backend, self._trt.__version__, self._runtime.compute_capability
+        )
         self.limits = self._engines.record.limits
         _check_cuda_library()
         from polygraphy import config

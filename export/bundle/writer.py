@@ -28,12 +28,10 @@ from firp.runtime.bundle.format import (
     MANIFEST_NAME,
     FileEntry,
     Manifest,
-    read_json,
     sha256_file,
-    to_json,
-    write_json,
     write_manifest,
 )
+from firp.runtime.bundle.json_fields import read_json, to_json, write_json
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.loop.text import load_tokenizer
 from firp.runtime.trees.tree import TreeConfig

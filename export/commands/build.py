@@ -9,8 +9,10 @@ from typing import NamedTuple
 import click
 
 from firp.runtime.backends.nvidia_library import LIBRARIES
-from firp.runtime.bundle.engine_record import ENGINES_FOLDER, EngineRecord, Limits, folder_name
-from firp.runtime.bundle.format import MANIFEST_NAME, load_bundle, read_manifest, to_json
+from firp.runtime.bundle.engine_record import ENGINES_FOLDER, EngineRecord, folder_name
+from firp.runtime.bundle.format import MANIFEST_NAME, load_bundle, read_manifest
+from firp.runtime.bundle.json_fields import to_json
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.console.terminal import Repeating, cancel_on_interrupt, messages, progress_bar
 from firp.runtime.errors import FirpError
 

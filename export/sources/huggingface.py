@@ -298,9 +298,7 @@ def _eos_token_ids(path: Path, raw: dict[str, Any], vocab_size: int) -> tuple[in
             raw, vocab_size, str(path / "config.json")
         )
     except BundleError as error:
-        raise CheckpointError(
-            error.what, got=error.got, expected=error.expected, fix="correct the file"
-        ) from error
+        raise error.with_fix(CheckpointError, "correct the file") from error
 
 
 def _check_tensors(checkpoint: Checkpoint) -> None:

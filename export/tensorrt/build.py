@@ -27,20 +27,12 @@ from firp.runtime.bundle.engine_record import (
     FORMAT_VERSION,
     RECORD_NAME,
     EngineRecord,
-    Limits,
     folder_name,
     source_hashes,
 )
-from firp.runtime.bundle.format import (
-    MANIFEST_NAME,
-    Bundle,
-    FileEntry,
-    Manifest,
-    load_bundle,
-    read_manifest,
-    to_json,
-    write_json,
-)
+from firp.runtime.bundle.format import MANIFEST_NAME, Bundle, FileEntry, Manifest, load_bundle, read_manifest
+from firp.runtime.bundle.json_fields import to_json, write_json
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.errors import FirpError
 from firp.runtime.machine import available_bytes, peak_bytes, reset_peak
 from firp.runtime.trees.tree import MAX_PASS_ROWS

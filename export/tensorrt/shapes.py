@@ -6,8 +6,9 @@ likeliest and the largest shape of every input. Cached slots reach from none to 
 both, for a long prompt is prefilled in several passes.
 """
 
-from firp.runtime.bundle.engine_record import Limits, Profile
+from firp.runtime.bundle.engine_record import Profile
 from firp.runtime.bundle.graph_spec import GraphSpec
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.loop.decode import PREFILL_ROWS
 
 _LIKELY_ROWS, _LIKELY_CACHED = 16, 1024  # of a decoding pass

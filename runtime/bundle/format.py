@@ -26,14 +26,14 @@ import json
 import os
 import threading
 import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from firp.runtime.bundle.calibration import Calibration, Choice, LatencyTable
+from firp.runtime.bundle.calibration import Calibration, Choice, read_calibration
 from firp.runtime.bundle.dtypes import MODEL_DTYPES
 from firp.runtime.bundle.graph_spec import GraphSpec, ModelConfig, graph_specs
+from firp.runtime.bundle.json_fields import from_json, read_json, to_json, write_json
 from firp.runtime.errors import BundleError
 from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.trees.tree import TreeConfig
@@ -170,24 +170,6 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def read_calibration(path: Path, num_predictors: int) -> Calibration:
-    """Raises BundleError, or FirpError for a tree that is malformed."""
-    calibration = from_json(Calibration, read_json(path), path.name)
-    if not calibration.candidates:
-        raise BundleError(
-            f"no trees in {path.name}", got="no candidates", expected="at least 1", fix="calibrate again"
-        )
-    for candidate in calibration.candidates:
-        candidate.tree.validate(num_predictors)
-    return calibration
-
-
-def read_latency(path: Path) -> LatencyTable:
-    """The table that `firp tune --json` printed. Raises BundleError."""
-    data = read_json(path)
-    return from_json(LatencyTable, data.get("latency") if isinstance(data, dict) else data, str(path))
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace firp.json in one move, so that a bundle never holds half of it."""
     data = to_json(manifest)
@@ -251,66 +233,3 @@ def manifest_digest(data: dict[str, Any]) -> str:
 def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise BundleError("missing file", got=f"no '{path}'") from error
-    except (ValueError, RecursionError) as error:
-        raise BundleError(
-            "not JSON", got=f"'{path}': {error}", fix="copy the file again, or write it again"
-        ) from error
-
-
-def write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-
-
-def to_json(value: Any) -> Any:
-    """A dataclass as JSON data; tuples become lists."""
-    return dataclasses.asdict(value)
-
-
-def from_json(kind: Any, data: Any, where: str) -> Any:
-    """Build `kind` (a dataclass or a type annotation) from JSON data, strictly: no unknown key,
-    none missing, types as declared.
-    """
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(data, dict):
-            raise BundleError(f"bad value at {where}", got=repr(data), expected="an object")
-        fields = {field.name: field for field in dataclasses.fields(kind)}
-        if unknown := sorted(set(data) - set(fields)):
-            raise BundleError(
-                f"unknown key in {where}",
-                got=", ".join(unknown),
-                expected=", ".join(fields),
-                fix="upgrade firp",
-            )
-        required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-        if absent := sorted(required - set(data)):
-            raise BundleError(f"missing key in {where}", got=f"no {', '.join(absent)}")
-        hints = typing.get_type_hints(kind)
-        return kind(
-            **{name: from_json(hints[name], value, f"{where}: {name}") for name, value in data.items()}
-        )
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if data is None and types.NoneType in arguments:
-            return None
-        (kind,) = set(arguments) - {types.NoneType}  # only "or None" is used
-        return from_json(kind, data, where)
-    if origin is tuple and isinstance(data, list):
-        kinds = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else arguments
-        if len(kinds) != len(data):
-            raise BundleError(f"bad value at {where}", got=f"{len(data)} values", expected=len(kinds))
-        items = zip(kinds, data, strict=True)
-        return tuple(from_json(each, item, f"{where}[{index}]") for index, (each, item) in enumerate(items))
-    if origin is dict and isinstance(data, dict):
-        return {key: from_json(arguments[1], item, f"{where}: {key}") for key, item in data.items()}
-    if kind is Any or type(data) is kind or (kind is float and type(data) is int and abs(data) < 2**53):
-        return data
-    raise BundleError(
-        f"bad value at {where}", got=f"{data!r:.60}", expected=getattr(kind, "__name__", str(kind))
-    )

@@ -7,10 +7,11 @@ nothing else changes.
 from collections.abc import Callable
 from dataclasses import replace
 
-from firp.runtime.bundle.calibration import TEXTS, Calibration, Choice, choose
+from firp.runtime.bundle.calibration import TEXTS, Calibration, Choice
 from firp.runtime.bundle.format import MANIFEST_NAME, read_manifest, write_manifest
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
+from firp.runtime.tuning.choose import choose
 from firp.runtime.tuning.latency import measure_latency
 
 

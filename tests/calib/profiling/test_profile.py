@@ -23,7 +23,9 @@ from firp.calib.targets.cost import Point, dimensions, sizes
 from firp.calib.targets.layer_times import KINDS, head_nodes
 from firp.calib.targets.onnx_runtime import OnnxTarget
 from firp.cli import cli
-from firp.runtime.bundle.format import load_bundle, read_latency, to_json
+from firp.runtime.bundle.calibration import read_latency
+from firp.runtime.bundle.format import load_bundle
+from firp.runtime.bundle.json_fields import to_json
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.loop.decode import StepTimes

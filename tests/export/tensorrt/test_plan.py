@@ -9,8 +9,8 @@ from firp.export.tensorrt import plan as plan_builder
 from firp.export.tensorrt.plan import Target, build_plan
 from firp.export.tensorrt.shapes import graph_profiles
 from firp.runtime.backends.nvidia_library import load_library
-from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import load_bundle
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.errors import FirpError
 
 RTX = "tensorrt-rtx"

@@ -12,8 +12,9 @@ from firp.export.graphs import decoder
 from firp.export.tensorrt.build import BuildOptions, build_engines, choose_capabilities
 from firp.export.tensorrt.plan_text import read_plan, summarize
 from firp.runtime.backends.nvidia_library import load_library
-from firp.runtime.bundle.engine_record import Limits, find_engines
+from firp.runtime.bundle.engine_record import find_engine_folder
 from firp.runtime.bundle.format import load_bundle
+from firp.runtime.bundle.limits import Limits
 
 RTX = "tensorrt-rtx"
 ONE_DEVICE = BuildOptions(RTX, compute_capabilities=("8.9",))
@@ -34,7 +35,9 @@ def synthetic(folder, config, dtype):
 
 def launches(bundle, record):
     """graph -> a summary for each profile."""
-    engines = find_engines(load_bundle(bundle), RTX, record.library_version, record.compute_capabilities[0])
+    engines = find_engine_folder(
+        load_bundle(bundle), RTX, record.library_version, record.compute_capabilities[0]
+    )
     return {
         name: [summarize(kernels) for kernels in read_plan(engines.plan_path(name))] for name in record.plans
     }

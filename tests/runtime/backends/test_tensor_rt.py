@@ -14,8 +14,8 @@ from support.tensorrt_double import device_engine
 
 from firp.export.verify.checks import verify
 from firp.runtime.backends.cuda import CudaMemory
-from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import load_bundle
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.sampling import SamplingParams

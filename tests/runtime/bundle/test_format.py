@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from firp.runtime.bundle.format import load_bundle, manifest_digest, to_json
+from firp.runtime.bundle.format import load_bundle, manifest_digest
+from firp.runtime.bundle.json_fields import to_json
 from firp.runtime.engine import Engine
 from firp.runtime.errors import BundleError, FirpError
 
