@@ -124,7 +124,7 @@ def export(
             manifest = export_bundle(options, check, bar.update)
     size = sum(entry.size for entry in manifest.files.values())
     messages.print(
-        f"wrote {output}: {manifest.dtype}, split at layer {manifest.prediction_layer}, {size / 2**20:.1f} MiB"
+        f"wrote {output}: {manifest.precision.compute}, split at layer {manifest.prediction_layer}, {size / 2**20:.1f} MiB"
     )
     if manifest.verification:
         messages.print(

@@ -74,14 +74,10 @@ def compare_graphs(
 ) -> Iterator[GraphComparison]:
     """Raises FirpError when a graph cannot be run, or when `cancel` is set."""
     manifest, cancel = bundle.manifest, cancel or threading.Event()
-    points, split = (
-        comparison_points(manifest.model.max_position_embeddings, target.limits),
-        manifest.prediction_layer,
-    )
-    layers = {"lower": range(split), "upper": range(split, manifest.model.num_hidden_layers)}
+    points = comparison_points(manifest.model.max_position_embeddings, target.limits)
     for name, spec in manifest.graphs.items():
         path, feeds = bundle.graph_path(name), _feeds(spec, manifest, points)
-        for form in (AS_IT_RUNS, WITH_LAYERS) if name in layers else (AS_IT_RUNS,):
+        for form in (AS_IT_RUNS, WITH_LAYERS) if manifest.layers(name) else (AS_IT_RUNS,):
             if cancel.is_set():
                 raise FirpError("interrupted", got=f"the comparison of {name} was cancelled")
             stage = f"comparing {name} {form}"
@@ -90,7 +86,7 @@ def compare_graphs(
                 progress(stage, int(share * 100), 100)
 
             report(0.0)
-            names = layer_outputs(path, layers[name]) if form == WITH_LAYERS else ()
+            names = layer_outputs(path, manifest.layers(name)) if form == WITH_LAYERS else ()
             ours = target.runner(name, names, report, cancel)
             theirs = reference_runner(path, (*(tensor.name for tensor in spec.outputs), *names))
             yield compare_runners(
@@ -110,7 +106,7 @@ def _feeds(spec: GraphSpec, manifest: Manifest, points: list[Point]) -> list[dic
     """
     maker = FeedMaker(spec, manifest, 1, points[0].cached_tokens)
     feeds = [maker.feed(point) for point in points]
-    if manifest.dtype != "bfloat16":
+    if manifest.precision.compute != "bfloat16":
         return feeds
     import torch
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from firp.export.sources.huggingface import Checkpoint
+from firp.export.sources.checkpoint import Checkpoint
 from firp.export.sources.safetensors_file import TensorRecord, read_safetensors
 from firp.export.target_folder import disk_errors
 from firp.export.weights import stream as weights

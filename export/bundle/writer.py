@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from firp.export.bundle.predictor_dir import TENSOR_NAME, Predictors, open_predictors
-from firp.export.graphs.halves import write_graphs
-from firp.export.sources.huggingface import Checkpoint, Weight, open_checkpoint
+from firp.export.graphs.predictors import PREDICTORS_WEIGHT
+from firp.export.graphs.write import write_graphs
+from firp.export.sources.checkpoint import Checkpoint, Weight
+from firp.export.sources.huggingface import open_checkpoint
 from firp.export.sources.safetensors_file import TensorRecord
 from firp.export.target_folder import check_target, disk_errors, target_folder
 from firp.export.weights import stream as weights
+from firp.export.weights.rope import rope_tables
 from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
 from firp.runtime.bundle.engine_record import ENGINES_FOLDER, engine_folders
 from firp.runtime.bundle.format import (
@@ -32,6 +35,8 @@ from firp.runtime.bundle.format import (
     write_manifest,
 )
 from firp.runtime.bundle.json_fields import read_json, to_json, write_json
+from firp.runtime.bundle.model_config import Precision
+from firp.runtime.bundle.weight_table import ROPE_TABLES
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.loop.text import load_tokenizer
 from firp.runtime.trees.tree import TreeConfig
@@ -163,9 +168,10 @@ def _write(
     layer: int,
     progress: Progress,
 ) -> Manifest:
-    records = _write_weights(folder, options.dtype, checkpoint, predictors, progress)
+    precision = Precision.uniform(options.dtype)
+    records = _write_weights(folder, precision.weights, checkpoint, predictors, progress)
     num_predictors = predictors.info.num_predictors if predictors else 0
-    graphs = write_graphs(folder, checkpoint.config, layer, num_predictors, options.dtype, records)
+    graphs = write_graphs(folder, checkpoint.config, layer, num_predictors, precision, records)
     for name in COPIED:
         if (options.model / name).is_file():
             shutil.copyfile(options.model / name, folder / name)
@@ -195,8 +201,7 @@ def _write(
         model=checkpoint.config,
         prediction_layer=layer,
         num_predictors=num_predictors,
-        dtype=options.dtype,
-        quantization=None,
+        precision=precision,
         graphs=graphs,
         files=entries,
         written_by={name: version(name) for name in ("firp", "onnx_ir", "transformers")},
@@ -211,13 +216,13 @@ def _write(
 def _write_weights(
     folder: Path, dtype: str, checkpoint: Checkpoint, predictors: Predictors | None, progress: Progress
 ) -> dict[str, TensorRecord]:
-    outputs = [weights.from_checkpoint(weight, checkpoint.tensors) for weight in checkpoint.weights()]
-    cos, sin = checkpoint.rope_tables()
-    outputs += [weights.from_array("rope.cos", cos), weights.from_array("rope.sin", sin)]
+    outputs = [weights.from_checkpoint(weight, checkpoint.tensors) for weight in checkpoint.weights]
+    tables = zip(ROPE_TABLES, rope_tables(checkpoint.config), strict=True)
+    outputs += [weights.from_array(name, table) for name, table in tables]
     files = {"model.safetensors": outputs}
     if predictors:
         k, size = predictors.info.num_predictors, predictors.info.hidden_size
-        stacked = Weight("predictors.weight", (k * size, size), (TENSOR_NAME,))
+        stacked = Weight(PREDICTORS_WEIGHT, (k * size, size), (TENSOR_NAME,))
         files["predictors.safetensors"] = [weights.from_checkpoint(stacked, {TENSOR_NAME: predictors.tensor})]
     total = sum(weights.size_bytes(each, dtype) for each in files.values())
     free = shutil.disk_usage(folder).free

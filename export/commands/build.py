@@ -104,15 +104,16 @@ def build_after_export(bundle: Path, backend: str) -> None:
 
 def _report(bundle: Path, built: Built, options, manifest) -> None:
     """A line for each graph, and where the engines are."""
-    record, split = built.record, manifest.prediction_layer
-    layers = {"lower": split, "upper": manifest.model.num_hidden_layers - split}
+    record = built.record
     for name, entry in record.plans.items():
         line = f"{name}: {entry.size / 2**20:.1f} MiB in {record.build_seconds[name]:.1f} s"
         if built.summaries[name]:
             decode = built.summaries[name][0]
             line += f", {decode.launches} launches"
-            if name in layers:
-                line += f", {decode.launches_per_layer} a layer, fused attentions {decode.attentions}/{layers[name]}"
+            if layers := len(manifest.layers(name)):
+                line += (
+                    f", {decode.launches_per_layer} a layer, fused attentions {decode.attentions}/{layers}"
+                )
         messages.print(line)
     if record.limits != options.limits:
         messages.print(f"built for {record.limits.max_context} tokens of context: the model has no more")

@@ -65,7 +65,7 @@ def build_engines(
     Raises FirpError: no library, a bundle that cannot be built, limits out of range, engines that
     exist, too little memory or disk, a build that failed or that `cancel` ended.
     """
-    library, capabilities = check_buildable(options, read_manifest(bundle / MANIFEST_NAME).dtype)
+    library, capabilities = check_buildable(options, read_manifest(bundle / MANIFEST_NAME).precision.compute)
     loaded = load_bundle(bundle)
     manifest = loaded.manifest
     limits = check_limits(options.limits, manifest)
@@ -192,13 +192,9 @@ def memory_needed(manifest: Manifest, graph: str, weight_bytes: int) -> dict[str
     on graphs of 2 to 16 layers and 5 MB to 1.5 GB (`benchmarks/engine_build.py`): weights are
     mapped once and copied for the network, the engine and the plan.
     """
-    layers = {
-        "lower": manifest.prediction_layer,
-        "upper": manifest.model.num_hidden_layers - manifest.prediction_layer,
-    }
     return {
         "weights": weight_bytes * 37 // 10,
-        "kernels": layers.get(graph, 0) * (14 << 20),
+        "kernels": len(manifest.layers(graph)) * (14 << 20),
         "library": 290 << 20,
     }
 

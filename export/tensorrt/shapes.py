@@ -50,15 +50,8 @@ def _profile(name: str, spec: GraphSpec, sizes: dict[str, Sizes]) -> Profile:
         name,
         {
             tensor.name: tuple(
-                tuple(_size(dimension, sizes, which) for dimension in tensor.shape) for which in range(3)
+                tensor.sizes({letter: size[which] for letter, size in sizes.items()}) for which in range(3)
             )
             for tensor in spec.inputs
         },
     )
-
-
-def _size(dimension: int | str, sizes: dict[str, Sizes], which: int) -> int:
-    """Of a fixed dimension, a shape letter, or a sum of letters such as P+T."""
-    if isinstance(dimension, int):
-        return dimension
-    return sum(sizes[letter][which] for letter in dimension.split("+"))

@@ -81,7 +81,7 @@ def verify(
         _check_source(engine, model_dir)
     stages = [_against_hugging_face(engine, model_dir, ties)] if model_dir else []
     # which ONNX Runtime cannot run on a CPU
-    if engine.backend.name != "cpu" and engine.manifest.dtype != "bfloat16":
+    if engine.backend.name != "cpu" and engine.manifest.precision.compute != "bfloat16":
         stages.append(_against_onnx_runtime(engine))
     if engine.drafts:
         stages.append(_drafted_against_plain(engine, ties))
@@ -177,7 +177,9 @@ def _values(engine: Engine, reference: HuggingFaceRows | SessionRows, against: s
 
 def value_limit(manifest: Manifest) -> float:
     """The largest `scaled_difference` that rounding explains."""
-    return ABSOLUTE_LIMIT[manifest.dtype] * max(1.0, manifest.model.num_hidden_layers / LAYER_SCALE)
+    return ABSOLUTE_LIMIT[manifest.precision.compute] * max(
+        1.0, manifest.model.num_hidden_layers / LAYER_SCALE
+    )
 
 
 def scaled_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -217,12 +219,14 @@ def _plain_against_generate(
         ids = torch.tensor([prompt])
         theirs = model.generate(ids, attention_mask=torch.ones_like(ids))[0, len(prompt) :].tolist()
         ours = plain_run(engine, prompt, greedy)
-        difference = first_difference(index, ours, theirs, greedy, engine.manifest.dtype)
+        difference = first_difference(index, ours, theirs, greedy, engine.manifest.precision.compute)
         wrong += difference is not None
         if difference and difference.near_tie:
             excused.append({"tree": "generate", **difference._asdict()})
     ties += excused
-    wrong -= min(len(excused), math.ceil(len(prompts) * count * NEAR_TIE[engine.manifest.dtype].per_token))
+    wrong -= min(
+        len(excused), math.ceil(len(prompts) * count * NEAR_TIE[engine.manifest.precision.compute].per_token)
+    )
     return Check(name, wrong == 0, wrong, 0)
 
 
@@ -247,7 +251,7 @@ def _drafted_against_plain(engine: Engine, ties: list[dict[str, Any]]) -> Iterat
             for difference in comparison.differences
             if difference.near_tie
         ]
-        found, allowed = len(comparison.differences), comparison.allowed(engine.manifest.dtype)
+        found, allowed = len(comparison.differences), comparison.allowed(engine.manifest.precision.compute)
         yield Check(f"near ties, {comparison.name}", found <= allowed, found, allowed)
 
 

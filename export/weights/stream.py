@@ -14,7 +14,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from firp.export.sources.huggingface import Weight
+from firp.export.sources.checkpoint import Weight
 from firp.export.sources.safetensors_file import TensorRecord
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.errors import CheckpointError

@@ -40,9 +40,9 @@ class OnnxRuntimeBackend:
         self.options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
-        if not DTYPES[bundle.manifest.dtype].has_cpu_kernels:
+        if not DTYPES[bundle.manifest.precision.compute].has_cpu_kernels:
             raise FirpError(
-                f"ONNX Runtime has no CPU kernels for {bundle.manifest.dtype}",
+                f"ONNX Runtime has no CPU kernels for {bundle.manifest.precision.compute}",
                 got=f"'{bundle.path}'",
                 expected=" or ".join(name for name in MODEL_DTYPES if DTYPES[name].has_cpu_kernels),
                 fix="export the model with --dtype float32",

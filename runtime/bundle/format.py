@@ -1,4 +1,4 @@
-"""The bundle format, version 1: what the exporter writes and every backend reads.
+"""The bundle format, version 2: what the exporter writes and every backend reads.
 
 In: a bundle directory. Out: a validated `Bundle` (manifest + tree), or a BundleError before any
 graph is loaded.
@@ -20,25 +20,23 @@ tokenizer.json it decodes token ids only. Every file but firp.json MUST be liste
 its size and sha256; a file that is not listed is ignored.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
 import threading
-import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from firp.runtime.bundle.calibration import Calibration, Choice, read_calibration
-from firp.runtime.bundle.dtypes import MODEL_DTYPES
-from firp.runtime.bundle.graph_spec import GraphSpec, ModelConfig, graph_specs
+from firp.runtime.bundle.graph_spec import CACHE_CONTRACTS, GraphSpec, graph_specs, layers_of
 from firp.runtime.bundle.json_fields import from_json, read_json, to_json, write_json
-from firp.runtime.errors import BundleError
+from firp.runtime.bundle.model_config import ModelConfig, Precision
+from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.trees.tree import TreeConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "firp.json"
 CORRECTION_NAME = "path_correction.safetensors"
 CALIBRATION_NAME = "calibration.json"
@@ -58,8 +56,7 @@ class Manifest:
     model: ModelConfig
     prediction_layer: int  # t: the lower graph runs layers [0, t), the upper graph [t, num_hidden_layers)
     num_predictors: int  # K; 0 means that the bundle decodes plainly
-    dtype: str
-    quantization: types.NoneType  # reserved
+    precision: Precision
     graphs: dict[str, GraphSpec]
     files: dict[str, FileEntry]
     written_by: dict[str, str]  # package name -> version
@@ -67,6 +64,10 @@ class Manifest:
     choices: dict[str, Choice]
     source: dict[str, Any]  # the checkpoint and predictors it came from: names, fingerprint, training record
     verification: dict[str, Any] | None  # the record of `firp verify`; None: never verified
+
+    def layers(self, graph: str) -> range:
+        """The layers that a graph runs; none for the predictors."""
+        return layers_of(graph, self.model, self.prediction_layer)
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,13 @@ def read_manifest(path: Path) -> Manifest:
         raise BundleError(
             "not a bundle manifest", got=f"format_version {version!r} in {path}", expected=FORMAT_VERSION
         )
+    if version < FORMAT_VERSION:
+        raise BundleError(
+            "bundle of an older format",
+            got=f"version {version} in {path}",
+            expected=FORMAT_VERSION,
+            fix="export the model again",
+        )
     if version > FORMAT_VERSION:
         raise BundleError(
             "bundle of a newer format",
@@ -144,19 +152,25 @@ def read_manifest(path: Path) -> Manifest:
             expected=f"{manifest_digest(data)[:12]}…",
             fix="copy the bundle again, or export it again",
         )
-    if manifest.dtype not in MODEL_DTYPES:
-        raise BundleError(f"unknown dtype in {path}", got=manifest.dtype, expected=" or ".join(MODEL_DTYPES))
-    for name, value in dataclasses.asdict(manifest.model).items():
-        if type(value) is int and not 1 <= value < (10_000 if name == "num_hidden_layers" else 2**31):
-            raise BundleError(
-                f"bad model in {path}", got=f"{name} {value}", expected="a size of a real model"
-            )
+    try:
+        manifest.precision.validate(str(path))
+        manifest.model.validate(str(path))
+    except FirpError as error:
+        raise error.with_fix(BundleError, "export the model again") from error
     layers, split = manifest.model.num_hidden_layers, manifest.prediction_layer
     if not 1 <= split < layers or manifest.num_predictors < 0:
         raise BundleError(
             f"bad split in {path}", got=f"layer {split} of {layers}, {manifest.num_predictors} predictors"
         )
-    if manifest.graphs != graph_specs(manifest.model, split, manifest.num_predictors, manifest.dtype):
+    contracts = {spec.cache for spec in manifest.graphs.values()} - {None, *CACHE_CONTRACTS}
+    if contracts:
+        raise BundleError(
+            f"unknown cache contract in {path}",
+            got=", ".join(sorted(contracts)),
+            expected=" or ".join(CACHE_CONTRACTS),
+            fix="upgrade firp, or export the model again",
+        )
+    if manifest.graphs != graph_specs(manifest.model, split, manifest.num_predictors, manifest.precision):
         raise BundleError(
             f"{MANIFEST_NAME} does not declare the graphs of its model", fix="export the model again"
         )

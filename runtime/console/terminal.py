@@ -187,14 +187,17 @@ def tuning_remark(engine: Engine) -> str | None:
 
 def print_bundle(bundle: Bundle) -> None:
     m, c, tree = bundle.manifest, bundle.manifest.model, bundle.tree
-    heads = f"{c.num_attention_heads} query and {c.num_key_value_heads} key/value heads of {c.head_dim}"
+    a = c.attention
+    heads = f"{a.num_heads} query and {a.num_key_value_heads} key/value heads of {a.head_dim}"
     results.print(
         f"{c.architecture} '{m.source['model']}': {c.num_hidden_layers} layers, hidden {c.hidden_size}, vocabulary {c.vocab_size}"
     )
     results.print(
         f"{heads}, context {c.max_position_embeddings} tokens, end of sequence {list(bundle.eos_token_ids)}"
     )
-    results.print(f"{m.dtype}, split at layer {m.prediction_layer}, {m.num_predictors or 'no'} predictors")
+    results.print(
+        f"{m.precision.compute}, split at layer {m.prediction_layer}, {m.num_predictors or 'no'} predictors"
+    )
     if tree:
         held_out = m.source["predictors"]["held_out"]
         results.print(f"tree: {describe(tree)}; path correction: {'yes' if bundle.correction else 'no'}")

@@ -15,6 +15,7 @@ import numpy as np
 from firp.runtime.backends.interface import Array, Binding, Graph, Memory
 from firp.runtime.bundle.dtypes import DTYPES, to_float32
 from firp.runtime.bundle.format import Manifest
+from firp.runtime.bundle.graph_spec import cache_names
 from firp.runtime.errors import FirpError, SessionBusyError
 from firp.runtime.passes.kv_cache import KVBuffer
 from firp.runtime.trees.guesses import Guesses
@@ -49,10 +50,9 @@ class Session:
     ):
         self.manifest, self.model, self.memory = manifest, manifest.model, memory
         self._runners = {name: graph.runner(memory) for name, graph in graphs.items()}
-        split, layers = manifest.prediction_layer, self.model.num_hidden_layers
-        self._slabs = {"lower": _slab_names(range(split)), "upper": _slab_names(range(split, layers))}
+        self._slabs = {graph: _slab_names(manifest.layers(graph)) for graph in ("lower", "upper")}
         self._lock = threading.Lock()
-        model, dtype, zeros = self.model, DTYPES[manifest.dtype].storage, memory.zeros
+        model, dtype, zeros = self.model, DTYPES[manifest.precision.compute].storage, memory.zeros
         self.rows, self.decoded_rows = rows, decoded_rows
         top_k = graphs["upper"].spec.output("top_ids").shape[-1]
         self.kv = KVBuffer(
@@ -61,9 +61,9 @@ class Session:
             capacity,
             rows,
             1,
-            model.num_key_value_heads,
-            model.head_dim,
-            dtype,
+            model.attention.num_key_value_heads,
+            model.attention.head_dim,
+            DTYPES[manifest.precision.cache].storage,
         )
         self._hidden = {  # [rows, D] each
             name: zeros((1 if name == "source" else rows, model.hidden_size), dtype, "hidden states")
@@ -285,5 +285,4 @@ def _batch(array: Array) -> Array:
 
 def _slab_names(layers: range) -> list[tuple[str, str, int]]:
     """Graph input, graph output and slab of the KV buffer, for the keys and values of each layer."""
-    parts = [(layer, slab, part) for layer in layers for slab, part in enumerate(("key", "value"))]
-    return [(f"past_{part}.{layer}", f"new_{part}.{layer}", 2 * layer + slab) for layer, slab, part in parts]
+    return [(names.past, names.new, slab) for slab, names in enumerate(cache_names(layers), 2 * layers.start)]

@@ -114,7 +114,9 @@ def _difference(
 ) -> Difference:
     """Decodes once more, for the margins."""
     margins = plain_run(engine, prompt, params).margins
-    return first_difference(index, PlainRun(plain, margins), drafted, params, engine.manifest.dtype)
+    return first_difference(
+        index, PlainRun(plain, margins), drafted, params, engine.manifest.precision.compute
+    )
 
 
 def _rate(runs: list[Generation]) -> Rate:

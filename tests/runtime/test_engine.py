@@ -176,7 +176,7 @@ def test_options_without_effect_are_errors(random_engine, tmp_path_factory, fami
 def test_commits_move_the_accepted_rows_alone(demo_engine):
     session, prompt = demo_engine.session(400), demo_engine.encode(PROMPT)
     model, moved = demo_engine.model, []
-    slot_bytes = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * 4
+    slot_bytes = 2 * model.num_hidden_layers * model.attention.key_value_size * 4
     drafter = demo_engine.drafter(TreeConfig("dynamic", 16, None))
     for step in decode(session, prompt, SamplingParams(60), (), drafter):
         moved.append((session.kv.moved_bytes, step.accept_length))

@@ -90,7 +90,7 @@ def test_commits_move_the_accepted_rows_and_nothing_else(bundle):
     steps = list(engine.steps([5, 6, 7], SamplingParams(40, ignore_eos=True), tree))
     # the last step's commit waits for a step that never comes
     kept = 3 + sum(step.accept_length + 1 for step in steps[1:-1])
-    row = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * 4
+    row = 2 * model.num_hidden_layers * model.attention.key_value_size * 4
     assert cuda.moved_on_device - before == kept * row
 
 
