@@ -16,7 +16,16 @@ def _window(config: Any) -> int | None:
         raise CheckpointError(
             "layers with different attention windows", got=sorted(kinds), expected="one kind for all layers"
         )
-    return None if kinds == {"full_attention"} else config.sliding_window
+    if kinds == {"full_attention"}:
+        return None
+    if kinds == {"sliding_attention"} and config.sliding_window is None:
+        raise CheckpointError(
+            "layers with a sliding window of no size",
+            got="sliding_window null",
+            expected="a number of tokens",
+            fix="set sliding_window and use_sliding_window, or layer_types, in config.json",
+        )
+    return config.sliding_window
 
 
 def _describe_qwen2(c: Any, rope: RopeConfig) -> ModelConfig:

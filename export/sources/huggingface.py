@@ -10,9 +10,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from firp.export.families.recipe import Family, head_dim
+from firp.export.families.recipe import Family
 from firp.export.families.table import FAMILIES
 from firp.export.sources.checkpoint import Checkpoint, Weight
+from firp.export.sources.config_checks import check_config, check_window
 from firp.export.sources.safetensors_file import read_checkpoint_tensors, read_json, same_bytes
 from firp.runtime.bundle.format import eos_token_ids
 from firp.runtime.bundle.model_config import ModelConfig, RopeConfig
@@ -100,34 +101,10 @@ def _model_config(path: Path, family: Family) -> ModelConfig:
         ) from error
     if c.hidden_act not in ("silu", "swish"):
         raise CheckpointError("unsupported activation", got=c.hidden_act, expected="silu")
-    sizes = {
-        name: getattr(c, name)
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "max_position_embeddings",
-        )
-    }
-    for name, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
-            raise CheckpointError(f"bad {name} in config.json", got=value, expected="a positive integer")
-    if not isinstance(head_dim(c), int) or head_dim(c) < 1:
-        raise CheckpointError("bad head_dim in config.json", got=head_dim(c), expected="a positive integer")
-    if not 0 < c.rms_norm_eps < 1:
-        raise CheckpointError(
-            "bad rms_norm_eps in config.json", got=c.rms_norm_eps, expected="between 0 and 1"
-        )
-    if c.num_hidden_layers < 2:
-        raise CheckpointError("too few layers to split", got=c.num_hidden_layers, expected="at least 2")
-    if c.num_attention_heads % c.num_key_value_heads:
-        raise CheckpointError(
-            "heads do not divide",
-            got=f"{c.num_attention_heads} query, {c.num_key_value_heads} key/value heads",
-        )
-    return family.describe(c, _rope(c))
+    check_config(c)
+    config = family.describe(c, _rope(c))
+    check_window(config.sliding_window)
+    return config
 
 
 def _rope(c: Any) -> RopeConfig:

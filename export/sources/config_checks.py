@@ -1,0 +1,56 @@
+"""What the graphs can be made of.
+
+In: transformers' configuration of a model. Out: nothing, or a CheckpointError that names the field.
+"""
+
+from typing import Any
+
+from firp.export.families.recipe import head_dim
+from firp.runtime.errors import CheckpointError
+
+LEAST_CONTEXT = 16  # tokens: a prompt, a tree of drafts and some steps; shorter ones are mistakes
+LEAST_WINDOW = 2  # tokens: Hugging Face's own cache is wrong for a window of 1
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
+
+
+def check_config(config: Any) -> None:
+    """Raises CheckpointError."""
+    for name in _SIZES:
+        _check_size(name, getattr(config, name))
+    heads = head_dim(config)
+    _check_size("head_dim", heads)
+    if not 0 < config.rms_norm_eps < 1:
+        raise _bad("rms_norm_eps", config.rms_norm_eps, "between 0 and 1")
+    if config.num_hidden_layers < 2:
+        raise CheckpointError("too few layers to split", got=config.num_hidden_layers, expected="at least 2")
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise CheckpointError(
+            "heads do not divide",
+            got=f"{config.num_attention_heads} query, {config.num_key_value_heads} key/value heads",
+        )
+    if heads % 2:
+        raise _bad("head_dim", heads, "an even number, for rotary embedding turns pairs")
+    if config.max_position_embeddings < LEAST_CONTEXT:
+        raise _bad("max_position_embeddings", config.max_position_embeddings, f"at least {LEAST_CONTEXT}")
+
+
+def check_window(window: Any) -> None:
+    """Raises CheckpointError for a sliding window that no layer can have."""
+    if window is not None and not (isinstance(window, int) and window >= LEAST_WINDOW):
+        raise _bad("sliding_window", window, f"at least {LEAST_WINDOW}, or null")
+
+
+def _check_size(name: str, value: Any) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise _bad(name, value, "a positive integer")
+
+
+def _bad(name: str, value: Any, expected: str) -> CheckpointError:
+    return CheckpointError(f"bad {name} in config.json", got=value, expected=expected)
