@@ -19,14 +19,13 @@ import click
 import numpy as np
 from random_model import SHAPES, make_checkpoint, make_predictors
 
-from firp.calib.profiling.pass_grid import layers_of
 from firp.calib.targets.cost import Point, pass_cost
 from firp.calib.targets.peaks import cpu_peaks, cuda_copy_peaks
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.commands.build import run_build
 from firp.runtime.backends.cuda import CudaMemory, load_cuda
 from firp.runtime.backends.registry import BACKENDS
-from firp.runtime.bundle.engine_record import Limits
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.console.tables import print_table
 from firp.runtime.engine import Engine
 from firp.runtime.loop.text import read_prompts
@@ -82,23 +81,13 @@ def latency(engine: Engine, bandwidth: float) -> None:
                 )
             )
     names = ("cached", "rows", "ms [quartiles]", "to 1 row", "host ms", "host", "bandwidth")
-    print_table(names, lines, f"a pass on {engine.backend.device}, {engine.manifest.dtype}")
+    print_table(names, lines, f"a pass on {engine.backend.device}, {engine.manifest.precision.compute}")
 
 
 def moved_bytes(engine: Engine, cached: int) -> int:
     """Of both halves, in a pass of one row."""
-    manifest = engine.manifest
-    return sum(
-        pass_cost(
-            manifest.graphs[name],
-            manifest.model,
-            layers_of(name, manifest.model, manifest.prediction_layer),
-            manifest.num_predictors,
-            manifest.dtype,
-            Point(1, cached, 1),
-        ).moved_bytes
-        for name in ("lower", "upper")
-    )
+    halves = ("lower", "upper")
+    return sum(pass_cost(engine.manifest, graph, Point(1, cached, 1)).moved_bytes for graph in halves)
 
 
 def trained(engine: Engine, count: int) -> None:
@@ -109,7 +98,7 @@ def trained(engine: Engine, count: int) -> None:
     result = bench(engine, prompts, SamplingParams(128))
     low, median, high = result.speedup_quartiles
     print(
-        f"demo model, {count} prompts x 128 tokens, {engine.manifest.dtype}: plain {result.plain.tokens_per_s:.0f} tokens/s, "
+        f"demo model, {count} prompts x 128 tokens, {engine.manifest.precision.compute}: plain {result.plain.tokens_per_s:.0f} tokens/s, "
         f"drafted {result.drafted.tokens_per_s:.0f} ({result.drafted.tokens_per_step:.2f} a step), speedup {result.speedup:.2f}, "
         f"by prompt {median:.2f} [{low:.2f} {high:.2f}]; CUDA graphs {result.cuda_graphs}"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.engine import Engine
 from firp.runtime.loop.decode import decode
 from firp.runtime.loop.text import read_prompts
@@ -27,9 +28,9 @@ def main(bundle, steps, rows):
     slot_bytes = (
         2
         * c.num_hidden_layers
-        * c.num_key_value_heads
-        * c.head_dim
-        * (4 if engine.manifest.dtype == "float32" else 2)
+        * c.attention.num_key_value_heads
+        * c.attention.head_dim
+        * DTYPES[engine.manifest.precision.cache].itemsize
     )
     for sources in (1, 4, None):
         for temperature in (0.0, 0.8):

@@ -15,7 +15,8 @@ import numpy as np
 from firp.runtime.engine import Engine
 from firp.runtime.loop.text import read_prompts
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.guesses import Guesses, PathCorrection, independent
+from firp.runtime.trees.guesses import Guesses, independent
+from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.trees.tree import TreeConfig, build_tree
 
 PROMPTS = Path(__file__).parent.parent / "tests" / "demo_model" / "held_out_prompts.jsonl"

@@ -42,14 +42,15 @@ from firp.calib.training.saved_run import SavedRun
 from firp.calib.training.trainer import Trainer, TrainProgress
 from firp.export.bundle.predictor_dir import FORMAT_VERSION, MARKER, Accuracy, PredictorInfo, write_predictors
 from firp.export.bundle.writer import ExportOptions, export_bundle
-from firp.export.sources.huggingface import Checkpoint, open_checkpoint
+from firp.export.sources.checkpoint import Checkpoint
+from firp.export.sources.huggingface import open_checkpoint
 from firp.export.target_folder import check_target, disk_errors, target_folder
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.loop.text import check_text, load_tokenizer
 from firp.runtime.progress import Progress, silent
-from firp.runtime.trees.guesses import PathCorrection
+from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.tuning.latency import measure_latency
 
 # options that a resumed run may change

@@ -14,8 +14,8 @@ from pathlib import Path
 from firp.runtime.backends.interface import Backend
 from firp.runtime.backends.registry import backend_factory
 from firp.runtime.bundle.calibration import Choice
-from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import Bundle, load_bundle
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.drafters.interface import Drafter
 from firp.runtime.drafters.make import make_drafter
 from firp.runtime.errors import FirpError, PromptError

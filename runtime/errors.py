@@ -16,6 +16,10 @@ class FirpError(Exception):
             line += f". Fix: {fix}"
         super().__init__(" ".join(line.split()))
 
+    def with_fix(self, kind: "type[FirpError]", fix: str) -> "FirpError":
+        """The same mistake as an error of another kind, for a caller who knows how to mend it."""
+        return kind(self.what, got=self.got, expected=self.expected, fix=fix)
+
 
 class CheckpointError(FirpError):
     """The model directory, or the predictor directory, cannot be used."""

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from support.tensorrt_double import device_engine
 
-from firp.runtime.bundle.engine_record import Limits
+from firp.runtime.bundle.limits import Limits
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import threading
 import click
 
 from firp.calib.training.options import AUTO, PRECISIONS, TrainOptions
-from firp.runtime.bundle.format import read_latency
+from firp.runtime.bundle.calibration import read_latency
 from firp.runtime.commands.asked import content
 from firp.runtime.console.interrupts import cancel_on_interrupt, quit_on_interrupt
 from firp.runtime.console.options import PATH, Repeating, json_option, options_from

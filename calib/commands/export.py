@@ -12,8 +12,8 @@ from firp.calib.commands.calibrate import run_calibration
 from firp.calib.training.options import TrainOptions
 from firp.export.commands.build import build_after_export
 from firp.runtime.backends.nvidia_library import LIBRARIES
+from firp.runtime.bundle.dtypes import MODEL_DTYPES
 from firp.runtime.bundle.format import CALIBRATION_NAME
-from firp.runtime.bundle.graph_spec import DTYPES
 from firp.runtime.commands.shown import count_ties, print_choice
 from firp.runtime.console.interrupts import quit_on_interrupt
 from firp.runtime.console.options import PATH, Repeating
@@ -36,7 +36,7 @@ from firp.runtime.tuning.tune import tune as choose_tree
     help="Where to split; default: that of the predictors, or 3/4 of the layers.",
 )
 @click.option(
-    "--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True, help="Of weights and cache."
+    "--dtype", type=click.Choice(MODEL_DTYPES), default=MODEL_DTYPES[0], show_default=True, help="Of weights and cache."
 )
 @click.option(
     "--verify/--no-verify", default=True, help="Check against the Hugging Face model; on by default."
@@ -96,7 +96,7 @@ def _report(output: Path, manifest) -> None:
     """Say what was written."""
     size = sum(entry.size for entry in manifest.files.values()) / 2**20
     messages.print(
-        f"wrote {output}: {manifest.dtype}, split at layer {manifest.prediction_layer}, {size:.1f} MiB"
+        f"wrote {output}: {manifest.precision.weights}, split at layer {manifest.prediction_layer}, {size:.1f} MiB"
     )
     if manifest.verification:
         checks = f"{len(manifest.verification['checks'])} checks, {count_ties(manifest.verification)}"

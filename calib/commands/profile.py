@@ -24,7 +24,8 @@ from firp.calib.targets.cost import Point
 from firp.calib.targets.layer_times import KINDS
 from firp.export.target_folder import disk_errors, target_folder
 from firp.runtime.backends.registry import BACKENDS
-from firp.runtime.bundle.format import load_bundle, to_json, write_json
+from firp.runtime.bundle.format import load_bundle
+from firp.runtime.bundle.json_fields import to_json, write_json
 from firp.runtime.commands.shown import describe, print_latency
 from firp.runtime.console.options import PATH, Repeating, backend_option, json_option
 from firp.runtime.console.progress import messages, progress_bar

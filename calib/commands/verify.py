@@ -12,7 +12,8 @@ import click
 
 from firp.calib.profiling.profile import open_target
 from firp.runtime.backends.registry import BACKENDS
-from firp.runtime.bundle.format import load_bundle, to_json
+from firp.runtime.bundle.format import load_bundle
+from firp.runtime.bundle.json_fields import to_json
 from firp.runtime.console.interrupts import cancel_on_interrupt, quit_on_interrupt
 from firp.runtime.console.options import PATH, backend_option, json_option
 from firp.runtime.console.progress import messages, progress_bar

@@ -29,11 +29,11 @@ from firp.calib.targets.layer_outputs import (
 )
 from firp.export.verify.report import Check
 from firp.export.verify.rounding import scaled_difference, value_limit
-from firp.runtime.backends.host import to_storage
 from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend
-from firp.runtime.bundle.engine_record import Limits
+from firp.runtime.bundle.dtypes import DTYPES, to_storage
 from firp.runtime.bundle.format import Bundle, Manifest
 from firp.runtime.bundle.graph_spec import GraphSpec
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.errors import FirpError
 from firp.runtime.progress import Progress, silent
 
@@ -76,14 +76,10 @@ def compare_graphs(
 ) -> Iterator[GraphComparison]:
     """Raises FirpError when a graph cannot be run, or when `cancel` is set."""
     manifest, cancel = bundle.manifest, cancel or threading.Event()
-    points, split = (
-        comparison_points(manifest.model.max_position_embeddings, target.limits),
-        manifest.prediction_layer,
-    )
-    layers = {"lower": range(split), "upper": range(split, manifest.model.num_hidden_layers)}
+    points = comparison_points(manifest.model.max_position_embeddings, target.limits)
     for name, spec in manifest.graphs.items():
         path, feeds = bundle.graph_path(name), _feeds(spec, manifest, points)
-        for form in (AS_IT_RUNS, WITH_LAYERS) if name in layers else (AS_IT_RUNS,):
+        for form in (AS_IT_RUNS, WITH_LAYERS) if manifest.layers(name) else (AS_IT_RUNS,):
             if cancel.is_set():
                 raise FirpError("interrupted", got=f"the comparison of {name} was cancelled")
             stage = f"comparing {name} {form}"
@@ -92,7 +88,7 @@ def compare_graphs(
                 progress(stage, int(share * 100), 100)
 
             report(0.0)
-            names = layer_outputs(path, layers[name]) if form == WITH_LAYERS else ()
+            names = layer_outputs(path, manifest.layers(name)) if form == WITH_LAYERS else ()
             ours = target.runner(name, names, report, cancel)
             theirs = reference_runner(path, (*(tensor.name for tensor in spec.outputs), *names))
             yield compare_runners(
@@ -112,13 +108,14 @@ def _feeds(spec: GraphSpec, manifest: Manifest, points: list[Point]) -> list[dic
     """
     maker = FeedMaker(spec, manifest, 1, points[0].cached_tokens)
     feeds = [maker.feed(point) for point in points]
-    if manifest.dtype != "bfloat16":
+    if manifest.precision.compute != "bfloat16":
         return feeds
     import torch
 
     def cut(array: np.ndarray) -> torch.Tensor:
         """Towards zero, as the runtime does: the mask's lowest value must not become infinite."""
-        return torch.from_numpy(to_storage(array, np.dtype(np.uint16)).view(np.int16)).view(torch.bfloat16)
+        bits = to_storage(array, DTYPES["bfloat16"].storage)
+        return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
 
     half = {tensor.name for tensor in spec.inputs if tensor.dtype == "bfloat16"}
     return [{name: cut(array) if name in half else array for name, array in feed.items()} for feed in feeds]

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from firp.calib.targets.cost import Cost, Peaks, Point, Roofline, dimensions, pass_cost, roofline, sizes
+from firp.calib.targets.cost import Cost, Peaks, Point, Roofline, dimensions, pass_cost, roofline
 from firp.calib.targets.layer_times import LayerTime
 from firp.runtime.backends.host import attention_bias
-from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import Manifest
-from firp.runtime.bundle.graph_spec import GraphSpec, ModelConfig
+from firp.runtime.bundle.graph_spec import GraphSpec
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.progress import Progress
@@ -102,8 +102,9 @@ class FeedMaker:
         self._spec, self._model, self._k = spec, manifest.model, manifest.num_predictors
         self._rng = np.random.default_rng(0)
         dims = dimensions(spec.name, Point(1, cached_tokens, batch), self._k)
-        past = [each for each in spec.inputs if each.name.startswith("past_")]
-        self._past = {each.name: self._normal(sizes(each, dims), each.dtype) * 0.1 for each in past}
+        self._past = {
+            tensor.name: self._normal(tensor.sizes(dims), tensor.dtype) * 0.1 for tensor in spec.past
+        }
 
     def feed(self, point: Point) -> dict[str, np.ndarray]:
         """Arrays as the graph declares them: random hidden states and tokens, causal rows after a
@@ -114,7 +115,7 @@ class FeedMaker:
         positions = np.arange(cached, cached + rows)  # [rows]
         made = {}
         for tensor in self._spec.inputs:
-            shape = sizes(tensor, dims)
+            shape = tensor.sizes(dims)
             if tensor.name in self._past:
                 made[tensor.name] = self._past[tensor.name][:cached]
             elif tensor.name == "input_ids":
@@ -146,16 +147,12 @@ def numpy_dtype(dtype: str) -> np.dtype:
     return np.dtype("float32" if dtype == "bfloat16" else dtype)
 
 
-def layers_of(graph: str, model: ModelConfig, prediction_layer: int) -> int:
-    return {"lower": prediction_layer, "upper": model.num_hidden_layers - prediction_layer}.get(graph, 0)
-
-
 def check_grid(target: Target, manifest: Manifest, points: Iterable[Point]) -> None:
     """Raises FirpError when the backend cannot run one of them."""
     for point in points:
         for name, spec in manifest.graphs.items():
             dims = dimensions(name, point, manifest.num_predictors)
-            target.check(name, {tensor.name: sizes(tensor, dims) for tensor in spec.inputs})
+            target.check(name, {tensor.name: tensor.sizes(dims) for tensor in spec.inputs})
 
 
 def check_memory(manifest: Manifest, points: Iterable[Point], available: int | None) -> None:
@@ -165,8 +162,8 @@ def check_memory(manifest: Manifest, points: Iterable[Point], available: int | N
     points = list(points)
     needed = 2 * max(
         sum(
-            prod(sizes(each, dimensions(name, point, manifest.num_predictors)))
-            for each in (*spec.inputs, *spec.outputs)
+            prod(tensor.sizes(dimensions(name, point, manifest.num_predictors)))
+            for tensor in (*spec.inputs, *spec.outputs)
         )
         * 4
         for point in points
@@ -190,15 +187,13 @@ def measure_grid(
     """
     points, measured = list(points), []
     for done, (name, spec) in enumerate(manifest.graphs.items()):
-        layers = layers_of(name, manifest.model, manifest.prediction_layer)
         progress(f"measuring {name}", done, len(manifest.graphs))
-        cached = any(each.name.startswith("past_") for each in spec.inputs)
-        of_graph = {point if cached else point._replace(cached_tokens=0) for point in points}
+        of_graph = {point if spec.cache else point._replace(cached_tokens=0) for point in points}
         times = _graph_times(
             target, name, spec, manifest, sorted(of_graph, key=lambda p: (p.batch, p.cached_tokens, p.rows))
         )
         for point, values in times.items():
-            cost = pass_cost(spec, manifest.model, layers, manifest.num_predictors, manifest.dtype, point)
+            cost = pass_cost(manifest, name, point)
             low, median, high = Spread.of(values)
             share = roofline(cost, median, peaks)
             measured.append(

@@ -6,7 +6,7 @@ In: a bundle and the points that were measured. Out: a shell script. Tests run i
 import shlex
 from pathlib import Path
 
-from firp.calib.targets.cost import Point, dimensions, sizes
+from firp.calib.targets.cost import Point, dimensions
 from firp.runtime.bundle.format import Manifest
 from firp.runtime.bundle.graph_spec import GraphSpec
 
@@ -50,7 +50,7 @@ def onnxruntime_line(spec: GraphSpec, manifest: Manifest, point: Point) -> str:
 def tensorrt_lines(spec: GraphSpec, manifest: Manifest, point: Point, largest: Point) -> tuple[str, str]:
     smallest = Point(1, 0, 1)
     # TensorRT has no fused attention in float32: it may take attention apart there
-    flags = "--decomposable-attentions " if manifest.dtype == "float32" else ""
+    flags = "--decomposable-attentions " if manifest.precision.compute == "float32" else ""
     plan = f'"$plans"/{spec.name}.plan'
     build = f"{_RTX}polygraphy convert {spec.name}.onnx --convert-to trt {flags}-o {plan}"
     limits = ("min", smallest), ("opt", point), ("max", largest)
@@ -69,7 +69,7 @@ def _line(command: str, *options: str) -> str:
 
 def _named_shapes(spec: GraphSpec, manifest: Manifest, point: Point) -> dict[str, list[int]]:
     dims = dimensions(spec.name, point, manifest.num_predictors)
-    return {tensor.name: list(sizes(tensor, dims)) for tensor in spec.inputs}
+    return {tensor.name: list(tensor.sizes(dims)) for tensor in spec.inputs}
 
 
 def _shapes(spec: GraphSpec, manifest: Manifest, point: Point) -> str:

@@ -12,7 +12,8 @@ from firp.runtime.drafters.make import make_drafter
 from firp.runtime.passes.request import Request
 from firp.runtime.passes.sequence import Sequence
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.guesses import Guesses, PathCorrection
+from firp.runtime.trees.guesses import Guesses
+from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.trees.tree import DraftTree, TreeConfig
 
 

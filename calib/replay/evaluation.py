@@ -29,9 +29,10 @@ from firp.calib.text.continuations import SAMPLING_TEMPERATURE, continue_prompts
 from firp.calib.text.documents import Dataset
 from firp.calib.training.options import TrainOptions
 from firp.calib.training.trainer import Trainer
-from firp.runtime.bundle.calibration import Calibration, Candidate, LatencyTable, choose, predicted_speedup
-from firp.runtime.trees.guesses import PathCorrection
+from firp.runtime.bundle.calibration import Calibration, Candidate, LatencyTable
+from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.tuning.choose import choose, predicted_speedup
 
 SEQUENCES = 24  # held-out prompts decoded
 PROMPT_SHARE, LENGTH = 0.3, 160  # of a sequence, and its tokens

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.heads import Heads
 from firp.runtime.bundle.graph_spec import TOP_K
-from firp.runtime.trees.guesses import Guesses, PathCorrection, Ranking, independent
+from firp.runtime.trees.guesses import Guesses, Ranking, independent
+from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.trees.tree import TreeConfig, build_tree, likely_ends, root_only
 
 

@@ -10,7 +10,7 @@ that, and a tree that ranks paths across depths has to know how certain.
 import numpy as np
 
 from firp.calib.replay.replay import Recorded
-from firp.runtime.trees.guesses import PathCorrection
+from firp.runtime.trees.path_correction import PathCorrection
 
 SHARPNESS = (0.7, 0.85, 1.0, 1.15, 1.3, 1.5, 1.75, 2.0)  # what scores are multiplied by
 CORRECTION_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)  # of the correction's own weight; 0: it does not help

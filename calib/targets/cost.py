@@ -1,21 +1,21 @@
 """What a pass costs at the least: the bytes that must move and the arithmetic that must be done,
 and the time that takes here.
 
-In: a model's blueprint, the shapes of a pass, the device's measured peaks. Out: a `Cost`, and its
+In: a bundle's manifest, the shapes of a pass, the device's measured peaks. Out: a `Cost`, and its
 `Roofline`: a pass can be no faster than its bytes at the peak bandwidth, nor than its FLOPs at the
 peak rate (Williams et al., "Roofline", 2009). Counted are weights once, the declared inputs and
 outputs once, the arithmetic of GEMMs and attention; what a graph copies on the way is not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from firp.runtime.bundle.graph_spec import GraphSpec, ModelConfig, TensorSpec
-
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
-_CACHE = ("past_", "new_")
+from firp.runtime.bundle.dtypes import DTYPES
+from firp.runtime.bundle.format import Manifest
+from firp.runtime.bundle.graph_spec import TensorSpec
+from firp.runtime.bundle.weight_table import head_name, layer_shapes, weight_shapes
 
 
 class Point(NamedTuple):
@@ -78,57 +78,35 @@ def dimensions(graph: str, point: Point, num_predictors: int) -> dict[str, int]:
     return {"B": point.batch, "P": point.cached_tokens, "T": rows, "M": rows, "R": pass_rows, "G": rows}
 
 
-def sizes(tensor: TensorSpec, dims: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape of a declared input or output, its letters and sums of letters replaced."""
-    return tuple(_size(each, dims) for each in tensor.shape)
-
-
-def _size(dimension: Any, dims: Mapping[str, int]) -> int:
-    return sum(dims[letter] for letter in dimension.split("+")) if isinstance(dimension, str) else dimension
-
-
-def pass_cost(
-    spec: GraphSpec, model: ModelConfig, layers: int, num_predictors: int, dtype: str, point: Point
-) -> Cost:
-    """The cost of one pass of a graph that holds `layers` layers of the model."""
-    c, dims, item = model, dimensions(spec.name, point, num_predictors), _ITEM_BYTES[dtype]
-    tensors = [
-        (each, prod(sizes(each, dims)) * _ITEM_BYTES[each.dtype]) for each in (*spec.inputs, *spec.outputs)
-    ]
-    cache = sum(size for tensor, size in tensors if tensor.name.startswith(_CACHE))
-    count, keys = point.batch * point.rows, point.cached_tokens + point.rows
-    weights, head, linear = layers * layer_parameters(c), 0, layers * layer_gemm_parameters(c)
-    if spec.name == "lower":
-        weights += count * c.hidden_size  # of the embedding, the rows looked up
-    elif spec.name == "upper":
-        head = c.vocab_size * c.hidden_size
-        weights += head + c.hidden_size  # and the last norm
+def pass_cost(manifest: Manifest, graph: str, point: Point) -> Cost:
+    """The cost of one pass of a graph."""
+    spec, model = manifest.graphs[graph], manifest.model
+    letters, layers = dimensions(graph, point, manifest.num_predictors), manifest.layers(graph)
+    tensors = (*spec.inputs, *spec.outputs)
+    cache = _bytes((*spec.past, *spec.new), letters)
+    shapes = [shape for layer in layers for shape in layer_shapes(model, layer).values()]
+    weights, linear = sum(map(prod, shapes)), sum(prod(shape) for shape in shapes if len(shape) == 2)
+    count, keys, head = point.batch * point.rows, point.cached_tokens + point.rows, 0
+    if graph == "lower":
+        weights += count * model.hidden_size  # of the embedding, the rows looked up
+    elif graph == "upper":
+        table = weight_shapes(model)
+        head = prod(table[head_name(model)])
+        weights += head + prod(table["norm.weight"])
     else:
-        weights = linear = num_predictors * c.hidden_size**2
+        weights = linear = manifest.num_predictors * model.hidden_size**2
     return Cost(
-        weight_bytes=weights * item,
+        weight_bytes=weights * DTYPES[manifest.precision.weights].itemsize,
         cache_bytes=cache,
-        activation_bytes=sum(size for _, size in tensors) - cache,
+        activation_bytes=_bytes(tensors, letters) - cache,
         linear_flops=2 * linear * count,
-        attention_flops=4 * layers * count * keys * c.num_attention_heads * c.head_dim,
+        attention_flops=4 * len(layers) * count * keys * model.attention.query_size,
         head_flops=2 * head * count,
     )
 
 
-def layer_gemm_parameters(c: ModelConfig) -> int:
-    """Of q, k, v, o, gate, up and down."""
-    query, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    return c.hidden_size * (2 * query + 2 * kv + 3 * c.intermediate_size)
-
-
-def layer_parameters(c: ModelConfig) -> int:
-    query, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    biases = (
-        c.qkv_bias * (query + 2 * kv)
-        + c.o_bias * c.hidden_size
-        + c.mlp_bias * (2 * c.intermediate_size + c.hidden_size)
-    )
-    return layer_gemm_parameters(c) + biases + 2 * c.hidden_size + c.qk_norm * 2 * c.head_dim
+def _bytes(tensors: Iterable[TensorSpec], letters: Mapping[str, int]) -> int:
+    return sum(prod(tensor.sizes(letters)) * DTYPES[tensor.dtype].itemsize for tensor in tensors)
 
 
 def roofline(cost: Cost, measured_ms: float, peaks: Peaks) -> Roofline:

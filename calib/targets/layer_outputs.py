@@ -12,16 +12,17 @@ from typing import Any
 
 import onnxruntime as ort
 
-from firp.export.graphs.decoder import LAYER_OUTPUTS
+from firp.export.graphs.halves import LAYER_OUTPUTS
+from firp.runtime.bundle.graph_spec import cached_layer
 from firp.runtime.errors import BundleError
 
-_LAYER = re.compile(r"(?:layers|new_key|new_value)\.(\d+)\b")
+_LAYER = re.compile(r"layers\.(\d+)\b")
 
 
 def layer_of(tensor: str) -> int | None:
     """The decoder layer that makes a tensor; None where it is made outside of them."""
     found = _LAYER.match(tensor)
-    return int(found[1]) if found else None
+    return int(found[1]) if found else cached_layer(tensor)
 
 
 def tensors_in_order(path: Path) -> list[str]:

@@ -35,7 +35,7 @@ class OnnxTarget:
     def __init__(self, bundle: Bundle, backend: str):
         self._engine = Engine.load(bundle.path, backend, check_hashes=False)
         self.device, self.limits = self._engine.backend.device, None
-        if bundle.manifest.dtype == "bfloat16":
+        if bundle.manifest.precision.compute == "bfloat16":
             raise FirpError(
                 "OnnxrtRunner takes numpy arrays, and numpy has no bfloat16",
                 got="a bfloat16 bundle",
@@ -51,7 +51,7 @@ class OnnxTarget:
 
     def peaks(self) -> Peaks:
         measure = cpu_peaks if self._engine.backend.name == "cpu" else cuda_peaks
-        return measure(self._engine.backend.options, self._engine.manifest.dtype)
+        return measure(self._engine.backend.options, self._engine.manifest.precision.compute)
 
     @contextmanager
     def timer(self, graph: str) -> Iterator[Callable[[Feed], float]]:

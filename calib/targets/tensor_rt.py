@@ -21,9 +21,9 @@ from firp.calib.targets.layer_times import LayerTime
 from firp.calib.targets.peaks import cuda_copy_peaks
 from firp.export.tensorrt.build import check_memory, graph_weight_bytes
 from firp.export.tensorrt.plan import Target, build_plan
-from firp.runtime.backends.host import STORAGE, to_storage
 from firp.runtime.backends.tensor_rt import TensorRTBackend, new_context
-from firp.runtime.bundle.engine_record import find_engines, fitting_profile
+from firp.runtime.bundle.dtypes import DTYPES, to_storage
+from firp.runtime.bundle.engine_record import find_engine_folder, fitting_profile
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.bundle.graph_spec import GraphSpec
 from firp.runtime.engine import Engine
@@ -41,7 +41,9 @@ class TensorRTTarget:
         self._runtime = TensorRTBackend(backend)
         self._trt, self.device = self._runtime.library, self._runtime.device
         self._bundle, self._backend = bundle, backend
-        self._engines = find_engines(bundle, backend, self._trt.__version__, self._runtime.compute_capability)
+        self._engines = find_engine_folder(
+            bundle, backend, self._trt.__version__, self._runtime.compute_capability
+        )
         self.limits = self._engines.record.limits
         _check_cuda_library()
         from polygraphy import config
@@ -161,7 +163,7 @@ class _DeviceFeed:
             if held is None or held[0] is not array:
                 if held:
                     held[1].free()
-                stored = np.ascontiguousarray(to_storage(array, np.dtype(STORAGE[self._dtypes[name]])))
+                stored = np.ascontiguousarray(to_storage(array, DTYPES[self._dtypes[name]].storage))
                 buffer = cuda.DeviceArray.raw((stored.nbytes,))
                 buffer.copy_from(stored.reshape(-1).view(np.uint8))
                 self._held[name] = array, buffer

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 import torch
 
 from firp.calib.training.options import TrainOptions
-from firp.export.sources.huggingface import Checkpoint
+from firp.export.sources.checkpoint import Checkpoint
 from firp.runtime.bundle.graph_spec import TOP_K
+from firp.runtime.bundle.weight_table import weight_shapes
 from firp.runtime.errors import FirpError
 from firp.runtime.machine import available_bytes
 
@@ -30,19 +31,17 @@ def memory_needed(checkpoint: Checkpoint, options: TrainOptions, prediction_laye
     anchors = min(o.anchors, window - o.num_predictors)
     real, pseudo = o.batch * window, o.batch * anchors * o.num_predictors
     upper = c.num_hidden_layers - prediction_layer
-    head, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    head, kv, inner = c.attention.query_size, c.attention.key_value_size, c.mlp.intermediate_size
     # values of one row that backward needs
-    saved_by_layer = 6 * c.hidden_size + 4 * c.intermediate_size + 4 * head + 4 * kv
+    saved_by_layer = 6 * c.hidden_size + 4 * inner + 4 * head + 4 * kv
     keys = window + anchors * o.num_predictors
-    attention = o.batch * anchors * o.num_predictors * keys * (2 * c.num_attention_heads + 1)
-    weights = sum(math.prod(weight.shape) for weight in checkpoint.weights())
+    attention = o.batch * anchors * o.num_predictors * keys * (2 * c.attention.num_heads + 1)
+    weights = sum(map(math.prod, weight_shapes(c).values()))
     return {
         "model": weights * width,
         "predictors": o.num_predictors * c.hidden_size**2 * 4 * _ADAM_COPIES,
         "path correction": c.vocab_size * 4 * (2 * o.correction_rank * (_ADAM_COPIES + 1) + c.hidden_size),
-        "real rows": real
-        * width
-        * (upper * (c.hidden_size + 2 * kv) + 4 * c.hidden_size + 3 * c.intermediate_size),
+        "real rows": real * width * (upper * (c.hidden_size + 2 * kv) + 4 * c.hidden_size + 3 * inner),
         "pseudo rows": (pseudo * upper * saved_by_layer + upper * attention) * width,
         "logits": pseudo * (c.vocab_size * 4 * _LOGITS_COPIES + TOP_K * o.correction_rank * 12),
     }

@@ -15,22 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from firp.export.sources.huggingface import Checkpoint
+from firp.export.sources.checkpoint import Checkpoint
 from firp.export.sources.safetensors_file import TensorRecord, read_safetensors
 from firp.export.target_folder import disk_errors
 from firp.export.weights import stream as weights
-from firp.runtime.bundle.calibration import Calibration
-from firp.runtime.bundle.format import (
-    CALIBRATION_NAME,
-    CORRECTION_NAME,
-    from_json,
-    read_calibration,
-    read_json,
-    to_json,
-    write_json,
-)
+from firp.runtime.bundle.calibration import Calibration, read_calibration
+from firp.runtime.bundle.format import CALIBRATION_NAME, CORRECTION_NAME
+from firp.runtime.bundle.json_fields import from_json, read_json, to_json, write_json
 from firp.runtime.errors import BundleError, CheckpointError
-from firp.runtime.trees.guesses import PathCorrection
+from firp.runtime.trees.path_correction import PathCorrection
 
 FORMAT_VERSION = 1
 MARKER = "predictors.json"
@@ -119,9 +112,7 @@ def _checked_files(path: Path, info: PredictorInfo, vocab_size: int) -> dict[str
             files[CALIBRATION_NAME] = path / CALIBRATION_NAME
             read_calibration(path / CALIBRATION_NAME, info.num_predictors)
     except BundleError as error:  # the runtime's own readers, but this is no bundle
-        raise CheckpointError(
-            error.what, got=error.got, expected=error.expected, fix="write it with firp calibrate"
-        ) from error
+        raise error.with_fix(CheckpointError, "write it with firp calibrate") from error
     return files
 
 
@@ -146,9 +137,7 @@ def _read_info(file: Path) -> PredictorInfo:
     try:
         info = from_json(PredictorInfo, read_json(file), str(file))
     except BundleError as error:  # the same strict reader, but this is no bundle
-        raise CheckpointError(
-            error.what, got=error.got, expected=error.expected, fix="write it with firp calibrate"
-        ) from error
+        raise error.with_fix(CheckpointError, "write it with firp calibrate") from error
     if (
         info.format_version != FORMAT_VERSION
         or info.method != "firp"

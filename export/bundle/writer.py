@@ -16,25 +16,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from firp.export.bundle.predictor_dir import TENSOR_NAME, Predictors, open_predictors
-from firp.export.graphs.halves import write_graphs
+from firp.export.graphs.predictors import PREDICTORS_WEIGHT
+from firp.export.graphs.write import write_graphs
 from firp.export.leftovers import repair
-from firp.export.sources.huggingface import Checkpoint, Weight, open_checkpoint
+from firp.export.sources.checkpoint import Checkpoint, Weight
+from firp.export.sources.huggingface import open_checkpoint
 from firp.export.sources.safetensors_file import TensorRecord
 from firp.export.target_folder import check_target, disk_errors, target_folder
 from firp.export.weights import stream as weights
+from firp.export.weights.rope import rope_tables
+from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
 from firp.runtime.bundle.engine_record import ENGINES_FOLDER, engine_folders
 from firp.runtime.bundle.format import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     FileEntry,
     Manifest,
-    read_json,
     sha256_file,
-    to_json,
-    write_json,
     write_manifest,
 )
-from firp.runtime.bundle.graph_spec import DTYPES
+from firp.runtime.bundle.json_fields import read_json, to_json, write_json
+from firp.runtime.bundle.model_config import Precision
+from firp.runtime.bundle.weight_table import ROPE_TABLES
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.loop.text import load_tokenizer
 from firp.runtime.progress import Progress, silent
@@ -53,7 +56,7 @@ class ExportOptions:
     predictors: Path | None = None
     prediction_layer: int | None = None  # None: that of the predictors, or three quarters of the layers
     # the type in which drafted decoding is exactly plain decoding, and that every CPU runs
-    dtype: str = DTYPES[0]
+    dtype: str = MODEL_DTYPES[0]
     tree: TreeConfig = dataclasses.field(default_factory=TreeConfig)
     force: bool = False
 
@@ -95,10 +98,10 @@ def prepare(options: ExportOptions, verify: bool) -> Prepared:
     _check_apart(options)
     if options.force and options.output.exists():
         _check_own_files(options.output)
-    if verify and options.dtype == "bfloat16":
+    if verify and not DTYPES[options.dtype].has_cpu_kernels:
         raise FirpError(
-            "bfloat16 graphs cannot be verified on a CPU",
-            got="ONNX Runtime without bfloat16 kernels",
+            f"{options.dtype} graphs cannot be verified on a CPU",
+            got=f"ONNX Runtime without {options.dtype} kernels",
             fix="add --no-verify, or export float32 or float16",
         )
     checkpoint = open_checkpoint(options.model)
@@ -172,9 +175,10 @@ def _write(
     layer: int,
     progress: Progress,
 ) -> Manifest:
-    records = _write_weights(folder, options, checkpoint, predictors, progress)
+    precision = Precision.uniform(options.dtype)
+    records = _write_weights(folder, options, precision.weights, checkpoint, predictors, progress)
     num_predictors = predictors.info.num_predictors if predictors else 0
-    graphs = write_graphs(folder, checkpoint.config, layer, num_predictors, options.dtype, records)
+    graphs = write_graphs(folder, checkpoint.config, layer, num_predictors, precision, records)
     for name in COPIED:
         if (options.model / name).is_file():
             shutil.copyfile(options.model / name, folder / name)
@@ -204,8 +208,7 @@ def _write(
         model=checkpoint.config,
         prediction_layer=layer,
         num_predictors=num_predictors,
-        dtype=options.dtype,
-        quantization=None,
+        precision=precision,
         graphs=graphs,
         files=entries,
         written_by={name: version(name) for name in ("firp", "onnx_ir", "transformers")},
@@ -220,18 +223,18 @@ def _write(
 def _write_weights(
     folder: Path,
     options: ExportOptions,
+    dtype: str,
     checkpoint: Checkpoint,
     predictors: Predictors | None,
     progress: Progress,
 ) -> dict[str, TensorRecord]:
-    dtype = options.dtype
-    outputs = [weights.from_checkpoint(weight, checkpoint.tensors) for weight in checkpoint.weights()]
-    cos, sin = checkpoint.rope_tables()
-    outputs += [weights.from_array("rope.cos", cos), weights.from_array("rope.sin", sin)]
+    outputs = [weights.from_checkpoint(weight, checkpoint.tensors) for weight in checkpoint.weights]
+    tables = zip(ROPE_TABLES, rope_tables(checkpoint.config), strict=True)
+    outputs += [weights.from_array(name, table) for name, table in tables]
     files = {"model.safetensors": outputs}
     if predictors:
         k, size = predictors.info.num_predictors, predictors.info.hidden_size
-        stacked = Weight("predictors.weight", (k * size, size), (TENSOR_NAME,))
+        stacked = Weight(PREDICTORS_WEIGHT, (k * size, size), (TENSOR_NAME,))
         files["predictors.safetensors"] = [weights.from_checkpoint(stacked, {TENSOR_NAME: predictors.tensor})]
     total = sum(weights.size_bytes(each, dtype) for each in files.values())
     _check_disk(total + _bytes_beside_weights(options, predictors), shutil.disk_usage(folder).free)

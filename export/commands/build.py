@@ -9,8 +9,10 @@ from typing import NamedTuple
 import click
 
 from firp.runtime.backends.nvidia_library import LIBRARIES
-from firp.runtime.bundle.engine_record import ENGINES_FOLDER, EngineRecord, Limits, folder_name
-from firp.runtime.bundle.format import MANIFEST_NAME, load_bundle, read_manifest, to_json
+from firp.runtime.bundle.engine_record import ENGINES_FOLDER, EngineRecord, folder_name
+from firp.runtime.bundle.format import MANIFEST_NAME, load_bundle, read_manifest
+from firp.runtime.bundle.json_fields import to_json
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.console.interrupts import cancel_on_interrupt, quit_on_interrupt
 from firp.runtime.console.options import PATH, Repeating, backend_option, json_option, options_from
 from firp.runtime.console.progress import messages, progress_bar
@@ -90,16 +92,16 @@ def build_after_export(bundle: Path, backend: str) -> None:
 
 def _report(bundle: Path, built: Built, options, manifest) -> None:
     """A line for each graph, and where the engines are."""
-    record, split = built.record, manifest.prediction_layer
-    layers = {"lower": split, "upper": manifest.model.num_hidden_layers - split}
+    record = built.record
     for name, entry in record.plans.items():
         line = f"{name}: {entry.size / 2**20:.1f} MiB in {record.build_seconds[name]:.1f} s"
         if built.summaries[name]:
             decode = built.summaries[name][0]
             line += f", {decode.launches} launches"
-            if name in layers:
-                line += f", {decode.launches_per_layer} a layer"
-                line += f", fused attentions {decode.attentions}/{layers[name]}"
+            if layers := len(manifest.layers(name)):
+                line += (
+                    f", {decode.launches_per_layer} a layer, fused attentions {decode.attentions}/{layers}"
+                )
         messages.print(line)
     if record.limits != options.limits:
         messages.print(f"built for {record.limits.max_context} tokens of context: the model has no more")

@@ -1,9 +1,11 @@
 """What the graphs can be made of.
 
-In: a `ModelConfig` as a checkpoint has it. Out: nothing, or a CheckpointError that names the field.
+In: transformers' configuration of a model. Out: nothing, or a CheckpointError that names the field.
 """
 
-from firp.runtime.bundle.graph_spec import ModelConfig
+from typing import Any
+
+from firp.export.families.recipe import head_dim
 from firp.runtime.errors import CheckpointError
 
 LEAST_CONTEXT = 16  # tokens: a prompt, a tree of drafts and some steps; shorter ones are mistakes
@@ -14,18 +16,18 @@ _SIZES = (
     "intermediate_size",
     "num_attention_heads",
     "num_key_value_heads",
-    "head_dim",
     "max_position_embeddings",
 )
 
 
-def check_config(config: ModelConfig) -> None:
+def check_config(config: Any) -> None:
     """Raises CheckpointError."""
     for name in _SIZES:
-        if not isinstance(getattr(config, name), int) or getattr(config, name) < 1:
-            raise _bad(config, name, "a positive integer")
+        _check_size(name, getattr(config, name))
+    heads = head_dim(config)
+    _check_size("head_dim", heads)
     if not 0 < config.rms_norm_eps < 1:
-        raise _bad(config, "rms_norm_eps", "between 0 and 1")
+        raise _bad("rms_norm_eps", config.rms_norm_eps, "between 0 and 1")
     if config.num_hidden_layers < 2:
         raise CheckpointError("too few layers to split", got=config.num_hidden_layers, expected="at least 2")
     if config.num_attention_heads % config.num_key_value_heads:
@@ -33,14 +35,22 @@ def check_config(config: ModelConfig) -> None:
             "heads do not divide",
             got=f"{config.num_attention_heads} query, {config.num_key_value_heads} key/value heads",
         )
-    if config.head_dim % 2:
-        raise _bad(config, "head_dim", "an even number, for rotary embedding turns pairs")
+    if heads % 2:
+        raise _bad("head_dim", heads, "an even number, for rotary embedding turns pairs")
     if config.max_position_embeddings < LEAST_CONTEXT:
-        raise _bad(config, "max_position_embeddings", f"at least {LEAST_CONTEXT}")
-    window = config.sliding_window
+        raise _bad("max_position_embeddings", config.max_position_embeddings, f"at least {LEAST_CONTEXT}")
+
+
+def check_window(window: Any) -> None:
+    """Raises CheckpointError for a sliding window that no layer can have."""
     if window is not None and not (isinstance(window, int) and window >= LEAST_WINDOW):
-        raise _bad(config, "sliding_window", f"at least {LEAST_WINDOW}, or null")
+        raise _bad("sliding_window", window, f"at least {LEAST_WINDOW}, or null")
 
 
-def _bad(config: ModelConfig, name: str, expected: str) -> CheckpointError:
-    return CheckpointError(f"bad {name} in config.json", got=getattr(config, name), expected=expected)
+def _check_size(name: str, value: Any) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise _bad(name, value, "a positive integer")
+
+
+def _bad(name: str, value: Any, expected: str) -> CheckpointError:
+    return CheckpointError(f"bad {name} in config.json", got=value, expected=expected)

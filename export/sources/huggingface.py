@@ -1,180 +1,26 @@
-"""A Hugging Face model directory as a blueprint and a table of tensors; the only place that knows
-Hugging Face's names.
+"""A Hugging Face model directory as a `Checkpoint`; beside the families' recipes the only place that
+knows Hugging Face.
 
-In: config.json and safetensors, one file or shards with an index. Out: `Checkpoint`: ModelConfig,
-where every tensor lies, and which weights the graphs are made of. No tensor is read here, except to
-identify the checkpoint.
+In: config.json and safetensors, one file or shards with an index. Out: the blueprint, where every
+tensor lies, and which weights the graphs are made of.
 """
 
-import hashlib
+import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from firp.export.sources.config_checks import check_config
-from firp.export.sources.safetensors_file import TensorRecord, read_checkpoint_tensors, read_json, same_bytes
+from firp.export.families.recipe import Family
+from firp.export.families.table import FAMILIES
+from firp.export.sources.checkpoint import Checkpoint, Weight
+from firp.export.sources.config_checks import check_config, check_window
+from firp.export.sources.safetensors_file import read_checkpoint_tensors, read_json, same_bytes
 from firp.runtime.bundle.format import eos_token_ids
-from firp.runtime.bundle.graph_spec import ModelConfig
+from firp.runtime.bundle.model_config import ModelConfig, RopeConfig
+from firp.runtime.bundle.weight_table import weight_shapes
 from firp.runtime.errors import BundleError, CheckpointError
-from firp.runtime.trees.tree import MAX_PASS_ROWS
 
-
-class Weight(NamedTuple):
-    """One tensor of the bundle: checkpoint tensors joined along their first axis, so that one GEMM
-    serves them.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    sources: tuple[str, ...]
-
-
-def _window(config: Any) -> int | None:
-    """The sliding window that all layers share; a mix of windowed and full layers is refused."""
-    kinds = set(getattr(config, "layer_types", None) or [])
-    if len(kinds) > 1:
-        raise CheckpointError(
-            "layers with different attention windows", got=sorted(kinds), expected="one kind for all layers"
-        )
-    if kinds == {"full_attention"}:
-        return None
-    if kinds == {"sliding_attention"} and config.sliding_window is None:
-        raise CheckpointError(
-            "layers with a sliding window of no size",
-            got="sliding_window null",
-            expected="a number of tokens",
-            fix="set sliding_window and use_sliding_window, or layer_types, in config.json",
-        )
-    return config.sliding_window
-
-
-# What sets a family apart from Llama without biases: the fields of ModelConfig that differ, from
-# its Hugging Face config.
-FAMILIES: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "LlamaForCausalLM": lambda c: {
-        "qkv_bias": c.attention_bias,
-        "o_bias": c.attention_bias,
-        "mlp_bias": c.mlp_bias,
-    },
-    "MistralForCausalLM": lambda c: {"sliding_window": c.sliding_window},
-    "Qwen2ForCausalLM": lambda c: {"qkv_bias": True, "sliding_window": _window(c)},
-    "Qwen3ForCausalLM": lambda c: {
-        "qkv_bias": c.attention_bias,
-        "o_bias": c.attention_bias,
-        "qk_norm": True,
-        "sliding_window": _window(c),
-    },
-}
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    path: Path
-    config: ModelConfig
-    tensors: dict[str, TensorRecord]
-    eos_token_ids: tuple[int, ...]
-    hf_config: Any
-
-    def prediction_layer(self, requested: int | None) -> int:
-        """The layer to split at: the requested one, or three quarters of the way up. Raises
-        CheckpointError.
-        """
-        layers = self.config.num_hidden_layers
-        if requested is not None and not 1 <= requested < layers:
-            raise CheckpointError(
-                "prediction layer out of range", got=requested, expected=f"1 to {layers - 1}"
-            )
-        return max(1, layers * 3 // 4) if requested is None else requested
-
-    def weights(self) -> list[Weight]:
-        """The bundle's weights in file order, from the checkpoint's tensors."""
-        c, out = self.config, []
-        query, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-        out.append(
-            Weight("embed_tokens.weight", (c.vocab_size, c.hidden_size), ("model.embed_tokens.weight",))
-        )
-        for i in range(c.num_hidden_layers):
-            at, src = f"layers.{i}", f"model.layers.{i}"
-            attention, mlp = f"{src}.self_attn", f"{src}.mlp"
-            qkv, gate_up = [f"{attention}.{x}_proj" for x in "qkv"], [f"{mlp}.gate_proj", f"{mlp}.up_proj"]
-            out.append(
-                Weight(f"{at}.input_norm.weight", (c.hidden_size,), (f"{src}.input_layernorm.weight",))
-            )
-            out += _linear(f"{at}.qkv_proj", query + 2 * kv, c.hidden_size, qkv, c.qkv_bias)
-            if c.qk_norm:
-                out += [
-                    Weight(f"{at}.{x}_norm.weight", (c.head_dim,), (f"{attention}.{x}_norm.weight",))
-                    for x in "qk"
-                ]
-            out += _linear(f"{at}.o_proj", c.hidden_size, query, [f"{attention}.o_proj"], c.o_bias)
-            out.append(
-                Weight(f"{at}.mlp_norm.weight", (c.hidden_size,), (f"{src}.post_attention_layernorm.weight",))
-            )
-            out += _linear(f"{at}.gate_up_proj", 2 * c.intermediate_size, c.hidden_size, gate_up, c.mlp_bias)
-            out += _linear(
-                f"{at}.down_proj", c.hidden_size, c.intermediate_size, [f"{mlp}.down_proj"], c.mlp_bias
-            )
-        out.append(Weight("norm.weight", (c.hidden_size,), ("model.norm.weight",)))
-        if not c.tie_word_embeddings:
-            out.append(Weight("lm_head.weight", (c.vocab_size, c.hidden_size), ("lm_head.weight",)))
-        return out
-
-    @property
-    def rope_rows(self) -> int:
-        """Positions in the rope tables. ONNX Runtime refuses a pass of more rows than that,
-        whatever their positions.
-        """
-        return max(self.config.max_position_embeddings, MAX_PASS_ROWS)
-
-    def rope_tables(self) -> tuple[np.ndarray, np.ndarray]:
-        """cos and sin [positions, head_dim / 2] f32, scaling included, as Hugging Face's own module
-        has them.
-        """
-        import torch
-        from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-        try:
-            rope = LlamaRotaryEmbedding(self.hf_config)
-            positions = torch.arange(self.rope_rows, dtype=torch.float32)
-            angles = positions[:, None] * rope.inv_freq.float()[None]
-            tables = (
-                (angles.cos() * rope.attention_scaling).numpy(),
-                (angles.sin() * rope.attention_scaling).numpy(),
-            )
-        except (TypeError, ValueError, ArithmeticError, AttributeError, KeyError, RuntimeError) as error:
-            raise CheckpointError(
-                "bad rope parameters", got=f"{error!r:.120}", expected="those of a working model"
-            ) from error
-        if not all(np.isfinite(table).all() for table in tables) or not (rope.inv_freq > 0).all():
-            raise CheckpointError(
-                "bad rope parameters", got=self.hf_config.rope_parameters, expected="finite frequencies"
-            )
-        return tables
-
-    def fingerprint(self) -> str:
-        """Identifies the weights: sha256 over every tensor's name, dtype, shape and first 4 KiB (a
-        quick look, not a proof).
-        """
-        digest = hashlib.sha256()
-        for name, record in sorted(self.tensors.items()):
-            digest.update(f"{name} {record.dtype} {record.shape}".encode())
-            with record.file.open("rb") as file:
-                file.seek(record.offset)
-                digest.update(file.read(min(4096, record.nbytes)))
-        return digest.hexdigest()
-
-
-def _linear(name: str, out_features: int, in_features: int, sources: list[str], bias: bool) -> list[Weight]:
-    weights = [
-        Weight(f"{name}.weight", (out_features, in_features), tuple(f"{source}.weight" for source in sources))
-    ]
-    if bias:
-        weights.append(Weight(f"{name}.bias", (out_features,), tuple(f"{source}.bias" for source in sources)))
-    return weights
+_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
@@ -185,10 +31,19 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     """
     path = Path(path)
     raw = _read_config(path)
-    config, hf_config = _model_config(path, raw)
-    checkpoint = Checkpoint(
-        path, config, read_checkpoint_tensors(path), _eos_token_ids(path, raw, config.vocab_size), hf_config
-    )
+    family = _family(raw)
+    config = _model_config(path, family)
+    tensors = read_checkpoint_tensors(path)
+    if config.num_hidden_layers > len(tensors):
+        raise CheckpointError(
+            f"tensors missing in '{path}'",
+            got=f"{len(tensors)} tensors",
+            expected=f"{config.num_hidden_layers} layers",
+        )
+    shapes = weight_shapes(config).items()
+    weights = tuple(Weight(name, shape, family.names.sources(name)) for name, shape in shapes)
+    eos = _eos_token_ids(path, raw, config.vocab_size)
+    checkpoint = Checkpoint(path, config, weights, tensors, eos)
     _check_tensors(checkpoint)
     return checkpoint
 
@@ -206,17 +61,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     raw = read_json(file)
     if not isinstance(raw, dict):
         raise CheckpointError("not a model configuration", got=f"'{file}'", expected="a JSON object")
-    architectures = raw.get("architectures")
-    architecture = architectures[0] if isinstance(architectures, list) and architectures else architectures
-    if not isinstance(architecture, str) or architecture not in FAMILIES:
-        raise CheckpointError(
-            "unsupported architecture", got=f"{architecture!r:.60}", expected="one of " + ", ".join(FAMILIES)
-        )
-    if raw.get("model_type") != architecture.removesuffix("ForCausalLM").lower():
-        raise CheckpointError(
-            "architecture and model_type disagree",
-            got=f"{architecture}, model_type {raw.get('model_type')!r:.60}",
-        )
     if quantization := raw.get("quantization_config"):
         raise CheckpointError(
             "quantized checkpoint",
@@ -229,7 +73,23 @@ def _read_config(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _model_config(path: Path, raw: dict[str, Any]) -> tuple[ModelConfig, Any]:
+def _family(raw: dict[str, Any]) -> Family:
+    """By model_type; what `architectures` names, if anything, must be of that family."""
+    named, model_type = raw.get("architectures"), raw.get("model_type")
+    architecture = named[0] if isinstance(named, list) and named else named or None
+    known = [name for family in FAMILIES.values() for name in family.architectures]
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if architecture not in known and (architecture is not None or family is None):
+        got = f"{architecture!r:.60}" if architecture is not None else f"model_type {model_type!r:.60}"
+        raise CheckpointError("unsupported architecture", got=got, expected="one of " + ", ".join(known))
+    if family is None or (architecture is not None and architecture not in family.architectures):
+        raise CheckpointError(
+            "architecture and model_type disagree", got=f"{architecture}, model_type {model_type!r:.60}"
+        )
+    return family
+
+
+def _model_config(path: Path, family: Family) -> ModelConfig:
     from transformers import AutoConfig
 
     try:
@@ -239,9 +99,18 @@ def _model_config(path: Path, raw: dict[str, Any]) -> tuple[ModelConfig, Any]:
         raise CheckpointError(
             "bad model configuration", got=f"'{path / 'config.json'}': {reason:.200}"
         ) from error
-    architecture = raw["architectures"][0]
     if c.hidden_act not in ("silu", "swish"):
         raise CheckpointError("unsupported activation", got=c.hidden_act, expected="silu")
+    check_config(c)
+    config = family.describe(c, _rope(c))
+    check_window(config.sliding_window)
+    return config
+
+
+def _rope(c: Any) -> RopeConfig:
+    """The frequencies of Hugging Face's own module, so that every kind of scaling is theirs."""
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
     rope = c.rope_parameters
     if not isinstance(rope, dict) or "rope_type" not in rope:
         raise CheckpointError(
@@ -249,29 +118,20 @@ def _model_config(path: Path, raw: dict[str, Any]) -> tuple[ModelConfig, Any]:
         )
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise CheckpointError("partial rotary embedding", got=rope["partial_rotary_factor"], expected=1.0)
-    supported = ("default", "linear", "dynamic", "yarn", "llama3")
-    if rope["rope_type"] not in supported:
+    if rope["rope_type"] not in _ROPE_TYPES:
         raise CheckpointError(
-            "unsupported rope scaling", got=rope["rope_type"], expected="one of " + ", ".join(supported)
+            "unsupported rope scaling", got=rope["rope_type"], expected="one of " + ", ".join(_ROPE_TYPES)
         )
-    config = ModelConfig(
-        architecture=architecture,
-        vocab_size=c.vocab_size,
-        hidden_size=c.hidden_size,
-        intermediate_size=c.intermediate_size,
-        num_hidden_layers=c.num_hidden_layers,
-        num_attention_heads=c.num_attention_heads,
-        num_key_value_heads=c.num_key_value_heads,
-        head_dim=getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads,
-        rms_norm_eps=c.rms_norm_eps,
-        # "dynamic" rope equals "default" up to this length, and changes with the length beyond it
-        max_position_embeddings=c.max_position_embeddings,
-        tie_word_embeddings=c.tie_word_embeddings,
-        rope_type=rope["rope_type"],
-        **FAMILIES[architecture](c),
-    )
-    check_config(config)
-    return config, c
+    try:
+        module = LlamaRotaryEmbedding(c)
+        found = RopeConfig(tuple(module.inv_freq.float().tolist()), float(module.attention_scaling))
+    except (TypeError, ValueError, ArithmeticError, AttributeError, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            "bad rope parameters", got=f"{error!r:.120}", expected="those of a working model"
+        ) from error
+    if not all(0 < number < math.inf for number in (*found.frequencies, found.scale)):
+        raise CheckpointError("bad rope parameters", got=rope, expected="finite frequencies")
+    return found
 
 
 def _eos_token_ids(path: Path, raw: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
@@ -285,21 +145,12 @@ def _eos_token_ids(path: Path, raw: dict[str, Any], vocab_size: int) -> tuple[in
             raw, vocab_size, str(path / "config.json")
         )
     except BundleError as error:
-        raise CheckpointError(
-            error.what, got=error.got, expected=error.expected, fix="correct the file"
-        ) from error
+        raise error.with_fix(CheckpointError, "correct the file") from error
 
 
 def _check_tensors(checkpoint: Checkpoint) -> None:
     """Every tensor is used exactly as the graphs need it, or named in an error."""
-    tensors, layers = checkpoint.tensors, checkpoint.config.num_hidden_layers
-    if layers > len(tensors):
-        raise CheckpointError(
-            f"tensors missing in '{checkpoint.path}'",
-            got=f"{len(tensors)} tensors",
-            expected=f"{layers} layers",
-        )
-    weights = checkpoint.weights()
+    tensors, weights = checkpoint.tensors, checkpoint.weights
     used = {source for weight in weights for source in weight.sources}
     if missing := sorted(used - set(tensors)):
         raise CheckpointError(
@@ -307,6 +158,7 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
             got=_some(missing),
             fix="complete the checkpoint",
         )
+    architecture = checkpoint.config.architecture
     unused = {name for name in set(tensors) - used if not name.endswith("rotary_emb.inv_freq")}
     if checkpoint.config.tie_word_embeddings and "lm_head.weight" in unused:
         if not same_bytes(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
@@ -318,7 +170,7 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
         unused.remove("lm_head.weight")
     if unused:
         raise CheckpointError(
-            f"{len(unused)} tensors in '{checkpoint.path}' that {checkpoint.config.architecture} does not use",
+            f"{len(unused)} tensors in '{checkpoint.path}' that {architecture} does not use",
             got=_some(sorted(unused)),
         )
     for weight in weights:

@@ -10,9 +10,10 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
 from firp.runtime.errors import CheckpointError
 
-SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_DTYPES = {DTYPES[name].safetensors: DTYPES[name] for name in MODEL_DTYPES}  # that weights may have
 
 
 class TensorRecord(NamedTuple):
@@ -101,11 +102,9 @@ def read_safetensors(file: Path) -> dict[str, TensorRecord]:
     start = 8 + length
     tensors, reached = {}, 0
     for name, (dtype, shape, begin, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
-        if dtype not in SAFETENSORS_DTYPES:
-            raise CheckpointError(
-                f"unsupported dtype of {name}", got=dtype, expected=" or ".join(SAFETENSORS_DTYPES)
-            )
-        nbytes = math.prod(shape) * (4 if dtype == "F32" else 2)
+        if dtype not in _DTYPES:
+            raise CheckpointError(f"unsupported dtype of {name}", got=dtype, expected=" or ".join(_DTYPES))
+        nbytes = math.prod(shape) * _DTYPES[dtype].itemsize
         if begin != reached or stop - begin != nbytes:  # the format allows no holes and no overlaps
             raise CheckpointError(
                 f"bad place of {name} in '{file}'",
@@ -113,7 +112,7 @@ def read_safetensors(file: Path) -> dict[str, TensorRecord]:
                 expected=f"{reached} to {reached + nbytes}",
                 fix=fix,
             )
-        tensors[name] = TensorRecord(file, SAFETENSORS_DTYPES[dtype], shape, start + begin, nbytes)
+        tensors[name] = TensorRecord(file, _DTYPES[dtype].name, shape, start + begin, nbytes)
         reached = stop
     if size != start + reached:
         raise CheckpointError(

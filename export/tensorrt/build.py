@@ -27,20 +27,12 @@ from firp.runtime.bundle.engine_record import (
     FORMAT_VERSION,
     RECORD_NAME,
     EngineRecord,
-    Limits,
     folder_name,
     source_hashes,
 )
-from firp.runtime.bundle.format import (
-    MANIFEST_NAME,
-    Bundle,
-    FileEntry,
-    Manifest,
-    load_bundle,
-    read_manifest,
-    to_json,
-    write_json,
-)
+from firp.runtime.bundle.format import MANIFEST_NAME, Bundle, FileEntry, Manifest, load_bundle, read_manifest
+from firp.runtime.bundle.json_fields import to_json, write_json
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.machine import available_bytes, peak_bytes, reset_peak
 from firp.runtime.progress import Progress, silent
@@ -72,7 +64,7 @@ def build_engines(
     Raises FirpError: no library, a bundle that cannot be built, limits out of range, engines that
     exist, too little memory or disk, a build that failed or that `cancel` ended.
     """
-    library, capabilities = check_buildable(options, read_manifest(bundle / MANIFEST_NAME).dtype)
+    library, capabilities = check_buildable(options, read_manifest(bundle / MANIFEST_NAME).precision.compute)
     loaded = load_bundle(bundle)
     manifest = loaded.manifest
     limits = check_limits(options.limits, manifest)
@@ -208,13 +200,9 @@ def memory_needed(manifest: Manifest, graph: str, weight_bytes: int) -> dict[str
     on graphs of 2 to 16 layers and 5 MB to 1.5 GB (`benchmarks/engine_build.py`): weights are
     mapped once and copied for the network, the engine and the plan.
     """
-    layers = {
-        "lower": manifest.prediction_layer,
-        "upper": manifest.model.num_hidden_layers - manifest.prediction_layer,
-    }
     return {
         "weights": weight_bytes * 37 // 10,
-        "kernels": layers.get(graph, 0) * (14 << 20),
+        "kernels": len(manifest.layers(graph)) * (14 << 20),
         "library": 290 << 20,
     }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from firp.runtime.backends.nvidia_library import DTYPES
+from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.engine_record import Profile
 from firp.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from firp.runtime.errors import FirpError
@@ -125,7 +125,8 @@ def _shown(tensor: Any) -> str:
 
 
 def _expected(tensor: TensorSpec) -> str:
-    return f"{tensor.name} {DTYPES[tensor.dtype]} {[-1 if isinstance(size, str) else size for size in tensor.shape]}"
+    shape = [-1 if isinstance(size, str) else size for size in tensor.shape]
+    return f"{tensor.name} {DTYPES[tensor.dtype].tensorrt} {shape}"
 
 
 def _optimization_profile(builder: Any, profile: Profile) -> Any:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from firp.runtime.bundle.graph_spec import is_past
+
 _PROGRAM = re.compile(rb"accelerators=\{([^}]{1,200})\}")
 _SHAPES_ONLY = b"*"  # the program computes shapes, on the host
 _STATEMENT = re.compile(r'^  (\w+)=\{ name=("[^"]*"|\S+)', re.MULTILINE)
@@ -94,9 +96,7 @@ def _kind(statement: str, name: str, text: str) -> str:
 
 
 def _cached(kernels: tuple[Kernel, ...]) -> set[str]:
-    return {
-        name for kernel in kernels for name in kernel.inputs if name.startswith(("past_key.", "past_value."))
-    }
+    return {name for kernel in kernels for name in kernel.inputs if is_past(name)}
 
 
 def _is_copied(past: str, kernels: tuple[Kernel, ...]) -> bool:

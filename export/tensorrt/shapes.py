@@ -6,8 +6,9 @@ likeliest and the largest shape of every input. Cached slots reach from none to 
 both, for a long prompt is prefilled in several passes.
 """
 
-from firp.runtime.bundle.engine_record import Limits, Profile
+from firp.runtime.bundle.engine_record import Profile
 from firp.runtime.bundle.graph_spec import GraphSpec
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.passes.pass_plan import PREFILL_ROWS
 
 _LIKELY_ROWS, _LIKELY_CACHED = 16, 1024  # of a decoding pass
@@ -49,15 +50,8 @@ def _profile(name: str, spec: GraphSpec, sizes: dict[str, Sizes]) -> Profile:
         name,
         {
             tensor.name: tuple(
-                tuple(_size(dimension, sizes, which) for dimension in tensor.shape) for which in range(3)
+                tensor.sizes({letter: size[which] for letter, size in sizes.items()}) for which in range(3)
             )
             for tensor in spec.inputs
         },
     )
-
-
-def _size(dimension: int | str, sizes: dict[str, Sizes], which: int) -> int:
-    """Of a fixed dimension, a shape letter, or a sum of letters such as P+T."""
-    if isinstance(dimension, int):
-        return dimension
-    return sum(sizes[letter][which] for letter in dimension.split("+"))

@@ -56,7 +56,7 @@ def verify(
         progress("loading the Hugging Face model", 0, None)
         steps += _against_hugging_face(engine, model_dir)
     # which ONNX Runtime cannot run on a CPU
-    if engine.backend.name != "cpu" and engine.manifest.dtype != "bfloat16":
+    if engine.backend.name != "cpu" and engine.manifest.precision.compute != "bfloat16":
         steps += _against_onnx_runtime(engine)
     steps.append(Step("drafted against plain decoding", lambda: list(drafted_against_plain(engine))))
     for done, step in enumerate(steps):
@@ -100,7 +100,7 @@ def _samples(engine: Engine) -> dict[str, list[Sample]]:
 def _against_hugging_face(engine: Engine, model_dir: Path) -> Iterator[Step]:
     from firp.export.verify.reference import load_model
 
-    model = load_model(model_dir, engine.manifest.dtype)
+    model = load_model(model_dir, engine.manifest.precision.compute)
     for kind, samples in _samples(engine).items():
         yield Step(f"values of {kind} tokens", partial(_values_against_float64, engine, model, kind, samples))
     for kind, prompts in prompts_by_kind(engine, 3, 16).items():
@@ -120,7 +120,7 @@ def _values_against_float64(engine: Engine, model: Any, kind: str, samples: list
 
     from firp.export.verify.reference import model_rows
 
-    dtype, layer = engine.manifest.dtype, engine.manifest.prediction_layer
+    dtype, layer = engine.manifest.precision.compute, engine.manifest.prediction_layer
     truth = model_rows(model, layer, samples, torch.float64)
     yardstick = model_rows(model, layer, samples, getattr(torch, dtype))
     session = SessionRows(engine, most_rows(engine))

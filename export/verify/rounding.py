@@ -58,7 +58,9 @@ def judge(name: str, ours: Distance, yardstick: Distance, dtype: str) -> Check:
 
 def value_limit(manifest: Manifest) -> float:
     """The largest `scaled_difference` of two computations of one graph that rounding explains."""
-    return ABSOLUTE_LIMIT[manifest.dtype] * max(1.0, manifest.model.num_hidden_layers / LAYER_SCALE)
+    return ABSOLUTE_LIMIT[manifest.precision.compute] * max(
+        1.0, manifest.model.num_hidden_layers / LAYER_SCALE
+    )
 
 
 def scaled_difference(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -41,7 +41,7 @@ def plain_against_generate(name: str, engine: Engine, model: Any, prompts: list[
     """Runs that differ. One that parts at a near tie of the plain run is recorded and excused, as
     rarely as `NEAR_TIE` allows.
     """
-    dtype = engine.manifest.dtype
+    dtype = engine.manifest.precision.compute
     count = min(32, engine.model.max_position_embeddings - max(map(len, prompts)))
     greedy = SamplingParams(max_new_tokens=count)
     generated = _generate(model, prompts, count, engine.bundle.eos_token_ids)
@@ -97,6 +97,6 @@ def drafted_against_plain(engine: Engine) -> Iterator[Check]:
     for comparison in compare_trees(engine, prompts, params, trees):
         name = f"drafted = plain, {comparison.name}"
         yield Check(name, not comparison.unexcused, len(comparison.unexcused), 0)
-        found, allowed = len(comparison.differences), comparison.allowed(engine.manifest.dtype)
+        found, allowed = len(comparison.differences), comparison.allowed(engine.manifest.precision.compute)
         near = tuple(Tie(comparison.name, each) for each in comparison.differences if each.near_tie)
         yield Check(f"near ties, {comparison.name}", found <= allowed, found, allowed, near)

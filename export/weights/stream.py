@@ -14,22 +14,17 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from firp.export.sources.huggingface import Weight
-from firp.export.sources.safetensors_file import SAFETENSORS_DTYPES, TensorRecord
+from firp.export.sources.checkpoint import Weight
+from firp.export.sources.safetensors_file import TensorRecord
+from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.errors import CheckpointError
 
-NUMPY_DTYPES = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
-_EXPONENT = {
-    "float32": (np.uint32, 0x7F800000),
-    "float16": (np.uint16, 0x7C00),
-    "bfloat16": (np.uint16, 0x7F80),
-}
-_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 _CHUNK_BYTES = 8 << 20
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """A type that numpy computes with; the runtime knows bfloat16 by its bits alone."""
+    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else DTYPES[name].storage
 
 
 class Output(NamedTuple):
@@ -53,26 +48,30 @@ def from_array(name: str, array: np.ndarray) -> Output:
 
 
 def size_bytes(outputs: list[Output], dtype: str) -> int:
-    return sum(math.prod(output.shape) for output in outputs) * NUMPY_DTYPES[dtype].itemsize
+    return sum(math.prod(output.shape) for output in outputs) * DTYPES[dtype].itemsize
 
 
 def read_chunks(name: str, record: TensorRecord) -> Iterator[np.ndarray]:
     """A tensor's values, flat, in its own dtype. Raises CheckpointError for a value that is not
     finite.
     """
-    dtype = NUMPY_DTYPES[record.dtype]
-    unsigned, exponent = _EXPONENT[record.dtype]
+    dtype = numpy_dtype(record.dtype)
     with record.file.open("rb", buffering=0) as file:
         file.seek(record.offset)
         for start in range(0, record.nbytes, _CHUNK_BYTES):
             chunk = np.empty(min(_CHUNK_BYTES, record.nbytes - start) // dtype.itemsize, dtype)
             if file.readinto(memoryview(chunk.view(np.uint8))) != chunk.nbytes:
                 raise CheckpointError("truncated weight file", got=f"'{record.file}' ends inside {name}")
-            if ((chunk.view(unsigned) & exponent) == exponent).any():
+            if not _finite(chunk, record.dtype):
                 raise CheckpointError(
                     f"{name} holds NaN or infinity", got=f"'{record.file}'", fix="use an undamaged checkpoint"
                 )
             yield chunk
+
+
+def _finite(chunk: np.ndarray, dtype: str) -> bool:
+    exponent = DTYPES[dtype].exponent
+    return not ((chunk.view(f"u{chunk.itemsize}") & exponent) == exponent).any()
 
 
 def write_safetensors(
@@ -83,14 +82,14 @@ def write_safetensors(
 
     Raises CheckpointError when a finite value does not fit the dtype (float16 ends at 65504).
     """
-    target, records, offset = NUMPY_DTYPES[dtype], {}, 0
+    target, records, offset = numpy_dtype(dtype), {}, 0
     for output in outputs:
         nbytes = math.prod(output.shape) * target.itemsize
         records[output.name] = TensorRecord(path, dtype, tuple(output.shape), offset, nbytes)
         offset += nbytes
     entries = {
         name: {
-            "dtype": _NAMES[dtype],
+            "dtype": DTYPES[dtype].safetensors,
             "shape": list(r.shape),
             "data_offsets": [r.offset, r.offset + r.nbytes],
         }
@@ -98,7 +97,6 @@ def write_safetensors(
     }
     header = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
     header += b" " * (-(len(header) + 8) % 4096)  # data begins on a page
-    unsigned, exponent = _EXPONENT[dtype]
     written = 0
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
@@ -107,7 +105,7 @@ def write_safetensors(
                 if chunk.dtype != target:
                     with np.errstate(over="ignore"):
                         chunk = chunk.astype(target)
-                    if ((chunk.view(unsigned) & exponent) == exponent).any():
+                    if not _finite(chunk, dtype):
                         raise CheckpointError(
                             f"{output.name} does not fit {dtype}",
                             fix="export with --dtype bfloat16 or float32",

@@ -1,7 +1,6 @@
-"""Memory on the host, and how values lie in memory of any kind.
+"""Memory on the host, and the mask of a pass in memory of any kind.
 
-In: shapes and dtype names. Out: arrays that graphs read and write. numpy has no bfloat16: such
-values lie in uint16, as their upper half of a float32.
+In: shapes and types. Out: arrays that graphs read and write.
 """
 
 import time
@@ -9,33 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from firp.runtime.bundle.dtypes import lowest
 from firp.runtime.errors import FirpError
-
-STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int64": np.int64}
-_BFLOAT16_LOWEST = 0xFF7F
-
-
-def lowest(dtype: np.dtype) -> np.generic:
-    """The lowest finite value of a type as it lies in memory; uint16 holds bfloat16."""
-    return np.uint16(_BFLOAT16_LOWEST) if dtype == np.uint16 else np.finfo(dtype).min
-
-
-def to_storage(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """float32 values as they lie in memory; bfloat16 rounds towards zero."""
-    return (
-        (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-        if dtype == np.uint16
-        else values.astype(dtype)
-    )
-
-
-def to_float32(stored: np.ndarray) -> np.ndarray:
-    """What lies in memory as float32 values."""
-    return (
-        (stored.astype(np.uint32) << 16).view(np.float32)
-        if stored.dtype == np.uint16
-        else stored.astype(np.float32)
-    )
 
 
 class HostMemory:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.bundle.graph_spec import GraphSpec
+from firp.runtime.bundle.limits import Limits
 
 
 class Array(Protocol):

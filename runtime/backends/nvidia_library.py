@@ -24,7 +24,6 @@ LIBRARIES = {
     "tensorrt": Library("tensorrt", (10, 15), 11),
     "tensorrt-rtx": Library("tensorrt_rtx", (1, 7), 1),
 }
-DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}  # as both name them
 
 
 def load_library(backend: str) -> ModuleType:

@@ -11,8 +11,9 @@ from typing import Any
 import onnxruntime as ort
 
 from firp.runtime.backends.cuda import CudaMemory, device_name, load_cuda, new_stream
-from firp.runtime.backends.host import STORAGE, HostMemory
+from firp.runtime.backends.host import HostMemory
 from firp.runtime.backends.interface import Array, Binding, LoadedGraphs, Memory
+from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from firp.runtime.errors import BundleError, FirpError
@@ -20,17 +21,9 @@ from firp.runtime.machine import cores, processor
 from firp.runtime.sampling import integer
 
 MOST_THREADS = 1024  # more take ONNX Runtime minutes to start
-_CPU_DTYPES = ("float32", "float16")
-_ORT_TYPE = {
-    "float32": "tensor(float)",
-    "float16": "tensor(float16)",
-    "bfloat16": "tensor(bfloat16)",
-    "int64": "tensor(int64)",
-}
 _CUDA = "CUDAExecutionProvider"
 # of shapes: ONNX Runtime computes them on the CPU on purpose, from shapes that it knows there
 _ON_HOST = {"Shape", "Concat"}
-_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: numpy has no such type to name it by
 
 
 class OnnxRuntimeBackend:
@@ -52,11 +45,11 @@ class OnnxRuntimeBackend:
         self.options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
-        if bundle.manifest.dtype not in _CPU_DTYPES:
+        if not DTYPES[bundle.manifest.precision.compute].has_cpu_kernels:
             raise FirpError(
-                f"ONNX Runtime has no CPU kernels for {bundle.manifest.dtype}",
+                f"ONNX Runtime has no CPU kernels for {bundle.manifest.precision.compute}",
                 got=f"'{bundle.path}'",
-                expected=" or ".join(_CPU_DTYPES),
+                expected=" or ".join(name for name in MODEL_DTYPES if DTYPES[name].has_cpu_kernels),
                 fix="export the model with --dtype float32",
             )
         return _load(ort, bundle, self.options, ["CPUExecutionProvider"], "cpu", None)
@@ -149,7 +142,7 @@ def _check_signature(session: Any, spec: GraphSpec, path: Path) -> None:
         ("input", spec.inputs, session.get_inputs()),
         ("output", spec.outputs, session.get_outputs()),
     ):
-        wanted = {item.name: (_ORT_TYPE[item.dtype], _sizes(item.shape)) for item in declared}
+        wanted = {item.name: (DTYPES[item.dtype].onnx_runtime, _sizes(item.shape)) for item in declared}
         found = {item.name: (item.type, _known(item.shape, wanted.get(item.name))) for item in actual}
         if found != wanted:
             wrong = sorted(set(found.items()) ^ set(wanted.items()))
@@ -213,11 +206,13 @@ class OnnxRuntimeRunner:
             key = (array.__array_interface__["data"][0] if on_host else array.address, array.shape)
             if bound.get(name) == key:
                 continue
-            if array.dtype != STORAGE[tensor.dtype]:
+            if array.dtype != DTYPES[tensor.dtype].storage:
                 raise ValueError(f"{name}: got {array.dtype} array, expected {tensor.dtype}")
             bind(name, self._graph.device, 0, types[name], list(key[1]), key[0])
             bound[name] = key
 
 
 def _element_type(tensor: TensorSpec) -> Any:
-    return _BFLOAT16 if tensor.dtype == "bfloat16" else STORAGE[tensor.dtype]
+    """numpy's type, or ONNX's number of the one that numpy does not have."""
+    dtype = DTYPES[tensor.dtype]
+    return dtype.onnx_number if dtype.name == "bfloat16" else dtype.storage.type

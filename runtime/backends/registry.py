@@ -48,7 +48,7 @@ def backend_factory(name: str, threads: int | None = None) -> Callable[[], Backe
     threads: of each graph on the CPU, None for one a core. Raises FirpError for an unknown name, or
     for threads of a backend that has none.
     """
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         raise FirpError("unknown backend", got=repr(name), expected=" or ".join(BACKENDS))
     if threads is None:
         return BACKENDS[name]

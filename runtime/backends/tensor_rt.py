@@ -13,8 +13,9 @@ from typing import Any
 
 from firp.runtime.backends.cuda import GRAPH_RUNS, CudaMemory, compute_capability, device_name, load_cuda
 from firp.runtime.backends.interface import Binding, LoadedGraphs
-from firp.runtime.backends.nvidia_library import DTYPES, load_library
-from firp.runtime.bundle.engine_record import RECORD_NAME, Profile, find_engines, fitting_profile
+from firp.runtime.backends.nvidia_library import load_library
+from firp.runtime.bundle.dtypes import DTYPES
+from firp.runtime.bundle.engine_record import RECORD_NAME, Profile, find_engine_folder, fitting_profile
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.bundle.graph_spec import GraphSpec
 from firp.runtime.errors import BundleError, FirpError
@@ -35,21 +36,21 @@ class TensorRTBackend:
         self.device = f"{device_name(self.cuda)}, {name} {self.library.__version__}"
 
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
-        engines = find_engines(
+        folder = find_engine_folder(
             bundle, self.name, self.library.__version__, self.compute_capability, check_hashes
         )
         runtime = self.library.Runtime(self.library.Logger(self.library.Logger.ERROR))
         graphs, build = {}, f"firp build {bundle.path} --backend {self.name} --force"
         for name, spec in bundle.manifest.graphs.items():
-            path = engines.plan_path(name)
+            path = folder.plan_path(name)
             engine = runtime.deserialize_cuda_engine(path.read_bytes())
             if engine is None:
                 raise BundleError(f"{self.name} refuses the engine", got=f"'{path}'", fix=build)
-            graph = TensorRTGraph(self.library, runtime, engine, spec, engines.record.profiles[name])
+            graph = TensorRTGraph(self.library, runtime, engine, spec, folder.record.profiles[name])
             if wrong := graph.differences():
                 raise BundleError(f"'{path}' is not the graph its bundle declares", got=wrong, fix=build)
             graphs[name] = graph
-        return LoadedGraphs(graphs, engines.record.limits, GRAPH_RUNS)
+        return LoadedGraphs(graphs, folder.record.limits, GRAPH_RUNS)
 
     def memory(self) -> CudaMemory:
         return CudaMemory(self.cuda)
@@ -80,7 +81,7 @@ class TensorRTGraph:
             found = {
                 n: engine.get_tensor_dtype(n).name for n in names if engine.get_tensor_mode(n).name == mode
             }
-            wanted = {tensor.name: DTYPES[tensor.dtype] for tensor in tensors}
+            wanted = {tensor.name: DTYPES[tensor.dtype].tensorrt for tensor in tensors}
             if found != wanted:
                 return f"{mode.lower()}s that differ: {sorted(set(found.items()) ^ set(wanted.items()))[:2]}"
         return None

@@ -1,21 +1,21 @@
-"""Which tree to decode with on a device: expected tokens per step over predicted step time, or
-plain decoding where nothing pays.
+"""Records of calibration and tuning: trees with what they gave, times of a device, and the tree that
+was chosen for it.
 
-In: candidates (trees with their expected tokens per step, from calibration) and a latency table
-(measured on the device). Out: `Choice`, stored for each device in the bundle's manifest.
+In: calibration.json, which `firp calibrate` writes, or the JSON of `firp tune`. Out: `Calibration`,
+`LatencyTable`; a `Choice` for each device lies in the bundle's manifest.
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from firp.runtime.errors import FirpError
+from firp.runtime.bundle.json_fields import from_json, read_json
+from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.trees.tree import FIRP, TreeConfig
 
 # decoded greedily, at temperature 0.8, or held-out text as it is; the first is the default
 TEXTS = ("greedy", "sampled", "text")
-# what drafting must win, at the least, in prediction: less is within the error of the measurement
-MARGIN = 1.02
 
 
 @dataclass(frozen=True)
@@ -164,24 +164,19 @@ class Choice:
     latency: LatencyTable
 
 
-def predicted_speedup(candidate: Candidate, latency: LatencyTable, num_predictors: int, text: str) -> float:
-    """Over plain decoding, whose steps give one token each."""
-    mean_rows = (candidate.mean_rows or {}).get(text)
-    step_ms = latency.step_ms(candidate.tree, num_predictors, candidate.undrafted[text], mean_rows)
-    return candidate.tokens_per_step[text] * latency.plain_ms() / step_ms
+def read_calibration(path: Path, num_predictors: int) -> Calibration:
+    """Raises BundleError, or FirpError for a tree that is malformed."""
+    calibration = from_json(Calibration, read_json(path), path.name)
+    if not calibration.candidates:
+        raise BundleError(
+            f"no trees in {path.name}", got="no candidates", expected="at least 1", fix="calibrate again"
+        )
+    for candidate in calibration.candidates:
+        candidate.tree.validate(num_predictors)
+    return calibration
 
 
-def choose(
-    calibration: Calibration, latency: LatencyTable, num_predictors: int, text: str = TEXTS[0]
-) -> Choice:
-    """The candidate with the highest predicted rate. Raises FirpError when there is none for such
-    text.
-    """
-    known = [each for each in calibration.candidates if text in each.tokens_per_step]
-    if not known:
-        raise FirpError("no calibrated tree to choose from", got=f"none for {text}", fix="calibrate again")
-    best = max(known, key=lambda each: predicted_speedup(each, latency, num_predictors, text))
-    speedup = predicted_speedup(best, latency, num_predictors, text)
-    return Choice(
-        best.tree, bool(speedup >= MARGIN), text, best.tokens_per_step[text], round(speedup, 3), latency
-    )
+def read_latency(path: Path) -> LatencyTable:
+    """The table that `firp tune --json` printed. Raises BundleError."""
+    data = read_json(path)
+    return from_json(LatencyTable, data.get("latency") if isinstance(data, dict) else data, str(path))

@@ -1,8 +1,8 @@
-"""TensorRT engines of a bundle: what engine.json records of them, and whether they may be loaded
-here.
+"""The engine folders of a bundle: what engine.json records of TensorRT's plans, and whether they
+may be loaded here.
 
-In: a bundle, the backend and the device. Out: an `EngineRecord` and its folder, or a FirpError
-before anything is deserialized. Engines lie in BUNDLE/engines/<backend>-<library version>-<sm...>/:
+In: a bundle, the backend and the device. Out: an `EngineFolder`, or a FirpError before anything is
+deserialized. A folder is BUNDLE/engines/<backend>-<library version>-<sm...>/ and holds
 {lower,predictors,upper}.plan and engine.json.
 """
 
@@ -11,22 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from firp.runtime.bundle.format import Bundle, FileEntry, Manifest, from_json, read_json, sha256_file
+from firp.runtime.bundle.format import Bundle, FileEntry, Manifest, sha256_file
+from firp.runtime.bundle.json_fields import from_json, read_json
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.bundle.onnx_weights import weight_file
 from firp.runtime.errors import BundleError, FirpError
 
 FORMAT_VERSION = 1
 ENGINES_FOLDER = "engines"
 RECORD_NAME = "engine.json"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What engines are built to hold."""
-
-    max_context: int = 4096  # tokens of one sequence, cached ones and those of the pass
-    max_batch: int = 1
-    max_rows: int = 64  # of a decoding pass, pseudo rows included
 
 
 @dataclass(frozen=True)
@@ -55,12 +48,14 @@ class EngineRecord:
     peak_bytes: int  # resident memory of the builder at its largest
 
 
-class Engines(NamedTuple):
-    folder: Path
+class EngineFolder(NamedTuple):
+    """The plans of a bundle for one library version, and what is recorded of them."""
+
+    path: Path
     record: EngineRecord
 
     def plan_path(self, graph: str) -> Path:
-        return self.folder / f"{graph}.plan"
+        return self.path / f"{graph}.plan"
 
 
 def fitting_profile(graph: str, profiles: tuple[Profile, ...], shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -106,7 +101,7 @@ def read_record(folder: Path, build: str) -> EngineRecord:
     try:
         record = from_json(EngineRecord, data, where)
     except BundleError as error:
-        raise BundleError(error.what, got=error.got, expected=error.expected, fix=build) from error
+        raise error.with_fix(BundleError, build) from error
     limits = data["limits"]
     if set(limits) != {"max_context", "max_batch", "max_rows"} or min(limits.values()) < 1:
         raise BundleError(f"bad limits in {where}", got=limits, expected="three positive numbers", fix=build)
@@ -120,26 +115,27 @@ def engine_folders(bundle: Path, backend: str = "") -> list[Path]:
     return sorted(folder for folder in found if folder.name[0] != "." and (folder / RECORD_NAME).is_file())
 
 
-def find_engines(
+def find_engine_folder(
     bundle: Bundle, backend: str, library_version: str, compute_capability: str, check_hashes: bool = True
-) -> Engines:
-    """The engines for this library and device; of several the ones for the fewest devices, made for
-    this one. Raises FirpError with the command that builds them when there are none, and
-    BundleError when all were built from another bundle or are not whole.
+) -> EngineFolder:
+    """The folder for this library and device; of several the one for the fewest devices, made for
+    this one. Raises FirpError with the command that builds one when there is none, and BundleError
+    when all were built from another bundle or are not whole.
     """
-    build, found, reasons = f"firp build {bundle.path} --backend {backend} --force", [], []
-    for folder in engine_folders(bundle.path, backend):
+    build = f"firp build {bundle.path} --backend {backend} --force"
+    found, reasons = [], []
+    for path in engine_folders(bundle.path, backend):
         try:
-            found.append(Engines(folder, read_record(folder, build)))
+            found.append(EngineFolder(path, read_record(path, build)))
         except BundleError as error:
             reasons.append(error)
-    found = [each for each in found if each.record.backend == backend]
-    matching = [each for each in found if each.record.library_version == library_version]
-    usable = [each for each in matching if compute_capability in each.record.compute_capabilities]
-    for engines in sorted(usable, key=lambda each: len(each.record.compute_capabilities)):
+    found = [folder for folder in found if folder.record.backend == backend]
+    matching = [folder for folder in found if folder.record.library_version == library_version]
+    usable = [folder for folder in matching if compute_capability in folder.record.compute_capabilities]
+    for folder in sorted(usable, key=lambda folder: len(folder.record.compute_capabilities)):
         try:
-            _check_whole(engines, bundle.manifest, build, check_hashes)
-            return engines
+            _check_whole(folder, bundle.manifest, build, check_hashes)
+            return folder
         except BundleError as error:
             reasons.insert(0, error)
     if reasons:
@@ -147,21 +143,21 @@ def find_engines(
     if not found:
         raise FirpError(f"the bundle has no {backend} engines", got=f"'{bundle.path}'", fix=build)
     if not matching:
-        versions = ", ".join(sorted({each.record.library_version for each in found}))
+        versions = ", ".join(sorted({folder.record.library_version for folder in found}))
         raise FirpError(
             f"engines of another {backend} version", got=versions, expected=library_version, fix=build
         )
-    capabilities = ", ".join(sorted({c for each in matching for c in each.record.compute_capabilities}))
+    capabilities = {number for folder in matching for number in folder.record.compute_capabilities}
     raise FirpError(
         "engines for another GPU",
-        got=f"compute capability {capabilities}",
+        got=f"compute capability {', '.join(sorted(capabilities))}",
         expected=compute_capability,
         fix=build,
     )
 
 
-def _check_whole(engines: Engines, manifest: Manifest, build: str, check_hashes: bool) -> None:
-    record = engines.record
+def _check_whole(folder: EngineFolder, manifest: Manifest, build: str, check_hashes: bool) -> None:
+    record = folder.record
     if set(record.plans) != set(manifest.graphs) or set(record.profiles) != set(manifest.graphs):
         raise BundleError(
             "engines of another bundle", got=sorted(record.plans), expected=sorted(manifest.graphs), fix=build
@@ -170,17 +166,17 @@ def _check_whole(engines: Engines, manifest: Manifest, build: str, check_hashes:
         ranks = {tensor.name: len(tensor.shape) for tensor in manifest.graphs[graph].inputs}
         for profile in record.profiles[graph]:
             if any({name: len(each[i]) for name, each in profile.shapes.items()} != ranks for i in range(3)):
-                what = f"the {profile.name} profile in '{engines.folder}' is not one of the {graph} graph"
+                what = f"the {profile.name} profile in '{folder.path}' is not one of the {graph} graph"
                 raise BundleError(what, fix=build)
         for name, digest in source_hashes(manifest, graph).items():
             if record.built_from.get(name) != digest:
                 raise BundleError(
                     "engines of another bundle",
-                    got=f"{name} {str(record.built_from.get(name))[:12]} in '{engines.folder}'",
+                    got=f"{name} {str(record.built_from.get(name))[:12]} in '{folder.path}'",
                     expected=digest[:12],
                     fix=build,
                 )
-        path = engines.plan_path(graph)
+        path = folder.plan_path(graph)
         size = path.stat().st_size if path.is_file() else None
         if size != entry.size:
             got = "no such file" if size is None else f"{size} bytes"

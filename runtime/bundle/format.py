@@ -1,4 +1,4 @@
-"""The bundle format, version 1: what the exporter writes and every backend reads.
+"""The bundle format, version 2: what the exporter writes and every backend reads.
 
 In: a bundle directory. Out: a validated `Bundle` (manifest + tree), or a BundleError before any
 graph is loaded.
@@ -21,27 +21,26 @@ its size and sha256; a file that is not listed is ignored. Files are regular fil
 graphs take their weights from these safetensors files alone (`onnx_weights`).
 """
 
-import dataclasses
 import hashlib
 import json
 import os
 import threading
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from firp.runtime.bundle.calibration import Calibration, Choice, LatencyTable
-from firp.runtime.bundle.graph_spec import DTYPES, GraphSpec, ModelConfig, graph_specs
+from firp.runtime.bundle.calibration import Calibration, Choice, read_calibration
+from firp.runtime.bundle.graph_spec import CACHE_CONTRACTS, GraphSpec, graph_specs, layers_of
+from firp.runtime.bundle.json_fields import from_json, read_json, to_json, write_json
+from firp.runtime.bundle.model_config import ModelConfig, Precision
 from firp.runtime.bundle.onnx_weights import check_weights, weight_file
 from firp.runtime.bundle.paths import bundle_folder, own_file
 from firp.runtime.bundle.provenance import check_provenance
-from firp.runtime.errors import BundleError
-from firp.runtime.trees.guesses import PathCorrection
+from firp.runtime.errors import BundleError, FirpError
+from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.trees.tree import TreeConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "firp.json"
 CORRECTION_NAME = "path_correction.safetensors"
 CALIBRATION_NAME = "calibration.json"
@@ -61,8 +60,7 @@ class Manifest:
     model: ModelConfig
     prediction_layer: int  # t: the lower graph runs layers [0, t), the upper graph [t, num_hidden_layers)
     num_predictors: int  # K; 0 means that the bundle decodes plainly
-    dtype: str
-    quantization: types.NoneType  # reserved
+    precision: Precision
     graphs: dict[str, GraphSpec]
     files: dict[str, FileEntry]
     written_by: dict[str, str]  # package name -> version
@@ -70,6 +68,10 @@ class Manifest:
     choices: dict[str, Choice]
     source: dict[str, Any]  # the checkpoint and predictors it came from: names, fingerprint, training record
     verification: dict[str, Any] | None  # the record of `firp verify`; None: never verified
+
+    def layers(self, graph: str) -> range:
+        """The layers that a graph runs; none for the predictors."""
+        return layers_of(graph, self.model, self.prediction_layer)
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,13 @@ def read_manifest(path: Path) -> Manifest:
         raise BundleError(
             "not a bundle manifest", got=f"format_version {version!r} in {path}", expected=FORMAT_VERSION
         )
+    if version < FORMAT_VERSION:
+        raise BundleError(
+            "bundle of an older format",
+            got=f"version {version} in {path}",
+            expected=FORMAT_VERSION,
+            fix="export the model again",
+        )
     if version > FORMAT_VERSION:
         raise BundleError(
             "bundle of a newer format",
@@ -143,19 +152,25 @@ def read_manifest(path: Path) -> Manifest:
             expected=f"{manifest_digest(data)[:12]}…",
             fix="copy the bundle again, or export it again",
         )
-    if manifest.dtype not in DTYPES:
-        raise BundleError(f"unknown dtype in {path}", got=manifest.dtype, expected=" or ".join(DTYPES))
-    for name, value in dataclasses.asdict(manifest.model).items():
-        if type(value) is int and not 1 <= value < (10_000 if name == "num_hidden_layers" else 2**31):
-            raise BundleError(
-                f"bad model in {path}", got=f"{name} {value}", expected="a size of a real model"
-            )
+    try:
+        manifest.precision.validate(str(path))
+        manifest.model.validate(str(path))
+    except FirpError as error:
+        raise error.with_fix(BundleError, "export the model again") from error
     layers, split = manifest.model.num_hidden_layers, manifest.prediction_layer
     if not 1 <= split < layers or manifest.num_predictors < 0:
         raise BundleError(
             f"bad split in {path}", got=f"layer {split} of {layers}, {manifest.num_predictors} predictors"
         )
-    if manifest.graphs != graph_specs(manifest.model, split, manifest.num_predictors, manifest.dtype):
+    contracts = {spec.cache for spec in manifest.graphs.values()} - {None, *CACHE_CONTRACTS}
+    if contracts:
+        raise BundleError(
+            f"unknown cache contract in {path}",
+            got=", ".join(sorted(contracts)),
+            expected=" or ".join(CACHE_CONTRACTS),
+            fix="upgrade firp, or export the model again",
+        )
+    if manifest.graphs != graph_specs(manifest.model, split, manifest.num_predictors, manifest.precision):
         raise BundleError(
             f"{MANIFEST_NAME} does not declare the graphs of its model", fix="export the model again"
         )
@@ -169,24 +184,6 @@ def read_manifest(path: Path) -> Manifest:
     if absent := sorted(needed - set(manifest.files)):
         raise BundleError(f"{MANIFEST_NAME} lists no {', '.join(absent)}", fix="export the model again")
     return manifest
-
-
-def read_calibration(path: Path, num_predictors: int) -> Calibration:
-    """Raises BundleError, or FirpError for a tree that is malformed."""
-    calibration = from_json(Calibration, read_json(path), path.name)
-    if not calibration.candidates:
-        raise BundleError(
-            f"no trees in {path.name}", got="no candidates", expected="at least 1", fix="calibrate again"
-        )
-    for candidate in calibration.candidates:
-        candidate.tree.validate(num_predictors)
-    return calibration
-
-
-def read_latency(path: Path) -> LatencyTable:
-    """The table that `firp tune --json` printed. Raises BundleError."""
-    data = read_json(path)
-    return from_json(LatencyTable, data.get("latency") if isinstance(data, dict) else data, str(path))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -239,66 +236,3 @@ def manifest_digest(data: dict[str, Any]) -> str:
 def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise BundleError("missing file", got=f"no '{path}'") from error
-    except (ValueError, RecursionError) as error:
-        raise BundleError(
-            "not JSON", got=f"'{path}': {error}", fix="copy the file again, or write it again"
-        ) from error
-
-
-def write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-
-
-def to_json(value: Any) -> Any:
-    """A dataclass as JSON data; tuples become lists."""
-    return dataclasses.asdict(value)
-
-
-def from_json(kind: Any, data: Any, where: str) -> Any:
-    """Build `kind` (a dataclass or a type annotation) from JSON data, strictly: no unknown key,
-    none missing, types as declared.
-    """
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(data, dict):
-            raise BundleError(f"bad value at {where}", got=repr(data), expected="an object")
-        fields = {field.name: field for field in dataclasses.fields(kind)}
-        if unknown := sorted(set(data) - set(fields)):
-            raise BundleError(
-                f"unknown key in {where}",
-                got=", ".join(unknown),
-                expected=", ".join(fields),
-                fix="upgrade firp",
-            )
-        required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-        if absent := sorted(required - set(data)):
-            raise BundleError(f"missing key in {where}", got=f"no {', '.join(absent)}")
-        hints = typing.get_type_hints(kind)
-        return kind(
-            **{name: from_json(hints[name], value, f"{where}: {name}") for name, value in data.items()}
-        )
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if data is None and types.NoneType in arguments:
-            return None
-        (kind,) = set(arguments) - {types.NoneType}  # only "or None" is used
-        return from_json(kind, data, where)
-    if origin is tuple and isinstance(data, list):
-        kinds = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else arguments
-        if len(kinds) != len(data):
-            raise BundleError(f"bad value at {where}", got=f"{len(data)} values", expected=len(kinds))
-        items = zip(kinds, data, strict=True)
-        return tuple(from_json(each, item, f"{where}[{index}]") for index, (each, item) in enumerate(items))
-    if origin is dict and isinstance(data, dict):
-        return {key: from_json(arguments[1], item, f"{where}: {key}") for key, item in data.items()}
-    if kind is Any or type(data) is kind or (kind is float and type(data) is int and abs(data) < 2**53):
-        return data
-    raise BundleError(
-        f"bad value at {where}", got=f"{data!r:.60}", expected=getattr(kind, "__name__", str(kind))
-    )

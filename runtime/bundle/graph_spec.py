@@ -1,42 +1,53 @@
-"""What a bundle's graphs are: the model's blueprint, and each graph's inputs and outputs.
+"""What a bundle's graphs are: their inputs and outputs, and the layers that each one runs.
 
-In: a ModelConfig, the prediction layer, the number of predictors, the dtype. Out: one GraphSpec a
-graph, the single declaration that exporter, manifest, backends, docs and tests read.
+In: a ModelConfig, the prediction layer, the number of predictors, the precision. Out: one GraphSpec
+a graph, the single declaration that exporter, manifest, backends, docs and tests read.
 
 Shape letters: B batch, T rows of a pass, P cached tokens in view, M draft sources, R = T + M*K, G
 rows decoded to logits.
 """
 
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-DTYPES = ("float32", "float16", "bfloat16")  # the first is the default
+from firp.runtime.bundle.model_config import ModelConfig, Precision
+
 TOP_K = 64  # guesses listed for each row: the path correction re-ranks them, so many more than a tree is wide
+# What a graph and its caller agree on about keys and values. "prefix": views of the cached slots go
+# in, [P, B, Hkv, Dh], and those of this pass's rows come out, [rows, B, Hkv, Dh].
+PREFIX = "prefix"
+CACHE_CONTRACTS = (PREFIX,)
+_CACHE_NAME = re.compile(r"(past|new)_(?:key|value)\.(\d+)\b")
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """The blueprint of a decoder-only model: everything the graphs depend on, and nothing of the
-    weights.
-    """
+class CacheNames(NamedTuple):
+    """Graph input and output of one layer's keys, or of its values."""
 
-    architecture: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    max_position_embeddings: int  # context length in tokens
-    tie_word_embeddings: bool
-    rope_type: str  # informative: cos and sin are tables in model.safetensors
-    qkv_bias: bool = False
-    o_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False  # RMSNorm over head_dim on queries and keys (Qwen3)
-    sliding_window: int | None = None  # tokens a row sees, itself included; None sees all
+    past: str
+    new: str
+
+
+def cache_names(layers: Iterable[int]) -> list[CacheNames]:
+    """For each layer that of its keys, then that of its values."""
+    return [
+        CacheNames(f"past_{part}.{layer}", f"new_{part}.{layer}")
+        for layer in layers
+        for part in ("key", "value")
+    ]
+
+
+def cached_layer(name: str) -> int | None:
+    """The layer whose keys or values a tensor holds, past or new; None for any other tensor."""
+    found = _CACHE_NAME.match(name)
+    return int(found[2]) if found else None
+
+
+def is_past(name: str) -> bool:
+    """Whether a tensor holds cached keys or values."""
+    found = _CACHE_NAME.match(name)
+    return found is not None and found[1] == "past"
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,13 @@ class TensorSpec:
     dtype: str
     shape: tuple[Any, ...]
 
+    def sizes(self, letters: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape, with its letters and sums of letters, such as P+T, replaced."""
+        return tuple(
+            sum(letters[letter] for letter in size.split("+")) if isinstance(size, str) else size
+            for size in self.shape
+        )
+
 
 @dataclass(frozen=True)
 class GraphSpec:
@@ -57,54 +75,81 @@ class GraphSpec:
     """
 
     name: str
+    cache: str | None  # one of CACHE_CONTRACTS; None where a graph has no keys and values
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
     def output(self, name: str) -> TensorSpec:
         return next(spec for spec in self.outputs if spec.name == name)
 
+    @property
+    def past(self) -> tuple[TensorSpec, ...]:
+        """Inputs: the cached keys and values."""
+        return tuple(spec for spec in self.inputs if is_past(spec.name))
+
+    @property
+    def new(self) -> tuple[TensorSpec, ...]:
+        """Outputs: the keys and values of this pass."""
+        return tuple(spec for spec in self.outputs if cached_layer(spec.name) is not None)
+
+
+def layers_of(graph: str, config: ModelConfig, prediction_layer: int) -> range:
+    """The layers that a graph runs."""
+    halves = {
+        "lower": range(prediction_layer),
+        "upper": range(prediction_layer, config.num_hidden_layers),
+    }
+    return halves.get(graph, range(0))
+
 
 def graph_specs(
-    config: ModelConfig, prediction_layer: int, num_predictors: int, dtype: str
+    config: ModelConfig, prediction_layer: int, num_predictors: int, precision: Precision
 ) -> dict[str, GraphSpec]:
     """The declarations of all graphs that a bundle with `num_predictors` holds (none: no predictors
     graph).
     """
-    c, split = config, prediction_layer
+    compute, size = precision.compute, config.hidden_size
+    past, new = {}, {}
+    for graph, rows in (("lower", "T"), ("upper", "R")):
+        names = cache_names(layers_of(graph, config, prediction_layer))
+        heads = ("B", config.attention.num_key_value_heads, config.attention.head_dim)
+        past[graph] = [TensorSpec(name.past, precision.cache, ("P", *heads)) for name in names]
+        new[graph] = [TensorSpec(name.new, precision.cache, (rows, *heads)) for name in names]
+    listed = min(TOP_K, config.vocab_size)
     specs = {
         "lower": GraphSpec(
             "lower",
+            PREFIX,
             (
                 TensorSpec("input_ids", "int64", ("B", "T")),
-                *_attention_inputs("T", dtype),
-                *_cache(c, range(split), "past", "P", dtype),
+                *_attention_inputs("T", compute),
+                *past["lower"],
             ),
-            (
-                TensorSpec("hidden_states", dtype, ("B", "T", c.hidden_size)),
-                *_cache(c, range(split), "new", "T", dtype),
-            ),
+            (TensorSpec("hidden_states", compute, ("B", "T", size)), *new["lower"]),
         ),
         "predictors": GraphSpec(
             "predictors",
+            None,
             (
-                TensorSpec("hidden_states", dtype, ("B", "T", c.hidden_size)),
+                TensorSpec("hidden_states", compute, ("B", "T", size)),
                 TensorSpec("source_rows", "int64", ("B", "M")),
             ),
-            (TensorSpec("hidden_states_out", dtype, ("B", "R", c.hidden_size)),),
+            (TensorSpec("hidden_states_out", compute, ("B", "R", size)),),
         ),
         "upper": GraphSpec(
             "upper",
+            PREFIX,
             (
-                TensorSpec("hidden_states", dtype, ("B", "R", c.hidden_size)),
-                *_attention_inputs("R", dtype),
+                TensorSpec("hidden_states", compute, ("B", "R", size)),
+                *_attention_inputs("R", compute),
                 TensorSpec("logits_rows", "int64", ("B", "G")),
-                *_cache(c, range(split, c.num_hidden_layers), "past", "P", dtype),
+                *past["upper"],
             ),
             (
-                TensorSpec("logits", "float32", ("B", "G", c.vocab_size)),
-                TensorSpec("top_ids", "int64", ("B", "G", min(TOP_K, c.vocab_size))),
-                TensorSpec("top_logprobs", "float32", ("B", "G", min(TOP_K, c.vocab_size))),
-                *_cache(c, range(split, c.num_hidden_layers), "new", "R", dtype),
+                TensorSpec("logits", "float32", ("B", "G", config.vocab_size)),
+                TensorSpec("top_ids", "int64", ("B", "G", listed)),
+                TensorSpec("top_logprobs", "float32", ("B", "G", listed)),
+                *new["upper"],
             ),
         ),
     }
@@ -114,13 +159,5 @@ def graph_specs(
 
 
 def _attention_inputs(rows: str, dtype: str) -> tuple[TensorSpec, TensorSpec]:
-    return TensorSpec("position_ids", "int64", ("B", rows)), TensorSpec(
-        "attention_bias", dtype, ("B", 1, rows, f"P+{rows}")
-    )
-
-
-def _cache(c: ModelConfig, layers: range, kind: str, slots: str, dtype: str) -> tuple[TensorSpec, ...]:
-    shape = (slots, "B", c.num_key_value_heads, c.head_dim)
-    return tuple(
-        TensorSpec(f"{kind}_{part}.{layer}", dtype, shape) for layer in layers for part in ("key", "value")
-    )
+    positions = TensorSpec("position_ids", "int64", ("B", rows))
+    return positions, TensorSpec("attention_bias", dtype, ("B", 1, rows, f"P+{rows}"))

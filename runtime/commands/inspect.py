@@ -5,7 +5,8 @@ import json
 import click
 
 from firp.runtime.bundle.engine_record import engine_folders
-from firp.runtime.bundle.format import Bundle, load_bundle, to_json
+from firp.runtime.bundle.format import Bundle, load_bundle
+from firp.runtime.bundle.json_fields import to_json
 from firp.runtime.commands.shown import count_ties, describe
 from firp.runtime.console.options import PATH, json_option
 from firp.runtime.console.tables import results
@@ -32,12 +33,14 @@ def _print_bundle(bundle: Bundle) -> None:
         f"hidden {model.hidden_size}, vocabulary {model.vocab_size}"
     )
     results.print(
-        f"{model.num_attention_heads} query and {model.num_key_value_heads} key/value heads "
-        f"of {model.head_dim}, context {model.max_position_embeddings} tokens, "
+        f"{model.attention.num_heads} query and {model.attention.num_key_value_heads} key/value heads "
+        f"of {model.attention.head_dim}, context {model.max_position_embeddings} tokens, "
         f"end of sequence {list(bundle.eos_token_ids)}"
     )
     predictors = manifest.num_predictors or "no"
-    results.print(f"{manifest.dtype}, split at layer {manifest.prediction_layer}, {predictors} predictors")
+    results.print(
+        f"{manifest.precision.weights}, split at layer {manifest.prediction_layer}, {predictors} predictors"
+    )
     if bundle.tree:
         _print_drafts(bundle)
     for device, choice in bundle.manifest.choices.items():

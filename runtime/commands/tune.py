@@ -6,7 +6,7 @@ import click
 
 from firp.runtime.backends.registry import BACKENDS
 from firp.runtime.bundle.calibration import TEXTS
-from firp.runtime.bundle.format import to_json
+from firp.runtime.bundle.json_fields import to_json
 from firp.runtime.commands.asked import content
 from firp.runtime.commands.shown import print_choice, print_latency
 from firp.runtime.console.options import PATH, backend_option, json_option

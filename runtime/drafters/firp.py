@@ -8,7 +8,8 @@ from firp.runtime.drafters.interface import Proposal
 from firp.runtime.passes.pass_plan import Pass
 from firp.runtime.passes.sequence import Sequence
 from firp.runtime.passes.session import Session
-from firp.runtime.trees.guesses import Guesses, PathCorrection, independent
+from firp.runtime.trees.guesses import Guesses, independent
+from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.trees.tree import DraftTree, TreeConfig, build_tree, draft_sources, root_only
 
 

@@ -8,7 +8,7 @@ from firp.runtime.drafters.interface import Drafter
 from firp.runtime.drafters.lookup import LookupDrafter
 from firp.runtime.drafters.merged import MergedDrafter
 from firp.runtime.drafters.plain import PlainDrafter
-from firp.runtime.trees.guesses import PathCorrection
+from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.trees.tree import FIRP, LOOKUP, TreeConfig
 
 

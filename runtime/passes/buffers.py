@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from firp.runtime.backends.host import STORAGE
 from firp.runtime.backends.interface import Array, Binding, Memory
+from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.format import Manifest
+from firp.runtime.bundle.graph_spec import cache_names
 from firp.runtime.passes.kv_cache import KVCache
 
 MAX_BINDINGS = 256  # kept for passes to come, with what a runner prepared for them
@@ -53,13 +54,14 @@ class Buffers:
     def __init__(
         self, manifest: Manifest, memory: Memory, capacity: int, rows: int, decoded_rows: int, top_k: int
     ):
-        model, dtype, zeros = manifest.model, STORAGE[manifest.dtype], memory.zeros
-        split, layers = manifest.prediction_layer, model.num_hidden_layers
+        model, precision, zeros = manifest.model, manifest.precision, memory.zeros
+        dtype = DTYPES[precision.compute].storage
         self.num_predictors = manifest.num_predictors
         self.memory = memory
-        row_shape = (1, model.num_key_value_heads, model.head_dim)
-        self.kv = KVCache(memory, layers, capacity, rows, row_shape, dtype)
-        self._slabs = {"lower": _slab_names(range(split)), "upper": _slab_names(range(split, layers))}
+        row_shape = (1, model.attention.num_key_value_heads, model.attention.head_dim)
+        cache_dtype = DTYPES[precision.cache].storage
+        self.kv = KVCache(memory, model.num_hidden_layers, capacity, rows, row_shape, cache_dtype)
+        self._slabs = {graph: _slab_names(manifest.layers(graph)) for graph in ("lower", "upper")}
         self.hidden: dict[Hidden, Array] = {  # [rows, D] each
             name: zeros((1 if name is Hidden.SOURCE else rows, model.hidden_size), dtype, "hidden states")
             for name in Hidden
@@ -128,8 +130,4 @@ def batch_of_one(array: Array) -> Array:
 
 def _slab_names(layers: range) -> list[tuple[str, str, int]]:
     """Graph input, graph output and slab of the cache, for the keys and values of each layer."""
-    return [
-        (f"past_{part}.{layer}", f"new_{part}.{layer}", 2 * layer + slab)
-        for layer in layers
-        for slab, part in enumerate(("key", "value"))
-    ]
+    return [(names.past, names.new, slab) for slab, names in enumerate(cache_names(layers), 2 * layers.start)]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from firp.runtime.backends.host import to_storage
 from firp.runtime.backends.interface import Array, Memory
+from firp.runtime.bundle.dtypes import to_storage
 
 
 class KVCache:

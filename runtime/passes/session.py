@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from firp.runtime.backends.host import to_float32
 from firp.runtime.backends.interface import Graph, Memory
+from firp.runtime.bundle.dtypes import to_float32
 from firp.runtime.bundle.format import Manifest
 from firp.runtime.errors import FirpError, SessionBusyError
 from firp.runtime.passes.buffers import Buffers, HalfKey, Hidden, PredictorsKey, batch_of_one
 from firp.runtime.passes.pass_plan import PREFILL_ROWS, Pass, PassPlan
 from firp.runtime.trees.guesses import Guesses
-from firp.runtime.trees.tree import layout
+from firp.runtime.trees.layout import layout
 
 COPIES = "copies"  # of masks, indices and accepted rows, among the times by graph name
 

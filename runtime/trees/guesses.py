@@ -1,20 +1,13 @@
-"""Guesses of one draft source, and their ranking given the token that each follows: the path
-correction of method.md.
+"""Guesses of one draft source, and their ranking given the token that each follows.
 
-In: the top-k lists of K pseudo rows, and the root token. Out: `Ranking`, each offset's guesses in
-order of probability for every guess of the offset before. The pseudo rows guess their offsets
-independently of each other; the correction pairs them.
+In: the top-k lists of K pseudo rows. Out: `Ranking`, each offset's guesses in order of probability
+for every guess of the offset before. The pseudo rows guess their offsets independently of each
+other; `PathCorrection` pairs them.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
-from safetensors.numpy import save as serialize
-
-from firp.runtime.errors import BundleError
 
 
 class Guesses(NamedTuple):
@@ -41,72 +34,7 @@ class Ranking(NamedTuple):
         return order.tolist(), self.probabilities[depth - 1][row, order].tolist()
 
 
-class PathCorrection(NamedTuple):
-    """A child x of a node holding u, at offset j, scores scale_j * log q_j(x) + weight_j *
-    previous[u] . following[x], renormalized over the candidates, which keep their joint share of
-    q_j. Greedy decoding is more certain than sampling: it has its own scales.
-    """
-
-    previous: np.ndarray  # [V, r] f32
-    following: np.ndarray  # [V, r] f32
-    weight: np.ndarray  # [2, K] f32, for greedy and for sampled decoding
-    scale: np.ndarray  # [2, K] f32, likewise
-
-    def save(self, file: Path) -> None:
-        file.write_bytes(
-            serialize({name: np.ascontiguousarray(array) for name, array in self._asdict().items()})
-        )
-
-    @staticmethod
-    def load(file: Path, vocab_size: int, num_predictors: int) -> "PathCorrection":
-        """Raises BundleError when the file is not a correction for this vocabulary and so many
-        predictors.
-        """
-        try:
-            tensors = load_file(file)
-        except (OSError, SafetensorError, AttributeError) as error:  # the last for a type that numpy lacks
-            raise BundleError("unreadable path correction", got=f"'{file}': {error}") from error
-        rank = tensors["previous"].shape[-1] if "previous" in tensors and tensors["previous"].ndim else 0
-        expected = {
-            "previous": (vocab_size, rank),
-            "following": (vocab_size, rank),
-            "weight": (2, num_predictors),
-            "scale": (2, num_predictors),
-        }
-        found = {name: tensor.shape for name, tensor in tensors.items()}
-        if found != expected or any(tensor.dtype != np.float32 for tensor in tensors.values()):
-            raise BundleError(f"bad path correction in '{file}'", got=found, expected=f"float32 {expected}")
-        if not all(np.isfinite(tensor).all() for tensor in tensors.values()) or (tensors["scale"] <= 0).any():
-            raise BundleError(
-                f"bad path correction in '{file}'", got="values that are not finite, or a scale of 0 or less"
-            )
-        return PathCorrection(**tensors)
-
-    def rank(self, root: int, guesses: Guesses, greedy: bool) -> Ranking:
-        (ids, logprobs), mode = guesses, 0 if greedy else 1
-        depth = len(ids)
-        if not 0 <= ids.min() <= ids.max() < len(self.following):
-            got = f"token {ids.max() if ids.min() >= 0 else ids.min()}"
-            raise BundleError(
-                "guesses outside the vocabulary", got=got, expected=f"0 to {len(self.following) - 1}"
-            )
-        following = self.following[ids] * self.weight[mode, :depth, None, None]  # [K, k, r]
-        base = logprobs * self.scale[mode, :depth, None]  # [K, k]
-        mass = np.exp(logprobs).sum(1)  # [K]
-        first = following[0] @ self.previous[root] + base[0]  # [k]
-        later = self.previous[ids[:-1]] @ following[1:].swapaxes(1, 2) + base[1:, None]  # [K-1, k, k]
-        probabilities = [_normalized(first[None], mass[:1, None]), *_normalized(later, mass[1:, None, None])]
-        return Ranking([np.argsort(-each, -1) for each in probabilities], probabilities)
-
-
 def independent(guesses: Guesses) -> Ranking:
     """As the pseudo rows say, whatever a guess follows."""
     order = np.arange(guesses.top_ids.shape[1])[None]
     return Ranking([order] * len(guesses.top_ids), list(np.exp(guesses.top_logprobs)[:, None]))
-
-
-def _normalized(scores: np.ndarray, mass: np.ndarray) -> np.ndarray:
-    """Probabilities of candidates [..., k] with these scores that share `mass`."""
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    weights *= mass / weights.sum(-1, keepdims=True)
-    return weights

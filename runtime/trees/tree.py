@@ -1,9 +1,8 @@
-"""Draft trees: which guesses a step verifies, their masks and positions, and which rows draft the
-next step.
+"""Draft trees: which guesses a step verifies, and which rows draft the next step.
 
-In: this step's guesses and their ranking. Out: a DraftTree, its Layout, its draft sources. A tree
-is a list of nodes in topological order; node 0 is the root, the decided token that has no keys and
-values yet.
+In: this step's guesses and their ranking. Out: a DraftTree and its draft sources. A tree is a list
+of nodes in topological order; node 0 is the root, the decided token that has no keys and values
+yet.
 """
 
 import heapq
@@ -126,15 +125,6 @@ class DraftTree(NamedTuple):
     parents: list[int]  # [T] index of each node's parent, always smaller than its own; -1 for the root
     depths: list[int]  # [T]
     probabilities: list[float]  # [T] of the path to each node, as the guesses see it
-
-
-class Layout(NamedTuple):
-    """What each row of a pass sees and where it stands: T rows of the tree, then the pseudo rows of
-    each source.
-    """
-
-    visible: np.ndarray  # [R, R] bool: row i attends to row j of this pass
-    depths: np.ndarray  # [R] i64: position minus that of the root
 
 
 def root_only(token: int) -> DraftTree:
@@ -268,28 +258,3 @@ def likely_ends(tree: DraftTree) -> list[int]:
     for node, parent in enumerate(tree.parents[1:], 1):
         ends[parent] -= tree.probabilities[node]
     return sorted(range(len(ends)), key=lambda node: (-ends[node], node))
-
-
-def layout(parents: list[int], depths: list[int], sources: list[int], offsets: int) -> Layout:
-    """Masks and positions of one pass: a chain of prompt tokens, a tree, and the pseudo rows of its
-    sources.
-
-    A tree row sees its ancestors and itself; a pseudo row sees its source, what its source sees,
-    and the pseudo rows of that source up to itself, at position source + 1, + 2, ... (method.md,
-    "One decode step").
-    """
-    rows, pseudo = len(parents), len(sources) * offsets
-    visible = np.zeros((rows + pseudo, rows + pseudo), bool)  # [R, R]
-    for node, parent in enumerate(parents):
-        if parent >= 0:
-            visible[node, :node] = visible[parent, :node]
-        visible[node, node] = True
-    all_depths = np.empty(rows + pseudo, np.int64)
-    all_depths[:rows] = depths
-    if pseudo:
-        visible[rows:, :rows] = np.repeat(visible[sources, :rows], offsets, axis=0)
-        all_depths[rows:] = (all_depths[sources][:, None] + np.arange(1, offsets + 1)).ravel()
-        triangle = np.tri(offsets, dtype=bool)
-        for start in range(rows, rows + pseudo, offsets):
-            visible[start : start + offsets, start : start + offsets] = triangle
-    return Layout(visible, all_depths)

@@ -123,4 +123,6 @@ def _difference(
 ) -> Difference:
     """Decode once more, for the margins."""
     margins = plain_run(engine, prompt, params).margins
-    return first_difference(index, PlainRun(plain, margins), drafted, params, engine.manifest.dtype)
+    return first_difference(
+        index, PlainRun(plain, margins), drafted, params, engine.manifest.precision.compute
+    )

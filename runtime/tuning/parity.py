@@ -107,7 +107,7 @@ def compare(
     comparison.runs += 1
     comparison.steps += len(steps) - 1
     comparison.decoded_tokens += len(drafted) - 1
-    difference = first_difference(index, plain, drafted, params, engine.manifest.dtype)
+    difference = first_difference(index, plain, drafted, params, engine.manifest.precision.compute)
     comparison.tokens += difference.position + 1 if difference else len(drafted)
     comparison.differences += [difference] if difference else []
 

@@ -6,21 +6,14 @@ In: a bundle with calibrated trees, or prompts like what it will decode. Out: it
 
 from dataclasses import replace
 
-from firp.runtime.bundle.calibration import (
-    TEXTS,
-    Calibration,
-    Candidate,
-    Choice,
-    LatencyTable,
-    choose,
-    predicted_speedup,
-)
+from firp.runtime.bundle.calibration import TEXTS, Calibration, Candidate, Choice, LatencyTable
 from firp.runtime.bundle.format import MANIFEST_NAME, read_manifest, write_manifest
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.progress import Progress, silent
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import FIRP, LOOKUP, TreeConfig
+from firp.runtime.tuning.choose import choose, predicted_speedup
 from firp.runtime.tuning.latency import measure_latency
 
 LOOKUP_ROWS = (4, 8, 16)  # trees of prompt lookup that are tried on prompts

@@ -84,7 +84,7 @@ def test_the_next_export_puts_back_what_a_killed_one_moved_aside(name, model, tm
     load_bundle(tmp_path / "out")
     (tmp_path / "out").rename(tmp_path / name)
     export_bundle(ExportOptions(model, tmp_path / "out", dtype="float16", force=True))
-    assert load_bundle(tmp_path / "out").manifest.dtype == "float16"
+    assert load_bundle(tmp_path / "out").manifest.precision.weights == "float16"
     assert names(tmp_path) == ["model", "out"]
 
 

@@ -50,8 +50,8 @@ def test_force_on_a_link_replaces_the_link(model, tmp_path):
     export_bundle(ExportOptions(model, tmp_path / "real"))
     (tmp_path / "link").symlink_to("real")
     export_bundle(ExportOptions(model, tmp_path / "link", dtype="float16", force=True))
-    assert load_bundle(tmp_path / "link").manifest.dtype == "float16"
-    assert load_bundle(tmp_path / "real").manifest.dtype == "float32"
+    assert load_bundle(tmp_path / "link").manifest.precision.compute == "float16"
+    assert load_bundle(tmp_path / "real").manifest.precision.compute == "float32"
     assert names(tmp_path) == ["link", "model", "real"]
 
 

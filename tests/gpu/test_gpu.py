@@ -13,7 +13,7 @@ from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.tensorrt.build import BuildOptions, build_engines, check_buildable
 from firp.export.verify.checks import verify
 from firp.runtime.backends.nvidia_library import LIBRARIES
-from firp.runtime.bundle.engine_record import Limits
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.loop.text import read_prompts

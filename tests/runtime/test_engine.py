@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from support.decoding import steps_in, tokens_in
+from support.decoding import all_tokens_in, steps_in, tokens_in
 
 from firp.runtime.bundle.graph_spec import graph_specs
 from firp.runtime.engine import Engine
@@ -176,7 +176,7 @@ def test_options_without_effect_are_errors(random_engine, tmp_path_factory, fami
 def test_commits_move_the_accepted_rows_alone(demo_engine):
     session, prompt = demo_engine.session(400), demo_engine.encode(PROMPT)
     model, moved = demo_engine.model, []
-    slot_bytes = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * 4
+    slot_bytes = 2 * model.num_hidden_layers * model.attention.key_value_size * 4
     tree = TreeConfig("dynamic", 16, None)
     for step in steps_in(session, demo_engine, prompt, SamplingParams(60), tree):
         moved.append((session.kv.moved_bytes, step.accept_length))
@@ -192,7 +192,7 @@ def test_rejected_rows_leave_no_trace(demo_engine):
     prompt, caches = demo_engine.encode(PROMPT), []
     for tree in (None, TreeConfig("dynamic", 16, None), TreeConfig.lookup(16)):
         session = demo_engine.session(400)
-        tokens = sum(tokens_in(session, demo_engine, prompt, SamplingParams(50), tree), [])
+        tokens = all_tokens_in(session, demo_engine, prompt, SamplingParams(50), tree)
         caches.append(session.kv.slots[:, : len(prompt) + len(tokens) - 1].copy())
     np.testing.assert_allclose(caches[0], caches[1], atol=1e-3)
 
@@ -299,13 +299,14 @@ def test_a_pass_that_the_graph_refuses_is_one_line(random_engine):
     ("sizes", "message"),
     [
         ({"vocab_size": 200}, "upper.onnx' is not .*outputs that differ.*logits.*(200|193)"),
-        ({"head_dim": 24}, "lower.onnx' is not .*inputs that differ.*past_"),
+        ({"attention": {"head_dim": 24}}, "lower.onnx' is not .*inputs that differ.*past_"),
     ],
 )
 def test_a_graph_of_other_sizes_than_declared_is_refused(sizes, message, random_engine):
     bundle, manifest = random_engine.bundle, random_engine.manifest
-    model = dataclasses.replace(manifest.model, **sizes)
-    graphs = graph_specs(model, manifest.prediction_layer, manifest.num_predictors, manifest.dtype)
+    attention = dataclasses.replace(manifest.model.attention, **sizes.pop("attention", {}))
+    model = dataclasses.replace(manifest.model, attention=attention, **sizes)
+    graphs = graph_specs(model, manifest.prediction_layer, manifest.num_predictors, manifest.precision)
     declared = dataclasses.replace(manifest, model=model, graphs=graphs)
     with pytest.raises(BundleError, match=message):
         Engine(dataclasses.replace(bundle, manifest=declared), random_engine.backend)

@@ -14,3 +14,8 @@ def steps_in(session, engine, prompt, params, tree=None):
 def tokens_in(session, engine, prompt, params, tree=None):
     """The tokens of one request, step by step."""
     return [step.tokens for step in steps_in(session, engine, prompt, params, tree)]
+
+
+def all_tokens_in(session, engine, prompt, params, tree=None):
+    """The tokens of one request."""
+    return [token for tokens in tokens_in(session, engine, prompt, params, tree) for token in tokens]

@@ -25,11 +25,12 @@ from firp.runtime.bundle.engine_record import (
     FORMAT_VERSION,
     RECORD_NAME,
     EngineRecord,
-    Limits,
     folder_name,
     source_hashes,
 )
-from firp.runtime.bundle.format import FileEntry, load_bundle, sha256_file, to_json, write_json
+from firp.runtime.bundle.format import FileEntry, load_bundle, sha256_file
+from firp.runtime.bundle.json_fields import to_json, write_json
+from firp.runtime.bundle.limits import Limits
 
 VERSION = "1.7.1.116"
 WORKSPACE_BYTES = {"lower": 5000, "predictors": 100, "upper": 7000}

@@ -38,8 +38,9 @@ from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.safetensors_file import read_safetensors
 from firp.export.tensorrt.build import BuildOptions, build_engines
 from firp.runtime.backends.nvidia_library import gpu_compute_capability, load_library
-from firp.runtime.bundle.engine_record import Limits, find_engines
+from firp.runtime.bundle.engine_record import find_engine_folder
 from firp.runtime.bundle.format import Bundle, load_bundle
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.errors import CheckFailedError, FirpError
 
 
@@ -212,7 +213,7 @@ def test_an_engine_with_layer_outputs_is_built(half_bundle, monkeypatch):
         loaded,
         SimpleNamespace(compute_capability="8.9"),
     )
-    target._engines = find_engines(loaded, "tensorrt-rtx", record.library_version, "8.9")
+    target._engines = find_engine_folder(loaded, "tensorrt-rtx", record.library_version, "8.9")
     target.limits = target._engines.record.limits
 
     def trt_runner(plan, optimization_profile):

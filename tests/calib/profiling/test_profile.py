@@ -19,11 +19,13 @@ from firp.calib.profiling.polygraphy_script import onnxruntime_line, polygraphy_
 from firp.calib.profiling.profile import ProfileRequest, grid_of, open_target, profile_bundle
 from firp.calib.profiling.step_split import TOTAL
 from firp.calib.targets import peaks
-from firp.calib.targets.cost import Point, dimensions, sizes
+from firp.calib.targets.cost import Point, dimensions
 from firp.calib.targets.layer_times import KINDS, head_nodes
 from firp.calib.targets.onnx_runtime import OnnxTarget
 from firp.cli import command_line
-from firp.runtime.bundle.format import load_bundle, read_latency, to_json
+from firp.runtime.bundle.calibration import read_latency
+from firp.runtime.bundle.format import load_bundle
+from firp.runtime.bundle.json_fields import to_json
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 
@@ -64,11 +66,11 @@ def test_every_graph_accepts_the_feeds_of_two_sequences(family_bundle, family):
         dims = dimensions(name, point, loaded.manifest.num_predictors)
         for tensor in spec.inputs:
             assert (
-                feed[tensor.name].shape == sizes(tensor, dims) and feed[tensor.name].dtype == tensor.dtype
+                feed[tensor.name].shape == tensor.sizes(dims) and feed[tensor.name].dtype == tensor.dtype
             ), tensor.name
         outputs = engine.sessions.graphs[name].session.run(None, feed)
         for tensor, found in zip(spec.outputs, outputs, strict=True):
-            assert found.shape == sizes(tensor, dims) and np.isfinite(found).all(), tensor.name
+            assert found.shape == tensor.sizes(dims) and np.isfinite(found).all(), tensor.name
         with target.timer(name) as pass_ms:
             assert 0 < pass_ms(feed) < 1e3
     window = loaded.manifest.model.sliding_window

@@ -22,7 +22,8 @@ from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.heads import FirpPredictors
 from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.guesses import Guesses, PathCorrection, independent
+from firp.runtime.trees.guesses import Guesses, independent
+from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.trees.tree import TreeConfig
 
 TREES = [

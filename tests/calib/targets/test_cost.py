@@ -6,7 +6,6 @@ import pytest
 from safetensors import safe_open
 from support.cuda_double import CudaDouble
 
-from firp.calib.profiling.pass_grid import layers_of
 from firp.calib.targets import peaks
 from firp.calib.targets.cost import Cost, Peaks, Point, pass_cost, roofline
 from firp.runtime.backends.cuda import CudaMemory
@@ -16,13 +15,7 @@ FAMILIES = ("llama_untied_biases", "qwen2", "qwen3", "mistral_window")
 
 
 def costs(loaded, point):
-    m = loaded.manifest
-    return {
-        name: pass_cost(
-            spec, m.model, layers_of(name, m.model, m.prediction_layer), m.num_predictors, m.dtype, point
-        )
-        for name, spec in m.graphs.items()
-    }
+    return {name: pass_cost(loaded.manifest, name, point) for name in loaded.manifest.graphs}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -58,12 +51,7 @@ def test_flops_are_those_of_the_graphs(family_bundle, family):
             if n.op_type == "Gemm"
         )
         attentions = sum(node.op_type == "Attention" for node in graph.node)
-        query = (
-            point.batch
-            * point.rows
-            * loaded.manifest.model.num_attention_heads
-            * loaded.manifest.model.head_dim
-        )
+        query = point.batch * point.rows * loaded.manifest.model.attention.query_size
         assert cost.linear_flops + cost.head_flops == linear, name
         assert cost.attention_flops == 4 * attentions * query * (point.cached_tokens + point.rows), name
         assert (cost.head_flops > 0) == (name == "upper")

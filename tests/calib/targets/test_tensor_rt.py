@@ -11,7 +11,7 @@ import pytest
 from polygraphy import cuda
 
 from firp.calib.profiling.pass_grid import FeedMaker, check_grid
-from firp.calib.targets.cost import Point, dimensions, sizes
+from firp.calib.targets.cost import Point, dimensions
 from firp.calib.targets.layer_times import kind_of
 from firp.calib.targets.tensor_rt import TensorRTTarget, layer_profiler
 from firp.runtime.bundle.engine_record import Profile
@@ -32,8 +32,7 @@ def test_passes_of_an_engine(family_bundle, monkeypatch):
     ):
         dims = [dimensions("lower", each, 3) for each in (low, high)]
         shapes[name] = {
-            each.name: (sizes(each, dims[0]), sizes(each, dims[1]), sizes(each, dims[1]))
-            for each in spec.inputs
+            each.name: (each.sizes(dims[0]), each.sizes(dims[1]), each.sizes(dims[1])) for each in spec.inputs
         }
 
     class Array:

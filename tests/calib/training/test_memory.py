@@ -12,6 +12,7 @@ from support.small_models import make_model
 from firp.calib.training.memory import memory_needed
 from firp.calib.training.options import TrainOptions
 from firp.export.sources.huggingface import open_checkpoint
+from firp.runtime.bundle.weight_table import weight_shapes
 
 OPTIONS = TrainOptions(minutes=None, steps=2, batch=4, anchors=100, window=256)
 GIB = 2**30
@@ -24,7 +25,7 @@ def checkpoint(tmp_path):
 
 def test_each_part_grows_with_what_it_depends_on(checkpoint):
     base = memory_needed(checkpoint, OPTIONS, 2)
-    assert base["model"] == 4 * sum(math.prod(weight.shape) for weight in checkpoint.weights())
+    assert base["model"] == 4 * sum(map(math.prod, weight_shapes(checkpoint.config).values()))
     half = memory_needed(checkpoint, dataclasses.replace(OPTIONS, precision="bfloat16"), 2)
     assert half["model"] * 2 == base["model"] and half["predictors"] == base["predictors"]
     fewer = memory_needed(checkpoint, dataclasses.replace(OPTIONS, batch=2, accumulate=2), 2)
@@ -34,21 +35,20 @@ def test_each_part_grows_with_what_it_depends_on(checkpoint):
 
 
 def test_seven_billion_parameters_train_on_a_card_of_24_gib(checkpoint):
+    small = checkpoint.config
     config = dataclasses.replace(
-        checkpoint.config,
+        small,
         hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        head_dim=128,
+        mlp=dataclasses.replace(small.mlp, intermediate_size=11008),
+        attention=dataclasses.replace(small.attention, num_heads=32, num_key_value_heads=32, head_dim=128),
+        layers=small.layers[:1] * 32,
         vocab_size=32000,
         max_position_embeddings=4096,
         tie_word_embeddings=False,
     )
     large = dataclasses.replace(checkpoint, config=config)
     options = TrainOptions(precision="bfloat16")
-    assert sum(math.prod(weight.shape) for weight in large.weights()) == pytest.approx(6.74e9, rel=0.01)
+    assert sum(map(math.prod, weight_shapes(config).values())) == pytest.approx(6.74e9, rel=0.01)
     assert 16 * GIB < sum(memory_needed(large, options, 24).values()) < 22 * GIB
 
 

@@ -14,7 +14,7 @@ from firp.export.sources.huggingface import open_checkpoint
 from firp.runtime.bundle.calibration import Calibration, Candidate
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.errors import CheckpointError, FirpError
-from firp.runtime.trees.guesses import PathCorrection
+from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.trees.tree import TreeConfig
 
 

@@ -12,6 +12,8 @@ from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.huggingface import open_checkpoint
 from firp.export.sources.safetensors_file import read_safetensors
 from firp.export.verify.checks import verify
+from firp.export.weights.rope import rope_tables
+from firp.runtime.trees.tree import MAX_PASS_ROWS
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -54,9 +56,10 @@ def test_a_damaged_weight_fails_verification(family_bundle, tmp_path):
 @pytest.mark.parametrize("family", ["llama", "llama3_rope", "llama_linear_rope", "llama_yarn_rope"])
 def test_rope_tables_are_those_of_the_model(family, tmp_path):
     checkpoint = open_checkpoint(make_model(tmp_path / "model", family))
-    cos, sin = checkpoint.rope_tables()
-    positions = torch.arange(checkpoint.rope_rows)[None]
+    cos, sin = rope_tables(checkpoint.config)
+    positions = torch.arange(len(cos))[None]
     expected = LlamaRotaryEmbedding(CONFIGS[family])(torch.zeros(1), positions)
-    half = checkpoint.config.head_dim // 2
+    half = checkpoint.config.attention.head_dim // 2
+    assert len(cos) == MAX_PASS_ROWS > checkpoint.config.max_position_embeddings
     np.testing.assert_array_equal(cos, expected[0][0, :, :half].numpy())
     np.testing.assert_array_equal(sin, expected[1][0, :, :half].numpy())

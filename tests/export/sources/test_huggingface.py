@@ -17,6 +17,7 @@ from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.huggingface import open_checkpoint
 from firp.export.verify.checks import verify
 from firp.export.weights.stream import from_checkpoint, read_chunks, write_safetensors
+from firp.runtime.bundle.weight_table import weight_shapes
 from firp.runtime.errors import CheckpointError, FirpError
 
 
@@ -65,7 +66,7 @@ def test_sharded_and_single_file_give_the_same_bundle(tmp_path):
 def test_dtype_conversion_rounds_as_torch_does(source, target, tmp_path):
     model = make_model(tmp_path / "model", "llama", source)
     checkpoint = open_checkpoint(model)
-    weight = next(weight for weight in checkpoint.weights() if weight.name == "layers.1.qkv_proj.weight")
+    weight = next(weight for weight in checkpoint.weights if weight.name == "layers.1.qkv_proj.weight")
     write_safetensors(tmp_path / "out.safetensors", [from_checkpoint(weight, checkpoint.tensors)], target)
     with safe_open(tmp_path / "out.safetensors", "pt") as file:
         written = file.get_tensor("layers.1.qkv_proj.weight")
@@ -130,7 +131,11 @@ def test_tied_head_that_differs_is_an_error_and_an_equal_one_is_not(tmp_path):
             lambda m: edit_config(m, architectures=["GPT2LMHeadModel"]),
             "unsupported architecture.*GPT2LM.*Qwen3",
         ),
-        (lambda m: edit_config(m, architectures=None), "unsupported architecture"),
+        (lambda m: edit_config(m, architectures=None, model_type="bert"), "unsupported architecture.*'bert'"),
+        (
+            lambda m: edit_config(m, architectures=["Qwen2ForCausalLM"]),
+            "architecture and model_type disagree",
+        ),
         (
             lambda m: edit_config(m, quantization_config={"quant_method": "gptq"}),
             "quantized checkpoint.*gptq",
@@ -334,6 +339,18 @@ def test_chunks_are_small_whatever_the_tensor(tmp_path, monkeypatch):
     assert whole.dtype == ml_dtypes.bfloat16
     expected = load_file(model / "model.safetensors")["model.embed_tokens.weight"]
     assert torch.equal(torch.from_numpy(whole.astype(np.float32)), expected.float())
+
+
+@pytest.mark.parametrize("named", [None, [], "LlamaForCausalLM"])
+def test_a_known_model_type_needs_no_architecture(model, named):
+    whole = open_checkpoint(model)
+    edit_config(model, architectures=named)
+    assert open_checkpoint(model).config == whole.config
+
+
+def test_weights_are_those_of_the_table(model):
+    checkpoint = open_checkpoint(model)
+    assert {weight.name: weight.shape for weight in checkpoint.weights} == weight_shapes(checkpoint.config)
 
 
 def test_errors_are_firp_errors():

@@ -20,10 +20,11 @@ from firp.export.tensorrt.build import (
     choose_capabilities,
 )
 from firp.runtime.backends.nvidia_library import load_library
-from firp.runtime.bundle.engine_record import Limits, find_engines
+from firp.runtime.bundle.engine_record import find_engine_folder
 from firp.runtime.bundle.format import load_bundle
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.errors import FirpError
-from firp.runtime.loop.decode import PREFILL_ROWS
+from firp.runtime.passes.pass_plan import PREFILL_ROWS
 
 RTX = "tensorrt-rtx"
 ONE_DEVICE = BuildOptions(RTX, compute_capabilities=("8.9",))
@@ -31,9 +32,9 @@ ONE_DEVICE = BuildOptions(RTX, compute_capabilities=("8.9",))
 
 def test_engine_json_says_what_was_built(demo16):
     bundle, record = demo16
-    engines = find_engines(load_bundle(bundle), RTX, load_library(RTX).__version__, "8.9")
-    assert engines.record == record and engines.folder.name == f"{RTX}-{record.library_version}-sm89"
-    assert sorted(path.name for path in engines.folder.iterdir()) == [
+    engines = find_engine_folder(load_bundle(bundle), RTX, load_library(RTX).__version__, "8.9")
+    assert engines.record == record and engines.path.name == f"{RTX}-{record.library_version}-sm89"
+    assert sorted(path.name for path in engines.path.iterdir()) == [
         "engine.json",
         "lower.plan",
         "predictors.plan",
@@ -62,14 +63,14 @@ def test_engines_are_replaced_only_by_force(half_bundle):
     with pytest.raises(FirpError, match=r"built already.*sm89.*Fix: replace them with --force"):
         build_engines(half_bundle, ONE_DEVICE)
     again = build_engines(half_bundle, BuildOptions(RTX, Limits(max_rows=8), ("8.9",), force=True))
-    engines = find_engines(load_bundle(half_bundle), RTX, first.library_version, "8.9")
+    engines = find_engine_folder(load_bundle(half_bundle), RTX, first.library_version, "8.9")
     assert engines.record == again and again.limits.max_rows == 8
     options = BuildOptions(RTX, Limits(max_rows=8), ("8.9",), force=True)
-    (engines.folder / "notes.txt").write_text("keep me")
+    (engines.path / "notes.txt").write_text("keep me")
     with pytest.raises(FirpError, match="holds other files.*notes.txt"):
         build_engines(half_bundle, options)
-    (engines.folder / "notes.txt").unlink()
-    (engines.folder / "engine.json").unlink()  # without it the plans are of no use
+    (engines.path / "notes.txt").unlink()
+    (engines.path / "engine.json").unlink()  # without it the plans are of no use
     with pytest.raises(FirpError, match="--force"):
         build_engines(half_bundle, ONE_DEVICE)
     build_engines(half_bundle, options)
@@ -174,7 +175,7 @@ def test_tensorrt_takes_the_same_way(half_bundle, monkeypatch):
     monkeypatch.setattr(engine, "gpu_compute_capability", lambda: "9.0")
     record = build_engines(half_bundle, BuildOptions("tensorrt"))
     assert (record.backend, record.compute_capabilities) == ("tensorrt", ("9.0",))
-    folder = find_engines(load_bundle(half_bundle), "tensorrt", "10.15.1", "9.0").folder
+    folder = find_engine_folder(load_bundle(half_bundle), "tensorrt", "10.15.1", "9.0").path
     assert folder.name == "tensorrt-10.15.1-sm90" and (folder / "timing.cache").stat().st_size > 0
     opened, open_cache = [], plan_builder._open_timing_cache
     monkeypatch.setattr(

@@ -8,12 +8,13 @@ from support.small_models import make_predictors
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
-from firp.export.graphs import decoder
+from firp.export.graphs import builder
 from firp.export.tensorrt.build import BuildOptions, build_engines, choose_capabilities
 from firp.export.tensorrt.plan_text import read_plan, summarize
 from firp.runtime.backends.nvidia_library import load_library
-from firp.runtime.bundle.engine_record import Limits, find_engines
+from firp.runtime.bundle.engine_record import find_engine_folder
 from firp.runtime.bundle.format import load_bundle
+from firp.runtime.bundle.limits import Limits
 
 RTX = "tensorrt-rtx"
 ONE_DEVICE = BuildOptions(RTX, compute_capabilities=("8.9",))
@@ -34,7 +35,9 @@ def synthetic(folder, config, dtype):
 
 def launches(bundle, record):
     """graph -> a summary for each profile."""
-    engines = find_engines(load_bundle(bundle), RTX, record.library_version, record.compute_capabilities[0])
+    engines = find_engine_folder(
+        load_bundle(bundle), RTX, record.library_version, record.compute_capabilities[0]
+    )
     return {
         name: [summarize(kernels) for kernels in read_plan(engines.plan_path(name))] for name in record.plans
     }
@@ -45,11 +48,8 @@ def check_fusions(bundle, record, launches_per_layer):
     and up another), and keys and values that only the concat before the attention copies.
     """
     manifest, found = load_bundle(bundle).manifest, launches(bundle, record)
-    layers = {
-        "lower": manifest.prediction_layer,
-        "upper": manifest.model.num_hidden_layers - manifest.prediction_layer,
-    }
-    for graph, count in layers.items():
+    for graph in ("lower", "upper"):
+        count = len(manifest.layers(graph))
         assert len(found[graph]) == 2  # decode and prefill
         for summary in found[graph]:
             assert (summary.attentions, summary.copied_caches) == (count, 0), graph
@@ -87,13 +87,13 @@ def test_a_lost_fusion_is_seen(half_bundle, tmp_path, monkeypatch):
     """Attention with capped scores, written out: TensorRT-RTX does not fuse it, and the summary
     says what that costs.
     """
-    builder_op = decoder.GraphBuilder.op
+    builder_op = builder.GraphBuilder.op
 
     def op(self, op_type, *inputs, **attributes):
         if op_type != "Attention":
             return builder_op(self, op_type, *inputs, **attributes)
         query, keys, values, bias = inputs
-        heads, shared = self.config.num_attention_heads, self.config.num_key_value_heads
+        heads, shared = self.config.attention.num_heads, self.config.attention.num_key_value_heads
         keys, values = (
             builder_op(
                 self,
@@ -118,7 +118,7 @@ def test_a_lost_fusion_is_seen(half_bundle, tmp_path, monkeypatch):
             values,
         )
 
-    monkeypatch.setattr(decoder.GraphBuilder, "op", op)
+    monkeypatch.setattr(builder.GraphBuilder, "op", op)
     export_bundle(
         ExportOptions(tmp_path / "model", tmp_path / "written_out", tmp_path / "predictors", dtype="float16")
     )

@@ -14,8 +14,8 @@ from support.tensorrt_double import device_engine
 
 from firp.export.verify.checks import verify
 from firp.runtime.backends.cuda import CudaMemory
-from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import load_bundle
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.passes.request import Needs
@@ -91,7 +91,7 @@ def test_commits_move_the_accepted_rows_and_nothing_else(bundle):
     steps = list(engine.steps(engine.request([5, 6, 7], SamplingParams(40, ignore_eos=True)), tree))
     # the last step's commit waits for a step that never comes
     kept = 3 + sum(step.accept_length + 1 for step in steps[1:-1])
-    row = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * 4
+    row = 2 * model.num_hidden_layers * model.attention.key_value_size * 4
     assert cuda.moved_on_device - before == kept * row
 
 

@@ -8,8 +8,9 @@ from support.cuda_double import CudaDouble
 from support.tensorrt_double import TensorRTDouble, write_engines
 
 from firp.runtime.backends.tensor_rt import TensorRTBackend
-from firp.runtime.bundle.engine_record import Limits
-from firp.runtime.bundle.format import load_bundle, sha256_file, write_json
+from firp.runtime.bundle.format import load_bundle, sha256_file
+from firp.runtime.bundle.json_fields import write_json
+from firp.runtime.bundle.limits import Limits
 from firp.runtime.engine import Engine
 from firp.runtime.errors import BundleError, FirpError
 

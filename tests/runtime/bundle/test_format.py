@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from firp.runtime.bundle.format import load_bundle, manifest_digest, to_json
+from firp.runtime.bundle.format import load_bundle, manifest_digest
+from firp.runtime.bundle.json_fields import to_json
 from firp.runtime.engine import Engine
 from firp.runtime.errors import BundleError, FirpError
 
@@ -48,21 +49,38 @@ def test_the_manifest_survives_the_round_trip(bundle):
         (lambda b: (b / "firp.json").write_text("{"), "not JSON"),
         (lambda b: (b / "firp.json").write_text("[]"), "not a bundle manifest"),
         (
-            lambda b: edit_manifest(b, lambda d: d.update(format_version=2)),
-            "newer format.*version 2.*upgrade",
+            lambda b: edit_manifest(b, lambda d: d.update(format_version=3)),
+            "newer format.*version 3.*at most 2.*upgrade",
         ),
         (lambda b: edit_manifest(b, lambda d: d.update(format_version="1")), "not a bundle manifest"),
+        (lambda b: edit_manifest(b, lambda d: d.update(format_version=0)), "not a bundle manifest"),
+        (
+            lambda b: edit_manifest(b, lambda d: [d.clear(), d.update(format_version=1)]),
+            "bundle of an older format.*version 1.*expected 2. Fix: export the model again",
+        ),
         (lambda b: edit_manifest(b, lambda d: d.update(speed=9)), "unknown key in firp.json.*speed"),
         (
             lambda b: edit_manifest(b, lambda d: d["model"].update(colour=1)),
             "unknown key in firp.json: model.*colour",
         ),
-        (lambda b: edit_manifest(b, lambda d: d.pop("dtype")), "missing key in firp.json.*dtype"),
+        (lambda b: edit_manifest(b, lambda d: d.pop("precision")), "missing key in firp.json.*precision"),
         (
-            lambda b: edit_manifest(b, lambda d: d["model"].update(head_dim="x")),
+            lambda b: edit_manifest(b, lambda d: d["model"]["attention"].update(head_dim="x")),
             "bad value.*head_dim.*'x'.*int",
         ),
-        (lambda b: edit_manifest(b, lambda d: d.update(dtype="int3")), "unknown dtype.*int3"),
+        (lambda b: edit_manifest(b, lambda d: d["precision"].update(cache="int3")), "unknown dtype.*int3"),
+        (
+            lambda b: edit_manifest(b, lambda d: d["precision"].update(cache="float16")),
+            "mixed precision.*weights float32, compute float32, cache float16",
+        ),
+        (
+            lambda b: edit_manifest(b, lambda d: d["graphs"]["lower"].update(cache="in place")),
+            "unknown cache contract.*in place.*expected prefix",
+        ),
+        (
+            lambda b: edit_manifest(b, lambda d: d["graphs"]["lower"].update(cache=None)),
+            "does not declare the graphs",
+        ),
         (
             lambda b: edit_manifest(b, lambda d: d["graphs"].pop("upper")),
             "does not declare the graphs of its model",
@@ -71,9 +89,35 @@ def test_the_manifest_survives_the_round_trip(bundle):
             lambda b: edit_manifest(b, lambda d: d["graphs"]["lower"]["inputs"][0].update(name="x")),
             "does not declare the graphs",
         ),
-        (lambda b: edit_manifest(b, lambda d: d["model"].update(head_dim=8)), "does not declare the graphs"),
+        (
+            lambda b: edit_manifest(b, lambda d: d["model"]["attention"].update(num_key_value_heads=4)),
+            "does not declare the graphs",
+        ),
+        (
+            lambda b: edit_manifest(b, lambda d: d["model"]["attention"].update(head_dim=0)),
+            "bad model in.*attention.head_dim 0",
+        ),
+        (
+            lambda b: edit_manifest(b, lambda d: d["model"]["mlp"].update(intermediate_size=-1)),
+            "bad model in.*mlp.intermediate_size -1",
+        ),
+        (
+            lambda b: edit_manifest(b, lambda d: d["model"]["layers"][2].update(window=0)),
+            r"bad model in.*layers\[2\].window 0",
+        ),
+        (
+            lambda b: edit_manifest(b, lambda d: d["model"]["layers"][2].update(window=7)),
+            "bad model in.*one window for all layers",
+        ),
+        (
+            lambda b: edit_manifest(b, lambda d: d["model"]["rope"]["frequencies"].pop()),
+            "bad model in.*rope frequencies for head_dim 16",
+        ),
         (lambda b: edit_manifest(b, lambda d: d["model"].update(hidden_size=-1)), "bad model in"),
-        (lambda b: edit_manifest(b, lambda d: d["model"].update(num_hidden_layers=10**20)), "bad model in"),
+        (
+            lambda b: edit_manifest(b, lambda d: d["model"].update(layers=[{"window": None}] * 10_000)),
+            "bad model in.*10000 layers",
+        ),
         (lambda b: edit_manifest(b, lambda d: d.update(prediction_layer=4)), "bad split"),
         (lambda b: edit_manifest(b, lambda d: d.update(num_predictors=-1)), "bad split"),
         (lambda b: edit_manifest(b, lambda d: d["files"].pop("upper.onnx")), "lists no upper.onnx"),
@@ -147,14 +191,14 @@ def test_bfloat16_is_refused_by_name_on_the_cpu(family_bundle, tmp_path):
 
     model, _ = family_bundle("llama")
     manifest = export_bundle(ExportOptions(model, tmp_path / "bundle", dtype="bfloat16"))
-    assert manifest.dtype == "bfloat16" and manifest.verification is None
+    assert manifest.precision.compute == "bfloat16" and manifest.verification is None
     with pytest.raises(FirpError, match="no CPU kernels for bfloat16"):
         Engine.load(tmp_path / "bundle")
 
 
 def test_manifest_is_immutable(bundle):
     with pytest.raises(dataclasses.FrozenInstanceError):
-        load_bundle(bundle).manifest.dtype = "float16"
+        load_bundle(bundle).manifest.precision = None
 
 
 @pytest.mark.parametrize(

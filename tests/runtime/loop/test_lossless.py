@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from support.decoding import steps_in, tokens_in
+from support.decoding import all_tokens_in, steps_in
 
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
@@ -98,7 +98,7 @@ def test_a_small_session_gives_the_same_tokens_as_far_as_it_reaches(capacity, ro
     expected = engine.generate(prompt, PARAMS[0]).token_ids
     session = engine.session(capacity, rows)
     for tree in (None, TreeConfig("dynamic", 4, 4), TreeConfig.lookup(4)):
-        tokens = sum(tokens_in(session, engine, prompt, PARAMS[0], tree), [])
+        tokens = all_tokens_in(session, engine, prompt, PARAMS[0], tree)
         assert tokens == expected[: capacity + 1 - len(prompt)]
 
 
@@ -116,7 +116,7 @@ def test_a_prompt_in_several_passes_gives_the_same_tokens(family_bundle):
     small = engine.session(200, rows=19)
     assert small.prefill_rows == 16
     for tree in (None, TreeConfig("dynamic", 4, 4), TreeConfig("dynamic", 8, 0)):
-        assert sum(tokens_in(small, engine, prompt, PARAMS[0], tree), []) == whole.token_ids
+        assert all_tokens_in(small, engine, prompt, PARAMS[0], tree) == whole.token_ids
 
 
 def test_decoding_to_the_end_of_the_context_ends_with_length(family_bundle):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from firp.runtime.trees.guesses import Guesses, PathCorrection, independent
+from firp.runtime.trees.guesses import Guesses, independent
+from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.trees.tree import TreeConfig, build_tree
 
 V, K, WIDTH = 50, 3, 8

@@ -8,14 +8,8 @@ import pytest
 from firp.runtime.backends.host import attention_bias
 from firp.runtime.errors import FirpError
 from firp.runtime.trees.guesses import Guesses, independent
-from firp.runtime.trees.tree import (
-    DraftTree,
-    TreeConfig,
-    build_tree,
-    draft_sources,
-    layout,
-    root_only,
-)
+from firp.runtime.trees.layout import layout
+from firp.runtime.trees.tree import DraftTree, TreeConfig, build_tree, draft_sources, root_only
 
 
 def random_guesses(rng, k=3, width=6):

@@ -6,12 +6,14 @@ import shutil
 
 import pytest
 
-from firp.runtime.bundle.calibration import Calibration, Candidate, LatencyTable, choose
-from firp.runtime.bundle.format import load_bundle, read_latency, to_json, write_json, write_manifest
+from firp.runtime.bundle.calibration import Calibration, Candidate, LatencyTable, read_latency
+from firp.runtime.bundle.format import load_bundle, write_manifest
+from firp.runtime.bundle.json_fields import to_json, write_json
 from firp.runtime.engine import Engine
 from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.tuning.choose import choose
 from firp.runtime.tuning.latency import ROWS, measure_latency
 from firp.runtime.tuning.tune import tune
 

@@ -1,0 +1,1 @@
+"""Architectures as data: a short recipe a family, and the table of them."""

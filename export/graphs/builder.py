@@ -1,0 +1,84 @@
+"""One ONNX graph in the making (opset 24, standard operators).
+
+In: nodes to add, by operator; weights, by name. Out: the values that they make, and the tape that
+holds nodes and initializers. A linear layer has a bias where the weight table holds one.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+from firp.runtime.bundle.dtypes import DTYPES
+from firp.runtime.bundle.model_config import ModelConfig
+
+
+class Weights(Protocol):
+    """Where the weights lie."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def __getitem__(self, name: str) -> ir.Value:
+        """The initializer of a weight, the same one each time."""
+
+
+class GraphBuilder:
+    """`op` adds a node and returns its output. dtype: of what the graph computes."""
+
+    def __init__(self, config: ModelConfig, dtype: str, weights: Weights):
+        self.config, self.weights = config, weights
+        self.dtype = onnx_dtype(dtype)
+        self.tape = Tape()
+        self._constants: dict[str, ir.Value] = {}
+
+    def op(self, op_type: str, *inputs: ir.Value, output: str | None = None, **attributes: Any) -> ir.Value:
+        value = self.tape.op(op_type, list(inputs), attributes or None)
+        if output:
+            value.name = output
+        return value
+
+    def split(self, value: ir.Value, sizes: list[int]) -> list[ir.Value]:
+        """Along the last axis."""
+        return list(
+            self.tape.op_multi_out("Split", [value, self.ints(sizes)], {"axis": -1}, num_outputs=len(sizes))
+        )
+
+    def ints(self, values: list[int]) -> ir.Value:
+        return self._constant(f"ints_{'_'.join(map(str, values))}", np.array(values, np.int64))
+
+    def scalar(self, value: float) -> ir.Value:
+        return self._constant(f"scalar_{value:.9g}", np.array(value, self.dtype.numpy()))
+
+    def _constant(self, name: str, array: np.ndarray) -> ir.Value:
+        if name not in self._constants:
+            self._constants[name] = self.tape.initializer(ir.tensor(array, name=name))
+        return self._constants[name]
+
+    def linear(self, rows: ir.Value, name: str) -> ir.Value:
+        """rows [n, in] -> [n, out] by a weight [out, in]."""
+        inputs = [rows, self.weights[f"{name}.weight"]]
+        if f"{name}.bias" in self.weights:
+            inputs.append(self.weights[f"{name}.bias"])
+        return self.op("Gemm", *inputs, transB=1)
+
+    def norm(self, value: ir.Value, name: str) -> ir.Value:
+        weight, epsilon = self.weights[f"{name}.weight"], self.config.norm.epsilon
+        return self.op("RMSNormalization", value, weight, axis=-1, epsilon=epsilon)
+
+    def rows(self, value: ir.Value, features: int) -> ir.Value:
+        """[B, T, features] -> [B*T, features]."""
+        return self.op("Reshape", value, self.ints([-1, features]))
+
+    def batch_shape(self, value: ir.Value, *features: int) -> ir.Value:
+        """The shape [B, T, *features] for a Reshape, B and T being the first two axes of `value`."""
+        return self.op("Concat", self.op("Shape", value, start=0, end=2), self.ints(list(features)), axis=0)
+
+    def gather_rows(self, hidden: ir.Value, rows: ir.Value) -> ir.Value:
+        """hidden [B, T, D], rows [B, n] -> [B, n, D]."""
+        return self.op("GatherND", hidden, self.op("Unsqueeze", rows, self.ints([-1])), batch_dims=1)
+
+
+def onnx_dtype(dtype: str) -> ir.DataType:
+    """ONNX's type of that name."""
+    return ir.DataType[DTYPES[dtype].onnx]

@@ -1,0 +1,12 @@
+"""The limits of what is built for a size."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What TensorRT plans hold, and so every session that runs on them."""
+
+    max_context: int = 4096  # tokens of one sequence, cached ones and those of the pass
+    max_batch: int = 1
+    max_rows: int = 64  # of a decoding pass, pseudo rows included

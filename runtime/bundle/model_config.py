@@ -1,0 +1,149 @@
+"""The blueprint of a decoder-only model: everything its graphs depend on, and nothing of the weights.
+
+In: numbers from a checkpoint's own description. Out: `ModelConfig`, in which architectures differ
+as data, and `Precision`, the types that a bundle is written in.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from firp.runtime.bundle.dtypes import MODEL_DTYPES
+from firp.runtime.errors import FirpError
+
+_MOST_LAYERS = 10_000
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    num_heads: int  # H, of queries
+    num_key_value_heads: int  # Hkv
+    head_dim: int  # Dh
+    qkv_bias: bool
+    output_bias: bool
+    qk_norm: bool  # a norm over head_dim on queries and keys
+
+    @property
+    def query_size(self) -> int:
+        """Features of all query heads."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def key_value_size(self) -> int:
+        """Features of all key heads, which are those of all value heads."""
+        return self.num_key_value_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class MlpConfig:
+    """Gated by SiLU."""
+
+    intermediate_size: int
+    bias: bool
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary positions. Row p is turned by p times each frequency; cos and sin are tables in
+    model.safetensors.
+    """
+
+    frequencies: tuple[float, ...]  # [Dh / 2] radians a position, whatever scaling included
+    scale: float  # of cos and sin
+
+
+@dataclass(frozen=True)
+class NormConfig:
+    """RMSNorm."""
+
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """What one layer may have otherwise than the others."""
+
+    window: int | None  # tokens a row sees, itself included; None sees all
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    architecture: str  # transformers' name of it
+    vocab_size: int  # V
+    hidden_size: int  # D
+    max_position_embeddings: int  # context length in tokens
+    tie_word_embeddings: bool
+    attention: AttentionConfig
+    mlp: MlpConfig
+    rope: RopeConfig
+    norm: NormConfig
+    layers: tuple[LayerConfig, ...]  # [N]
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def sliding_window(self) -> int | None:
+        """The window of every layer."""
+        return self.layers[0].window
+
+    def validate(self, where: str) -> None:
+        """Raises FirpError for what is no model, or is none that the graphs can express."""
+        bad = f"bad model in {where}"
+        for name, value in _integers(self, ""):
+            if not 1 <= value < 2**31:
+                raise FirpError(bad, got=f"{name} {value}", expected="a size of a real model")
+        if not 2 <= len(self.layers) < _MOST_LAYERS:
+            raise FirpError(bad, got=f"{len(self.layers)} layers", expected=f"2 to {_MOST_LAYERS - 1}")
+        if len(windows := {layer.window for layer in self.layers}) > 1:
+            raise FirpError(bad, got=f"layers with windows {windows}", expected="one window for all layers")
+        attention, rope = self.attention, self.rope
+        if attention.num_heads % attention.num_key_value_heads:
+            heads = f"{attention.num_heads} query, {attention.num_key_value_heads} key/value heads"
+            raise FirpError(bad, got=heads, expected="heads that divide")
+        if 2 * len(rope.frequencies) != attention.head_dim:
+            got = f"{len(rope.frequencies)} rope frequencies for head_dim {attention.head_dim}"
+            raise FirpError(bad, got=got, expected="one for two dimensions")
+        if not all(0 < number < math.inf for number in (*rope.frequencies, rope.scale)):
+            raise FirpError(bad, got="rope", expected="positive, finite frequencies and scale")
+        if not 0 < self.norm.epsilon < 1:
+            raise FirpError(bad, got=f"norm.epsilon {self.norm.epsilon}", expected="between 0 and 1")
+
+
+def _integers(value: Any, name: str) -> Iterator[tuple[str, int]]:
+    """Every integer of nested dataclasses and tuples, with the path to it."""
+    if type(value) is int:
+        yield name, value
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from _integers(item, f"{name}[{index}]")
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _integers(getattr(value, field.name), f"{name}.{field.name}".lstrip("."))
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The types of a bundle; a tensor's own record says its type."""
+
+    weights: str  # of the weight files
+    compute: str  # of hidden states, masks and what the graphs do with them
+    cache: str  # of keys and values
+
+    @staticmethod
+    def uniform(dtype: str) -> "Precision":
+        return Precision(dtype, dtype, dtype)
+
+    def validate(self, where: str) -> None:
+        """Raises FirpError for types that no graph is made in, so far any three that differ."""
+        types = (self.weights, self.compute, self.cache)
+        if unknown := [dtype for dtype in types if dtype not in MODEL_DTYPES]:
+            raise FirpError(
+                f"unknown dtype in {where}", got=", ".join(unknown), expected=" or ".join(MODEL_DTYPES)
+            )
+        if len(set(types)) > 1:
+            got = f"weights {self.weights}, compute {self.compute}, cache {self.cache}"
+            raise FirpError(f"mixed precision in {where}", got=got, expected="one type for all three")

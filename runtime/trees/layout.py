@@ -1,0 +1,43 @@
+"""The layout of a pass: which rows see each other, and where they stand.
+
+In: a tree's parents and depths, its draft sources. Out: `Layout`, from which masks and positions
+are made.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Layout(NamedTuple):
+    """What each row of a pass sees and where it stands: T rows of the tree, then the pseudo rows of
+    each source.
+    """
+
+    visible: np.ndarray  # [R, R] bool: row i attends to row j of this pass
+    depths: np.ndarray  # [R] i64: position minus that of the root
+
+
+def layout(parents: list[int], depths: list[int], sources: list[int], offsets: int) -> Layout:
+    """Masks and positions of one pass: a chain of prompt tokens, a tree, and the pseudo rows of its
+    sources.
+
+    A tree row sees its ancestors and itself; a pseudo row sees its source, what its source sees,
+    and the pseudo rows of that source up to itself, at position source + 1, + 2, ... (method.md,
+    "One decode step").
+    """
+    rows, pseudo = len(parents), len(sources) * offsets
+    visible = np.zeros((rows + pseudo, rows + pseudo), bool)  # [R, R]
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            visible[node, :node] = visible[parent, :node]
+        visible[node, node] = True
+    all_depths = np.empty(rows + pseudo, np.int64)
+    all_depths[:rows] = depths
+    if pseudo:
+        visible[rows:, :rows] = np.repeat(visible[sources, :rows], offsets, axis=0)
+        all_depths[rows:] = (all_depths[sources][:, None] + np.arange(1, offsets + 1)).ravel()
+        triangle = np.tri(offsets, dtype=bool)
+        for start in range(rows, rows + pseudo, offsets):
+            visible[start : start + offsets, start : start + offsets] = triangle
+    return Layout(visible, all_depths)
