@@ -28,7 +28,7 @@ from firp.runtime.backends.registry import BACKENDS
 from firp.runtime.bundle.limits import Limits
 from firp.runtime.console.tables import print_table
 from firp.runtime.engine import Engine
-from firp.runtime.loop.text import read_prompts
+from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig, chain
 from firp.runtime.tuning.bench import bench

@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 
 from firp.runtime.engine import Engine
-from firp.runtime.loop.text import read_prompts
+from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 from firp.runtime.tuning.parity import Comparison, compare_trees

@@ -11,7 +11,7 @@ import click
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.engine import Engine
 from firp.runtime.loop.decode import decode
-from firp.runtime.loop.text import read_prompts
+from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 

@@ -21,7 +21,7 @@ from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.verify.checks import verify
 from firp.export.verify.rounding import YARDSTICKS
 from firp.runtime.engine import Engine
-from firp.runtime.loop.text import read_prompts
+from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
 
 ROOT = Path(__file__).parent.parent

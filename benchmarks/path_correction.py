@@ -13,7 +13,7 @@ import click
 import numpy as np
 
 from firp.runtime.engine import Engine
-from firp.runtime.loop.text import read_prompts
+from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.guesses import Guesses, independent
 from firp.runtime.trees.path_correction import PathCorrection

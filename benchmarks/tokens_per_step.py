@@ -14,7 +14,7 @@ import click
 
 from firp.runtime.engine import Engine
 from firp.runtime.loop.generation import Generation
-from firp.runtime.loop.text import read_prompts
+from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 

@@ -7,13 +7,12 @@ import click
 
 from firp.calib.training.options import AUTO, PRECISIONS, TrainOptions
 from firp.runtime.bundle.calibration import read_latency
-from firp.runtime.commands.asked import content
 from firp.runtime.console.interrupts import cancel_on_interrupt, quit_on_interrupt
 from firp.runtime.console.options import PATH, Repeating, json_option, options_from
 from firp.runtime.console.progress import messages, progress_bar
 from firp.runtime.console.tables import print_table
 from firp.runtime.errors import FirpError
-from firp.runtime.loop.text import read_prompts
+from firp.runtime.prompts import read_prompts
 
 _training_options = options_from(
     TrainOptions(),
@@ -81,7 +80,7 @@ def calibrate(model, output, data, from_model, latency, resume, as_json, **optio
         model=model,
         output=output,
         data=data,
-        prompts=tuple(map(content, read_prompts(from_model))) if from_model else (),
+        prompts=tuple(prompt.content for prompt in read_prompts(from_model)) if from_model else (),
         options=_options(**options),
         latency=read_latency(latency) if latency else None,
         resume=resume,

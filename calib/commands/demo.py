@@ -17,7 +17,7 @@ from firp.runtime.console.tables import print_table, results
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError, FirpError
 from firp.runtime.loop.generation import Generation, Stats, collect
-from firp.runtime.loop.text import read_prompts
+from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
 
 DEMO_MODEL = Path(__file__).parents[2] / "tests" / "demo_model"

@@ -36,7 +36,11 @@ from firp.runtime.tuning.tune import tune as choose_tree
     help="Where to split; default: that of the predictors, or 3/4 of the layers.",
 )
 @click.option(
-    "--dtype", type=click.Choice(MODEL_DTYPES), default=MODEL_DTYPES[0], show_default=True, help="Of weights and cache."
+    "--dtype",
+    type=click.Choice(MODEL_DTYPES),
+    default=MODEL_DTYPES[0],
+    show_default=True,
+    help="Of weights and cache.",
 )
 @click.option(
     "--verify/--no-verify", default=True, help="Check against the Hugging Face model; on by default."

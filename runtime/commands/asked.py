@@ -1,7 +1,6 @@
-"""What several commands ask for: sampling options, and the content of a line of a prompt file."""
+"""What several commands ask for: sampling options."""
 
 from firp.runtime.console.options import options_from
-from firp.runtime.loop.text import Prompt
 from firp.runtime.sampling import SamplingParams
 
 sampling_options = options_from(
@@ -14,8 +13,3 @@ sampling_options = options_from(
         "seed": "The same seed gives the same tokens.",
     },
 )
-
-
-def content(prompt: Prompt) -> str | list[int]:
-    """The text of a prompt, or its token ids."""
-    return prompt.input_ids if prompt.text is None else prompt.text

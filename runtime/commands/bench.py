@@ -7,14 +7,14 @@ import json
 import click
 
 from firp.runtime.backends.registry import BACKENDS
-from firp.runtime.commands.asked import content, sampling_options
+from firp.runtime.commands.asked import sampling_options
 from firp.runtime.commands.shown import tuning_remark
 from firp.runtime.console.options import PATH, backend_option, json_option
 from firp.runtime.console.progress import messages
 from firp.runtime.console.tables import print_table, results
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError
-from firp.runtime.loop.text import read_prompts
+from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.tuning.bench import BenchResult
 from firp.runtime.tuning.bench import bench as compare
@@ -33,7 +33,7 @@ def bench(bundle, prompts, backend, as_json, **sampling):
     engine = Engine.load(bundle, backend)
     if remark := tuning_remark(engine):
         messages.print(remark)
-    result = compare(engine, [content(request) for request in requests], params)
+    result = compare(engine, [request.content for request in requests], params)
     if as_json:
         print(json.dumps(result.to_json()))
     else:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from firp.runtime.backends.registry import BACKENDS
-from firp.runtime.commands.asked import content, sampling_options
+from firp.runtime.commands.asked import sampling_options
 from firp.runtime.commands.shown import tuning_remark
 from firp.runtime.console.interrupts import cancel_on_interrupt
 from firp.runtime.console.options import PATH, Repeating, backend_option, json_option
@@ -14,7 +14,7 @@ from firp.runtime.console.progress import messages
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.loop.generation import Chunk, Generation, collect
-from firp.runtime.loop.text import Prompt, read_prompts
+from firp.runtime.prompts import Prompt, read_prompts
 from firp.runtime.sampling import SamplingParams
 
 
@@ -43,12 +43,12 @@ def generate(bundle, prompt, prompts, stop, plain, backend, as_json, **sampling)
     if not plain and (remark := tuning_remark(engine)):
         messages.print(remark)
     for request in requests:
-        engine.request(content(request), params)  # all are checked before the first is decoded
+        engine.request(request.content, params)  # all are checked before the first is decoded
     with cancel_on_interrupt() as cancel:
         for request in requests:
             if len(requests) > 1 and not as_json:
                 messages.print(f"[{request.id}]", style="bold")
-            chunks = engine.stream(content(request), params, plain=plain, cancel=cancel)
+            chunks = engine.stream(request.content, params, plain=plain, cancel=cancel)
             result = collect(chunks) if as_json else collect(chunks, _show)
             if as_json:
                 print(json.dumps(_to_json(request.id, result)), flush=True)

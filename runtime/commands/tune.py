@@ -7,12 +7,11 @@ import click
 from firp.runtime.backends.registry import BACKENDS
 from firp.runtime.bundle.calibration import TEXTS
 from firp.runtime.bundle.json_fields import to_json
-from firp.runtime.commands.asked import content
 from firp.runtime.commands.shown import print_choice, print_latency
 from firp.runtime.console.options import PATH, backend_option, json_option
 from firp.runtime.console.progress import progress_bar
 from firp.runtime.engine import Engine
-from firp.runtime.loop.text import read_prompts
+from firp.runtime.prompts import read_prompts
 from firp.runtime.tuning.tune import tune as choose_tree
 
 
@@ -32,7 +31,7 @@ def tune(bundle, text, prompts, backend, as_json):
     """Measure latency against rows on this device, choose the fastest tree, and store the choice in
     BUNDLE.
     """
-    asked = [content(prompt) for prompt in read_prompts(prompts)] if prompts else None
+    asked = [prompt.content for prompt in read_prompts(prompts)] if prompts else None
     with progress_bar() as bar:
         choice = choose_tree(Engine.load(bundle, backend), text, asked, bar.update)
     if as_json:

@@ -16,7 +16,7 @@ from firp.runtime.backends.nvidia_library import LIBRARIES
 from firp.runtime.bundle.limits import Limits
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
-from firp.runtime.loop.text import read_prompts
+from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 from firp.runtime.tuning.parity import compare_trees, first_difference, plain_run

@@ -10,8 +10,8 @@ from support.decoding import all_tokens_in, steps_in
 
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
-from firp.runtime.loop.text import read_prompts
 from firp.runtime.passes import session as session_module
+from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 from firp.runtime.tuning.parity import Comparison, compare, compare_trees, plain_run

@@ -1,0 +1,47 @@
+"""Prompt files: what they hold, and what is wrong with them, line by line."""
+
+import pytest
+
+from firp.runtime.errors import PromptError
+from firp.runtime.prompts import read_prompts
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"prompt": "a"}\n{"prompt": 3}\n', r"line 2.*prompt 3.*expected a string"),
+        ('{"prompt": "a"}\n\n{oops\n', "line 3"),
+        ('{"input_ids": [1, "x"]}\n', r"line 1.*list of integers"),
+        ('{"input_ids": [true]}\n', r"line 1.*list of integers"),
+        ('{"prompt": "a", "input_ids": [1]}\n', "line 1"),
+        ('{"text": "a"}\n', "line 1"),
+        ("[1, 2]\n", "line 1"),
+        ('{"prompt": ""}\n', "empty prompt at .* line 1"),
+        ('{"input_ids": []}\n', "empty prompt at .* line 1"),
+        ("[" * 100_000, "malformed prompt at .* line 1"),
+        ("\n\n", "no prompts"),
+    ],
+)
+def test_malformed_prompt_files_name_the_line(tmp_path, content, message):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(content)
+    with pytest.raises(PromptError, match=message) as caught:
+        read_prompts(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_unreadable_prompt_files(tmp_path):
+    with pytest.raises(PromptError, match="cannot read prompt file"):
+        read_prompts(tmp_path / "absent.jsonl")
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PromptError, match="not UTF-8"):
+        read_prompts(tmp_path / "binary.jsonl")
+
+
+def test_prompts_keep_their_ids(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"prompt": "a\xe2\x80\xa8b", "id": "x"}\r\n\r\n{"input_ids": [1, 2]}\n')
+    assert [(p.id, p.text, p.input_ids) for p in read_prompts(file)] == [
+        ("x", "a\u2028b", None),
+        ("3", None, [1, 2]),
+    ]
