@@ -89,7 +89,7 @@ def export(
     model, output, predictors, calib_data, minutes, prediction_layer, dtype, verify, tune, engine, force
 ):
     """Turn the Hugging Face model directory MODEL into a bundle."""
-    from firp.calib.calibrate import CalibrationRequest
+    from firp.calib.calibrate.request import CalibrationRequest
     from firp.export.bundle.writer import ExportOptions, export_bundle, prepare
     from firp.export.tensorrt.build import BuildOptions, check_buildable
     from firp.export.verify.checks import quiet_transformers, verify_or_fail

@@ -83,7 +83,7 @@ def calibrate(model, output, data, from_model, latency, resume, as_json, **optio
     """
     if not data and not from_model:
         raise click.UsageError("give --data, --from-model, or both.")
-    from firp.calib.calibrate import CalibrationRequest
+    from firp.calib.calibrate.request import CalibrationRequest
 
     request = CalibrationRequest(
         model=model,
@@ -109,12 +109,12 @@ def calibrate(model, output, data, from_model, latency, resume, as_json, **optio
 def run_calibration(request, cancel: threading.Event | None = None) -> None:
     from transformers import logging
 
-    from firp.calib.calibrate import calibrate
+    from firp.calib.calibrate.run import calibrate
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with progress_bar() as bar:
-        calibrate(request, bar.update, cancel)
+        calibrate(request, lambda event: bar.update(event.stage, event.done, event.total), cancel)
 
 
 def _options(

@@ -14,14 +14,15 @@ import click
 from firp.calib.profiling.profile import (
     CACHED,
     LAYER_ROWS,
+    PACKAGES,
     ROWS,
     BundleProfile,
     ProfileRequest,
     profile_bundle,
-    require_packages,
 )
 from firp.calib.targets.cost import Point
 from firp.calib.targets.layer_times import KINDS
+from firp.calib.targets.open import require_packages
 from firp.export.target_folder import disk_errors, target_folder
 from firp.runtime.bundle.format import load_bundle, to_json, write_json
 from firp.runtime.console.terminal import (
@@ -72,7 +73,7 @@ def profile(bundle, output, rows, cached, batch, layer_rows, backend, as_json):
     the parts of a step, layers by kind, and the share of this device's bandwidth and arithmetic. A
     share above 100 % means that weights stay in a cache.
     """
-    require_packages()
+    require_packages("profiling", PACKAGES)
     request = ProfileRequest(bundle, backend, rows, cached, batch or ProfileRequest.batches, layer_rows)
     # refused before minutes of measuring
     with target_folder(output, PROFILE_NAME) if output else nullcontext() as folder:

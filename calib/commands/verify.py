@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from firp.calib.profiling.profile import open_target, require_packages
+from firp.calib.targets.open import open_target, require_packages
 from firp.runtime.bundle.format import load_bundle, to_json
 from firp.runtime.console.terminal import cancel_on_interrupt, messages, print_table, progress_bar
 from firp.runtime.engine import BACKENDS, Engine

@@ -5,25 +5,29 @@ In: sequences. Out: a `Replay`. The longest earlier match of the last tokens is 
 followed it is the draft.
 """
 
-from firp.calib.replay.replay import Replay, Sequence
+from firp.calib.replay.replay import Replay
+from firp.calib.text.sequence import TokenSequence
 
 MAX_NGRAM = 3
 
 
-def replay_lookup(sequences: list[Sequence], drafts: int) -> Replay:
+def replay_lookup(sequences: list[TokenSequence], drafts: int) -> Replay:
     """Decode the sequences again, each step with up to `drafts` tokens copied from the text before
     it.
     """
     tokens = steps = undrafted = 0
     for sequence in sequences:
-        text, root = sequence.tokens.tolist(), sequence.prompt_tokens
+        text = sequence.tokens.tolist()
+        root = sequence.prompt_tokens
         while root < len(text) - 1:
             guessed = _lookup(text[: root + 1], min(drafts, len(text) - root - 2))
             accepted = 0
             while accepted < len(guessed) and guessed[accepted] == text[root + accepted + 1]:
                 accepted += 1
             undrafted += not guessed
-            root, tokens, steps = root + accepted + 1, tokens + accepted + 1, steps + 1
+            root += accepted + 1
+            tokens += accepted + 1
+            steps += 1
     return Replay(tokens, steps, undrafted, [])
 
 

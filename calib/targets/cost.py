@@ -55,8 +55,8 @@ class Peaks:
 
 @dataclass(frozen=True)
 class Roofline:
-    """Shares of the measured time; above 1 where weights stay in a cache that is faster than
-    memory, so never clamped.
+    """Least times of a pass, and their shares of the measured time; above 1 where weights stay in a
+    cache that is faster than memory, so never clamped.
     """
 
     flops_per_byte: float
@@ -67,7 +67,7 @@ class Roofline:
 
     @property
     def share(self) -> float:
-        """Of the limit that binds."""
+        """The share of the limit that binds."""
         return max(self.bandwidth_share, self.arithmetic_share or 0.0)
 
 
@@ -80,7 +80,7 @@ def dimensions(graph: str, point: Point, num_predictors: int) -> dict[str, int]:
 
 def sizes(tensor: TensorSpec, dims: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of a declared input or output, its letters and sums of letters replaced."""
-    return tuple(_size(each, dims) for each in tensor.shape)
+    return tuple(_size(dimension, dims) for dimension in tensor.shape)
 
 
 def _size(dimension: Any, dims: Mapping[str, int]) -> int:
@@ -91,13 +91,19 @@ def pass_cost(
     spec: GraphSpec, model: ModelConfig, layers: int, num_predictors: int, dtype: str, point: Point
 ) -> Cost:
     """The cost of one pass of a graph that holds `layers` layers of the model."""
-    c, dims, item = model, dimensions(spec.name, point, num_predictors), _ITEM_BYTES[dtype]
+    c = model
+    dims = dimensions(spec.name, point, num_predictors)
+    item = _ITEM_BYTES[dtype]
     tensors = [
-        (each, prod(sizes(each, dims)) * _ITEM_BYTES[each.dtype]) for each in (*spec.inputs, *spec.outputs)
+        (tensor, prod(sizes(tensor, dims)) * _ITEM_BYTES[tensor.dtype])
+        for tensor in (*spec.inputs, *spec.outputs)
     ]
     cache = sum(size for tensor, size in tensors if tensor.name.startswith(_CACHE))
-    count, keys = point.batch * point.rows, point.cached_tokens + point.rows
-    weights, head, linear = layers * layer_parameters(c), 0, layers * layer_gemm_parameters(c)
+    count = point.batch * point.rows
+    keys = point.cached_tokens + point.rows
+    weights = layers * layer_parameters(c)
+    head = 0
+    linear = layers * layer_gemm_parameters(c)
     if spec.name == "lower":
         weights += count * c.hidden_size  # of the embedding, the rows looked up
     elif spec.name == "upper":
@@ -116,7 +122,7 @@ def pass_cost(
 
 
 def layer_gemm_parameters(c: ModelConfig) -> int:
-    """Of q, k, v, o, gate, up and down."""
+    """Parameters of q, k, v, o, gate, up and down in one layer."""
     query, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     return c.hidden_size * (2 * query + 2 * kv + 3 * c.intermediate_size)
 

@@ -5,7 +5,6 @@ In: the ONNX Runtime options that the graphs run with, or a CUDA device. Out: `P
 looked up in a table.
 """
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,22 +14,27 @@ import numpy as np
 
 from firp.calib.targets.cost import Peaks
 from firp.runtime.backends.cuda import CudaMemory
+from firp.runtime.machine import cores
 
 COPY_BYTES = 512 * 2**20  # far larger than caches
 GEMM_SIZE = 2048
-REPEATS, SECONDS = 5, 1.5  # at least; the best one counts: a peak, not a usual value
+# At least so many runs and seconds; the best run counts: a peak, not a usual value.
+REPEATS = 5
+SECONDS = 1.5
 
 
 def cpu_peaks(options: Any, dtype: str) -> Peaks:
     """A copy by as many threads as the graphs have, and a GEMM through ONNX Runtime."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = options.intra_op_num_threads or cores
+    threads = options.intra_op_num_threads or cores()
     source = np.ones((threads, COPY_BYTES // 8 // threads))  # float64
     target = np.empty_like(source)
     with ThreadPoolExecutor(threads) as pool:
         seconds = _best(lambda: list(pool.map(lambda i: np.copyto(target[i], source[i]), range(threads))))
     bandwidth = 2 * source.nbytes / seconds / 1e9
-    by = f"numpy copy by {threads} threads, read and written; MatMul of {GEMM_SIZE} x {GEMM_SIZE} {dtype} by ONNX Runtime"
+    by = (
+        f"numpy copy by {threads} threads, read and written; "
+        f"MatMul of {GEMM_SIZE} x {GEMM_SIZE} {dtype} by ONNX Runtime"
+    )
     return Peaks(bandwidth, _gemm_gflop_per_s(options, "CPUExecutionProvider", dtype), by)
 
 
@@ -38,7 +42,10 @@ def cuda_peaks(options: Any, dtype: str) -> Peaks:
     """A copy on the device and a GEMM, both through ONNX Runtime's CUDA provider."""
     array = np.ones(COPY_BYTES // 4, np.float32)
     seconds = _onnxruntime_seconds("Identity", options, "CUDAExecutionProvider", array)
-    by = f"ONNX Runtime on CUDA: Identity of {COPY_BYTES >> 20} MiB, read and written; MatMul of {GEMM_SIZE} x {GEMM_SIZE} {dtype}"
+    by = (
+        f"ONNX Runtime on CUDA: Identity of {COPY_BYTES >> 20} MiB, read and written; "
+        f"MatMul of {GEMM_SIZE} x {GEMM_SIZE} {dtype}"
+    )
     return Peaks(
         2 * array.nbytes / seconds / 1e9, _gemm_gflop_per_s(options, "CUDAExecutionProvider", dtype), by
     )
@@ -66,7 +73,7 @@ def _gemm_gflop_per_s(options: Any, provider: str, dtype: str) -> float:
 
 
 def _onnxruntime_seconds(op: str, options: Any, provider: str, *arrays: np.ndarray) -> float:
-    """Of the fastest run of one operator, on arrays that lie on the device already."""
+    """Seconds of the fastest run of one operator, on arrays that lie on the device already."""
     import onnxruntime as ort
     from onnx import helper
 
@@ -79,8 +86,8 @@ def _onnxruntime_seconds(op: str, options: Any, provider: str, *arrays: np.ndarr
     device = "cuda" if provider.startswith("CUDA") else "cpu"
     binding = session.io_binding()
     held = [ort.OrtValue.ortvalue_from_numpy(array, device, 0) for array in arrays]
-    for name, each in zip(names, held, strict=True):
-        binding.bind_ortvalue_input(name, each)
+    for name, array in zip(names, held, strict=True):
+        binding.bind_ortvalue_input(name, array)
     result = ort.OrtValue.ortvalue_from_shape_and_type(arrays[0].shape, arrays[0].dtype, device, 0)
     binding.bind_ortvalue_output("y", result)
 
@@ -92,7 +99,7 @@ def _onnxruntime_seconds(op: str, options: Any, provider: str, *arrays: np.ndarr
 
 
 def _best(run: Callable[[], object]) -> float:
-    """Seconds."""
+    """Seconds of the fastest run."""
     run()  # the first touches memory and picks kernels
     times: list[float] = []
     while len(times) < REPEATS or sum(times) < SECONDS:

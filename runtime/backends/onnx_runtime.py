@@ -2,8 +2,6 @@
 to the caller's own arrays.
 """
 
-import os
-import platform
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ from firp.runtime.backends.interface import Array, Binding, LoadedGraphs, Memory
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from firp.runtime.errors import BundleError, FirpError
+from firp.runtime.machine import cores, processor
 
 _CPU_DTYPES = ("float32", "float16")
 _ORT_TYPE = {
@@ -38,13 +37,18 @@ class OnnxRuntimeBackend:
     name = "cpu"
 
     def __init__(self, threads: int | None = None):
-        self.device = f"{_processor()}, {threads or _cores()} threads"
-        self.options = _session_options()
-        self.options.intra_op_num_threads = threads or 0
-        self.options.inter_op_num_threads = 1
+        self.device = f"{processor()}, {threads or cores()} threads"
+        self._threads = threads or 0
+
+    def options(self) -> ort.SessionOptions:
+        """New settings, those that the graphs run with; the caller may change them."""
+        options = _session_options()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
         # Three graphs take turns, each with threads of its own: threads that spin after a run would
         # slow the next graph down.
-        self.options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return options
 
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
         if bundle.manifest.dtype not in _CPU_DTYPES:
@@ -54,7 +58,7 @@ class OnnxRuntimeBackend:
                 expected=" or ".join(_CPU_DTYPES),
                 fix="export the model with --dtype float32",
             )
-        return _load(ort, bundle, self.options, ["CPUExecutionProvider"], "cpu", None)
+        return _load(ort, bundle, self.options(), ["CPUExecutionProvider"], "cpu", None)
 
     def memory(self) -> HostMemory:
         return HostMemory()
@@ -79,16 +83,20 @@ class OnnxRuntimeCudaBackend:
         self.cuda = cuda or load_cuda()
         self.device = f"{device_name(self.cuda)}, onnxruntime {library.__version__}"
         self.stream = new_stream(self.cuda)
-        self.options = _session_options()
-        self.options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         self.run_options = ort.RunOptions()
         # `Memory.read` waits
         self.run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
+    def options(self) -> ort.SessionOptions:
+        """New settings, those that the graphs run with; the caller may change them."""
+        options = _session_options()
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        return options
+
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
         exact = {"use_tf32": "0"}  # which would cut float32 to 10 bits of mantissa
         providers = [(_CUDA, {"user_compute_stream": str(int(self.stream)), **exact})]
-        return _load(self.library, bundle, self.options, providers, "cuda", self.run_options)
+        return _load(self.library, bundle, self.options(), providers, "cuda", self.run_options)
 
     def memory(self) -> CudaMemory:
         return CudaMemory(self.cuda, self.stream, reuses_bindings=False)
@@ -155,24 +163,12 @@ def _check_signature(session: Any, spec: GraphSpec, path: Path) -> None:
             )
 
 
-def _cores() -> int:
-    """Those that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _processor() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or 'CPU'} ({platform.machine()})"
-
-
 class OnnxRuntimeGraph:
     def __init__(self, session: Any, spec: GraphSpec, device: str, run_options: Any):
-        self.session, self.spec, self.device, self.run_options = session, spec, device, run_options
+        self.native = session
+        self.spec = spec
+        self.device = device
+        self.run_options = run_options
 
     def runner(self, memory: Memory) -> "OnnxRuntimeRunner":
         return OnnxRuntimeRunner(self)
@@ -185,7 +181,7 @@ class OnnxRuntimeRunner:
 
     def __init__(self, graph: OnnxRuntimeGraph):
         self._graph, self._spec = graph, graph.spec
-        self._binding = graph.session.io_binding()
+        self._binding = graph.native.io_binding()
         self._types = {
             tensor.name: _element_type(tensor) for tensor in (*self._spec.inputs, *self._spec.outputs)
         }
@@ -194,7 +190,7 @@ class OnnxRuntimeRunner:
     def run(self, binding: Binding) -> None:
         self._bind(self._spec.inputs, binding.inputs, self._binding.bind_input)
         self._bind(self._spec.outputs, binding.outputs, self._binding.bind_output)
-        self._graph.session.run_with_iobinding(self._binding, self._graph.run_options)
+        self._graph.native.run_with_iobinding(self._binding, self._graph.run_options)
 
     def _bind(self, tensors: tuple[TensorSpec, ...], arrays: Mapping[str, Array], bind) -> None:
         bound, types, on_host = self._bound, self._types, self._graph.device == "cpu"

@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from firp.calib.replay.prompt_lookup import replay_lookup
-from firp.calib.replay.replay import Drafted, Recorded, Sequence, accepted_ranks, rank, record, replay
+from firp.calib.replay.replay import Drafted, Recorded, accepted_ranks, rank, record, replay
 from firp.calib.replay.scales import fit_scales
 from firp.calib.replay.trees import acceptance_by_rank, as_candidates, best_static_tree, candidates
+from firp.calib.text.sequence import TokenSequence
 from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.heads import FirpPredictors
 from firp.runtime.engine import Engine
@@ -37,7 +38,9 @@ def decoded(family_bundle):
     for temperature in (0.0, 0.8):
         params = SamplingParams(60, temperature=temperature, seed=4, ignore_eos=True)
         written = [engine.generate(prompt, params, plain=True).token_ids for prompt in prompts]
-        texts[params] = [Sequence(np.array([*a, *b]), len(a)) for a, b in zip(prompts, written, strict=True)]
+        texts[params] = [
+            TokenSequence(np.array([*a, *b]), len(a)) for a, b in zip(prompts, written, strict=True)
+        ]
     frozen = FrozenModel(AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32), 2, None)
     heads = FirpPredictors(3, 64)
     heads.load_state_dict(
@@ -153,7 +156,7 @@ def recorded_text(sharp: float, pairs: float) -> list[Recorded]:
             trained.following[ids[at - 2, 0]] @ trained.previous[tokens[at - 1]]
         )
         tokens[at] = rng.choice(ids[at - 2, 0], p=np.exp(scores * sharp) / np.exp(scores * sharp).sum())
-    return [Recorded(Sequence(tokens, 1), ids, logprobs)]
+    return [Recorded(TokenSequence(tokens, 1), ids, logprobs)]
 
 
 def test_scales_are_those_under_which_the_text_is_likely():
@@ -169,8 +172,8 @@ def test_scales_are_those_under_which_the_text_is_likely():
 
 
 def test_prompt_lookup_copies_what_followed_the_longest_match():
-    loop = Sequence(np.array([1, 2, 3, 4] * 10), 8)
+    loop = TokenSequence(np.array([1, 2, 3, 4] * 10), 8)
     found = replay_lookup([loop], drafts=3)
     assert found.tokens == 31 and found.steps == 8 and found.undrafted == 0  # four tokens a step
-    fresh = replay_lookup([Sequence(np.arange(20), 8)], drafts=3)
+    fresh = replay_lookup([TokenSequence(np.arange(20), 8)], drafts=3)
     assert fresh.tokens_per_step == 1 and fresh.undrafted == fresh.steps == 11

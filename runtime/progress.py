@@ -1,0 +1,11 @@
+"""How work that takes long tells how far it is: one signature, for those who report and those who
+show.
+"""
+
+from collections.abc import Callable
+
+Progress = Callable[[str, int, int | None], None]  # (stage, done, total); None: nobody knows the total
+
+
+def silent(stage: str, done: int, total: int | None) -> None:
+    """Report to nobody."""
