@@ -127,7 +127,10 @@ def test_the_runtime_needs_nothing_that_trains_or_draws(pytestconfig):
 def test_rooms_are_small_and_say_what_lives_there(pytestconfig):
     for house in HOUSES:
         top = pytestconfig.rootpath / house
-        for folder in [top, *(path for path in top.rglob("*") if path.is_dir() and path.name != "__pycache__")]:
+        for folder in [
+            top,
+            *(path for path in top.rglob("*") if path.is_dir() and path.name != "__pycache__"),
+        ]:
             files = [file for file in folder.glob("*.py") if file.name != "__init__.py"]
             assert len(files) <= MAX_FILES, folder
             sentence = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
