@@ -241,8 +241,8 @@ def test_nothing_is_overwritten_and_nothing_else_resumed(demo, text, tmp_path):
 def test_a_second_run_to_the_same_output_is_refused_at_once(demo, text, tmp_path):
     refused = []
 
-    def meanwhile(stage, *_):
-        if "step 3," in stage:
+    def meanwhile(event):
+        if event.training and event.training.step == 3:
             with pytest.raises(FirpError, match="an unfinished calibration is there") as error:
                 calibrate(request_for(demo, tmp_path / "a", text))
             refused.append(error)
