@@ -1,11 +1,37 @@
 """firp: lossless multi-token decoding for large language models.
 
-`Engine` and `SamplingParams` are what an application needs; see README.md.
+`Engine` and `SamplingParams` are what an application needs; see README.md. A name is imported when
+it is first used (PEP 562), so that `import firp` itself loads neither numpy nor a backend.
 """
 
-from firp.runtime.engine import Chunk, Engine, Generation, Stats
-from firp.runtime.errors import FirpError
-from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig
+from importlib import import_module
+
+TYPE_CHECKING = False  # as type checkers read it; `typing` itself is left to those who need it
+if TYPE_CHECKING:
+    from firp.runtime.engine import Chunk, Engine, Generation, Stats
+    from firp.runtime.errors import FirpError
+    from firp.runtime.sampling import SamplingParams
+    from firp.runtime.trees.tree import TreeConfig
 
 __all__ = ["Chunk", "Engine", "FirpError", "Generation", "SamplingParams", "Stats", "TreeConfig"]
+_HOMES = {
+    "Chunk": "firp.runtime.engine",
+    "Engine": "firp.runtime.engine",
+    "FirpError": "firp.runtime.errors",
+    "Generation": "firp.runtime.engine",
+    "SamplingParams": "firp.runtime.sampling",
+    "Stats": "firp.runtime.engine",
+    "TreeConfig": "firp.runtime.trees.tree",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # the next use finds it here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

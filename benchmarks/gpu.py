@@ -26,8 +26,9 @@ from firp.calib.targets.peaks import cpu_peaks, cuda_copy_peaks
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.commands.build import run_build
 from firp.runtime.backends.cuda import CudaMemory, load_cuda
+from firp.runtime.backends.registry import BACKENDS
 from firp.runtime.bundle.engine_record import Limits
-from firp.runtime.engine import BACKENDS, Engine
+from firp.runtime.engine import Engine
 from firp.runtime.loop.text import read_prompts
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig, chain

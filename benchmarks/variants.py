@@ -27,7 +27,7 @@ from firp.calib.training.heads import FirpPredictors, Heads, at
 from firp.calib.training.options import TrainOptions
 from firp.calib.training.path_tables import PathTables
 from firp.calib.training.trainer import Trainer
-from firp.runtime.console.terminal import Repeating
+from firp.runtime.console.options import Repeating
 from firp.runtime.loop.text import load_tokenizer
 from firp.runtime.trees.tree import TreeConfig
 

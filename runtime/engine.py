@@ -7,7 +7,6 @@ An `Engine` holds graphs and weights and may be shared between threads; every re
 of its own.
 """
 
-import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -15,8 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from firp.runtime.backends.interface import Backend
-from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend, OnnxRuntimeCudaBackend
-from firp.runtime.backends.tensor_rt import TensorRTBackend
+from firp.runtime.backends.registry import backend_factory
 from firp.runtime.bundle.calibration import Choice
 from firp.runtime.bundle.engine_record import Limits
 from firp.runtime.bundle.format import Bundle, load_bundle
@@ -28,13 +26,6 @@ from firp.runtime.passes.pool import SessionPool
 from firp.runtime.passes.session import Session
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
-
-BACKENDS: dict[str, Callable[[], Backend]] = {
-    "cpu": OnnxRuntimeBackend,
-    "cuda": OnnxRuntimeCudaBackend,
-    "tensorrt": functools.partial(TensorRTBackend, "tensorrt"),
-    "tensorrt-rtx": functools.partial(TensorRTBackend, "tensorrt-rtx"),
-}
 
 
 @dataclass(frozen=True)
@@ -117,20 +108,13 @@ class Engine:
     ) -> "Engine":
         """Validate a bundle and load its graphs.
 
-        backend: a name in BACKENDS; threads: of each graph on the CPU, None for one a core;
+        backend: a name in `registry.BACKENDS`; threads: of each graph on the CPU, None for one a core;
         check_hashes: see `load_bundle`. Raises FirpError: the bundle is not whole, or the backend
         cannot run it.
         """
-        if backend not in BACKENDS:
-            raise FirpError("unknown backend", got=repr(backend), expected=" or ".join(BACKENDS))
-        if threads is not None and backend != "cpu":
-            raise FirpError(
-                "threads are for the CPU", got=f"{threads} threads on {backend}", fix="leave them out"
-            )
+        make_backend = backend_factory(backend, threads)
         bundle = load_bundle(path, check_hashes)
-        return cls(
-            bundle, BACKENDS[backend]() if threads is None else OnnxRuntimeBackend(threads), check_hashes
-        )
+        return cls(bundle, make_backend(), check_hashes)
 
     @property
     def limits(self) -> Limits | None:

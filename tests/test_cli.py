@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from support.command_line import FIRP, fails, firp, start
+from support.command_line import FIRP, TALKATIVE, fails, firp, start, wait_for
 from support.small_models import make_model, make_predictors
 
 
@@ -96,7 +96,7 @@ def test_export_trains_on_calibration_data(pytestconfig, tmp_path):
 def test_calibrate_then_export(pytestconfig, tmp_path):
     demo, data = (
         pytestconfig.rootpath / "tests" / "demo_model",
-        pytestconfig.rootpath / "runtime" / "session.py",
+        pytestconfig.rootpath / "tests" / "demo_model" / "train.py",
     )
     result = firp(
         "calibrate",
@@ -142,7 +142,7 @@ def test_calibrate_then_export(pytestconfig, tmp_path):
 def test_an_interrupted_calibration_can_be_resumed(pytestconfig, tmp_path):
     demo, data = (
         pytestconfig.rootpath / "tests" / "demo_model",
-        pytestconfig.rootpath / "runtime" / "session.py",
+        pytestconfig.rootpath / "tests" / "demo_model" / "train.py",
     )
     arguments = [
         "calibrate",
@@ -158,8 +158,8 @@ def test_an_interrupted_calibration_can_be_resumed(pytestconfig, tmp_path):
         "--steps",
         3000,
     ]
-    running = start(*arguments, "--seed", 1)
-    time.sleep(25)
+    running = start(*arguments, "--seed", 1, command=TALKATIVE)
+    wait_for(running.stderr, "training firp at layer 6: step 9,")
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=90)
     assert running.returncode == 1 and "Traceback" not in errors, errors
@@ -347,24 +347,18 @@ def test_leftovers_of_a_killed_export_are_removed(model, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_interrupted_generation_keeps_its_tokens(demo_bundle):
-    process = start(
-        "generate",
-        demo_bundle,
-        "--prompt",
-        "def f():",
-        "--max-new-tokens",
-        2000,
-        "--temperature",
-        1,
-        "--json",
-    )
-    time.sleep(2.0)
+def test_interrupted_generation_keeps_its_tokens(demo_bundle, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "def f():"}\n' * 20)
+    sampling = ("--max-new-tokens", 400, "--temperature", 1)
+    process = start("generate", demo_bundle, "--prompts", tmp_path / "prompts.jsonl", *sampling, "--json")
+    first = json.loads(process.stdout.readline())
     os.kill(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1 and "Traceback" not in stderr
-    if stdout:  # decoding had begun
-        assert json.loads(stdout)["finish_reason"] in ("cancelled", "stop", "length")
+    assert process.returncode == 1
+    assert re.search(r"^error: interrupted \| got \d+ tokens of prompt \d+$", stderr, re.M), stderr
+    *whole, last = [json.loads(line) for line in stdout.splitlines()]
+    assert all(result["token_ids"] == first["token_ids"] for result in whole)
+    assert last["token_ids"] == first["token_ids"][: len(last["token_ids"])]
 
 
 def test_a_notebook_s_matplotlib_backend_and_a_closed_stdout_do_no_harm(demo_bundle, tmp_path):

@@ -2,8 +2,7 @@
 
 import re
 
-from firp.runtime.console.terminal import StepMarks
-from firp.runtime.demo import run_demo
+from firp.calib.commands.demo import StepMarks, run_demo
 from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
 
@@ -34,6 +33,5 @@ def test_the_demo_model_finishes_lines(demo_engine: Engine):
         return demo_engine.generate(prompt, SamplingParams(16, stop=("\n",))).text
 
     assert line("import os\nimport sys\n\nif __name__ ==").strip() == "'__main__':"
-    assert line(
-        "class Node:\n    def __init__(self, name):\n        self.name = name\n\n    def __repr__(self):\n        return"
-    ).startswith(" self.")
+    node = "class Node:\n    def __init__(self, name):\n        self.name = name\n\n"
+    assert line(f"{node}    def __repr__(self):\n        return").startswith(" self.")

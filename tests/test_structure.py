@@ -13,8 +13,8 @@ HOUSES = ("runtime", "export", "calib")  # a house imports those before it, and 
 # Rooms by floor; a room is a folder, or a file that stands in its house's own folder.
 FLOORS = {
     "runtime": (
-        {"errors"},
-        {"machine", "prompts", "sampling", "console"},
+        {"errors", "progress"},
+        {"machine", "extras", "prompts", "sampling", "console"},
         {"trees"},
         {"bundle"},
         {"backends"},

@@ -1,1 +1,1 @@
-"""The commands calibrate, profile and verify: options in, tables out."""
+"""The commands calibrate, profile and verify, and those that join all houses, export and demo."""

@@ -2,54 +2,47 @@
 
 import json
 import threading
-from pathlib import Path
 
 import click
 
 from firp.calib.training.options import AUTO, PRECISIONS, TrainOptions
 from firp.runtime.bundle.format import read_latency
-from firp.runtime.console.terminal import Repeating, cancel_on_interrupt, messages, print_table, progress_bar
+from firp.runtime.commands.asked import content
+from firp.runtime.console.interrupts import cancel_on_interrupt, quit_on_interrupt
+from firp.runtime.console.options import PATH, Repeating, json_option, options_from
+from firp.runtime.console.progress import messages, progress_bar
+from firp.runtime.console.tables import print_table
 from firp.runtime.errors import FirpError
 from firp.runtime.loop.text import read_prompts
 
-_NUMBERS = (
-    ("num_predictors", int, "K: tokens guessed ahead."),
-    ("seed", int, "The same seed and --steps give the same predictors."),
-    ("window", int, "Tokens of one training sequence."),
-    ("batch", int, "Sequences of one pass."),
-    ("accumulate", int, "Passes of one step."),
-    ("anchors", int, "Draft sources sampled from each sequence."),
-    ("own_tokens", int, "That the model writes for --from-model."),
-    ("learning_rate", float, "Peak, of the predictors."),
-    ("correction_rank", int, "Of the path correction's tables."),
+_training_options = options_from(
+    TrainOptions(),
+    {
+        "num_predictors": "K: tokens guessed ahead.",
+        "seed": "The same seed and --steps give the same predictors.",
+        "window": "Tokens of one training sequence.",
+        "batch": "Sequences of one pass.",
+        "accumulate": "Passes of one step.",
+        "anchors": "Draft sources sampled from each sequence.",
+        "own_tokens": "That the model writes for --from-model.",
+        "learning_rate": "Peak, of the predictors.",
+        "correction_rank": "Of the path correction's tables.",
+    },
 )
-
-
-def _training_options(command):
-    """The options that fill TrainOptions, its defaults shown."""
-    defaults = TrainOptions()
-    for name, kind, text in reversed(_NUMBERS):
-        flag = "--" + name.replace("_", "-")
-        command = click.option(
-            flag, type=kind, default=getattr(defaults, name), show_default=True, help=text
-        )(command)
-    return command
 
 
 @click.command(cls=Repeating)
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The predictor directory to write."
-)
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="The predictor directory to write.")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=PATH,
     multiple=True,
     help="Text files, .jsonl (text or messages), directories.",
 )
 @click.option(
     "--from-model",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Prompt file; train on what the model writes after them too.",
 )
 @click.option(
@@ -72,24 +65,23 @@ def _training_options(command):
     is_flag=True,
     help="Train Medusa heads and early exit as well, for as many steps, and compare.",
 )
-@click.option(
-    "--latency", type=click.Path(path_type=Path), help="From the target: the output of firp tune --json."
-)
+@click.option("--latency", type=PATH, help="From the target: the output of firp tune --json.")
 @click.option("--resume", is_flag=True, help="Go on with the calibration that was interrupted.")
-@click.option("--json", "as_json", is_flag=True, help="Print report.json.")
+@json_option("Print report.json.")
 def calibrate(model, output, data, from_model, latency, resume, as_json, **options):
     """Train predictors and path correction for MODEL, calibrate draft trees, and report what they
     are worth.
     """
     if not data and not from_model:
         raise click.UsageError("give --data, --from-model, or both.")
-    from firp.calib.calibrate.request import CalibrationRequest
+    with quit_on_interrupt():
+        from firp.calib.calibrate.request import CalibrationRequest
 
     request = CalibrationRequest(
         model=model,
         output=output,
         data=data,
-        prompts=tuple(each.text or each.input_ids for each in read_prompts(from_model)) if from_model else (),
+        prompts=tuple(map(content, read_prompts(from_model))) if from_model else (),
         options=_options(**options),
         latency=read_latency(latency) if latency else None,
         resume=resume,
@@ -101,18 +93,17 @@ def calibrate(model, output, data, from_model, latency, resume, as_json, **optio
         print(json.dumps(report))
     else:
         print_report(report)
-        messages.print(
-            f"wrote {output} (split at layer {report['prediction_layer']}); pictures in {output / 'report.html'}"
-        )
+        split = f"split at layer {report['prediction_layer']}"
+        messages.print(f"wrote {output} ({split}); pictures in {output / 'report.html'}")
 
 
 def run_calibration(request, cancel: threading.Event | None = None) -> None:
-    from transformers import logging
+    """Calibrate with a progress bar. Raises FirpError."""
+    with quit_on_interrupt():
+        from firp.calib.calibrate.run import calibrate
+        from firp.export.sources.transformers_library import quiet_transformers
 
-    from firp.calib.calibrate.run import calibrate
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+        quiet_transformers()
     with progress_bar() as bar:
         calibrate(request, lambda event: bar.update(event.stage, event.done, event.total), cancel)
 
@@ -139,6 +130,7 @@ def print_report(report: dict) -> None:
     """The numbers of report.json that decide."""
     trained = [method for method in report["methods"] if method["accuracy"]]
     shares = ("top1", "top3", "top5", "top10")
+    guesses = trained[0]["accuracy"]["guesses"]
     print_table(
         ("accuracy by offset", "top-1", "top-3", "top-5", "top-10"),
         [
@@ -148,7 +140,7 @@ def print_report(report: dict) -> None:
             )
             for m in trained
         ],
-        f"held-out text, against the model's own greedy tokens, {trained[0]['accuracy']['guesses']} guesses each",
+        f"held-out text, against the model's own greedy tokens, {guesses} guesses each",
     )
     rows = report["rows"]
     for text, static in report["static"].items():

@@ -22,20 +22,17 @@ from firp.calib.profiling.profile import (
 )
 from firp.calib.targets.cost import Point
 from firp.calib.targets.layer_times import KINDS
-from firp.calib.targets.open import require_packages
 from firp.export.target_folder import disk_errors, target_folder
+from firp.runtime.backends.registry import BACKENDS
 from firp.runtime.bundle.format import load_bundle, to_json, write_json
-from firp.runtime.console.terminal import (
-    Repeating,
-    describe,
-    messages,
-    print_latency,
-    print_table,
-    progress_bar,
-)
-from firp.runtime.engine import BACKENDS
+from firp.runtime.commands.shown import describe, print_latency
+from firp.runtime.console.options import PATH, Repeating, backend_option, json_option
+from firp.runtime.console.progress import messages, progress_bar
+from firp.runtime.console.tables import print_table
+from firp.runtime.extras import require
 
-PROFILE_NAME, SCRIPT_NAME = "profile.json", "polygraphy.sh"
+PROFILE_NAME = "profile.json"
+SCRIPT_NAME = "polygraphy.sh"
 
 
 def _shown(values: tuple[int, ...]) -> str:
@@ -43,11 +40,11 @@ def _shown(values: tuple[int, ...]) -> str:
 
 
 @click.command(cls=Repeating)
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Write profile.json, pictures and polygraphy.sh here.",
 )
 @click.option("--rows", type=int, multiple=True, help=f"Rows of a pass.  [default: {_shown(ROWS)}]")
@@ -64,16 +61,14 @@ def _shown(values: tuple[int, ...]) -> str:
     multiple=True,
     help=f"Passes whose layers are timed.  [default: {_shown(LAYER_ROWS)}]",
 )
-@click.option(
-    "--backend", type=click.Choice(list(BACKENDS)), default=ProfileRequest.backend, show_default=True
-)
-@click.option("--json", "as_json", is_flag=True, help="Print profile.json.")
+@backend_option(BACKENDS, ProfileRequest.backend)
+@json_option("Print profile.json.")
 def profile(bundle, output, rows, cached, batch, layer_rows, backend, as_json):
     """Measure BUNDLE through polygraphy: latency of each graph over rows, cached tokens and batch,
     the parts of a step, layers by kind, and the share of this device's bandwidth and arithmetic. A
     share above 100 % means that weights stay in a cache.
     """
-    require_packages("profiling", PACKAGES)
+    require("profiling", PACKAGES)
     request = ProfileRequest(bundle, backend, rows, cached, batch or ProfileRequest.batches, layer_rows)
     # refused before minutes of measuring
     with target_folder(output, PROFILE_NAME) if output else nullcontext() as folder:
@@ -113,7 +108,10 @@ def write_profile(folder: Path, bundle: Path, result: BundleProfile) -> None:
 def print_profile(result: BundleProfile) -> None:
     peaks = result.peaks
     arithmetic = f"{peaks.gflop_per_s:.0f} GFLOP/s" if peaks.gflop_per_s else "arithmetic not measured"
-    title = f"passes on {result.device}, {result.dtype}; measured peaks {peaks.bandwidth_gb_per_s:.1f} GB/s, {arithmetic}"
+    title = (
+        f"passes on {result.device}, {result.dtype}; "
+        f"measured peaks {peaks.bandwidth_gb_per_s:.1f} GB/s, {arithmetic}"
+    )
     batches = {each.batch for each in result.passes}
     for graph in dict.fromkeys(each.graph for each in result.passes):
         print_table(
@@ -188,7 +186,8 @@ def _print_layers(result: BundleProfile) -> None:
         print_table(
             ("share (layers)", *(f"{each.rows} {'row' if each.rows == 1 else 'rows'}" for each in of_graph)),
             lines,
-            f"{graph} by kind, {of_graph[0].cached_tokens} cached tokens; profiling slows each layer, small ones the most",
+            f"{graph} by kind, {of_graph[0].cached_tokens} cached tokens; "
+            "profiling slows each layer, small ones the most",
         )
 
 

@@ -1,8 +1,8 @@
 """The `verify` command: what it checks, and what it prints. The exit status is 1 when a check
 fails.
 
-In: a bundle, and the model it came from. Out: the Report of `firp.export.verify.checks`; with --layers the
-comparisons of graphs too.
+In: a bundle, and the model it came from. Out: the Report of `firp.export.verify.checks`; with
+--layers the comparisons of graphs too.
 """
 
 import json
@@ -10,42 +10,49 @@ from pathlib import Path
 
 import click
 
-from firp.calib.targets.open import open_target, require_packages
+from firp.calib.targets.open import open_target
+from firp.runtime.backends.registry import BACKENDS
 from firp.runtime.bundle.format import load_bundle, to_json
-from firp.runtime.console.terminal import cancel_on_interrupt, messages, print_table, progress_bar
-from firp.runtime.engine import BACKENDS, Engine
+from firp.runtime.console.interrupts import cancel_on_interrupt, quit_on_interrupt
+from firp.runtime.console.options import PATH, backend_option, json_option
+from firp.runtime.console.progress import messages, progress_bar
+from firp.runtime.console.tables import print_table
+from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError
+from firp.runtime.extras import require
 
 PACKAGES = ("polygraphy", "onnx")  # of --layers
-_LAYERS_HELP = """Compare every graph with ONNX Runtime in float32 too, through polygraphy: as it runs, and once more with the
-outputs of its layers, to name the first tensor beyond its limit. TensorRT engines with these outputs are built for it and not
-kept, which takes as long as firp build."""
+_LAYERS_HELP = """Compare every graph with ONNX Runtime in float32 too, through polygraphy: as it runs, and
+once more with the outputs of its layers, to name the first tensor beyond its limit. TensorRT engines with
+these outputs are built for it and not kept, which takes as long as firp build."""
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="The model directory it came from: compares with Hugging Face too.",
 )
 @click.option("--layers", is_flag=True, help=_LAYERS_HELP)
-@click.option("--backend", type=click.Choice(list(BACKENDS)), default="cpu", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@backend_option(BACKENDS)
+@json_option("Print one JSON object.")
 def verify(bundle, model, layers, backend, as_json):
     """Check BUNDLE: file hashes, drafted against plain decoding, engines against ONNX Runtime, both
     against Hugging Face.
     """
-    from firp.export.verify.checks import Report, quiet_transformers, verify
+    with quit_on_interrupt():
+        from firp.export.sources.transformers_library import quiet_transformers
+        from firp.export.verify.checks import Report, verify
 
+        if model:
+            quiet_transformers()
     if layers:
-        require_packages("verify --layers", PACKAGES)
-    if model:
-        quiet_transformers()
+        require("verify --layers", PACKAGES)
     engine = Engine.load(bundle, backend)
     comparisons = _compare(bundle, backend) if layers else []
     with progress_bar() as bar:
-        report = verify(bundle, model, bar.stage, engine=engine)
+        report = verify(bundle, model, bar.stages("verified"), engine=engine)
     report = Report([*report.checks, *(each.check() for each in comparisons)], report.near_ties)
     if as_json:
         print(
@@ -98,6 +105,5 @@ def _print(report, comparisons) -> None:
             "worst difference from ONNX Runtime in float32, without optimizations",
         )
     for tie in report.near_ties:
-        messages.print(
-            f"near tie: {tie['tree']}, prompt {tie['prompt']}, token {tie['position']}, margin {tie['margin']:.2g}"
-        )
+        where = f"{tie['tree']}, prompt {tie['prompt']}, token {tie['position']}"
+        messages.print(f"near tie: {where}, margin {tie['margin']:.2g}")

@@ -16,11 +16,12 @@ from firp.calib.targets.cost import Peaks, Point
 from firp.calib.targets.feeds import FeedMaker
 from firp.calib.targets.interface import Target
 from firp.calib.targets.layer_times import KindTime, group, head_nodes
-from firp.calib.targets.open import open_target, require_packages
+from firp.calib.targets.open import open_target
+from firp.runtime.backends.registry import backend_factory
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.bundle.format import Bundle, load_bundle
-from firp.runtime.engine import BACKENDS
 from firp.runtime.errors import FirpError
+from firp.runtime.extras import require
 from firp.runtime.machine import available_bytes
 from firp.runtime.progress import Progress, silent
 from firp.runtime.tuning.latency import CACHED_TOKENS, measure_latency
@@ -84,9 +85,8 @@ def profile_bundle(request: ProfileRequest, progress: Progress = silent) -> Bund
     """Measure everything. Raises FirpError for what the model or this machine cannot do, before
     anything is measured.
     """
-    require_packages("profiling", PACKAGES)
-    if request.backend not in BACKENDS:
-        raise FirpError("unknown backend", got=repr(request.backend), expected=" or ".join(BACKENDS))
+    require("profiling", PACKAGES)
+    backend_factory(request.backend)  # an unknown name is refused before the bundle is read
     bundle = load_bundle(request.bundle)
     grid, layer_rows = grid_of(request, bundle.manifest.model.max_position_embeddings)
     require_grid_memory(bundle.manifest, grid, available_bytes())

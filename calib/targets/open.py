@@ -1,23 +1,13 @@
-"""The target of a backend, and the packages that targets need.
+"""The target of a backend.
 
-In: a bundle, a backend's name. Out: a `Target`, or a FirpError that says what to install.
+In: a bundle, a backend's name. Out: a `Target`, or a FirpError that says what this machine lacks.
 """
 
 import contextlib
 import importlib
-import importlib.util
 
 from firp.calib.targets.interface import Target
 from firp.runtime.bundle.format import Bundle
-from firp.runtime.errors import FirpError
-
-
-def require_packages(purpose: str, packages: tuple[str, ...]) -> None:
-    """Raises FirpError with the line that installs what is missing."""
-    if absent := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise FirpError(
-            f"{purpose} needs {' and '.join(absent)}", got="not installed", fix="pip install 'firp[profile]'"
-        )
 
 
 def open_target(bundle: Bundle, backend: str) -> Target:

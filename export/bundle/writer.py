@@ -36,11 +36,11 @@ from firp.runtime.bundle.format import (
 from firp.runtime.bundle.graph_spec import DTYPES
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.loop.text import load_tokenizer
+from firp.runtime.progress import Progress, silent
 from firp.runtime.trees.tree import TreeConfig
 
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
-Progress = Callable[[str, int, int], None]  # (stage, done, total)
 Verify = Callable[[Path], dict[str, Any]]  # bundle folder -> record; raises when a check fails
 
 
@@ -68,7 +68,7 @@ def export_bundle(
     checkpoint, predictors, layer = prepare(options, verify is not None)
     with target_folder(options.output, MANIFEST_NAME, options.force) as folder:
         with disk_errors(options.output):
-            manifest = _write(folder, options, checkpoint, predictors, layer, progress or (lambda *_: None))
+            manifest = _write(folder, options, checkpoint, predictors, layer, progress or silent)
         if verify:
             manifest = dataclasses.replace(manifest, verification=verify(folder))
             with disk_errors(options.output):

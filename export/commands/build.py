@@ -11,31 +11,24 @@ import click
 from firp.runtime.backends.nvidia_library import LIBRARIES
 from firp.runtime.bundle.engine_record import ENGINES_FOLDER, EngineRecord, Limits, folder_name
 from firp.runtime.bundle.format import MANIFEST_NAME, load_bundle, read_manifest, to_json
-from firp.runtime.console.terminal import Repeating, cancel_on_interrupt, messages, progress_bar
+from firp.runtime.console.interrupts import cancel_on_interrupt, quit_on_interrupt
+from firp.runtime.console.options import PATH, Repeating, backend_option, json_option, options_from
+from firp.runtime.console.progress import messages, progress_bar
 from firp.runtime.errors import FirpError
 
-_LIMITS = (
-    ("max_rows", "Rows of a decoding pass, pseudo rows included; at least 1 + predictors."),
-    ("max_batch", "Sequences of one pass, for firp profile; decoding has one."),
-    ("max_context", "Tokens of a sequence; no more than the model's own context."),
+_limit_options = options_from(
+    Limits(),
+    {
+        "max_context": "Tokens of a sequence; no more than the model's own context.",
+        "max_batch": "Sequences of one pass, for firp profile; decoding has one.",
+        "max_rows": "Rows of a decoding pass, pseudo rows included; at least 1 + predictors.",
+    },
 )
-
-
-def _limit_options(command):
-    """The options that fill Limits, its defaults shown."""
-    for name, text in _LIMITS:
-        flag = "--" + name.replace("_", "-")
-        command = click.option(flag, type=int, default=getattr(Limits, name), show_default=True, help=text)(
-            command
-        )
-    return command
 
 
 @click.command(cls=Repeating)
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--backend", type=click.Choice(list(LIBRARIES)), required=True, help="The library to build with."
-)
+@click.argument("bundle", type=PATH)
+@backend_option(LIBRARIES, default=None, text="The library to build with.")
 @_limit_options
 @click.option(
     "--compute-capability",
@@ -43,12 +36,7 @@ def _limit_options(command):
     help="Devices to build for, such as 8.9.  [default: the GPU that is here; without one, all from 8.0 on]",
 )
 @click.option("--force", is_flag=True, help="Replace engines for the same library version and devices.")
-@click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    help="Print engine.json, with what each plan launches, as one JSON object.",
-)
+@json_option("Print engine.json, with what each plan launches, as one JSON object.")
 def build(bundle, backend, compute_capability, force, as_json, **limits):
     """Build TensorRT engines for BUNDLE; TensorRT-RTX needs no GPU for that."""
     built = run_build(bundle, backend, Limits(**limits), compute_capability or None, force)
@@ -72,8 +60,9 @@ def run_build(
     force: bool = False,
 ) -> Built:
     """Build with a progress bar, Ctrl-C cancels; then say what was built. Raises FirpError."""
-    from firp.export.tensorrt.build import BuildOptions, build_engines
-    from firp.export.tensorrt.plan_text import read_plan, summarize
+    with quit_on_interrupt():
+        from firp.export.tensorrt.build import BuildOptions, build_engines
+        from firp.export.tensorrt.plan_text import read_plan, summarize
 
     options = BuildOptions(backend, limits or Limits(), capabilities, force)
     with progress_bar() as bar, cancel_on_interrupt() as cancel:
@@ -94,9 +83,8 @@ def build_after_export(bundle: Path, backend: str) -> None:
     try:
         run_build(bundle, backend)
     except FirpError:
-        messages.print(
-            f"{bundle} is whole and can be used; it only has no engines: firp build {bundle} --backend {backend}"
-        )
+        again = f"firp build {bundle} --backend {backend}"
+        messages.print(f"{bundle} is whole and can be used; it only has no engines: {again}")
         raise
 
 
@@ -110,7 +98,8 @@ def _report(bundle: Path, built: Built, options, manifest) -> None:
             decode = built.summaries[name][0]
             line += f", {decode.launches} launches"
             if name in layers:
-                line += f", {decode.launches_per_layer} a layer, fused attentions {decode.attentions}/{layers[name]}"
+                line += f", {decode.launches_per_layer} a layer"
+                line += f", fused attentions {decode.attentions}/{layers[name]}"
         messages.print(line)
     if record.limits != options.limits:
         messages.print(f"built for {record.limits.max_context} tokens of context: the model has no more")
@@ -118,9 +107,9 @@ def _report(bundle: Path, built: Built, options, manifest) -> None:
     if tree and (rows := tree.pass_rows(manifest.num_predictors)) > record.limits.max_rows:
         choose = f"firp tune {bundle} --backend {record.backend}"
         messages.print(
-            f"the bundle's tree takes passes of {rows} rows, more than these engines hold: {choose} finds one that fits"
+            f"the bundle's tree takes passes of {rows} rows, more than these engines hold: "
+            f"{choose} finds one that fits"
         )
     devices = ", ".join(record.compute_capabilities)
-    messages.print(
-        f"wrote {built.folder} for compute capability {devices}; peak memory {record.peak_bytes / 2**30:.2f} GiB"
-    )
+    peak = f"peak memory {record.peak_bytes / 2**30:.2f} GiB"
+    messages.print(f"wrote {built.folder} for compute capability {devices}; {peak}")

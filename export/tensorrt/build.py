@@ -10,7 +10,6 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -43,14 +42,13 @@ from firp.runtime.bundle.format import (
 )
 from firp.runtime.errors import FirpError
 from firp.runtime.machine import available_bytes, peak_bytes, require_bytes, reset_peak
+from firp.runtime.progress import Progress, silent
 from firp.runtime.trees.tree import MAX_PASS_ROWS
 
 TIMING_CACHE_NAME = "timing.cache"
 OWN_FILES = {RECORD_NAME, TIMING_CACHE_NAME}  # of a folder of engines, beside the plans
 _MOST_BATCH = 1024
 _OLDEST_DEFAULT = (8, 0)  # a plan that includes 7.5 runs 7.5's kernels on every device
-
-Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
 @dataclass(frozen=True)
@@ -243,7 +241,7 @@ def _build_all(
     progress: Progress | None,
     cancel: threading.Event | None,
 ) -> EngineRecord:
-    manifest, progress, cancel = bundle.manifest, progress or (lambda *_: None), cancel or threading.Event()
+    manifest, progress, cancel = bundle.manifest, progress or silent, cancel or threading.Event()
     profiles = {
         name: graph_profiles(spec, manifest.num_predictors, limits) for name, spec in manifest.graphs.items()
     }

@@ -249,11 +249,3 @@ def _drafted_against_plain(engine: Engine, ties: list[dict[str, Any]]) -> Iterat
         ]
         found, allowed = len(comparison.differences), comparison.allowed(engine.manifest.dtype)
         yield Check(f"near ties, {comparison.name}", found <= allowed, found, allowed)
-
-
-def quiet_transformers() -> None:
-    """Its progress bars and advice are not ours to show."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()

@@ -16,6 +16,7 @@ import numpy as np
 
 from firp.runtime.backends.host import attention_bias
 from firp.runtime.errors import FirpError
+from firp.runtime.extras import install_line
 
 _ALIGNMENT = 256  # bytes, of pieces of the pinned memory
 _FIRST_STAGE = 2**20  # bytes of pinned memory to begin with
@@ -24,15 +25,15 @@ _SMALLEST_BUCKET = 64  # cached slots
 GRAPH_RUNS = ("captures", "replays", "enqueued", "fallbacks")  # the last: enqueued since a capture failed
 
 
-def load_cuda() -> ModuleType:
-    """The CUDA runtime's Python bindings. Raises FirpError where they or a usable device are
-    missing.
+def load_cuda(extra: str = "gpu") -> ModuleType:
+    """The CUDA runtime's Python bindings. extra: of firp, that brings them to whom asks. Raises
+    FirpError where they or a usable device are missing.
     """
     try:
         from cuda.bindings import runtime
     except ImportError as error:
         raise FirpError(
-            "the CUDA bindings are not installed", got=str(error), fix="pip install cuda-bindings"
+            "the CUDA bindings are not installed", got=str(error), fix=install_line(extra)
         ) from error
     status, count = runtime.cudaGetDeviceCount()
     if status != runtime.cudaError_t.cudaSuccess or not count:

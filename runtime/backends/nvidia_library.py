@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from firp.runtime.backends.cuda import compute_capability, load_cuda
 from firp.runtime.errors import FirpError
+from firp.runtime.extras import install_line
 
 
 class Library(NamedTuple):
@@ -30,7 +31,7 @@ def load_library(backend: str) -> ModuleType:
     """The library of a backend in `LIBRARIES`. Raises FirpError when it is missing, or of a version
     that firp does not know.
     """
-    library, install = LIBRARIES[backend], f"pip install 'firp[{backend}]'"
+    library, install = LIBRARIES[backend], install_line(backend)
     try:
         module = importlib.import_module(library.module)
     except ImportError as error:

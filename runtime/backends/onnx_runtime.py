@@ -78,9 +78,9 @@ class OnnxRuntimeCudaBackend:
                 "this ONNX Runtime has no CUDA",
                 got=", ".join(library.get_available_providers()),
                 expected=_CUDA,
-                fix="pip uninstall onnxruntime, then pip install onnxruntime-gpu",
+                fix="make an environment with firp[gpu]; it cannot share one with firp[cpu]",
             )
-        self.cuda = cuda or load_cuda()
+        self.cuda = cuda or load_cuda("gpu")
         self.device = f"{device_name(self.cuda)}, onnxruntime {library.__version__}"
         self.stream = new_stream(self.cuda)
         self.run_options = ort.RunOptions()

@@ -28,7 +28,9 @@ class TensorRTBackend:
     """
 
     def __init__(self, name: str, library: ModuleType | None = None, cuda: ModuleType | None = None):
-        self.name, self.library, self.cuda = name, library or load_library(name), cuda or load_cuda()
+        self.name = name
+        self.library = library or load_library(name)
+        self.cuda = cuda or load_cuda(extra=name)
         self.compute_capability = compute_capability(self.cuda)
         self.device = f"{device_name(self.cuda)}, {name} {self.library.__version__}"
 

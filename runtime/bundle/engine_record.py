@@ -43,7 +43,7 @@ class EngineRecord:
     """engine.json."""
 
     format_version: int
-    backend: str  # a name in firp.runtime.engine.BACKENDS
+    backend: str  # a name in firp.runtime.backends.registry.BACKENDS
     library_version: str
     compute_capabilities: tuple[str, ...]  # of the devices that the plans run on, such as "8.9"
     limits: Limits

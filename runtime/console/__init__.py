@@ -1,1 +1,1 @@
-"""The command line and the person before it: options, progress, tables."""
+"""Tools for commands: options made from dataclasses, progress, tables, Ctrl-C."""

@@ -6,13 +6,13 @@ Medians; the passes see a cache of `cached_tokens` tokens.
 """
 
 import statistics
-from collections.abc import Callable
 
 import numpy as np
 
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.engine import Engine
 from firp.runtime.passes.session import Session
+from firp.runtime.progress import Progress, silent
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig, chain
 
@@ -21,9 +21,7 @@ CACHED_TOKENS = 256
 TURNS, PASSES, WARM_UP = 5, 6, 3  # of each size
 
 
-def measure_latency(
-    engine: Engine, progress: Callable[[str, int, int], None] = lambda *_: None
-) -> LatencyTable:
+def measure_latency(engine: Engine, progress: Progress = silent) -> LatencyTable:
     """Time passes of growing size, up to one that costs more than any tree could win back. The
     sizes take turns, so that a busy moment of the machine falls on all of them; the first passes of
     a turn fill the processor's caches and do not count.

@@ -4,19 +4,17 @@ In: a bundle with calibrated trees. Out: its manifest with one `Choice` more, re
 nothing else changes.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from firp.runtime.bundle.calibration import TEXTS, Calibration, Choice, choose
 from firp.runtime.bundle.format import MANIFEST_NAME, read_manifest, write_manifest
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
+from firp.runtime.progress import Progress, silent
 from firp.runtime.tuning.latency import measure_latency
 
 
-def tune(
-    engine: Engine, text: str = TEXTS[0], progress: Callable[[str, int, int], None] = lambda *_: None
-) -> Choice:
+def tune(engine: Engine, text: str = TEXTS[0], progress: Progress = silent) -> Choice:
     """Measure latency against rows here and pick rows, draft sources, depth and order for the
     highest expected tokens per second.
 

@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 FIRP = [sys.executable, "-m", "firp.cli"]
+# reports progress at every step, as a terminal shows it
+_TALKATIVE = "from firp.runtime.console import progress; progress.QUIET_SECONDS = 0; "
+TALKATIVE = [sys.executable, "-c", _TALKATIVE + "from firp.cli import main; main()"]
 
 
 def firp(*arguments, **options):
@@ -13,18 +16,26 @@ def firp(*arguments, **options):
     )
 
 
-def start(*arguments):
+def start(*arguments, command=FIRP):
     """A running command that Ctrl-C reaches, even where the tests themselves run in the background
     with SIGINT ignored.
     """
     return subprocess.Popen(
-        [*FIRP, *map(str, arguments)],
+        [*command, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def wait_for(stream, text):
+    """Read lines of a running command until one holds the text; that line."""
+    for line in stream:
+        if text in line:
+            return line
+    raise AssertionError(f"the command ended without saying {text!r}")
 
 
 def fails(*arguments, status=1, **options):

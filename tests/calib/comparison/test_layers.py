@@ -252,7 +252,7 @@ def test_the_command_fails_with_the_tensor(bundle, tmp_path, monkeypatch, capsys
         CheckFailedError,
         match=r"verification failed . got upper as it runs, first beyond: logits, upper with lay",
     ):
-        cli.cli.main(["verify", str(bundle.path), "--layers"], standalone_mode=False)
+        cli.command_line().main(["verify", str(bundle.path), "--layers"], standalone_mode=False)
     shown = capsys.readouterr().out
     assert re.search(r"upper, layers +│ +11 .* layers\.3\.out │ +3 ", shown) and re.search(
         r"lower, layers .* - │ +- ", shown

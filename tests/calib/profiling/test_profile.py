@@ -23,7 +23,7 @@ from firp.calib.targets.feeds import FeedMaker
 from firp.calib.targets.layer_times import KINDS, head_nodes
 from firp.calib.targets.onnx_runtime import OnnxTarget
 from firp.calib.targets.open import open_target
-from firp.cli import cli
+from firp.cli import command_line
 from firp.runtime.bundle.format import load_bundle, read_latency, to_json
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
@@ -248,14 +248,15 @@ def test_the_command(bundle, small_peaks, tmp_path, capsys):
         "--layer-rows",
         "2",
     ]
-    cli.main([*arguments, "--json"], standalone_mode=False)
+    command = command_line()
+    command.main([*arguments, "--json"], standalone_mode=False)
     shown = json.loads(capsys.readouterr().out)
     assert shown == json.loads((tmp_path / "out" / "profile.json").read_text())
     assert shown["peaks"]["gflop_per_s"] > 1 and shown["latency"]["rows"][:2] == [1, 2]
     with pytest.raises(FirpError, match="output exists"):
-        cli.main(arguments, standalone_mode=False)
+        command.main(arguments, standalone_mode=False)
     with pytest.raises(click.UsageError, match="'tpu' is not one of"):
-        cli.main(["profile", str(bundle), "--backend", "tpu"], standalone_mode=False)
+        command.main(["profile", str(bundle), "--backend", "tpu"], standalone_mode=False)
 
 
 def test_without_polygraphy_it_says_what_to_install(bundle):

@@ -29,5 +29,5 @@ def failing(status):
 def test_without_the_bindings_there_is_no_gpu(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     assert gpu_compute_capability() is None
-    with pytest.raises(FirpError, match=r"the CUDA bindings are not installed.*pip install cuda-bindings"):
+    with pytest.raises(FirpError, match=r"the CUDA bindings are not installed.*pip install 'firp\[gpu\]'"):
         load_cuda()

@@ -42,5 +42,5 @@ def test_no_silent_fallback_to_the_cpu(family_bundle):
     partly = OnnxRuntimeDouble(cuda, on_cpu=("Shape", "Attention", "Attention", "TopK"))
     with pytest.raises(FirpError, match=r"parts of 'lower.onnx' on the CPU \| got 2 Attention, 1 TopK"):
         Engine(load_bundle(family_bundle("llama")[1]), OnnxRuntimeCudaBackend(partly, cuda))
-    with pytest.raises(FirpError, match=r"this ONNX Runtime has no CUDA.*onnxruntime-gpu"):
+    with pytest.raises(FirpError, match=r"this ONNX Runtime has no CUDA.*environment with firp\[gpu\]"):
         OnnxRuntimeCudaBackend()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from firp.runtime.console.terminal import print_bench
+from firp.runtime.commands.bench import print_bench
 from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.tuning import bench as bench_module

@@ -1,0 +1,108 @@
+"""The `export` command: a model in, a verified and tuned bundle out; with text, predictors are
+trained first.
+"""
+
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+
+import click
+
+from firp.calib.commands.calibrate import run_calibration
+from firp.calib.training.options import TrainOptions
+from firp.export.commands.build import build_after_export
+from firp.runtime.backends.nvidia_library import LIBRARIES
+from firp.runtime.bundle.format import CALIBRATION_NAME
+from firp.runtime.bundle.graph_spec import DTYPES
+from firp.runtime.commands.shown import count_ties, print_choice
+from firp.runtime.console.interrupts import quit_on_interrupt
+from firp.runtime.console.options import PATH, Repeating
+from firp.runtime.console.progress import messages, progress_bar
+from firp.runtime.engine import Engine
+from firp.runtime.tuning.tune import tune as choose_tree
+
+
+@click.command(cls=Repeating)
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="The bundle to write.")
+@click.option("--predictors", type=PATH, help="Predictor directory, from firp calibrate.")
+@click.option("--calib-data", type=PATH, multiple=True, help="Train predictors on these text files first.")
+@click.option(
+    "--minutes", type=float, help=f"How long to train on --calib-data.  [default: {TrainOptions.minutes:g}]"
+)
+@click.option(
+    "--prediction-layer",
+    type=int,
+    help="Where to split; default: that of the predictors, or 3/4 of the layers.",
+)
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True, help="Of weights and cache."
+)
+@click.option(
+    "--verify/--no-verify", default=True, help="Check against the Hugging Face model; on by default."
+)
+@click.option(
+    "--tune/--no-tune", default=True, help="Choose the tree that is fastest on this machine; on by default."
+)
+@click.option(
+    "--engine",
+    type=click.Choice(list(LIBRARIES)),
+    help="Build engines with this library afterwards; see firp build.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+def export(
+    model, output, predictors, calib_data, minutes, prediction_layer, dtype, verify, tune, engine, force
+):
+    """Turn the Hugging Face model directory MODEL into a bundle."""
+    with quit_on_interrupt():
+        from firp.calib.calibrate.request import CalibrationRequest
+        from firp.export.bundle.writer import ExportOptions, export_bundle, prepare
+        from firp.export.sources.transformers_library import quiet_transformers
+        from firp.export.tensorrt.build import BuildOptions, check_buildable
+        from firp.export.verify.checks import verify_or_fail
+
+        quiet_transformers()
+    if calib_data and predictors:
+        raise click.UsageError(
+            "--predictors and --calib-data exclude each other: data trains new predictors."
+        )
+    if minutes is not None and not calib_data:
+        raise click.UsageError("--minutes goes with --calib-data.")
+    if engine:
+        check_buildable(BuildOptions(engine), dtype)  # before anything is written
+    with tempfile.TemporaryDirectory() if calib_data else nullcontext() as scratch:
+        options = ExportOptions(model, output, predictors, prediction_layer, dtype, force=force)
+        if calib_data:
+            prepare(options, verify)  # before minutes of training
+            training = TrainOptions(
+                prediction_layer=prediction_layer,
+                minutes=TrainOptions.minutes if minutes is None else minutes,
+            )
+            predictors = Path(scratch) / "predictors"
+            run_calibration(CalibrationRequest(model, predictors, calib_data, options=training))
+            options = ExportOptions(model, output, predictors, prediction_layer, dtype, force=force)
+        with progress_bar() as bar:
+            checked = bar.stages("verified")
+            check = (lambda folder: verify_or_fail(folder, model, checked)) if verify else None
+            manifest = export_bundle(options, check, bar.update)
+    _report(output, manifest)
+    if manifest.num_predictors and tune and CALIBRATION_NAME in manifest.files and dtype != "bfloat16":
+        with progress_bar() as bar:
+            print_choice(choose_tree(Engine.load(output, check_hashes=False), progress=bar.update))
+    if engine:
+        build_after_export(output, engine)
+
+
+def _report(output: Path, manifest) -> None:
+    """Say what was written."""
+    size = sum(entry.size for entry in manifest.files.values()) / 2**20
+    messages.print(
+        f"wrote {output}: {manifest.dtype}, split at layer {manifest.prediction_layer}, {size:.1f} MiB"
+    )
+    if manifest.verification:
+        checks = f"{len(manifest.verification['checks'])} checks, {count_ties(manifest.verification)}"
+        messages.print(f"verified: {checks}")
+    if not manifest.num_predictors:
+        messages.print(
+            "no predictors: this bundle decodes plainly; add --predictors or --calib-data for drafts"
+        )

@@ -1,0 +1,85 @@
+"""The `generate` command: prompts in; text as it is decoded, or one JSON object a prompt, out."""
+
+import json
+from typing import Any
+
+import click
+
+from firp.runtime.backends.registry import BACKENDS
+from firp.runtime.commands.asked import content, sampling_options
+from firp.runtime.commands.shown import tuning_remark
+from firp.runtime.console.interrupts import cancel_on_interrupt
+from firp.runtime.console.options import PATH, Repeating, backend_option, json_option
+from firp.runtime.console.progress import messages
+from firp.runtime.engine import Chunk, Engine, Generation, collect
+from firp.runtime.errors import FirpError
+from firp.runtime.loop.text import Prompt, read_prompts
+from firp.runtime.sampling import SamplingParams
+
+
+@click.command(cls=Repeating)
+@click.argument("bundle", type=PATH)
+@click.option("--prompt", multiple=True, help="Texts to continue.")
+@click.option(
+    "--prompts", type=PATH, help="File with one JSON object a line: prompt or input_ids, optional id."
+)
+@sampling_options
+@click.option("--stop", multiple=True, help="End before any of these texts.")
+@click.option("--plain", is_flag=True, help="One token a pass, no drafts.")
+@backend_option(BACKENDS)
+@json_option("Print one JSON object a prompt.")
+def generate(bundle, prompt, prompts, stop, plain, backend, as_json, **sampling):
+    """Continue prompts from BUNDLE; drafted decoding gives the same tokens as plain decoding, in
+    fewer passes.
+    """
+    if bool(prompt) == (prompts is not None):
+        raise click.UsageError("give either --prompt or --prompts.")
+    params = SamplingParams(**sampling, stop=tuple(stop))
+    requests = (
+        read_prompts(prompts) if prompts else [Prompt(str(i), text) for i, text in enumerate(prompt, 1)]
+    )
+    engine = Engine.load(bundle, backend)
+    if not plain and (remark := tuning_remark(engine)):
+        messages.print(remark)
+    for request in requests:
+        engine.encode(content(request))  # all prompts are checked before the first is decoded
+    with cancel_on_interrupt() as cancel:
+        for request in requests:
+            if len(requests) > 1 and not as_json:
+                messages.print(f"[{request.id}]", style="bold")
+            chunks = engine.stream(content(request), params, plain=plain, cancel=cancel)
+            result = collect(chunks) if as_json else collect(chunks, _show)
+            if as_json:
+                print(json.dumps(_to_json(request.id, result)), flush=True)
+            else:
+                print()
+                messages.print(_summary(result), style="dim")
+            if cancel.is_set():
+                raise FirpError(
+                    "interrupted", got=f"{result.stats.decoded_tokens} tokens of prompt {request.id}"
+                )
+
+
+def _show(chunk: Chunk) -> None:
+    text = "".join(f"{token} " for token in chunk.token_ids) if chunk.text is None else chunk.text
+    print(text, end="", flush=True)
+
+
+def _summary(result: Generation) -> str:
+    """One line about a finished request."""
+    stats = result.stats
+    rate = stats.decoded_tokens / stats.decode_ms * 1e3 if stats.decode_ms else 0.0
+    steps = f"{stats.steps} steps, {stats.tokens_per_step:.2f} tokens/step"
+    return f"{len(result.token_ids)} tokens ({result.finish_reason}), {steps}, {rate:.0f} tokens/s"
+
+
+def _to_json(request_id: str, result: Generation) -> dict[str, Any]:
+    return {
+        "id": request_id,
+        "prompt_tokens": result.prompt_tokens,
+        "token_ids": result.token_ids,
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "steps": result.stats.steps,
+        "tokens_per_step": result.stats.tokens_per_step,
+    }

@@ -1,0 +1,58 @@
+"""What several commands show: trees, choices, latencies, near ties.
+
+In: records. Out: a line of text, or lines on stdout and stderr.
+"""
+
+from typing import Any
+
+from firp.runtime.bundle.calibration import Choice, LatencyTable
+from firp.runtime.console.progress import messages
+from firp.runtime.console.tables import print_table
+from firp.runtime.engine import Engine
+from firp.runtime.trees.tree import TreeConfig
+
+
+def describe(tree: TreeConfig) -> str:
+    """One line about a tree."""
+    drafts = "a draft pass" if tree.draft_sources == 0 else f"drafts from {tree.draft_sources or 'every row'}"
+    return f"{tree.kind}, {tree.rows} rows, {drafts}" + (f", depth {tree.depth}" if tree.depth else "")
+
+
+def print_choice(choice: Choice) -> None:
+    """Say on stderr what was chosen for a device, and what it is worth."""
+    if choice.drafts:
+        rate = f"{choice.tokens_per_step:.2f} tokens/step, expected speedup {choice.speedup:.2f}"
+        messages.print(f"chosen for this device: {describe(choice.tree)}; {rate}")
+    else:
+        rate = f"the best tree would reach {choice.speedup:.2f} of its speed"
+        messages.print(f"chosen for this device: plain decoding; {rate}")
+
+
+def tuning_remark(engine: Engine) -> str | None:
+    """What a user should know about the tree that is used, if anything."""
+    if not engine.drafts:
+        return "the bundle has no predictors: decoding plainly"
+    if engine.choice is None:
+        device = engine.backend.device
+        return f"not tuned for this device ({device}): firp tune BUNDLE chooses its fastest tree"
+    if not engine.choice.drafts:
+        rate = f"the best tree would reach {engine.choice.speedup:.2f} of its speed"
+        return f"plain decoding is fastest on this device: {rate}"
+    return None
+
+
+def print_latency(latency: LatencyTable) -> None:
+    """Print milliseconds against rows of a pass."""
+    rows = zip(latency.rows, latency.lower_ms, latency.upper_ms, strict=True)
+    print_table(
+        ("rows of a pass", "lower ms", "upper ms"),
+        [(str(count), f"{lower:.2f}", f"{upper:.2f}") for count, lower, upper in rows],
+        f"latency on {latency.device}, {latency.cached_tokens} cached tokens; outside the graphs "
+        f"{latency.plain_outside_ms:.2f} ms a plain step, {latency.drafted_outside_ms:.2f} a drafted one",
+    )
+
+
+def count_ties(verification: dict[str, Any]) -> str:
+    """How many near ties a verification met, in words."""
+    count = len(verification["near_ties"])
+    return f"{count} near ties" if count else "no near tie"

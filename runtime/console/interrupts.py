@@ -1,0 +1,60 @@
+"""Ctrl-C and SIGTERM: what they do to a command that is starting, and to one that decodes.
+
+In: signals. Out: the end of the process with one line, or an event that a loop looks at.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def quit_on_interrupt() -> Iterator[None]:
+    """Around imports: a signal ends the process at once with one line and status 1.
+
+    An exception in the middle of an import may come out as another one, or abort the process where
+    C++ code calls Python. Nothing is begun yet that would have to be undone.
+    """
+
+    def leave(*_) -> None:
+        os.write(2, b"error: interrupted\n")
+        os._exit(1)
+
+    with _handling(leave):
+        yield
+
+
+@contextmanager
+def cancel_on_interrupt() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that a request ends after its current step and its
+    tokens are kept.
+    """
+    cancel = threading.Event()
+
+    def first(*_) -> None:
+        cancel.set()
+        restore()  # a second one interrupts at once
+
+    with _handling(first) as restore:
+        yield cancel
+
+
+@contextmanager
+def _handling(handler: Callable) -> Iterator[Callable[[], None]]:
+    """A handler for both signals; yields what puts the ones before it back."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def restore() -> None:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+    for number in SIGNALS:
+        signal.signal(number, handler)
+    try:
+        yield restore
+    finally:
+        restore()
