@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 from export_size import EXPORT
 from random_model import make_checkpoint
+from table import Result
 
 from firp.export.tensorrt.build import graph_weight_bytes, memory_needed
 from firp.runtime.backends.nvidia_library import LIBRARIES
@@ -32,7 +33,8 @@ from firp.runtime.bundle.format import load_bundle
 )
 def main(backend, dtype, folder):
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        model, bundle = Path(scratch) / "model", Path(scratch) / "bundle"
+        model = Path(scratch) / "model"
+        bundle = Path(scratch) / "bundle"
         make_checkpoint(model, "1b", dtype)
         subprocess.run(
             [sys.executable, "-c", EXPORT, str(model), str(bundle), dtype], check=True, capture_output=True
@@ -44,21 +46,24 @@ def main(backend, dtype, folder):
         started = time.perf_counter()
         command = [sys.executable, "-m", "firp.cli", "build", str(bundle), "--backend", backend, "--json"]
         built = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        print(
-            f"{backend} {built['library_version']}, compute capability {', '.join(built['compute_capabilities'])}, {dtype}"
+        result = Result("engine_build", f"firp build of a 1.1-billion-parameter bundle, {dtype}")
+        table = result.table(
+            f"{backend} {built['library_version']}, compute capability "
+            f"{', '.join(built['compute_capabilities'])}",
+            *("graph", "weights (MiB)", "plan (MiB)", "seconds", "launches"),
         )
         for name, size in weights.items():
-            plan, launches = built["plans"][name]["size"], built["launches"][name][0]
-            counts = ", ".join(f"{kind} {count}" for kind, count in launches.items())
+            counts = ", ".join(f"{kind} {count}" for kind, count in built["launches"][name][0].items())
+            plan = built["plans"][name]["size"]
             seconds = built["build_seconds"][name]
-            print(
-                f"{name}: weights {size / 2**20:.0f} MiB, plan {plan / 2**20:.0f} MiB in {seconds:.1f} s; {counts}"
-            )
+            table.add(name, f"{size / 2**20:.0f}", f"{plan / 2**20:.0f}", f"{seconds:.1f}", counts)
         real = built["peak_bytes"]
-        print(f"{time.perf_counter() - started:.1f} s with start and hashing")
-        print(
-            f"peak resident: predicted {predicted / 2**30:.2f} GiB, real {real / 2**30:.2f} ({predicted / real - 1:+.1%})"
+        result.note(f"{time.perf_counter() - started:.1f} s with start and hashing.")
+        result.note(
+            f"Peak resident memory: predicted {predicted / 2**30:.2f} GiB, real {real / 2**30:.2f} "
+            f"({predicted / real - 1:+.1%})."
         )
+        result.write()
 
 
 if __name__ == "__main__":

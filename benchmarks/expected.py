@@ -14,9 +14,11 @@ import click
 import numpy as np
 import torch
 from safetensors.numpy import load_file
+from table import Result
 from transformers import AutoModelForCausalLM
 
-from firp.calib.replay.replay import Sequence, rank, record, replay
+from firp.calib.replay.replay import rank, record, replay
+from firp.calib.text.sequence import TokenSequence
 from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.heads import FirpPredictors
 from firp.runtime.engine import Engine
@@ -47,26 +49,30 @@ def main(model, predictors, bundle, prompts, tokens):
         for c in engine.bundle.calibration.candidates
         if c.tree.depth is None
     }
+    result = Result("expected", "Tokens per step: decoded by the runtime, replayed, promised by calibration")
     for text, temperature in (("greedy", 0.0), ("sampled", 0.8)):
         params = SamplingParams(tokens, temperature=temperature)
         written = [engine.generate(prompt, params, plain=True).token_ids for prompt in encoded]
-        sequences = [Sequence(np.array([*a, *b]), len(a)) for a, b in zip(encoded, written, strict=True)]
+        sequences = [TokenSequence(np.array([*a, *b]), len(a)) for a, b in zip(encoded, written, strict=True)]
         drafted = rank(record(frozen, heads, sequences), engine.bundle.correction, temperature == 0)
-        print(
-            f"{text}: rows, draft sources: measured; replay of the same text; promised by calibration (other text)"
+        table = result.table(
+            f"{text}, {len(encoded)} prompts x {tokens} tokens",
+            *("rows", "draft sources", "decoded", "replay of the same text", "promised, from other text"),
         )
-        for key in SHOWN:
-            runs = [engine.generate(prompt, params, tree=promised[key].tree).stats for prompt in encoded]
+        for rows, sources in SHOWN:
+            tree = promised[rows, sources].tree
+            runs = [engine.generate(prompt, params, tree=tree).stats for prompt in encoded]
             measured = sum(run.decoded_tokens for run in runs) / sum(run.steps for run in runs)
-            same, other = (
-                replay(drafted, promised[key].tree).tokens_per_step,
-                promised[key].tokens_per_step[text],
-            )
-            print(
-                f"{key[0]:2} {'T' if key[1] is None else key[1]}: {measured:.3f}; {same:.3f} ({same / measured - 1:+.2%}); "
+            same = replay(drafted, tree).tokens_per_step
+            other = promised[rows, sources].tokens_per_step[text]
+            table.add(
+                rows,
+                {0: "draft pass", None: "T"}.get(sources, sources),
+                f"{measured:.3f}",
+                f"{same:.3f} ({same / measured - 1:+.2%})",
                 f"{other:.3f} ({other / measured - 1:+.1%})",
-                flush=True,
             )
+    result.write()
 
 
 if __name__ == "__main__":

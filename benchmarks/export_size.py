@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 from random_model import make_checkpoint
+from table import Result
 
 EXPORT = """
 import json, resource, sys, time
@@ -48,8 +49,11 @@ def main(dtype, folder, runs):
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         model = Path(scratch) / "model"
         parameters = make_checkpoint(model, "1b", dtype)
-        print(
-            f"{parameters:,} parameters, {sum(f.stat().st_size for f in model.iterdir()) / 2**30:.2f} GiB, {dtype}"
+        size = sum(file.stat().st_size for file in model.iterdir()) / 2**30
+        result = Result("export_size", "Export of a 1.1-billion-parameter checkpoint")
+        table = result.table(
+            f"{parameters:,} parameters, {size:.2f} GiB, {dtype}",
+            *("run", "start and weights (s)", "hashing (s)", "peak resident (MiB)"),
         )
         for run in range(runs):
             output = Path(scratch) / f"bundle-{run}"
@@ -59,14 +63,17 @@ def main(dtype, folder, runs):
                 capture_output=True,
                 text=True,
             )
-            result = json.loads(done.stdout)
-            apart = result["total_s"] - result["seconds"]["hashing"]
-            stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["seconds"].items())
-            print(
-                f"run {run}: {apart:.1f} s apart from hashing ({stages}), peak resident {result['peak_resident_MiB']:.0f} MiB"
+            found = json.loads(done.stdout)
+            hashing = found["seconds"]["hashing"]
+            table.add(
+                run + 1,
+                f"{found['total_s'] - hashing:.1f}",
+                f"{hashing:.1f}",
+                f"{found['peak_resident_MiB']:.0f}",
             )
             for file in output.iterdir():
                 file.unlink()
+        result.write()
 
 
 if __name__ == "__main__":

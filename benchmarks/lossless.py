@@ -9,13 +9,13 @@ have none.
 """
 
 import itertools
-import json
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import click
+from table import Result
 
 from firp.runtime.engine import Engine
 from firp.runtime.prompts import read_prompts
@@ -36,7 +36,7 @@ def trees() -> dict[str, TreeConfig]:
     }
     sources = {"draft pass": 0, "M=1": 1, "M=2": 2, "M=T": None}
     return {
-        f"{kind:7} {name}": make(m)
+        f"{kind}, {name}": make(m)
         for (kind, make), (name, m) in itertools.product(kinds.items(), sources.items())
     }
 
@@ -56,7 +56,7 @@ def work(bundle: Path, prompts: list[str], tokens: int, seeds: int) -> dict[str,
     params = sampling(tokens, seeds)
     groups = {
         "greedy": [params["greedy"]],
-        "sampled": [each for name, each in params.items() if name != "greedy"],
+        "sampled": [group for name, group in params.items() if name != "greedy"],
     }
     return {name: compare_trees(engine, encoded, group, trees()) for name, group in groups.items() if group}
 
@@ -86,29 +86,27 @@ def main(bundle, prompts, tokens, seeds, processes):
             pool.submit(work, bundle, texts[index::processes], tokens, seeds) for index in range(processes)
         ]
         results = [share.result() for share in shares]
-    good, summary = True, {}
+    good = True
+    result = Result("lossless", "Drafted against plain decoding, float32")
+    table = result.table(
+        f"{len(texts)} prompts x {tokens} tokens",
+        *("decoding", "tree, sources", "runs", "tokens", "tokens/step", "differ", "near ties", "margins"),
+    )
     for kind in results[0]:
-        for parts in zip(*(result[kind] for result in results), strict=True):
+        for parts in zip(*(found[kind] for found in results), strict=True):
             total = merge(list(parts))
-            ties, wrong = len(total.differences) - len(total.unexcused), len(total.unexcused)
+            ties = len(total.differences) - len(total.unexcused)
+            wrong = len(total.unexcused)
             allowed = 0 if kind == "greedy" else total.allowed("float32")
             good = good and wrong == 0 and ties <= allowed
             margins = " ".join(f"{difference.margin:.1e}" for difference in total.differences)
-            print(
-                f"{kind:8} {total.name}: {total.runs} runs, {total.tokens} tokens, {total.tokens_per_step:.3f} tokens/step, "
-                f"{wrong} differ, {ties} near ties {margins}"
-            )
-            summary[f"{kind} {total.name}"] = {"tokens": total.tokens, "differ": wrong, "near_ties": ties}
-    print(
-        json.dumps(
-            {
-                "passed": good,
-                "minutes": round((time.monotonic() - started) / 60, 1),
-                "prompts": len(texts),
-                **summary,
-            }
-        )
+            rate = f"{total.tokens_per_step:.3f}"
+            table.add(kind, total.name, total.runs, total.tokens, rate, wrong, ties, margins)
+    minutes = (time.monotonic() - started) / 60
+    result.note(
+        f"{'Passed' if good else 'FAILED'}, after {minutes:.1f} minutes; {seeds} seeds where sampled."
     )
+    result.write()
     sys.exit(not good)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from table import Result
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from firp.calib.training.frozen_model import FrozenModel
@@ -62,6 +63,8 @@ def one_case(folder: str, options: TrainOptions) -> None:
 
 
 def main() -> None:
+    result = Result("memory", "Memory of a training step, predicted against real")
+    table = result.table("Random Llamas on the CPU", "model", "options", "predicted (GiB)", "real (GiB)")
     with tempfile.TemporaryDirectory() as scratch:
         for name, size in SIZES.items():
             folder = Path(scratch) / name
@@ -74,10 +77,9 @@ def main() -> None:
                 real = json.loads(
                     subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
                 )
-                print(
-                    f"{name} {changes}: predicted {predicted / 2**30:.2f} GiB, real {real / 2**30:.2f}",
-                    flush=True,
-                )
+                shown = ", ".join(f"{option} {value}" for option, value in changes.items())
+                table.add(name, shown, f"{predicted / 2**30:.2f}", f"{real / 2**30:.2f}")
+    result.write()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 
 import click
+from table import Result
 
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.engine import Engine
@@ -32,12 +33,18 @@ def main(bundle, steps, rows):
         * c.attention.head_dim
         * DTYPES[engine.manifest.precision.cache].itemsize
     )
+    result = Result("overhead", "A step outside the graphs")
+    table = result.table(
+        f"{steps} steps of {rows} rows",
+        *("draft sources", "temperature", "median (ms)", "p90", "p99", "moved / accepted cache bytes"),
+    )
     for sources in (1, 4, None):
         for temperature in (0.0, 0.8):
             params = SamplingParams(
                 400, temperature=temperature, top_p=0.95 if temperature else 1.0, ignore_eos=True
             )
-            outside, moved_ratio = [], []
+            outside = []
+            moved_ratio = []
             for prompt in read_prompts(PROMPTS):
                 ids = engine.encode(prompt.text)
                 session = engine.session(
@@ -55,12 +62,14 @@ def main(bundle, steps, rows):
                 if len(outside) >= steps:
                     break
             outside = outside[:steps]
-            quartiles = statistics.quantiles(outside, n=100)
-            print(
-                f"M {sources or 'T'}, temperature {temperature}: {len(outside)} steps of {rows} rows, outside the graphs: "
-                f"median {quartiles[49]:.3f} ms, p90 {quartiles[89]:.3f}, p99 {quartiles[98]:.3f}; "
-                f"cache bytes moved / accepted rows' bytes: {min(moved_ratio):.2f} to {max(moved_ratio):.2f}"
+            percentiles = statistics.quantiles(outside, n=100)
+            table.add(
+                sources or "T",
+                temperature,
+                *(f"{percentiles[percent - 1]:.3f}" for percent in (50, 90, 99)),
+                f"{min(moved_ratio):.2f} to {max(moved_ratio):.2f}",
             )
+    result.write()
 
 
 if __name__ == "__main__":

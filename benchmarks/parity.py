@@ -8,22 +8,22 @@ decoding and a random tree. The demo model decodes held-out prompts plainly; Hug
 (eager, float32) decodes the same.
 """
 
-import json
 import sys
 import tempfile
 from pathlib import Path
 
 import click
 import torch
+from table import Result
 from transformers import AutoModelForCausalLM, GenerationConfig, logging
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.verify.checks import verify
-from firp.export.verify.rounding import YARDSTICKS
 from firp.runtime.engine import Engine
 from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
 
+STAGES = ("prefill", "decode", "tree")
 ROOT = Path(__file__).parent.parent
 DEMO_MODEL = ROOT / "tests" / "demo_model"
 sys.path.insert(0, str(ROOT / "tests"))
@@ -81,12 +81,17 @@ def main(prompts, tokens):
         engine = Engine.load(Path(folder) / "demo-bundle")
         texts = read_prompts(DEMO_MODEL / "held_out_prompts.jsonl")[:prompts]
         differing = greedy_parity(engine, [engine.encode(prompt.text) for prompt in texts], tokens)
+    result = Result("parity", "ONNX graphs against Hugging Face, float32")
+    table = result.table("Largest logit difference", "model", *STAGES)
     for family, stages in families.items():
-        print(f"{family:22}", " ".join(f"{stage} {value:.2f}" for stage, value in stages.items()))
-    print(f"plain = generate: {len(texts) - differing} of {len(texts)} prompts x {tokens} tokens identical")
+        table.add(family, *(f"{stages[stage]:.1e}" for stage in STAGES))
+    result.note(
+        f"Plain tokens equal those of Hugging Face generate on {len(texts) - differing} of {len(texts)} "
+        f"prompts x {tokens} tokens."
+    )
+    result.write()
     worst = max(value for stages in families.values() for value in stages.values())
-    print(json.dumps({"worst_logit_distance": worst, "prompts": len(texts), "differing": differing}))
-    sys.exit(worst > YARDSTICKS or differing > 0)
+    sys.exit(worst > 1e-4 or differing > 0)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from table import Result
 
 from firp.runtime.engine import Engine
 from firp.runtime.prompts import read_prompts
@@ -30,12 +31,18 @@ DRAFTS = (7, 15, 31)
 @click.option("--drafts", "sizes", type=int, multiple=True, default=DRAFTS, show_default=True)
 @click.option("--cost-only", is_flag=True)
 def main(bundle, prompts, tokens, sizes, cost_only):
-    cost()
+    result = Result("path_correction", "What the path correction gives, and what it costs")
+    cost(result)
     if cost_only:
         return
     engine = Engine.load(bundle, threads=1)  # only tokens are counted
-    corrected, without = engine.bundle, replace(engine.bundle, correction=None)
+    corrected = engine.bundle
+    without = replace(engine.bundle, correction=None)
     encoded = [engine.encode(prompt.text) for prompt in read_prompts(PROMPTS)[:prompts]]
+    table = result.table(
+        f"Tokens per step, {len(encoded)} prompts x {tokens} tokens, drafts from every row",
+        *("temperature", "drafts", "without", "with", "gain", "90 % of draws of prompts"),
+    )
     for temperature in (0.0, 0.8):
         params = SamplingParams(tokens, temperature=temperature, seed=1)
         for drafts in sizes:
@@ -46,23 +53,27 @@ def main(bundle, prompts, tokens, sizes, cost_only):
                     for prompt in encoded
                 ]
                 counts.append([(run.decoded_tokens, run.steps) for run in runs])
-            before, after = (per_step(np.array(each)) for each in counts)
+            before, after = (per_step(np.array(count)) for count in counts)
             low, high = gain_interval(*map(np.array, counts))
-            print(
-                f"temperature {temperature}, {drafts:2} drafts: {before:.3f} → {after:.3f} ({after / before - 1:+.1%};"
-                f" 90 % of draws of prompts: {low:+.1%} to {high:+.1%})",
-                flush=True,
+            table.add(
+                temperature,
+                drafts,
+                f"{before:.3f}",
+                f"{after:.3f}",
+                f"{after / before - 1:+.1%}",
+                f"{low:+.1%} to {high:+.1%}",
             )
+    result.write()
 
 
 def per_step(counts: np.ndarray) -> float:
-    """counts [prompts, 2]: tokens and steps."""
+    """Tokens per step. counts [prompts, 2]: tokens and steps."""
     tokens, steps = counts.sum(0)
     return tokens / steps
 
 
 def gain_interval(without: np.ndarray, corrected: np.ndarray) -> tuple[float, float]:
-    """What the gain would have been with other prompts of the same kind: 5 % and 95 % of 2,000
+    """The gain with other prompts of the same kind, as an interval: 5 % and 95 % of 2,000
     draws with replacement.
     """
     draws = np.random.default_rng(0).integers(0, len(without), (2000, len(without)))
@@ -72,12 +83,13 @@ def gain_interval(without: np.ndarray, corrected: np.ndarray) -> tuple[float, fl
     return float(low), float(high)
 
 
-def cost(vocab_size: int = 32_000, rank: int = 64, drafts: int = 31) -> None:
+def cost(result: Result, vocab_size: int = 32_000, rank: int = 64, drafts: int = 31) -> None:
     """Milliseconds of tree building with and without the correction, on random guesses."""
     rng = np.random.default_rng(0)
     tables = (rng.standard_normal((vocab_size, rank)).astype(np.float32) for _ in range(2))
     correction = PathCorrection(*tables, np.ones((2, 3), np.float32), np.ones((2, 3), np.float32))
-    config, times = TreeConfig("dynamic", drafts + 1, None), {True: [], False: []}
+    config = TreeConfig("dynamic", drafts + 1, None)
+    times = {True: [], False: []}
     for step in range(600):
         logprobs = np.sort(rng.standard_normal((3, 64)) * 2 - 6)[:, ::-1].astype(np.float32)
         guesses = Guesses(rng.integers(0, vocab_size, (3, 64)), logprobs)
@@ -86,11 +98,11 @@ def cost(vocab_size: int = 32_000, rank: int = 64, drafts: int = 31) -> None:
             ranking = correction.rank(step, guesses, greedy=True) if with_correction else independent(guesses)
             build_tree(config, step, guesses, ranking, 3)
             times[with_correction].append((time.perf_counter() - started) * 1e3)
-    with_it, without = (statistics.median(times[each]) for each in (True, False))
-    print(
-        f"{drafts} drafts, vocabulary {vocab_size}, rank {rank}: a tree takes {without:.3f} ms without, {with_it:.3f} ms with,"
-        f" so the correction costs {with_it - without:.3f} ms a step"
+    with_it, without = (statistics.median(times[corrected]) for corrected in (True, False))
+    table = result.table(
+        "Milliseconds of building a tree", "drafts", "vocabulary", "rank", "without", "with", "cost"
     )
+    table.add(drafts, vocab_size, rank, f"{without:.3f}", f"{with_it:.3f}", f"{with_it - without:.3f}")
 
 
 if __name__ == "__main__":

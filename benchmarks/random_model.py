@@ -62,7 +62,8 @@ def make_checkpoint(folder: Path, shape: str, dtype: str) -> int:
 def make_predictors(folder: Path, model: Path, num_predictors: int = 3) -> Path:
     """Predictors that change nothing: each pseudo row starts as its source."""
     checkpoint = open_checkpoint(model)
-    config, layer = checkpoint.config, checkpoint.prediction_layer(None)
+    config = checkpoint.config
+    layer = checkpoint.prediction_layer(None)
     info = PredictorInfo(
         format_version=FORMAT_VERSION,
         method="firp",

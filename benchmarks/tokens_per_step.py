@@ -11,6 +11,7 @@ import statistics
 from pathlib import Path
 
 import click
+from table import Result
 
 from firp.runtime.engine import Engine
 from firp.runtime.loop.generation import Generation
@@ -19,7 +20,8 @@ from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 
 PROMPTS = Path(__file__).parent.parent / "tests" / "demo_model" / "held_out_prompts.jsonl"
-ROWS, SOURCES = (4, 8, 16, 32), (0, 1, 2, 4, None)
+ROWS = (4, 8, 16, 32)
+SOURCES = (0, 1, 2, 4, None)
 
 
 def rate(run: Generation) -> float:
@@ -38,16 +40,18 @@ def main(bundle, prompts, tokens, temperature, threads):
     params = SamplingParams(tokens, temperature=temperature, top_p=top_p)
     encoded = [engine.encode(prompt.text) for prompt in read_prompts(PROMPTS)[:prompts]]
     held_out = engine.manifest.source["predictors"]["held_out"]
-    print(
-        f"top-1 accuracy by offset {held_out['top1']}, top-5 {held_out['top5']} (held-out text, against the model's greedy tokens)"
+    result = Result(
+        "tokens_per_step", "Tokens per step and speed of dynamic trees, every tree on every prompt"
     )
-    print(
-        f"{len(encoded)} prompts x {tokens} tokens, temperature {temperature}, top_p {top_p}; ratio to plain: median [quartiles]"
+    table = result.table(
+        f"{len(encoded)} prompts x {tokens} tokens, temperature {temperature}, top_p {top_p}",
+        *("rows", "draft sources", "tokens/step", "rate to plain, median", "quartiles"),
     )
     for rows in ROWS:
         for sources in SOURCES:
             tree = TreeConfig("dynamic", rows, sources)
-            runs, ratios = [], []
+            runs = []
+            ratios = []
             for prompt in encoded:
                 plain = engine.generate(prompt, params, plain=True)
                 drafted = engine.generate(prompt, params, tree=tree)
@@ -57,8 +61,10 @@ def main(bundle, prompts, tokens, temperature, threads):
                     ratios.append(rate(drafted) / rate(plain))
             tau = sum(run.stats.decoded_tokens for run in runs) / sum(run.stats.steps for run in runs)
             low, median, high = statistics.quantiles(ratios, n=4)
-            label = f"rows {rows:2} M {'T' if sources is None else sources}"
-            print(f"{label}: {tau:.3f} tokens/step, speedup {median:.2f} [{low:.2f} {high:.2f}]", flush=True)
+            shown = {0: "draft pass", None: "T"}.get(sources, sources)
+            table.add(rows, shown, f"{tau:.3f}", f"{median:.2f}", f"{low:.2f} {high:.2f}")
+    result.note(f"Predictors: top-1 by offset {held_out['top1']}, top-5 {held_out['top5']}.")
+    result.write()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ step (rows 16, M = T, corrected).
 
     python benchmarks/variants.py [LAYER] [--steps 200] [--only NAME]...
 
-A variant that pays becomes the method; the others are named in benchmarks/README.md with their
+A variant that pays becomes the method; the others are in results/variants.md with their
 numbers. `bonus` and `final` know the token that the verified row picked, or its last hidden state:
 only a draft pass after acceptance could use them.
 """
@@ -14,6 +14,7 @@ from dataclasses import replace
 import click
 import torch
 from calibration import MODEL, standard_library
+from table import Result
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -73,7 +74,7 @@ class Final(TwoInputs):
 
 
 class LowRank(Heads):
-    """I + A_j B_j of rank D/4: half the parameters."""
+    """Maps I + A_j B_j of rank D/4: half the parameters."""
 
     def __init__(self, num_predictors: int, hidden_size: int):
         super().__init__(num_predictors, hidden_size)
@@ -112,12 +113,14 @@ class LayerPerOffset(Blind):
 
 def _one_offset(frozen: FrozenModel, pseudo: Tensor, real: RealRows, anchors: Tensor, offset: int) -> Tensor:
     """Final states [B, A, D] of one pseudo row for each anchor."""
-    decoder, length = frozen.model.model, real.hidden.shape[1]
+    decoder = frozen.model.model
+    length = real.hidden.shape[1]
     positions = anchors + offset + 1
     own = torch.eye(anchors.shape[1], dtype=torch.bool).expand(len(anchors), -1, -1)
     visible = torch.cat([torch.arange(length)[None, None] <= anchors[..., None], own], 2)
     bias = torch.zeros(visible.shape).masked_fill_(~visible, torch.finfo(torch.float32).min)[:, None]
-    rope, rows = decoder.rotary_emb(pseudo, position_ids=positions), pseudo
+    rope = decoder.rotary_emb(pseudo, position_ids=positions)
+    rows = pseudo
     for index in range(frozen.prediction_layer, len(decoder.layers)):
         past = _Past(*real.keys[index])
         rows = decoder.layers[index](
@@ -159,6 +162,11 @@ def main(layer, steps, only):
     )
     dataset = make_dataset(documents, options.window, 0)
     evaluation = Evaluation(model, dataset, options, (0,), lambda *_: None)
+    result = Result("variants", "What else the predictors could be")
+    table = result.table(
+        f"{steps} steps, layer {layer}; tokens per step at 16 rows",
+        *("variant", "top-1", "s/step", *evaluation.sequences),
+    )
     for name, (heads_class, k) in VARIANTS.items():
         if only and name not in only:
             continue
@@ -170,14 +178,13 @@ def main(layer, steps, only):
         trainer = Trainer(frozen, heads, tables, dataset.training, replace(options, num_predictors=k))
         trainer.run()
         top1 = " ".join(f"{share:.3f}" for share in accuracy(frozen, heads, dataset.held_out).top1)
-        results, correction = [], evaluation.correction(trainer)
+        correction = evaluation.correction(trainer)
+        rates = []
         for text, sequences in evaluation.sequences.items():
             drafted = rank(record(frozen, heads, sequences), correction, text == "greedy")
-            results.append(f"{text} {replay(drafted, TreeConfig('dynamic', 16, None)).tokens_per_step:.3f}")
-        print(
-            f"{name}: {trainer.step} steps, {trainer.seconds / trainer.step:.2f} s each; top-1 {top1}; {', '.join(results)}",
-            flush=True,
-        )
+            rates.append(f"{replay(drafted, TreeConfig('dynamic', 16, None)).tokens_per_step:.3f}")
+        table.add(name, top1, f"{trainer.seconds / trainer.step:.2f}", *rates)
+    result.write()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every picture of firp looks like: panels side by side, legends below them, one palette.
+"""The look of every picture of firp: panels side by side, legends below them, one palette.
 
 In: matplotlib figures in the making. Out: PNG bytes.
 """
@@ -36,7 +36,7 @@ def panel_row(title: str, names: list[str], share_y: bool = True, inches: tuple[
 
 
 def legend(figure: Figure, handles: Iterable, columns: int) -> None:
-    """Below the panels, where it covers no data."""
+    """Put the legend below the panels, where it covers no data."""
     handles = list(handles)
     figure.legend(
         handles=handles,
@@ -49,6 +49,6 @@ def legend(figure: Figure, handles: Iterable, columns: int) -> None:
 
 def rows_axis(axes: Axes, rows: Iterable[int], label: str) -> None:
     axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(rows), [str(each) for each in sorted(rows)])
+    axes.set_xticks(sorted(rows), [str(count) for count in sorted(rows)])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(label)

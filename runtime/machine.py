@@ -5,7 +5,12 @@ In: nothing. Out: names, counts, bytes; None for bytes that the system does not 
 
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
+
+from firp.runtime.errors import FirpError
+
+_GIB = 2**30
 
 
 def cores() -> int:
@@ -41,6 +46,24 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return
+
+
+def require_bytes(
+    what: str, needed: Mapping[str, int], available: int | None, fix: str | None = None
+) -> None:
+    """Raises FirpError when the parts of `needed`, in bytes by what they are for, do not fit into
+    what is there. what: the mistake, as the error's first words; available: None is not checked.
+    """
+    total = sum(needed.values())
+    if available is None or total <= available:
+        return
+    parts = " + ".join(f"{name} {size / _GIB:.2f}" for name, size in needed.items())
+    raise FirpError(
+        what,
+        got=f"{available / _GIB:.2f} GiB free",
+        expected=f"{total / _GIB:.2f} GiB" + (f" = {parts}" if len(needed) > 1 else ""),
+        fix=fix,
+    )
 
 
 def _field(file: str, name: str) -> int | None:

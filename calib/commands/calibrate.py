@@ -74,7 +74,7 @@ def calibrate(model, output, data, from_model, latency, resume, as_json, **optio
     if not data and not from_model:
         raise click.UsageError("give --data, --from-model, or both.")
     with quit_on_interrupt():
-        from firp.calib.calibrate import CalibrationRequest
+        from firp.calib.calibrate.request import CalibrationRequest
 
     request = CalibrationRequest(
         model=model,
@@ -99,12 +99,12 @@ def calibrate(model, output, data, from_model, latency, resume, as_json, **optio
 def run_calibration(request, cancel: threading.Event | None = None) -> None:
     """Calibrate with a progress bar. Raises FirpError."""
     with quit_on_interrupt():
-        from firp.calib.calibrate import calibrate
+        from firp.calib.calibrate.run import calibrate
         from firp.export.sources.transformers_library import quiet_transformers
 
         quiet_transformers()
     with progress_bar() as bar:
-        calibrate(request, bar.update, cancel)
+        calibrate(request, lambda event: bar.update(event.stage, event.done, event.total), cancel)
 
 
 def _options(

@@ -59,7 +59,7 @@ def export(
 ):
     """Turn the Hugging Face model directory MODEL into a bundle."""
     with quit_on_interrupt():
-        from firp.calib.calibrate import CalibrationRequest
+        from firp.calib.calibrate.request import CalibrationRequest
         from firp.export.bundle.writer import ExportOptions, export_bundle, prepare
         from firp.export.sources.transformers_library import quiet_transformers
         from firp.export.tensorrt.build import BuildOptions, check_buildable
@@ -100,7 +100,8 @@ def _report(output: Path, manifest) -> None:
     """Say what was written."""
     size = sum(entry.size for entry in manifest.files.values()) / 2**20
     messages.print(
-        f"wrote {output}: {manifest.precision.weights}, split at layer {manifest.prediction_layer}, {size:.1f} MiB"
+        f"wrote {output}: {manifest.precision.weights}, split at layer {manifest.prediction_layer}, "
+        f"{size:.1f} MiB"
     )
     if manifest.verification:
         checks = f"{len(manifest.verification['checks'])} checks, {count_ties(manifest.verification)}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from firp.calib.profiling.profile import open_target
+from firp.calib.targets.open import open_target
 from firp.runtime.backends.registry import BACKENDS
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.bundle.json_fields import to_json

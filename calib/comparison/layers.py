@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime as ort
 
-from firp.calib.profiling.pass_grid import FeedMaker, Target
 from firp.calib.targets.cost import Point
+from firp.calib.targets.feeds import FeedMaker
+from firp.calib.targets.interface import Target
 from firp.calib.targets.layer_outputs import (
     in_float32,
     layer_of,
@@ -37,7 +38,8 @@ from firp.runtime.bundle.limits import Limits
 from firp.runtime.errors import FirpError
 from firp.runtime.progress import Progress, silent
 
-ROWS, CACHED_TOKENS = (1, 16), 64  # as far as the context and the engines hold them
+ROWS = (1, 16)  # as far as the context and the engines hold them
+CACHED_TOKENS = 64  # likewise
 AS_IT_RUNS, WITH_LAYERS = "as it runs", "with layer outputs"
 
 
@@ -59,7 +61,9 @@ class GraphComparison:
 
 
 class Difference(NamedTuple):
-    """Of one tensor in one pass; true, as polygraphy asks, when it is within the limit."""
+    """The difference of one tensor in one pass; true, as polygraphy asks, when it is within the
+    limit.
+    """
 
     value: float
     limit: float
@@ -99,12 +103,12 @@ def compare_graphs(
 def comparison_points(context: int, limits: Limits | None) -> list[Point]:
     rows = max(1, min(ROWS[1], context // 2, limits.max_rows if limits else ROWS[1]))
     cached = min(CACHED_TOKENS, context - rows, limits.max_context if limits else CACHED_TOKENS)
-    return [Point(each, cached, 1) for each in sorted({ROWS[0], rows})]
+    return [Point(count, cached, 1) for count in sorted({ROWS[0], rows})]
 
 
 def _feeds(spec: GraphSpec, manifest: Manifest, points: list[Point]) -> list[dict[str, Any]]:
-    """In the bundle's dtype; bfloat16, which numpy does not have, as torch tensors. Polygraphy
-    casts them for the reference.
+    """Inputs in the bundle's dtype; bfloat16, which numpy does not have, as torch tensors.
+    Polygraphy casts them for the reference.
     """
     maker = FeedMaker(spec, manifest, 1, points[0].cached_tokens)
     feeds = [maker.feed(point) for point in points]
@@ -124,7 +128,7 @@ def _feeds(spec: GraphSpec, manifest: Manifest, points: list[Point]) -> list[dic
 def reference_runner(path: Path, outputs: tuple[str, ...]) -> Any:
     from polygraphy.backend.onnxrt import OnnxrtRunner
 
-    options = OnnxRuntimeBackend().options
+    options = OnnxRuntimeBackend().options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return OnnxrtRunner(
         lambda: make_session(
@@ -136,8 +140,8 @@ def reference_runner(path: Path, outputs: tuple[str, ...]) -> Any:
 def compare_runners(
     graph: str, form: str, ours: Any, theirs: Any, feeds: list[dict[str, Any]], order: list[str], limit: float
 ) -> GraphComparison:
-    """Two of polygraphy's runners over the same feeds. order: of the tensors in the graph. Raises
-    FirpError when one cannot run.
+    """Run two of polygraphy's runners over the same feeds. order: of the tensors in the graph.
+    Raises FirpError when one cannot run.
     """
     from polygraphy.comparator import Comparator
     from polygraphy.exception import PolygraphyException
@@ -154,7 +158,7 @@ def compare_runners(
                 f"polygraphy cannot run {graph} {form}", got=" ".join(str(error).split())[:500]
             ) from error
         (passes,) = Comparator.compare_accuracy(results, compare_func=compare)[0].values()
-    worst = {name: float(np.max([each[name].value for each in passes])) for name in passes[0]}
+    worst = {name: float(np.max([differences[name].value for differences in passes])) for name in passes[0]}
     beyond = next(
         (name for name in sorted(worst, key=order.index) if not Difference(worst[name], limit)), None
     )
@@ -163,8 +167,8 @@ def compare_runners(
 
 
 def difference(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
-    """Of one tensor. Tokens are compared by their logits in the reference, for rounding may swap
-    two that are close.
+    """The scaled difference of one tensor. Tokens are compared by their logits in the reference,
+    for rounding may swap two that are close.
     """
     a, b = _array(ours[name]), _array(theirs[name])
     if a.shape != b.shape:
@@ -178,7 +182,7 @@ def difference(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) ->
 
 
 def _array(values: Any) -> np.ndarray:
-    """numpy's array of what a runner gives, a torch tensor where the feeds have some."""
+    """A numpy array of what a runner gives, which is a torch tensor where the feeds have some."""
     if isinstance(values, np.ndarray):
         return values
     return (values.float() if values.is_floating_point() else values).numpy()

@@ -31,17 +31,18 @@ def draw_profile(profile: BundleProfile) -> dict[str, bytes]:
 
 
 def _latency(profile: BundleProfile) -> Figure | None:
-    graphs = list(dict.fromkeys(each.graph for each in profile.passes))
+    graphs = list(dict.fromkeys(measured.graph for measured in profile.passes))
     figure, panels = panel_row("Latency of a pass by rows (median, quartiles shaded)", graphs, share_y=False)
-    cached = sorted({each.cached_tokens for each in profile.passes})
-    batches = sorted({each.batch for each in profile.passes})
+    cached = sorted({measured.cached_tokens for measured in profile.passes})
+    batches = sorted({measured.batch for measured in profile.passes})
     for axes, graph in zip(panels, graphs, strict=True):
         for i, tokens in enumerate(cached):
             for j, batch in enumerate(batches):
                 points = [
                     p for p in profile.passes if (p.graph, p.cached_tokens, p.batch) == (graph, tokens, batch)
                 ]
-                rows, (colour, marker) = [p.rows for p in points], STYLES[i % len(STYLES)]
+                rows = [p.rows for p in points]
+                colour, marker = STYLES[i % len(STYLES)]
                 style = {
                     "color": colour,
                     "linestyle": _DASHES[j % len(_DASHES)],
@@ -72,12 +73,13 @@ def _steps(profile: BundleProfile) -> Figure | None:
         "Parts of a step (mean of the middle half of the steps)", [""], inches=(6.6, 4.0)
     )
     names = [
-        f"{each.decoding}, {each.tree.rows} rows" if each.tree else each.decoding for each in profile.steps
+        f"{split.decoding}, {split.tree.rows} rows" if split.tree else split.decoding
+        for split in profile.steps
     ]
     parts = [part.name for part in profile.steps[0].parts if part.name != TOTAL]
     bottoms = [0.0] * len(names)
     for part, colour in zip(parts, _PARTS, strict=False):
-        values = [each.part(part).middle_ms for each in profile.steps]
+        values = [split.part(part).middle_ms for split in profile.steps]
         if any(values):
             label = part.removesuffix("_ms").replace("_", " ").replace("kv", "KV").replace("python", "Python")
             axes.bar(names, values, 0.5, bottoms, label=label, color=colour)
@@ -97,11 +99,13 @@ def _kinds(profile: BundleProfile) -> Figure | None:
         return None
     title = f"Share of a graph's time by kind of layer ({profile.layers[0].cached_tokens} cached tokens)"
     figure, (axes,) = panel_row(title, [""], inches=(7.6, 4.0))
-    names = [f"{each.graph}\n{each.rows} {'row' if each.rows == 1 else 'rows'}" for each in profile.layers]
+    names = [
+        f"{layer.graph}\n{layer.rows} {'row' if layer.rows == 1 else 'rows'}" for layer in profile.layers
+    ]
     bottoms = [0.0] * len(names)
     for kind in KINDS:
         shares = [
-            100 * sum(part.share for part in each.kinds if part.kind == kind) for each in profile.layers
+            100 * sum(part.share for part in layer.kinds if part.kind == kind) for layer in profile.layers
         ]
         if any(shares):
             axes.bar(names, shares, 0.65, bottoms, label=kind, color=_KIND_COLOURS[kind])
@@ -114,12 +118,12 @@ def _kinds(profile: BundleProfile) -> Figure | None:
 
 
 def _roofline(profile: BundleProfile) -> Figure | None:
-    graphs = list(dict.fromkeys(each.graph for each in profile.passes))
+    graphs = list(dict.fromkeys(measured.graph for measured in profile.passes))
     figure, panels = panel_row(
         "Share of the roofline (the limit that binds; above 100 %: weights in cache)", graphs
     )
-    cached = sorted({each.cached_tokens for each in profile.passes})
-    batch = min(each.batch for each in profile.passes)
+    cached = sorted({measured.cached_tokens for measured in profile.passes})
+    batch = min(measured.batch for measured in profile.passes)
     for axes, graph in zip(panels, graphs, strict=True):
         for i, tokens in enumerate(cached):
             points = [

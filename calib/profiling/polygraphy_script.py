@@ -15,11 +15,13 @@ _RTX = "POLYGRAPHY_USE_TENSORRT_RTX=1 "
 
 
 def polygraphy_script(bundle: Path, manifest: Manifest, point: Point, largest: Point) -> str:
-    """point: whose pass is run; largest: what the TensorRT engines are to hold."""
+    """A script of the command lines. point: whose pass is run; largest: what TensorRT's plans are
+    to hold.
+    """
     lines = [
         "#!/bin/sh",
-        f"# The graphs of a firp bundle in polygraphy, for one point: rows {point.rows}, cached tokens {point.cached_tokens}, "
-        f"batch {point.batch}",
+        "# The graphs of a firp bundle in polygraphy, for one point: "
+        f"rows {point.rows}, cached tokens {point.cached_tokens}, batch {point.batch}",
         f"cd {shlex.quote(str(bundle.resolve()))} || exit 1",
         "",
         "# What the graphs are made of",
@@ -54,7 +56,9 @@ def tensorrt_lines(spec: GraphSpec, manifest: Manifest, point: Point, largest: P
     plan = f'"$plans"/{spec.name}.plan'
     build = f"{_RTX}polygraphy convert {spec.name}.onnx --convert-to trt {flags}-o {plan}"
     limits = ("min", smallest), ("opt", point), ("max", largest)
-    ranges = [f"--trt-{name}-shapes {_values(_named_shapes(spec, manifest, each))}" for name, each in limits]
+    ranges = [
+        f"--trt-{name}-shapes {_values(_named_shapes(spec, manifest, limit))}" for name, limit in limits
+    ]
     run = f"{_RTX}polygraphy run {plan} --model-type engine --trt {_timed()}"
     return _line(build, *ranges), _line(run, _shapes(spec, manifest, point), _ranges(spec, manifest, point))
 

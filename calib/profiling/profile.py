@@ -5,24 +5,18 @@ which is profile.json: the time of every pass and of every part of a step, times
 shares of the device's peaks, and the latency table of calibration.
 """
 
-import contextlib
-import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from firp.calib.profiling.pass_grid import (
-    FeedMaker,
-    PassTime,
-    Target,
-    check_grid,
-    check_memory,
-    measure_grid,
-)
+from firp.calib.profiling.pass_grid import PassTime, check_grid, measure_grid, require_grid_memory
 from firp.calib.profiling.step_split import StepSplit, split_steps
 from firp.calib.targets.cost import Peaks, Point
+from firp.calib.targets.feeds import FeedMaker
+from firp.calib.targets.interface import Target
 from firp.calib.targets.layer_times import KindTime, group, head_nodes
+from firp.calib.targets.open import open_target
 from firp.runtime.backends.registry import backend_factory
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.bundle.format import Bundle, load_bundle
@@ -35,7 +29,8 @@ from firp.runtime.tuning.latency import CACHED_TOKENS, measure_latency
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 CACHED = (128, 512, 2048)
 LAYER_ROWS = (1, 16)
-LAYER_WARM_UP, LAYER_PASSES = 3, 20
+LAYER_WARM_UP = 3
+LAYER_PASSES = 20
 PACKAGES = ("polygraphy", "matplotlib", "onnx")
 
 
@@ -53,7 +48,7 @@ class ProfileRequest:
 
 @dataclass(frozen=True)
 class LayerProfile:
-    """Where one graph's time goes by its own clock, which also counts the clock's cost for each
+    """Time of one graph by its own clock, which also counts the clock's cost for each
     layer.
     """
 
@@ -67,7 +62,7 @@ class LayerProfile:
 
 @dataclass(frozen=True)
 class BundleProfile:
-    """profile.json.
+    """The profile of a bundle: profile.json.
 
     `latency` is what `firp calibrate --latency` reads, measured as `firp tune` does: by the
     runtime, whose graphs take turns and push each other's data out of the processor's caches.
@@ -94,7 +89,7 @@ def profile_bundle(request: ProfileRequest, progress: Progress = silent) -> Bund
     backend_factory(request.backend)  # an unknown name is refused before the bundle is read
     bundle = load_bundle(request.bundle)
     grid, layer_rows = grid_of(request, bundle.manifest.model.max_position_embeddings)
-    check_memory(bundle.manifest, grid, available_bytes())
+    require_grid_memory(bundle.manifest, grid, available_bytes())
     target = open_target(bundle, request.backend)
     import onnxruntime
     import polygraphy
@@ -106,7 +101,8 @@ def profile_bundle(request: ProfileRequest, progress: Progress = silent) -> Bund
     passes = measure_grid(target, bundle.manifest, grid, peaks, progress)
     progress("decoding", 0, 1)
     engine = target.engine()
-    steps, latency = split_steps(engine), measure_latency(engine, progress)
+    steps = split_steps(engine)
+    latency = measure_latency(engine, progress)
     return BundleProfile(
         bundle=str(request.bundle),
         backend=request.backend,
@@ -119,27 +115,6 @@ def profile_bundle(request: ProfileRequest, progress: Progress = silent) -> Bund
         layers=_layer_profiles(target, bundle, passes, layer_rows, cached, progress),
         latency=latency,
     )
-
-
-def open_target(bundle: Bundle, backend: str) -> Target:
-    """Polygraphy is imported after the target is made and not before: its TensorRT is chosen when
-    that happens. And after torch, if it is there: polygraphy looks for it in the middle of a run,
-    and would swallow an interrupt that falls into that.
-    """
-    with contextlib.suppress(ImportError):
-        importlib.import_module("torch")
-    if backend in ("tensorrt", "tensorrt-rtx"):
-        from firp.calib.targets.tensor_rt import TensorRTTarget
-
-        target = TensorRTTarget(bundle, backend)
-    else:
-        from firp.calib.targets.onnx_runtime import OnnxTarget
-
-        target = OnnxTarget(bundle, backend)
-    from polygraphy.logger import G_LOGGER
-
-    G_LOGGER.module_severity = G_LOGGER.ERROR  # what it says of each runner would stand between our results
-    return target
 
 
 def grid_of(request: ProfileRequest, context: int) -> tuple[list[Point], tuple[int, ...]]:
@@ -157,12 +132,12 @@ def grid_of(request: ProfileRequest, context: int) -> tuple[list[Point], tuple[i
             raise FirpError(f"bad --{name}", got=wrong[0], expected="at least 1")
     rows = (
         request.rows
-        or tuple(each for each in ROWS if each <= context - max(request.cached_tokens, default=1))
+        or tuple(count for count in ROWS if count <= context - max(request.cached_tokens, default=1))
         or (1,)
     )
     room = context - max(rows)
-    cached = request.cached_tokens or tuple(sorted({max(1, min(each, room)) for each in CACHED}))
-    layer_rows = request.layer_rows or tuple(each for each in LAYER_ROWS if each <= max(rows))
+    cached = request.cached_tokens or tuple(sorted({max(1, min(tokens, room)) for tokens in CACHED}))
+    layer_rows = request.layer_rows or tuple(count for count in LAYER_ROWS if count <= max(rows))
     if max(*rows, *layer_rows) + max(cached) > context:
         raise FirpError(
             "grid beyond the model's context",
@@ -170,7 +145,7 @@ def grid_of(request: ProfileRequest, context: int) -> tuple[list[Point], tuple[i
             expected=f"at most {context} together",
             fix="smaller --rows, --layer-rows or --cached",
         )
-    return [Point(*each) for each in product(rows, cached, request.batches)], layer_rows
+    return [Point(*sizes) for sizes in product(rows, cached, request.batches)], layer_rows
 
 
 def _layer_profiles(
@@ -186,7 +161,8 @@ def _layer_profiles(
         for p in passes
         if p.batch == 1 and p.cached_tokens in (cached_tokens, 0)
     }
-    found, head = [], head_nodes(bundle.graph_path("upper"))
+    found = []
+    head = head_nodes(bundle.graph_path("upper"))
     for done, (name, spec) in enumerate(bundle.manifest.graphs.items()):
         progress(f"profiling layers of {name}", done, len(bundle.manifest.graphs))
         feeds = FeedMaker(spec, bundle.manifest, 1, cached_tokens)
@@ -196,7 +172,7 @@ def _layer_profiles(
             )
             if layers:
                 kinds = group(layers, head if name == "upper" else frozenset())
-                total = sum(each.ms for each in layers)
+                total = sum(layer.ms for layer in layers)
                 found.append(
                     LayerProfile(name, rows, cached_tokens, total, unprofiled.get((name, rows)), kinds)
                 )

@@ -14,7 +14,9 @@ from firp.runtime.loop.decode import Step, decode
 from firp.runtime.sampling import Picker, SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 
-PROMPT_TOKENS, NEW_TOKENS, WARM_UP_STEPS = 64, 96, 3
+PROMPT_TOKENS = 64
+NEW_TOKENS = 96
+WARM_UP_STEPS = 3
 PYTHON, TOTAL = "python_ms", "total_ms"
 
 
@@ -38,7 +40,7 @@ class StepSplit:
     commit_bytes_per_step: float  # moved into the cache
 
     def part(self, name: str) -> PartTime:
-        return next(each for each in self.parts if each.name == name)
+        return next(part for part in self.parts if part.name == name)
 
 
 def split_steps(engine: Engine) -> tuple[StepSplit, ...]:
@@ -67,8 +69,8 @@ def _split(engine: Engine, tree: TreeConfig | None) -> StepSplit:
     moved = session.kv.moved_bytes - moved
     kept = steps[WARM_UP_STEPS:] or steps
     parts = [_parts(step) for step in kept]
-    total = Spread.of([each[TOTAL] for each in parts])
-    middle = [each for each in parts if total.low <= each[TOTAL] <= total.high]
+    total = Spread.of([step[TOTAL] for step in parts])
+    middle = [step for step in parts if total.low <= step[TOTAL] <= total.high]
     return StepSplit(
         decoding="drafted" if tree else "plain",
         tree=tree,
@@ -81,8 +83,8 @@ def _split(engine: Engine, tree: TreeConfig | None) -> StepSplit:
 
 
 def _part_time(name: str, steps: list[dict[str, float]], middle: list[dict[str, float]]) -> PartTime:
-    low, median, high = Spread.of([each[name] for each in steps])
-    return PartTime(name, median, low, high, sum(each[name] for each in middle) / len(middle))
+    low, median, high = Spread.of([step[name] for step in steps])
+    return PartTime(name, median, low, high, sum(step[name] for step in middle) / len(middle))
 
 
 def _parts(step: Step) -> dict[str, float]:

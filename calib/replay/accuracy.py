@@ -22,7 +22,8 @@ _BATCH = 4
 
 @torch.no_grad()
 def accuracy(frozen: FrozenModel, heads: Heads, windows: np.ndarray) -> Accuracy:
-    hits, total = torch.zeros(len(TOP), heads.weight.shape[0]), 0
+    hits = torch.zeros(len(TOP), heads.weight.shape[0])
+    total = 0
     for real, anchors, following in _batches(frozen, heads, windows):
         target = frozen.logits(at(real.final, following)).argmax(-1)  # [B, A, K]
         guessed = heads(frozen, real, anchors).topk(max(TOP), -1).indices == target[..., None]
@@ -38,7 +39,8 @@ def similarity(frozen: FrozenModel, heads: FirpPredictors, windows: np.ndarray) 
     """[K][N - t + 1]: mean cosine of pseudo and real hidden states as they enter each layer from t
     on, and leave the last.
     """
-    sums, batches = 0, 0
+    sums = 0
+    batches = 0
     for real, anchors, following in _batches(frozen, heads, windows[: MAX_WINDOWS // 4]):
         pseudo = frozen.pseudo_states(heads.map(at(real.hidden, anchors)), real, anchors)
         truth = [at(state, following) for state in (*real.states, real.last)]
@@ -51,7 +53,8 @@ def similarity(frozen: FrozenModel, heads: FirpPredictors, windows: np.ndarray) 
 
 
 def _batches(frozen: FrozenModel, heads: Heads, windows: np.ndarray):
-    generator, k = torch.Generator().manual_seed(0), heads.weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    k = heads.weight.shape[0]
     for window in torch.from_numpy(windows[:MAX_WINDOWS]).split(_BATCH):
         ids = window.to(frozen.device)
         anchors = sample_anchors(ids, ANCHORS, k, generator)

@@ -15,7 +15,7 @@ from torch import nn
 
 from firp.calib.replay.accuracy import accuracy, similarity
 from firp.calib.replay.drafters import replay_drafter
-from firp.calib.replay.replay import Drafted, Recorded, Sequence, rank, record, replay
+from firp.calib.replay.replay import Drafted, Recorded, Replay, rank, record, replay
 from firp.calib.replay.scales import fit_scales
 from firp.calib.replay.trees import (
     acceptance_by_rank,
@@ -25,8 +25,10 @@ from firp.calib.replay.trees import (
     firp_candidates,
 )
 from firp.calib.report.findings import REPORT_ROWS, Findings, LayerFindings, MethodFindings
-from firp.calib.text.continuations import SAMPLING_TEMPERATURE, continue_prompts
+from firp.calib.text.continuations import BATCH, SAMPLING_TEMPERATURE, continue_prompts
 from firp.calib.text.documents import Dataset
+from firp.calib.text.sequence import TokenSequence
+from firp.calib.training.device import threads_for
 from firp.calib.training.options import TrainOptions
 from firp.calib.training.trainer import Trainer
 from firp.runtime.bundle.calibration import Calibration, Candidate, LatencyTable
@@ -35,7 +37,8 @@ from firp.runtime.trees.tree import TreeConfig
 from firp.runtime.tuning.choose import choose, predicted_speedup
 
 SEQUENCES = 24  # held-out prompts decoded
-PROMPT_SHARE, LENGTH = 0.3, 160  # of a sequence, and its tokens
+LENGTH = 160  # tokens of each, prompt included
+PROMPT_SHARE = 0.3  # of them
 _RANKS_SHOWN = 8
 
 
@@ -45,7 +48,32 @@ class Evaluated(NamedTuple):
     correction: PathCorrection
 
 
+class MethodRates(NamedTuple):
+    """Tokens per step of one method on one text, [len(REPORT_ROWS)]."""
+
+    independent: tuple[float, ...]  # guesses as they come
+    corrected: tuple[float, ...]  # ranked by the method's path correction
+
+
+class Ranked(NamedTuple):
+    """One method on one text: its rates, and the rankings that they come from."""
+
+    rates: MethodRates
+    drafted: list[Drafted]
+
+
+class FirpText(NamedTuple):
+    """What FIRP's drafts give on one text."""
+
+    rates: MethodRates
+    trees: list[tuple[TreeConfig, Replay]]  # the candidates of the tuner
+    static: tuple[float, ...]  # tokens per step of static trees, [len(REPORT_ROWS)]
+    acceptance: tuple[tuple[float, ...], ...]  # [K, ranks]: child of that rank accepted, once its parent is
+
+
 class Evaluation:
+    """The measurements of one calibration. Texts are decoded once, when first asked for."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -54,16 +82,14 @@ class Evaluation:
         ends: tuple[int, ...],
         progress: Callable,
     ):
-        self.model, self.dataset, self.options, self.ends, self.progress = (
-            model,
-            dataset,
-            options,
-            ends,
-            progress,
-        )
+        self.model = model
+        self.dataset = dataset
+        self.options = options
+        self.ends = ends
+        self.progress = progress
 
     @cached_property
-    def sequences(self) -> dict[str, list[Sequence]]:
+    def sequences(self) -> dict[str, list[TokenSequence]]:
         """Held-out prompts continued greedily and sampled, and the held-out text itself. Prompts
         are spread over the whole part.
         """
@@ -72,23 +98,25 @@ class Evaluation:
         return {
             "greedy": greedy,
             "sampled": sampled,
-            "text": [Sequence(row, _prompt_tokens(chosen)) for row in chosen],
+            "text": [TokenSequence(row, _prompt_tokens(chosen)) for row in chosen],
         }
 
-    def _decoded(self, windows: np.ndarray) -> tuple[list[Sequence], list[Sequence]]:
+    def _decoded(self, windows: np.ndarray) -> tuple[list[TokenSequence], list[TokenSequence]]:
         prompt_tokens = _prompt_tokens(windows)
-        prompts, new_tokens = windows[:, :prompt_tokens].tolist(), windows.shape[1] - prompt_tokens
-        report = functools.partial(self.progress, "decoding prompts")
-        greedy, sampled = (
-            continue_prompts(
-                self.model, prompts, new_tokens, temperature, self.options.seed, self.ends, report
-            )
-            for temperature in (0.0, SAMPLING_TEMPERATURE)
+        write = functools.partial(
+            continue_prompts,
+            self.model,
+            windows[:, :prompt_tokens].tolist(),
+            windows.shape[1] - prompt_tokens,
+            seed=self.options.seed,
+            ends=self.ends,
+            progress=functools.partial(self.progress, "decoding prompts"),
         )
-        return greedy, sampled
+        with threads_for(BATCH, self.model.config.hidden_size):
+            return write(temperature=0.0), write(temperature=SAMPLING_TEMPERATURE)
 
     @cached_property
-    def fitting_sequences(self) -> tuple[list[Sequence], list[Sequence]]:
+    def fitting_sequences(self) -> tuple[list[TokenSequence], list[TokenSequence]]:
         """Training prompts continued greedily and sampled: what scales are fitted on, so that
         held-out text stays unseen.
         """
@@ -99,16 +127,18 @@ class Evaluation:
         return fit_scales(self._fitting(trainer), trainer.tables.finish())
 
     def _fitting(self, trainer: Trainer) -> tuple[list[Recorded], list[Recorded]]:
-        greedy, sampled = (record(trainer.frozen, trainer.heads, each) for each in self.fitting_sequences)
+        greedy, sampled = (record(trainer.frozen, trainer.heads, texts) for texts in self.fitting_sequences)
         return greedy, sampled
 
     def layer_findings(self, trainer: Trainer, latency: LatencyTable) -> LayerFindings:
         """What a shortly trained layer promises: the tree that is fastest there."""
-        layer, k = trainer.frozen.prediction_layer, self.options.num_predictors
+        layer = trainer.frozen.prediction_layer
+        k = self.options.num_predictors
         recorded = record(trainer.frozen, trainer.heads, self.sequences["greedy"])
         drafted = rank(recorded, self.correction(trainer), greedy=True)
-        found, at_layer = as_candidates({"greedy": firp_candidates(drafted, k)}), latency.at_layer(layer)
-        best = max(found, key=lambda each: predicted_speedup(each, at_layer, k, "greedy"))
+        at_layer = latency.at_layer(layer)
+        found = as_candidates({"greedy": firp_candidates(drafted, k)})
+        best = max(found, key=lambda candidate: predicted_speedup(candidate, at_layer, k, "greedy"))
         return LayerFindings(
             layer,
             accuracy(trainer.frozen, trainer.heads, self.dataset.held_out).top1,
@@ -123,31 +153,34 @@ class Evaluation:
         swept: tuple[LayerFindings, ...],
         latency: LatencyTable | None,
     ) -> Evaluated:
-        """The first trainer is FIRP's; the others are baselines."""
-        firp, k = trainers[0], self.options.num_predictors
+        """Everything that is measured. trainers: FIRP's first, then those of baselines; swept: the
+        layers tried before; latency: of the device that a tree is chosen for.
+        """
+        firp = trainers[0]
+        k = self.options.num_predictors
         fitting = self._fitting(firp)
         corrections = [fit_scales(fitting, firp.tables.finish()), *map(self.correction, trainers[1:])]
-        static_trees = [
-            self._static_trees(rank(recorded, corrections[0], mode == 0))
-            for mode, recorded in enumerate(fitting)
-        ]
-        independent, corrected = [{} for _ in trainers], [{} for _ in trainers]
-        trees, static, acceptance = {}, {}, {}
-        # one at a time: rankings take megabytes for every prompt
+        static_trees = {
+            greedy: self._static_trees(rank(recorded, corrections[0], greedy))
+            for greedy, recorded in zip((True, False), fitting, strict=True)
+        }
+        rates: list[dict[str, MethodRates]] = [{} for _ in trainers]
+        trees: dict[str, list[tuple[TreeConfig, Replay]]] = {}
+        static: dict[str, tuple[float, ...]] = {}
+        acceptance: dict[str, tuple[tuple[float, ...], ...]] = {}
+        # one text at a time: rankings take megabytes for every prompt
         for text, sequences in self.sequences.items():
             greedy = text == "greedy"
-            # FIRP last: its rankings serve the trees too
-            for index, trainer in reversed(list(enumerate(trainers))):
-                self.progress(f"measuring {trainer.heads.method}, {text}", len(trees), len(self.sequences))
-                recorded = record(trainer.frozen, trainer.heads, sequences)
-                independent[index][text] = _dynamic(rank(recorded, None, greedy))
-                drafted = rank(recorded, corrections[index], greedy)
-                corrected[index][text] = _dynamic(drafted)
-            trees[text] = candidates(drafted, k, corrections[0], greedy)
-            static[text] = tuple(_rate(drafted, tree) for tree in static_trees[0 if greedy else 1])
-            shares = acceptance_by_rank(drafted, k)[:, :_RANKS_SHOWN]
-            acceptance[text] = tuple(tuple(row) for row in shares.round(4).tolist())
-        methods = [self._method(*each) for each in zip(trainers, independent, corrected, strict=True)]
+            for index, trainer in enumerate(trainers[1:], 1):
+                self._tell(trainer, text)
+                rates[index][text] = _rank(trainer, sequences, corrections[index], greedy).rates
+            self._tell(firp, text)
+            measured = _firp_text(firp, sequences, corrections[0], greedy, static_trees[greedy])
+            rates[0][text] = measured.rates
+            trees[text] = measured.trees
+            static[text] = measured.static
+            acceptance[text] = measured.acceptance
+        methods = [self._method(*pair) for pair in zip(trainers, rates, strict=True)]
         if len(trainers) > 1:
             methods.append(self._lookup())
         calibration = Calibration(tuple(as_candidates(trees)))
@@ -170,7 +203,13 @@ class Evaluation:
         )
         return Evaluated(findings, calibration, corrections[0])
 
-    def _method(self, trainer: Trainer, independent: dict, corrected: dict) -> MethodFindings:
+    def _tell(self, trainer: Trainer, text: str) -> None:
+        texts = list(self.sequences)
+        self.progress(f"measuring {trainer.heads.method}, {text}", texts.index(text), len(texts))
+
+    def _method(self, trainer: Trainer, rates: dict[str, MethodRates]) -> MethodFindings:
+        independent = {text: found.independent for text, found in rates.items()}
+        corrected = {text: found.corrected for text, found in rates.items()}
         shares = accuracy(trainer.frozen, trainer.heads, self.dataset.held_out)
         curve = tuple((step, tuple(loss)) for step, loss in trainer.curve)
         return MethodFindings(trainer.heads.method, shares, curve, independent, corrected)
@@ -197,12 +236,39 @@ class Evaluation:
 
 
 def _spread(windows: np.ndarray) -> np.ndarray:
-    """Some windows from all over, cut to LENGTH."""
+    """Windows from all over, SEQUENCES at most, cut to LENGTH."""
     return windows[np.linspace(0, len(windows) - 1, min(SEQUENCES, len(windows))).astype(int), :LENGTH]
 
 
 def _prompt_tokens(windows: np.ndarray) -> int:
     return max(1, int(windows.shape[1] * PROMPT_SHARE))
+
+
+def _rank(
+    trainer: Trainer, sequences: list[TokenSequence], correction: PathCorrection, greedy: bool
+) -> Ranked:
+    recorded = record(trainer.frozen, trainer.heads, sequences)
+    independent = _dynamic(rank(recorded, None, greedy))
+    drafted = rank(recorded, correction, greedy)
+    return Ranked(MethodRates(independent, _dynamic(drafted)), drafted)
+
+
+def _firp_text(
+    firp: Trainer,
+    sequences: list[TokenSequence],
+    correction: PathCorrection,
+    greedy: bool,
+    static_trees: list[TreeConfig],
+) -> FirpText:
+    k = firp.options.num_predictors
+    rates, drafted = _rank(firp, sequences, correction, greedy)
+    shares = acceptance_by_rank(drafted, k)[:, :_RANKS_SHOWN]
+    return FirpText(
+        rates=rates,
+        trees=candidates(drafted, k, correction, greedy),
+        static=tuple(_rate(drafted, tree) for tree in static_trees),
+        acceptance=tuple(tuple(row) for row in shares.round(4).tolist()),
+    )
 
 
 def _dynamic(sequences: list[Drafted]) -> tuple[float, ...]:
@@ -216,8 +282,7 @@ def _rate(sequences: list[Drafted], tree: TreeConfig) -> float:
 def _speedups(found: tuple[Candidate, ...], latency: LatencyTable, k: int) -> tuple[tuple[int, float], ...]:
     """The best expected speedup of greedy decoding at each tree size."""
     best: dict[int, float] = {}
-    for each in found:
-        best[each.tree.rows] = max(
-            best.get(each.tree.rows, 0.0), predicted_speedup(each, latency, k, "greedy")
-        )
+    for candidate in found:
+        rows = candidate.tree.rows
+        best[rows] = max(best.get(rows, 0.0), predicted_speedup(candidate, latency, k, "greedy"))
     return tuple((rows, round(speedup, 3)) for rows, speedup in sorted(best.items()))

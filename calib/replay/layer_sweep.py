@@ -1,4 +1,4 @@
-"""Which prediction layers a sweep tries (the paper's Figure 5), and on what budget.
+"""Prediction layers that a sweep tries (the paper's Figure 5), and its budget.
 
 An early split gives better drafts and costs more, since pseudo rows run through more layers; so the
 layer with the highest expected tokens per second wins, not the most accurate one
@@ -10,7 +10,7 @@ _FRACTIONS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 
 
 def layers_to_try(num_hidden_layers: int) -> list[int]:
-    """At most six, from a quarter of the layers on."""
+    """Prediction layers for a sweep: at most six, from a quarter of the layers on."""
     return sorted(
         {min(max(1, round(num_hidden_layers * share)), num_hidden_layers - 1) for share in _FRACTIONS}
     )

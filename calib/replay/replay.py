@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from firp.calib.text.sequence import TokenSequence
 from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.heads import Heads
 from firp.runtime.bundle.graph_spec import TOP_K
@@ -21,17 +22,12 @@ from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.trees.tree import TreeConfig, build_tree, likely_ends, root_only
 
 
-class Sequence(NamedTuple):
-    tokens: np.ndarray  # [S] i64: a prompt, and what followed it
-    prompt_tokens: int
-
-
 class Recorded(NamedTuple):
     """A sequence, and the guesses of each of its rows from the last prompt token on; those before
     are padding.
     """
 
-    sequence: Sequence
+    sequence: TokenSequence
     top_ids: np.ndarray  # [S, K, k] i64
     top_logprobs: np.ndarray  # [S, K, k] f32
 
@@ -79,7 +75,7 @@ class Replay(NamedTuple):
 
 
 @torch.no_grad()
-def record(frozen: FrozenModel, heads: Heads, sequences: list[Sequence]) -> list[Recorded]:
+def record(frozen: FrozenModel, heads: Heads, sequences: list[TokenSequence]) -> list[Recorded]:
     recorded = []
     for sequence in sequences:
         ids = torch.from_numpy(sequence.tokens).to(frozen.device)[None]
@@ -104,10 +100,10 @@ def rank(recorded: list[Recorded], correction: PathCorrection | None, greedy: bo
         roots = range(sequence.prompt_tokens, len(sequence.tokens) - 1)
         guesses = {root: Guesses(top_ids[root - 1], top_logprobs[root - 1]) for root in roots}
         rankings = {
-            root: _compact(correction.rank(int(sequence.tokens[root]), each, greedy))
+            root: _compact(correction.rank(int(sequence.tokens[root]), found, greedy))
             if correction
-            else independent(each)
-            for root, each in guesses.items()
+            else independent(found)
+            for root, found in guesses.items()
         }
         drafted.append(Drafted(sequence.tokens.tolist(), sequence.prompt_tokens, guesses, rankings))
     return drafted
@@ -119,7 +115,7 @@ def _compact(ranking: Ranking) -> Ranking:
 
 
 class Outcome(NamedTuple):
-    """What became of the tree at one root."""
+    """The fate of the tree at one root."""
 
     accept_length: int
     end_rank: int  # of the row that ended the path, among the tree's likely ends
@@ -135,11 +131,13 @@ def replay(
     known = {} if known is None else known
     tokens = steps = undrafted = rows = 0
     by_depth: list[int] = []
-    for index, each in enumerate(sequences):
-        root, has_drafts, end = each.prompt_tokens, True, len(each.tokens) - 1
+    for index, drafted in enumerate(sequences):
+        root = drafted.prompt_tokens
+        has_drafts = True
+        end = len(drafted.tokens) - 1
         while root < end:
             if has_drafts and (index, root) not in known:
-                known[index, root] = _outcome(each, root, config)
+                known[index, root] = _outcome(drafted, root, config)
             outcome = known[index, root] if has_drafts else Outcome(0, 0)
             undrafted += not has_drafts
             rows += outcome.rows if has_drafts else 0
@@ -147,19 +145,18 @@ def replay(
             by_depth += [0] * (outcome.accept_length - len(by_depth))
             for depth in range(outcome.accept_length):
                 by_depth[depth] += 1
-            root, tokens, steps = (
-                root + outcome.accept_length + 1,
-                tokens + outcome.accept_length + 1,
-                steps + 1,
-            )
+            root += outcome.accept_length + 1
+            tokens += outcome.accept_length + 1
+            steps += 1
     return Replay(tokens, steps, undrafted, by_depth, rows)
 
 
-def _outcome(each: Drafted, root: int, config: TreeConfig) -> Outcome:
-    text, max_depth = each.tokens, len(each.tokens) - root - 2
+def _outcome(drafted: Drafted, root: int, config: TreeConfig) -> Outcome:
+    text = drafted.tokens
+    max_depth = len(drafted.tokens) - root - 2
     tree = root_only(text[root])
     if max_depth > 0:
-        tree = build_tree(config, text[root], each.guesses[root], each.rankings[root], max_depth)
+        tree = build_tree(config, text[root], drafted.guesses[root], drafted.rankings[root], max_depth)
     end = 0
     for node in range(1, len(tree.tokens)):
         if tree.parents[node] == end and tree.tokens[node] == text[root + tree.depths[node]]:
@@ -168,17 +165,18 @@ def _outcome(each: Drafted, root: int, config: TreeConfig) -> Outcome:
 
 
 def accepted_ranks(sequences: list[Drafted]) -> list[tuple[int, ...]]:
-    """At each root, the path of ranks that the text took, as far as the guesses reach: () when not
-    even the first is among them.
+    """Paths of ranks that the text took, one for every root, as far as the guesses reach: () when
+    not even the first is among them.
     """
     paths = []
-    for each in sequences:
-        for root, ranking in each.rankings.items():
-            path, place = [], 0
-            for depth, ids in enumerate(each.guesses[root].top_ids[: len(each.tokens) - root - 1]):
+    for drafted in sequences:
+        for root, ranking in drafted.rankings.items():
+            path = []
+            place = 0
+            for depth, ids in enumerate(drafted.guesses[root].top_ids[: len(drafted.tokens) - root - 1]):
                 order = ranking.order[depth]
                 order = order[place % len(order)]
-                rank_of = np.flatnonzero(ids[order] == each.tokens[root + depth + 1])
+                rank_of = np.flatnonzero(ids[order] == drafted.tokens[root + depth + 1])
                 if not len(rank_of):
                     break
                 path.append(int(rank_of[0]))

@@ -17,8 +17,8 @@ CORRECTION_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)  # of the correction's own
 
 
 def fit_scales(texts: tuple[list[Recorded], list[Recorded]], trained: PathCorrection) -> PathCorrection:
-    """texts: decoded greedily, and sampled. Every offset gets the pair on the grid with the highest
-    likelihood.
+    """Fit the scales of a correction: every offset gets the pair on the grid with the highest
+    likelihood. texts: decoded greedily, and sampled.
     """
     scale, weight = trained.scale.copy(), trained.weight.copy()
     for mode, recorded in enumerate(texts):

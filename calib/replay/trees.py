@@ -46,7 +46,8 @@ def best_static_tree(sequences: list[Drafted], num_predictors: int, nodes: int) 
     ranks' shares fills in.
     """
     marginals = acceptance_by_rank(sequences, num_predictors)
-    seen, total = Counter(), 0
+    seen = Counter()
+    total = 0
     for path in accepted_ranks(sequences):
         total += 1
         seen.update(path[:depth] for depth in range(1, len(path) + 1))
@@ -108,10 +109,13 @@ def as_candidates(by_text: dict[str, list[tuple[TreeConfig, Replay]]]) -> list[C
     return [
         Candidate(
             trees[0][0],
-            {text: round(each.tokens_per_step, 4) for text, (_, each) in zip(by_text, trees, strict=True)},
             {
-                text: round(each.undrafted / max(each.steps, 1), 4)
-                for text, (_, each) in zip(by_text, trees, strict=True)
+                text: round(replayed.tokens_per_step, 4)
+                for text, (_, replayed) in zip(by_text, trees, strict=True)
+            },
+            {
+                text: round(replayed.undrafted / max(replayed.steps, 1), 4)
+                for text, (_, replayed) in zip(by_text, trees, strict=True)
             },
             {text: round(each.mean_rows, 3) for text, (_, each) in zip(by_text, trees, strict=True)},
         )

@@ -1,4 +1,4 @@
-"""What a calibration found: everything that report.json, the pictures and the benchmark table show."""
+"""What a calibration found: all that report.json, the pictures and the benchmark table show."""
 
 from dataclasses import dataclass
 

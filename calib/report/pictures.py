@@ -74,7 +74,8 @@ def _speedup(findings: Findings) -> Figure | None:
 
 def _tokens_per_step(findings: Findings) -> Figure | None:
     texts = texts_of(
-        findings.static, *(table for each in findings.methods for table in (each.corrected, each.independent))
+        findings.static,
+        *(table for method in findings.methods for table in (method.corrected, method.independent)),
     )
     if not texts:
         return None
@@ -84,8 +85,8 @@ def _tokens_per_step(findings: Findings) -> Figure | None:
     styles = set()
     for axes, text in zip(panels, texts, strict=True):
         curves = [(0, "dotted", findings.static)]
-        for index, each in enumerate(findings.methods):
-            curves += [(index, "dashed", each.independent), (index, "solid", each.corrected)]
+        for index, method in enumerate(findings.methods):
+            curves += [(index, "dashed", method.independent), (index, "solid", method.corrected)]
         for index, style, table in curves:
             if values := table.get(text):
                 points = zip(*zip(REPORT_ROWS, values, strict=False), strict=True)
@@ -106,8 +107,8 @@ def _tokens_per_step(findings: Findings) -> Figure | None:
         if style in styles
     ]
     keys = [
-        Line2D([], [], label=method_name(each.method), **_method_style(i))
-        for i, each in enumerate(findings.methods)
+        Line2D([], [], label=method_name(method.method), **_method_style(i))
+        for i, method in enumerate(findings.methods)
     ]
     legend(figure, keys + kinds, columns=4 if len(panels) > 1 else 2)
     return figure
@@ -118,12 +119,14 @@ def _layers(findings: Findings) -> Figure | None:
         return None
     title = f"Sweep of the prediction layer, of {findings.num_hidden_layers} layers (short training)"
     figure, (left, right) = panel_row(title, ["top-1 accuracy", "expected speedup, greedy"], share_y=False)
-    layers = [each.prediction_layer for each in findings.layers]
+    layers = [layer.prediction_layer for layer in findings.layers]
     offsets = range(len(findings.layers[0].top1))
     for j in offsets:
-        left.plot(layers, [100 * each.top1[j] for each in findings.layers], **_offset_style(j, len(offsets)))
+        left.plot(
+            layers, [100 * layer.top1[j] for layer in findings.layers], **_offset_style(j, len(offsets))
+        )
     _percent_axis(left, "correct guesses (%)")
-    right.plot(layers, [each.speedup for each in findings.layers], color=STYLES[0][0], marker="s")
+    right.plot(layers, [layer.speedup for layer in findings.layers], color=STYLES[0][0], marker="s")
     right.axhline(1, color=_GREY, linestyle="--", linewidth=1.2, label="plain decoding")
     right.set_ylabel("speedup over plain decoding (×)")
     for axes in (left, right):
@@ -137,20 +140,22 @@ def _layers(findings: Findings) -> Figure | None:
 
 def _accuracy(findings: Findings) -> Figure | None:
     shown = [
-        (index, each) for index, each in enumerate(findings.methods) if each.accuracy and each.accuracy.top1
+        (index, method)
+        for index, method in enumerate(findings.methods)
+        if method.accuracy and method.accuracy.top1
     ]
     if not shown:
         return None
-    offsets = max(len(each.accuracy.top1) for _, each in shown)
+    offsets = max(len(method.accuracy.top1) for _, method in shown)
     inches = (max(PANEL_INCHES[0], 0.42 * offsets), PANEL_INCHES[1])
     figure, panels = panel_row("Held-out accuracy by offset", ["top-1", "top-5"], inches=inches)
     for axes, top in zip(panels, ("top1", "top5"), strict=True):
         width = 0.8 / len(shown)
-        for place, (index, each) in enumerate(shown):
-            shares = [100 * share for share in getattr(each.accuracy, top)]
+        for place, (index, method) in enumerate(shown):
+            shares = [100 * share for share in getattr(method.accuracy, top)]
             middles = [j + 1 + (place - (len(shown) - 1) / 2) * width for j in range(len(shares))]
             colour = _method_style(index)["color"]
-            bars = axes.bar(middles, shares, width * 0.94, color=colour, label=method_name(each.method))
+            bars = axes.bar(middles, shares, width * 0.94, color=colour, label=method_name(method.method))
             if offsets * len(shown) <= 12:  # more of them would not fit side by side
                 axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=1)
         axes.set_xlabel("offset (tokens after the next one)")
@@ -199,12 +204,14 @@ def _similarity(findings: Findings) -> Figure | None:
 
 
 def _loss(findings: Findings) -> Figure | None:
-    trained = [each for each in findings.methods if each.curve]
+    trained = [method for method in findings.methods if method.curve]
     if not trained:
         return None
-    figure, panels = panel_row("Training loss (running mean)", [method_name(each.method) for each in trained])
-    for axes, each in zip(panels, trained, strict=True):
-        _loss_curves(axes, each)
+    figure, panels = panel_row(
+        "Training loss (running mean)", [method_name(method.method) for method in trained]
+    )
+    for axes, method in zip(panels, trained, strict=True):
+        _loss_curves(axes, method)
     panels[0].set_ylabel("KL divergence from the model (nats)")
     panels[0].set_ylim(bottom=0)
     legend(figure, panels[0].get_lines(), columns=8)
@@ -232,7 +239,7 @@ _PICTURES: dict[str, Callable[[Findings], Figure | None]] = {
 
 
 def _percent_axis(axes: Axes, label: str) -> None:
-    """From 0 to what is shown, to 1 where that is nothing."""
+    """Percent from 0 to what is shown, to 1 where that is nothing."""
     axes.set_ylabel(label)
     axes.set_ylim(0, max(1, min(105, axes.get_ylim()[1])))
 

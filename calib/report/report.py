@@ -22,25 +22,32 @@ JSON_NAME = "report.json"
 HTML_NAME = "report.html"
 
 _CAPTIONS = {
-    "speedup.png": "What a step of greedy decoding gives, and what is left of it once its time is paid for (compare the paper's "
-    "Figure 1). Drafting pays where the expected speedup is above the dashed line.",
-    "tokens_per_step.png": "Tokens of one step by size of the tree; higher is better. Solid lines rank each guess by the token "
-    "before it, dashed lines take guesses as they come, dotted lines draft with one corrected tree of fixed shape.",
-    "layers.png": "Accuracy and expected speedup by prediction layer (compare the paper's Figure 5). The pseudo rows of an early "
-    "layer run through more layers, so the fastest layer is chosen, not the most accurate one.",
-    "accuracy.png": "Share of guesses that are the model's own greedy token, and share where it is among the first five (compare "
-    "the paper's Figure 3). Offset 1 is the first token after the one that the same pass decides.",
-    "acceptance.png": "How often the child of each rank is accepted once its parent is, with FIRP and its path correction. A curve "
-    "that falls steeply asks for deep and narrow trees, a flat one for wide trees.",
-    "similarity.png": "Cosine of pseudo hidden states and the real ones of the same tokens, layer by layer (compare the paper's "
-    "Figure 4). A curve that rises says that the upper layers bring the guess closer to the truth.",
-    "loss.png": "Loss while training, by offset; the panels share one scale. A curve that still falls at the end says that longer "
-    "training would help.",
+    "speedup.png": "What a step of greedy decoding gives, and what is left of it once its time is paid "
+    "for (compare the paper's Figure 1). Drafting pays where the expected speedup is above the dashed "
+    "line.",
+    "tokens_per_step.png": "Tokens of one step by size of the tree; higher is better. Solid lines rank "
+    "each guess by the token before it, dashed lines take guesses as they come, dotted lines draft with "
+    "one corrected tree of fixed shape.",
+    "layers.png": "Accuracy and expected speedup by prediction layer (compare the paper's Figure 5). The "
+    "pseudo rows of an early layer run through more layers, so the fastest layer is chosen, not the most "
+    "accurate one.",
+    "accuracy.png": "Share of guesses that are the model's own greedy token, and share where it is among "
+    "the first five (compare the paper's Figure 3). Offset 1 is the first token after the one that the "
+    "same pass decides.",
+    "acceptance.png": "How often the child of each rank is accepted once its parent is, with FIRP and its "
+    "path correction. A curve that falls steeply asks for deep and narrow trees, a flat one for wide "
+    "trees.",
+    "similarity.png": "Cosine of pseudo hidden states and the real ones of the same tokens, layer by "
+    "layer (compare the paper's Figure 4). A curve that rises says that the upper layers bring the guess "
+    "closer to the truth.",
+    "loss.png": "Loss while training, by offset; the panels share one scale. A curve that still falls at "
+    "the end says that longer training would help.",
 }
 
 _CSS = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: 0 auto; padding: 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; }
+body { max-width: 62rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.6rem; line-height: 1.2; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
 h3 { font-size: 1.05rem; margin: 1.6rem 0 .4rem; }
@@ -66,7 +73,7 @@ thead th { border-bottom: 2px solid #888; }
 
 
 def write_report(folder: Path, findings: Findings) -> None:
-    """Into a folder that exists. Raises OSError when the disk refuses."""
+    """Write the files into a folder that exists. Raises OSError when the disk refuses."""
     (folder / JSON_NAME).write_text(json.dumps(asdict(findings), indent=1) + "\n", "utf-8")
     pictures = draw_pictures(findings)
     for name, png in pictures.items():
@@ -113,18 +120,26 @@ def _html(findings: Findings, pictures: dict[str, bytes]) -> str:
 
 def _summary(findings: Findings) -> str:
     return (
-        f"{findings.model_name} drafts K = {_count(findings.num_predictors, 'token')} ahead from the hidden state at the input of "
-        f"layer {findings.prediction_layer} of {findings.num_hidden_layers}. Its predictors trained for "
-        f"{_count(findings.steps, 'step')} in {findings.minutes:g} minutes, on data of {_count(findings.tokens, 'token')}, the "
-        f"held-out ones included. {_verdict(findings.choice)}"
+        f"{findings.model_name} drafts K = {_count(findings.num_predictors, 'token')} ahead from the hidden "
+        f"state at the input of layer {findings.prediction_layer} of {findings.num_hidden_layers}. "
+        f"Its predictors trained for {_count(findings.steps, 'step')} in {findings.minutes:g} minutes, on "
+        f"data of {_count(findings.tokens, 'token')}, the held-out ones included. "
+        f"{_verdict(findings.choice)}"
     )
 
 
 def _verdict(choice: Choice | None) -> str:
     if choice is None:
-        return "No latency table was at hand, so nothing is said here about speed: firp tune chooses a tree on the device itself."
-    place, tree = f"On {choice.latency.device} (text: {TEXT_NAMES[choice.text]})", _tree(choice.tree)
-    rate = f"{choice.tokens_per_step:.2f} tokens per step at {choice.speedup:.3f} times the speed of plain decoding"
+        return (
+            "No latency table was at hand, so nothing is said here about speed: "
+            "firp tune chooses a tree on the device itself."
+        )
+    place = f"On {choice.latency.device} (text: {TEXT_NAMES[choice.text]})"
+    tree = _tree(choice.tree)
+    rate = (
+        f"{choice.tokens_per_step:.2f} tokens per step at {choice.speedup:.3f} times the speed of "
+        "plain decoding"
+    )
     if choice.drafts:
         return f"{place}, {tree} is expected to be fastest, with {rate}."
     reason = (
@@ -132,7 +147,10 @@ def _verdict(choice: Choice | None) -> str:
         if choice.speedup < 1
         else f", less than the factor of {MARGIN} that is beyond the error of the prediction"
     )
-    return f"{place}, plain decoding is expected to be fastest: the best tree, {tree}, would give {rate}{reason}."
+    return (
+        f"{place}, plain decoding is expected to be fastest: "
+        f"the best tree, {tree}, would give {rate}{reason}."
+    )
 
 
 def _tree(tree: TreeConfig) -> str:
@@ -149,19 +167,27 @@ def _tree(tree: TreeConfig) -> str:
 def _figure(name: str, png: bytes) -> str:
     # PNG's header has it in pixels; CSS counts 96 an inch
     width = int.from_bytes(png[16:20], "big") * 96 // DPI
-    data, alt = base64.b64encode(png).decode(), name.removesuffix(".png").replace("_", " ")
-    image = f'<img src="data:image/png;base64,{data}" width="{width}" style="min-width: {width * 7 // 10}px" alt="{alt}">'
-    return f'<figure><div class="scroll">{image}</div><figcaption>{escape(_CAPTIONS[name])}</figcaption></figure>'
+    data = base64.b64encode(png).decode()
+    alt = name.removesuffix(".png").replace("_", " ")
+    image = (
+        f'<img src="data:image/png;base64,{data}" width="{width}" '
+        f'style="min-width: {width * 7 // 10}px" alt="{alt}">'
+    )
+    caption = f"<figcaption>{escape(_CAPTIONS[name])}</figcaption>"
+    return f'<figure><div class="scroll">{image}</div>{caption}</figure>'
 
 
 def _tokens_table(findings: Findings) -> str:
     rows = []
-    for each in findings.methods:
-        for text in texts_of(each.corrected, each.independent):
-            for ranking, table in (("path correction", each.corrected), ("independent", each.independent)):
+    for method in findings.methods:
+        for text in texts_of(method.corrected, method.independent):
+            for ranking, table in (
+                ("path correction", method.corrected),
+                ("independent", method.independent),
+            ):
                 if text in table:
                     rows.append(
-                        (method_name(each.method), TEXT_NAMES[text], ranking, *map(_two, table[text]))
+                        (method_name(method.method), TEXT_NAMES[text], ranking, *map(_two, table[text]))
                     )
     return _table("Tokens per step by rows of the tree", ("method", "text", "guesses"), REPORT_ROWS, rows)
 
@@ -181,41 +207,47 @@ def _speedup_table(findings: Findings) -> str:
 def _latency_table(choice: Choice | None) -> str:
     if choice is None:
         return ""
-    each = choice.latency
-    halves = zip(each.rows, each.lower_ms, each.upper_ms, strict=True)
+    table = choice.latency
+    halves = zip(table.rows, table.lower_ms, table.upper_ms, strict=True)
     rows = [(str(count), f"{lower:.3f}", f"{upper:.3f}") for count, lower, upper in halves]
     note = (
-        f"With {each.cached_tokens} cached tokens, split at layer {each.prediction_layer}. The predictors take "
-        f"{each.predictors_ms:.3f} ms; outside the graphs, a plain step takes {each.plain_outside_ms:.3f} ms and a drafted one "
-        f"{each.drafted_outside_ms:.3f} ms. A plain step takes {each.plain_ms():.3f} ms in all."
+        f"With {table.cached_tokens} cached tokens, split at layer {table.prediction_layer}. "
+        f"The predictors take {table.predictors_ms:.3f} ms; outside the graphs, a plain step takes "
+        f"{table.plain_outside_ms:.3f} ms and a drafted one {table.drafted_outside_ms:.3f} ms. "
+        f"A plain step takes {table.plain_ms():.3f} ms in all."
     )
     return (
-        _table(f"Latency on {each.device}", (), ("rows", "lower (ms)", "upper (ms)"), rows)
+        _table(f"Latency on {table.device}", (), ("rows", "lower (ms)", "upper (ms)"), rows)
         + f"\n<p>{escape(note)}</p>"
     )
 
 
 def _layer_table(findings: Findings) -> str:
     """A column for each layer: there are at most a few, and up to 16 offsets."""
-    layers, chosen = findings.layers, findings.prediction_layer
+    layers = findings.layers
+    chosen = findings.prediction_layer
     offsets = range(len(layers[0].top1) if layers else 0)
-    rows = [(f"top-1, offset {j + 1} (%)", *(_percent(each.top1[j]) for each in layers)) for j in offsets]
+    rows = [(f"top-1, offset {j + 1} (%)", *(_percent(layer.top1[j]) for layer in layers)) for j in offsets]
     if layers:
-        rows.append(("tokens per step", *(_two(each.tokens_per_step) for each in layers)))
-        rows.append(("speedup (×)", *(f"{each.speedup:.3f}" for each in layers)))
+        rows.append(("tokens per step", *(_two(layer.tokens_per_step) for layer in layers)))
+        rows.append(("speedup (×)", *(f"{layer.speedup:.3f}" for layer in layers)))
     columns = [
-        f"layer {each.prediction_layer}{' (chosen)' if each.prediction_layer == chosen else ''}"
-        for each in layers
+        f"layer {layer.prediction_layer}{' (chosen)' if layer.prediction_layer == chosen else ''}"
+        for layer in layers
     ]
     return _table("Sweep of the prediction layer (short training, greedy)", ("",), columns, rows)
 
 
 def _accuracy_table(findings: Findings) -> str:
     rows = []
-    for each in findings.methods:
-        for top in (1, 3, 5, 10) if each.accuracy else ():
+    for method in findings.methods:
+        for top in (1, 3, 5, 10) if method.accuracy else ():
             rows.append(
-                (method_name(each.method), f"top-{top}", *map(_percent, getattr(each.accuracy, f"top{top}")))
+                (
+                    method_name(method.method),
+                    f"top-{top}",
+                    *map(_percent, getattr(method.accuracy, f"top{top}")),
+                )
             )
     return _table(
         "Held-out accuracy (%) by offset", ("method", "among"), range(1, findings.num_predictors + 1), rows
@@ -223,7 +255,9 @@ def _accuracy_table(findings: Findings) -> str:
 
 
 def _table(title: str, names: Iterable[str], columns: Iterable, rows: list[tuple[str, ...]]) -> str:
-    """names: headings of the columns that are text, which come first. Empty without rows."""
+    """A table with its title; nothing without rows. names: headings of the columns that are text,
+    which come first.
+    """
     if not rows:
         return ""
     names = tuple(names)

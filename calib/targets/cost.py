@@ -55,8 +55,8 @@ class Peaks:
 
 @dataclass(frozen=True)
 class Roofline:
-    """Shares of the measured time; above 1 where weights stay in a cache that is faster than
-    memory, so never clamped.
+    """Least times of a pass, and their shares of the measured time; above 1 where weights stay in a
+    cache that is faster than memory, so never clamped.
     """
 
     flops_per_byte: float
@@ -67,7 +67,7 @@ class Roofline:
 
     @property
     def share(self) -> float:
-        """Of the limit that binds."""
+        """The share of the limit that binds."""
         return max(self.bandwidth_share, self.arithmetic_share or 0.0)
 
 

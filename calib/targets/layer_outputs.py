@@ -26,7 +26,7 @@ def layer_of(tensor: str) -> int | None:
 
 
 def tensors_in_order(path: Path) -> list[str]:
-    """What the nodes of a graph make, first to last."""
+    """Names of what the nodes of a graph make, first to last."""
     import onnx
 
     return [name for node in onnx.load(path, load_external_data=False).graph.node for name in node.output]
@@ -36,10 +36,8 @@ def layer_outputs(path: Path, layers: Iterable[int]) -> tuple[str, ...]:
     """The tensors that each of these layers adds to the residual stream. Raises BundleError when
     the graph does not name them.
     """
-    names, made = (
-        [f"layers.{layer}.{output}" for layer in layers for output in LAYER_OUTPUTS],
-        set(tensors_in_order(path)),
-    )
+    names = [f"layers.{layer}.{output}" for layer in layers for output in LAYER_OUTPUTS]
+    made = set(tensors_in_order(path))
     if absent := [name for name in names if name not in made]:
         raise BundleError(
             f"'{path}' does not name its layers' outputs", got=f"no {absent[0]}", fix="export the model again"
@@ -61,7 +59,8 @@ def in_float32(model: Any) -> Any:
     """
     from onnx import TensorProto, helper
 
-    graph, half = model.graph, (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    graph = model.graph
+    half = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
     cast = {weight.name: f"{weight.name}.float32" for weight in graph.initializer if weight.data_type in half}
     nodes = list(graph.node)
     for node in nodes:

@@ -18,12 +18,14 @@ from typing import NamedTuple
 KINDS = ("attention", "GEMM", "norm", "rope", "elementwise", "copy", "head", "other")
 _OPERATORS = {
     "attention": "Attention MultiHeadAttention GroupQueryAttention Softmax",
-    "GEMM": "Gemm MatMul FusedGemm FusedMatMul MatMulNBits MatMulInteger MatMulIntegerToFloat DynamicQuantizeMatMul QGemm",
-    "norm": "RMSNormalization SimplifiedLayerNormalization SkipSimplifiedLayerNormalization LayerNormalization",
+    "GEMM": "Gemm MatMul FusedGemm FusedMatMul MatMulNBits MatMulInteger MatMulIntegerToFloat "
+    "DynamicQuantizeMatMul QGemm",
+    "norm": "RMSNormalization SimplifiedLayerNormalization SkipSimplifiedLayerNormalization "
+    "LayerNormalization",
     "rope": "RotaryEmbedding",
     "elementwise": "QuickGelu Gelu Sigmoid Swish Mul Add Sub Div",
-    "copy": "Transpose Concat Gather GatherND Reshape Split Slice Cast Expand Squeeze Unsqueeze Identity Shape MemcpyFromHost "
-    "MemcpyToHost",
+    "copy": "Transpose Concat Gather GatherND Reshape Split Slice Cast Expand Squeeze Unsqueeze "
+    "Identity Shape MemcpyFromHost MemcpyToHost",
     "head": "LogSoftmax TopK",
 }
 _KIND_OF = {operator: kind for kind, operators in _OPERATORS.items() for operator in operators.split()}
@@ -102,4 +104,6 @@ def read_onnxruntime_profile(path: Path, warm_up: int) -> list[LayerTime]:
             times[event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]].append(
                 event["dur"] / 1e3
             )
-    return [LayerTime(name, operator, statistics.median(each)) for (name, operator), each in times.items()]
+    return [
+        LayerTime(name, operator, statistics.median(passes)) for (name, operator), passes in times.items()
+    ]

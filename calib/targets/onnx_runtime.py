@@ -16,25 +16,27 @@ from typing import Any
 
 import onnxruntime as ort
 
-from firp.calib.profiling.pass_grid import Feed, Shapes
 from firp.calib.targets.cost import Peaks
+from firp.calib.targets.interface import Feed, Shapes
 from firp.calib.targets.layer_outputs import make_session, with_outputs
 from firp.calib.targets.layer_times import LayerTime, read_onnxruntime_profile
 from firp.calib.targets.peaks import cpu_peaks, cuda_peaks
-from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend
+from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend, OnnxRuntimeCudaBackend
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 
 
 class OnnxTarget:
-    """backend: "cpu" or "cuda"; the sessions are the runtime's own. Raises FirpError where it has
-    none.
+    """A bundle's graphs in ONNX Runtime, in the runtime's own sessions. backend: "cpu" or "cuda".
+    Raises FirpError where it has none.
     """
 
     def __init__(self, bundle: Bundle, backend: str):
-        self._engine = Engine.load(bundle.path, backend, check_hashes=False)
-        self.device, self.limits = self._engine.backend.device, None
+        self._backend = OnnxRuntimeBackend() if backend == "cpu" else OnnxRuntimeCudaBackend()
+        self._engine = Engine(bundle, self._backend, check_hashes=False)
+        self.device = self._backend.device
+        self.limits = None
         if bundle.manifest.precision.compute == "bfloat16":
             raise FirpError(
                 "OnnxrtRunner takes numpy arrays, and numpy has no bfloat16",
@@ -50,15 +52,15 @@ class OnnxTarget:
         """ONNX Runtime takes all that the declaration allows."""
 
     def peaks(self) -> Peaks:
-        measure = cpu_peaks if self._engine.backend.name == "cpu" else cuda_peaks
-        return measure(self._engine.backend.options, self._engine.manifest.precision.compute)
+        measure = cpu_peaks if self._backend.name == "cpu" else cuda_peaks
+        return measure(self._backend.options(), self._engine.manifest.precision.compute)
 
     @contextmanager
     def timer(self, graph: str) -> Iterator[Callable[[Feed], float]]:
         """A function that runs one pass and says how many milliseconds it took."""
         from polygraphy.backend.onnxrt import OnnxrtRunner
 
-        with OnnxrtRunner(self._engine.sessions.graphs[graph].session) as runner:
+        with OnnxrtRunner(self._session(graph)) as runner:
 
             def pass_ms(feed: Feed) -> float:
                 runner.infer(feed, check_inputs=False)  # `FeedMaker` follows the declaration
@@ -70,10 +72,10 @@ class OnnxTarget:
         """Nodes by ONNX Runtime's own profile. Empty on CUDA, where its times of nodes are those of
         their launches.
         """
-        if self._engine.backend.name != "cpu":
+        if self._backend.name != "cpu":
             return []
         with tempfile.TemporaryDirectory() as folder:
-            options = OnnxRuntimeBackend().options
+            options = self._backend.options()
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / graph)
             path = self._engine.bundle.graph_path(graph)
@@ -92,11 +94,17 @@ class OnnxTarget:
         """The session of the runtime, or one with the same options."""
         from polygraphy.backend.onnxrt import OnnxrtRunner
 
-        session, path = self._engine.sessions.graphs[graph].session, self._engine.bundle.graph_path(graph)
+        session = self._session(graph)
         if not layer_outputs:
             return OnnxrtRunner(session)
+        path = self._engine.bundle.graph_path(graph)
         declared = tuple(tensor.name for tensor in self._engine.manifest.graphs[graph].outputs)
-        options, provider = type(self._engine.backend)().options, session.get_providers()[0]
+        options = self._backend.options()
+        provider = session.get_providers()[0]
         return OnnxrtRunner(
             lambda: make_session(with_outputs(path, declared + layer_outputs), path.parent, options, provider)
         )
+
+    def _session(self, graph: str) -> ort.InferenceSession:
+        """The runtime's own session of a graph."""
+        return self._engine.sessions.graphs[graph].native

@@ -18,7 +18,9 @@ from firp.runtime.machine import cores
 
 COPY_BYTES = 512 * 2**20  # far larger than caches
 GEMM_SIZE = 2048
-REPEATS, SECONDS = 5, 1.5  # at least; the best one counts: a peak, not a usual value
+# At least so many runs and seconds; the best run counts: a peak, not a usual value.
+REPEATS = 5
+SECONDS = 1.5
 
 
 def cpu_peaks(options: Any, dtype: str) -> Peaks:
@@ -71,7 +73,7 @@ def _gemm_gflop_per_s(options: Any, provider: str, dtype: str) -> float:
 
 
 def _onnxruntime_seconds(op: str, options: Any, provider: str, *arrays: np.ndarray) -> float:
-    """Of the fastest run of one operator, on arrays that lie on the device already."""
+    """Seconds of the fastest run of one operator, on arrays that lie on the device already."""
     import onnxruntime as ort
     from onnx import helper
 
@@ -84,8 +86,8 @@ def _onnxruntime_seconds(op: str, options: Any, provider: str, *arrays: np.ndarr
     device = "cuda" if provider.startswith("CUDA") else "cpu"
     binding = session.io_binding()
     held = [ort.OrtValue.ortvalue_from_numpy(array, device, 0) for array in arrays]
-    for name, each in zip(names, held, strict=True):
-        binding.bind_ortvalue_input(name, each)
+    for name, array in zip(names, held, strict=True):
+        binding.bind_ortvalue_input(name, array)
     result = ort.OrtValue.ortvalue_from_shape_and_type(arrays[0].shape, arrays[0].dtype, device, 0)
     binding.bind_ortvalue_output("y", result)
 
@@ -97,7 +99,7 @@ def _onnxruntime_seconds(op: str, options: Any, provider: str, *arrays: np.ndarr
 
 
 def _best(run: Callable[[], object]) -> float:
-    """Seconds."""
+    """Seconds of the fastest run."""
     run()  # the first touches memory and picks kernels
     times: list[float] = []
     while len(times) < REPEATS or sum(times) < SECONDS:

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from firp.calib.profiling.pass_grid import Feed, Shapes
 from firp.calib.targets.cost import Peaks
+from firp.calib.targets.interface import Feed, Shapes
 from firp.calib.targets.layer_times import LayerTime
 from firp.calib.targets.peaks import cuda_copy_peaks
-from firp.export.tensorrt.build import check_memory, graph_weight_bytes
-from firp.export.tensorrt.plan import Target, build_plan
+from firp.export.tensorrt.build import graph_weight_bytes, require_build_memory
+from firp.export.tensorrt.plan import BuildFor, build_plan
 from firp.runtime.backends.tensor_rt import TensorRTBackend, new_context
 from firp.runtime.bundle.dtypes import DTYPES, to_storage
 from firp.runtime.bundle.engine_record import find_engine_folder, fitting_profile
@@ -32,15 +32,19 @@ from firp.runtime.machine import available_bytes
 
 
 class TensorRTTarget:
-    """Raises FirpError without the library, without a GPU, or without engines for both."""
+    """A bundle's plans in TensorRT. Raises FirpError without the library, without a GPU, or without
+    plans for both.
+    """
 
     def __init__(self, bundle: Bundle, backend: str):
         if backend == "tensorrt-rtx":
             # read when polygraphy is imported, which happens below
             os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"
         self._runtime = TensorRTBackend(backend)
-        self._trt, self.device = self._runtime.library, self._runtime.device
-        self._bundle, self._backend = bundle, backend
+        self._trt = self._runtime.library
+        self.device = self._runtime.device
+        self._bundle = bundle
+        self._backend = backend
         self._engines = find_engine_folder(
             bundle, backend, self._trt.__version__, self._runtime.compute_capability
         )
@@ -81,7 +85,7 @@ class TensorRTTarget:
             profiler.times.clear()
             for _ in range(passes):
                 run(feed)
-        return [LayerTime(name, "", statistics.median(each)) for name, each in profiler.times.items()]
+        return [LayerTime(name, "", statistics.median(times)) for name, times in profiler.times.items()]
 
     def runner(
         self,
@@ -98,12 +102,11 @@ class TensorRTTarget:
 
         plan = BytesFromPath(str(self._engines.plan_path(graph)))
         if layer_outputs:
-            manifest, path = self._bundle.manifest, self._bundle.graph_path(graph)
-            check_memory(manifest, {graph: graph_weight_bytes(path)}, available_bytes())
-            here, profiles = (
-                Target(self._trt, (self._runtime.compute_capability,), None),
-                self._engines.record.profiles[graph],
-            )
+            manifest = self._bundle.manifest
+            path = self._bundle.graph_path(graph)
+            require_build_memory(manifest, {graph: graph_weight_bytes(path)}, available_bytes())
+            here = BuildFor(self._trt, (self._runtime.compute_capability,), None)
+            profiles = self._engines.record.profiles[graph]
             plan = build_plan(here, path, manifest.graphs[graph], profiles, report, cancel, layer_outputs)
         return TrtRunner(EngineFromBytes(plan), optimization_profile=0)
 
@@ -118,10 +121,8 @@ class TensorRTTarget:
         context = new_context(self._trt, engine, own_memory, compiled=True)
         if profiler:
             context.profiler = profiler
-        profiles, on_device = (
-            self._engines.record.profiles[graph],
-            _DeviceFeed(self._bundle.manifest.graphs[graph]),
-        )
+        profiles = self._engines.record.profiles[graph]
+        on_device = _DeviceFeed(self._bundle.manifest.graphs[graph])
         with TrtRunner(context, optimization_profile=0) as runner, on_device:
             chosen = 0
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from firp.calib.replay.replay import Sequence
+from firp.calib.text.sequence import TokenSequence
 
 BATCH = 16
 SAMPLING_TEMPERATURE = 0.8
@@ -29,7 +29,7 @@ def continue_prompts(
     seed: int,
     ends: tuple[int, ...],
     progress: Callable[[int, int], None] = lambda *_: None,
-) -> list[Sequence]:
+) -> list[TokenSequence]:
     """Continue each prompt by up to `new_tokens` tokens; an end-of-sequence token is kept and
     closes it. temperature 0: greedy.
     """
@@ -43,8 +43,9 @@ def continue_prompts(
         if temperature
         else {"do_sample": False}
     )
-    written: list[Sequence | None] = [None] * len(prompts)
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+    written: list[TokenSequence | None] = [None] * len(prompts)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         for indices in by_length.values():
             for start in range(0, len(indices), BATCH):
@@ -60,7 +61,7 @@ def continue_prompts(
                 )
                 for i, row in zip(chosen, out.cpu().numpy(), strict=True):
                     written[i] = _closed(row, len(prompts[i]), ends)
-                progress(sum(each is not None for each in written), len(prompts))
+                progress(sum(text is not None for text in written), len(prompts))
     return written
 
 
@@ -76,7 +77,8 @@ def write_text(
     """About so many tokens of continuations, up to half of them greedy, the others sampled. Prompts
     take turns; their last tokens are kept.
     """
-    kept, new_tokens = [ids[-(window // 4) :] for ids in prompts], window - window // 4
+    kept = [ids[-(window // 4) :] for ids in prompts]
+    new_tokens = window - window // 4
     count = max(2, tokens // new_tokens)
     greedy = kept[: count // 2]
     sampled = list(islice(cycle(kept), count - len(greedy)))
@@ -84,10 +86,10 @@ def write_text(
     for chosen, temperature in ((greedy, 0.0), (sampled, SAMPLING_TEMPERATURE)):
         report = functools.partial(progress, f"writing text with the model, temperature {temperature:g}")
         written += continue_prompts(model, chosen, new_tokens, temperature, seed, ends, report)
-    return [each.tokens.tolist() for each in written]
+    return [text.tokens.tolist() for text in written]
 
 
-def _closed(row: np.ndarray, prompt_tokens: int, ends: tuple[int, ...]) -> Sequence:
-    """Without the padding that follows an end of sequence."""
+def _closed(row: np.ndarray, prompt_tokens: int, ends: tuple[int, ...]) -> TokenSequence:
+    """A row without the padding that follows an end of sequence."""
     stops = np.flatnonzero(np.isin(row[prompt_tokens:], ends))
-    return Sequence(row[: prompt_tokens + stops[0] + 1] if len(stops) else row, prompt_tokens)
+    return TokenSequence(row[: prompt_tokens + stops[0] + 1] if len(stops) else row, prompt_tokens)

@@ -31,7 +31,8 @@ class ChatTemplate:
     """
 
     def __init__(self, model_dir: Path):
-        self._model_dir, self._tokenizer = model_dir, None
+        self._model_dir = model_dir
+        self._tokenizer = None
 
     def render(self, messages: list, where: str) -> str:
         from transformers import AutoTokenizer
@@ -56,13 +57,18 @@ def load_documents(paths: list[Path], tokenizer: Tokenizer, chat: ChatTemplate) 
     """Token ids of every document, in order. Raises FirpError for what cannot be read or is not
     text.
     """
-    documents, texts = [], []
+    documents = []
+    texts = []
     for text in (text for path in paths for file in _files(path) for text in _texts(file, chat)):
         texts.append(text)
         if len(texts) == _CHUNK:
-            documents += [each.ids for each in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+            documents += [
+                encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            ]
             texts.clear()
-    return documents + [each.ids for each in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    return documents + [
+        encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    ]
 
 
 def make_dataset(
@@ -99,8 +105,8 @@ def _windows(documents: list[list[int]], window: int, separator: int | None) -> 
 
 
 def split_prompts(prompts: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
-    """To train on, and to hold out: no prompt is in both. Raises FirpError for fewer than two
-    different ones.
+    """Prompts to train on, and prompts to hold out: none is in both. Raises FirpError for fewer
+    than two different ones.
     """
     different = [list(ids) for ids in dict.fromkeys(tuple(ids) for ids in prompts if ids)]
     if len(different) < 2:
@@ -137,7 +143,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def is_text(file: Path) -> bool:
-    """Whether it is UTF-8."""
+    """Tell whether a file is UTF-8; one that cannot be read passes for text."""
     try:
         file.read_text("utf-8")
     except UnicodeDecodeError:

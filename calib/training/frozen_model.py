@@ -54,7 +54,8 @@ class FrozenModel(nn.Module):
     def __init__(self, model: nn.Module, prediction_layer: int, sliding_window: int | None):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        self.prediction_layer, self.window = prediction_layer, sliding_window
+        self.prediction_layer = prediction_layer
+        self.window = sliding_window
 
     @property
     def device(self) -> torch.device:
@@ -62,10 +63,12 @@ class FrozenModel(nn.Module):
 
     @torch.no_grad()
     def real_rows(self, input_ids: Tensor) -> RealRows:
-        """input_ids [B, S]."""
+        """Run the whole model on input_ids [B, S], without gradients."""
         positions = torch.arange(input_ids.shape[1], device=self.device)[None]
         bias = self._bias(positions[:, :, None] >= positions[:, None, :], positions, positions)
-        decoder, cache, states = self.model.model, _Recorder(), []
+        decoder = self.model.model
+        cache = _Recorder()
+        states = []
         rows = decoder.embed_tokens(input_ids)
         rope = decoder.rotary_emb(rows, position_ids=positions)
         for index, layer in enumerate(decoder.layers):
@@ -83,15 +86,17 @@ class FrozenModel(nn.Module):
         return RealRows(input_ids, states, rows, decoder.norm(rows), cache.layers)
 
     def pseudo_rows(self, pseudo: Tensor, real: RealRows, anchors: Tensor) -> Tensor:
-        """pseudo [B, A, K, D], anchors [B, A] positions -> final hidden states [B, A, K, D] of the
-        pseudo rows.
+        """Final hidden states [B, A, K, D] of pseudo rows [B, A, K, D] that follow anchors [B, A],
+        which are positions.
         """
         return self.model.model.norm(self.pseudo_states(pseudo, real, anchors)[-1])
 
     def pseudo_states(self, pseudo: Tensor, real: RealRows, anchors: Tensor) -> Sequence[Tensor]:
         """The pseudo rows [B, A, K, D] as they enter each upper layer, and as they leave the last."""
         batch, count, k, size = pseudo.shape
-        decoder, length, device = self.model.model, real.hidden.shape[1], self.device
+        decoder = self.model.model
+        length = real.hidden.shape[1]
+        device = self.device
         positions = (anchors[:, :, None] + torch.arange(1, k + 1, device=device)).reshape(batch, count * k)
         owner = torch.arange(count, device=device).repeat_interleave(k)
         to_real = torch.arange(length, device=device)[None, None] <= anchors[:, owner, None]  # [B, A*K, S]
@@ -101,7 +106,8 @@ class FrozenModel(nn.Module):
         keys = torch.cat([torch.arange(length, device=device).expand(batch, -1), positions], 1)
         bias = self._bias(visible, positions, keys)
         rows = pseudo.reshape(batch, count * k, size).to(self.model.dtype)
-        rope, cache = decoder.rotary_emb(rows, position_ids=positions), _Prefix(real.keys)
+        rope = decoder.rotary_emb(rows, position_ids=positions)
+        cache = _Prefix(real.keys)
         states = [rows]
         for layer in decoder.layers[self.prediction_layer :]:
             rows = layer(

@@ -72,6 +72,6 @@ class Medusa(Heads):
 
 
 def at(rows: Tensor, positions: Tensor) -> Tensor:
-    """rows [B, S, ...] at positions [B, ...] -> [B, ..., ...]."""
+    """Rows [B, ..., ...] of rows [B, S, ...] at positions [B, ...]."""
     batch = torch.arange(len(rows), device=rows.device).reshape(-1, *[1] * (positions.ndim - 1))
     return rows[batch, positions]

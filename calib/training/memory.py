@@ -1,4 +1,4 @@
-"""How much memory a calibration needs, told before it starts.
+"""Memory that a calibration needs, told before it starts.
 
 In: the model's blueprint and the options. Out: bytes by what they are for. An estimate, from the
 tensors that are alive at the peak of a step (backward through the upper layers);
@@ -16,16 +16,16 @@ from firp.export.sources.checkpoint import Checkpoint
 from firp.runtime.bundle.graph_spec import TOP_K
 from firp.runtime.bundle.weight_table import weight_shapes
 from firp.runtime.errors import FirpError
-from firp.runtime.machine import available_bytes
+from firp.runtime.machine import require_bytes
 
 _ADAM_COPIES = 4  # weight, gradient, two moments, each float32
 _LOGITS_COPIES = 6  # student logits, log-probabilities, their gradients; teacher; divergence
-_GIB = 2**30
 
 
 def memory_needed(checkpoint: Checkpoint, options: TrainOptions, prediction_layer: int) -> dict[str, int]:
-    """Bytes, by purpose."""
-    c, o = checkpoint.config, options
+    """Bytes of a training step at its peak, by what they are for."""
+    c = checkpoint.config
+    o = options
     width = 2 if o.precision == "bfloat16" else 4
     window = min(o.window, c.max_position_embeddings)
     anchors = min(o.anchors, window - o.num_predictors)
@@ -47,17 +47,16 @@ def memory_needed(checkpoint: Checkpoint, options: TrainOptions, prediction_laye
     }
 
 
-def check_memory(checkpoint: Checkpoint, options: TrainOptions, prediction_layer: int) -> None:
-    """Raises FirpError, with the sum, when the device cannot hold it."""
-    needed, available = memory_needed(checkpoint, options, prediction_layer), available_memory(options.device)
-    total = sum(needed.values())
-    if available is None or total <= available:
-        return
-    parts = " + ".join(f"{name} {size / _GIB:.2f}" for name, size in needed.items())
-    raise FirpError(
+def require_training_memory(
+    checkpoint: Checkpoint, options: TrainOptions, prediction_layer: int, available: int | None
+) -> None:
+    """Raises FirpError, with the sum, when the device cannot hold it. available: its free bytes;
+    None is not checked.
+    """
+    require_bytes(
         f"not enough memory on {options.device}",
-        got=f"{available / _GIB:.2f} GiB free",
-        expected=f"{total / _GIB:.2f} GiB = {parts}",
+        memory_needed(checkpoint, options, prediction_layer),
+        available,
         fix="lower --batch, --anchors or --window, or take --precision bfloat16",
     )
 
@@ -78,10 +77,3 @@ def memory_errors(options: TrainOptions) -> Iterator[None]:
             got=f"--batch {options.batch} --anchors {options.anchors} --window {options.window}",
             fix="lower one of them, raise --accumulate instead, and repeat with --resume",
         ) from error
-
-
-def available_memory(device: str) -> int | None:
-    """Free bytes; None where the system does not say."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return available_bytes()

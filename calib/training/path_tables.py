@@ -2,7 +2,8 @@
 (method.md, "Beyond the paper").
 
 In: the guesses of draft heads, the token before each, the model's own distribution. Out: low-rank
-tables and per-offset scales, which the runtime's tree builder applies as `firp.runtime.trees.guesses`.
+tables and per-offset scales, which the runtime's tree builder applies as
+`firp.runtime.trees.guesses`.
 """
 
 import torch
@@ -14,8 +15,8 @@ from firp.runtime.trees.path_correction import PathCorrection
 
 
 class PathTables(nn.Module):
-    """previous and following [V, r]: a projection of the model's own embeddings, for tokens rarely
-    seen, plus a free part.
+    """Tables previous and following [V, r]: a projection of the model's own embeddings, for tokens
+    rarely seen, plus a free part.
     """
 
     def __init__(self, embeddings: Tensor, num_predictors: int, rank: int):
@@ -40,9 +41,9 @@ class PathTables(nn.Module):
         return self._rows(ids, self.project_following, self.free_following)
 
     def _rows(self, ids: Tensor, project: Tensor, free: Tensor) -> Tensor:
-        """For more ids than tokens, the whole table is projected first: backward would keep an
-        embedding for each. Rows are taken by F.embedding, whose gradient, unlike that of an index,
-        sums in the same order however many threads there are.
+        """Rows of a table for ids. For more ids than tokens, the whole table is projected first:
+        backward would keep an embedding for each. Rows are taken by F.embedding, whose gradient,
+        unlike that of an index, sums in the same order however many threads there are.
         """
         if ids.numel() > len(self.embeddings):
             return F.embedding(ids, self.embeddings @ project + free)
@@ -72,8 +73,8 @@ class PathTables(nn.Module):
 
     @torch.no_grad()
     def finish(self) -> PathCorrection:
-        """As the runtime applies it; scales are the same for greedy and sampled decoding until they
-        are fitted.
+        """The correction as the runtime applies it; scales are the same for greedy and sampled
+        decoding until they are fitted.
         """
         ids = torch.arange(len(self.embeddings), device=self.embeddings.device)
         weight, scale = self.weight.expand(2, -1), (-self.log_temperature).exp().expand(2, -1)

@@ -8,6 +8,7 @@ same model, data and options takes up again. It holds tensors and plain values, 
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ class SavedRun:
         `resume` would have to overwrite.
         """
         self.path = output.with_name(output.name + ".unfinished")
-        self.identity, self.stages = identity, {}
+        self.identity = identity
+        self.stages: dict[str, Any] = {}
         self._saved_at = time.monotonic()
         if resume and not self.path.is_file():
             raise FirpError("nothing to resume", got=f"no '{self.path}'", fix="leave out --resume")
@@ -43,7 +45,8 @@ class SavedRun:
     def _load(self) -> dict[str, Any]:
         try:
             saved = torch.load(self.path, weights_only=True)
-            identity, stages = dict(saved["identity"]), dict(saved["stages"])
+            identity = dict(saved["identity"])
+            stages = dict(saved["stages"])
         except Exception as error:  # torch.load raises whatever its readers raise
             raise FirpError(
                 "unreadable checkpoint", got=f"'{self.path}'", fix="remove it and start again"
@@ -77,6 +80,15 @@ class SavedRun:
             finally:
                 temporary.unlink(missing_ok=True)
         self._saved_at = time.monotonic()
+
+    def stage(self, name: str, make: Callable[[], Any]) -> Any:
+        """What a stage found: made and saved now, or kept from before. It must be tensors and plain
+        values.
+        """
+        if name not in self.stages:
+            self.stages[name] = make()
+            self.save()
+        return self.stages[name]
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

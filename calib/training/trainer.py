@@ -51,13 +51,17 @@ class Trainer:
         windows: np.ndarray,
         options: TrainOptions,
     ):
-        self.frozen, self.heads, self.tables, self.options = frozen, heads, tables, options
+        self.frozen = frozen
+        self.heads = heads
+        self.tables = tables
+        self.options = options
         self.windows = torch.from_numpy(windows)
         self.generator = torch.Generator().manual_seed(options.seed)
         self.optimizer = _optimizer(heads)
         self.table_optimizer = _optimizer(tables)
         self.order = torch.empty(0, dtype=torch.int64)
-        self.step, self.seconds = 0, 0.0
+        self.step = 0
+        self.seconds = 0.0
         self.settled = True  # between steps: the state is whole
         self.running: Tensor | None = None  # [K]
         self.curve: list[tuple[int, list[float]]] = []  # (step, loss of each offset)
@@ -75,7 +79,8 @@ class Trainer:
         step.
         """
         while self.done < 1:
-            started, done = time.monotonic(), self.done
+            started = time.monotonic()
+            done = self.done
             share = min(1, done * 20 + 0.01) * 0.5 * (1 + math.cos(math.pi * done))  # warm up, then fall to 0
             self.optimizer.param_groups[0]["lr"] = self.options.learning_rate * share
             self.table_optimizer.param_groups[0]["lr"] = self.options.correction_learning_rate * share
@@ -111,7 +116,9 @@ class Trainer:
         """Clipped gradients of one step; the losses of its passes, averaged, [K]."""
         self.optimizer.zero_grad(set_to_none=True)
         self.table_optimizer.zero_grad(set_to_none=True)
-        total, table_total, passes = torch.zeros(self.options.num_predictors), 0.0, self.options.accumulate
+        total = torch.zeros(self.options.num_predictors)
+        table_total = 0.0
+        passes = self.options.accumulate
         for _ in range(passes):
             losses, table_losses = self._losses(self._next_batch())
             ((losses.sum() + table_losses.sum()) / passes).backward()
@@ -141,7 +148,7 @@ class Trainer:
         return self.windows[chosen].to(self.frozen.device)
 
     def _losses(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the heads and of the tables, [K] each."""
+        """Losses of the heads and of the tables, [K] both."""
         k = self.options.num_predictors
         with autocast(self.options):
             real = self.frozen.real_rows(input_ids)
@@ -154,7 +161,9 @@ class Trainer:
         return losses, self.tables.guess_losses(student.detach(), teacher, at(input_ids, following))
 
     def state(self) -> dict[str, Any]:
-        """On the CPU. What only further training needs is left out when it is over."""
+        """Everything to go on from, on the CPU. What only further training needs is left out when
+        it is over.
+        """
         parts = _PARTS if self.done < 1 else _TRAINED
         state = {name: _on_cpu(getattr(self, name).state_dict()) for name in parts}
         return (

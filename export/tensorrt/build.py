@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from firp.export.leftovers import repair_all
 from firp.export.target_folder import disk_errors, target_folder
-from firp.export.tensorrt.plan import Target, build_plan
+from firp.export.tensorrt.plan import BuildFor, build_plan
 from firp.export.tensorrt.shapes import graph_profiles
 from firp.runtime.backends.nvidia_library import LIBRARIES, gpu_compute_capability, load_library
 from firp.runtime.bundle.engine_record import (
@@ -34,7 +34,7 @@ from firp.runtime.bundle.format import MANIFEST_NAME, Bundle, FileEntry, Manifes
 from firp.runtime.bundle.json_fields import to_json, write_json
 from firp.runtime.bundle.limits import Limits
 from firp.runtime.errors import BundleError, FirpError
-from firp.runtime.machine import available_bytes, peak_bytes, reset_peak
+from firp.runtime.machine import available_bytes, peak_bytes, require_bytes, reset_peak
 from firp.runtime.progress import Progress, silent
 from firp.runtime.trees.tree import MAX_PASS_ROWS
 
@@ -42,7 +42,6 @@ TIMING_CACHE_NAME = "timing.cache"
 OWN_FILES = {RECORD_NAME, TIMING_CACHE_NAME}  # of a folder of engines, beside the plans
 _MOST_BATCH = 1024
 _OLDEST_DEFAULT = (8, 0)  # a plan that includes 7.5 runs 7.5's kernels on every device
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -75,15 +74,15 @@ def build_engines(
         raise FirpError("these engines are built already", got=f"'{output}'", fix="replace them with --force")
     _check_own_files(output)
     weights = {name: graph_weight_bytes(loaded.graph_path(name)) for name in manifest.graphs}
-    check_memory(manifest, weights, available_bytes())
+    require_build_memory(manifest, weights, available_bytes())
     check_disk(manifest, weights, shutil.disk_usage(bundle).free)
     with target_folder(output, RECORD_NAME, options.force) as folder:
         timing_cache = None if hasattr(library, "ComputeCapability") else folder / TIMING_CACHE_NAME
         with disk_errors(output):
             if timing_cache and (output / TIMING_CACHE_NAME).is_file():
                 timing_cache.write_bytes((output / TIMING_CACHE_NAME).read_bytes())
-            target = Target(library, capabilities, timing_cache)
-            record = _build_all(folder, loaded, options.backend, limits, target, weights, progress, cancel)
+            build_for = BuildFor(library, capabilities, timing_cache)
+            record = _build_all(folder, loaded, options.backend, limits, build_for, weights, progress, cancel)
             write_json(folder / RECORD_NAME, to_json(record))
     return record
 
@@ -207,34 +206,27 @@ def memory_needed(manifest: Manifest, graph: str, weight_bytes: int) -> dict[str
     }
 
 
-def check_memory(manifest: Manifest, weights: dict[str, int], available: int | None) -> None:
+def require_build_memory(manifest: Manifest, weights: dict[str, int], available: int | None) -> None:
     """Raises FirpError, with the sum, when this machine cannot hold the larger half's build.
-    available: None is not checked.
+    available: in bytes; None is not checked.
     """
     needed = {graph: memory_needed(manifest, graph, size) for graph, size in weights.items()}
     largest = max(needed, key=lambda graph: sum(needed[graph].values()))
-    total = sum(needed[largest].values())
-    if available is not None and total > available:
-        parts = " + ".join(f"{name} {size / _GIB:.2f}" for name, size in needed[largest].items())
-        raise FirpError(
-            f"not enough memory to build {largest}",
-            got=f"{available / _GIB:.2f} GiB free",
-            expected=f"{total / _GIB:.2f} GiB = {parts}",
-            fix="free some memory, or build on a larger machine",
-        )
+    require_bytes(
+        f"not enough memory to build {largest}",
+        needed[largest],
+        available,
+        fix="free some memory, or build on a larger machine",
+    )
 
 
 def check_disk(manifest: Manifest, weights: dict[str, int], free: int) -> None:
     """Raises FirpError when the plans will not fit: each holds its graph's weights, and up to 2 MiB
     of kernels a layer.
     """
-    needed = sum(weights.values()) + manifest.model.num_hidden_layers * (2 << 20)
-    if needed > free:
-        raise FirpError(
-            "not enough disk space for engines",
-            got=f"{free / _GIB:.2f} GiB free",
-            expected=f"{needed / _GIB:.2f} GiB",
-        )
+    kernels = manifest.model.num_hidden_layers * (2 << 20)
+    needed = {"weights": sum(weights.values()), "kernels": kernels}
+    require_bytes("not enough disk space for engines", needed, free)
 
 
 def _build_all(
@@ -242,7 +234,7 @@ def _build_all(
     bundle: Bundle,
     backend: str,
     limits: Limits,
-    target: Target,
+    build_for: BuildFor,
     weights: dict[str, int],
     progress: Progress | None,
     cancel: threading.Event | None,
@@ -260,7 +252,7 @@ def _build_all(
             progress(f"building {name}", before + int(share * size), total)
 
         report(0.0)
-        plan = build_plan(target, bundle.graph_path(name), spec, profiles[name], report, cancel)
+        plan = build_plan(build_for, bundle.graph_path(name), spec, profiles[name], report, cancel)
         (folder / f"{name}.plan").write_bytes(plan)
         plans[name] = FileEntry(plan.nbytes, hashlib.sha256(plan).hexdigest())
         del plan  # before the next half is built
@@ -268,8 +260,8 @@ def _build_all(
     return EngineRecord(
         format_version=FORMAT_VERSION,
         backend=backend,
-        library_version=target.library.__version__,
-        compute_capabilities=target.compute_capabilities,
+        library_version=build_for.library.__version__,
+        compute_capabilities=build_for.compute_capabilities,
         limits=limits,
         profiles=profiles,
         built_from={

@@ -22,8 +22,8 @@ _SLOW_PHASE = "Computing profile costs"
 _DROPPED = re.compile(r"\b(ignor|unused|not used|drop|discard|skip|unsupported|not supported)", re.IGNORECASE)
 
 
-class Target(NamedTuple):
-    """What plans are built for."""
+class BuildFor(NamedTuple):
+    """The library that builds plans, and the devices that they are for."""
 
     library: ModuleType
     compute_capabilities: tuple[str, ...]
@@ -31,7 +31,7 @@ class Target(NamedTuple):
 
 
 def build_plan(
-    target: Target,
+    build_for: BuildFor,
     onnx: Path,
     spec: GraphSpec,
     profiles: tuple[Profile, ...],
@@ -42,7 +42,7 @@ def build_plan(
     """report: is called with the share that is done; more_outputs: tensors that the plan gives
     beside the declared ones. Raises FirpError.
     """
-    library, logger = target.library, make_logger(target.library)
+    library, logger = build_for.library, make_logger(build_for.library)
     builder = library.Builder(logger)
     # TensorRT 11 knows no other kind of network, so the flag may be gone
     flag = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -59,8 +59,8 @@ def build_plan(
     config.progress_monitor = monitor
     for profile in profiles:
         config.add_optimization_profile(_optimization_profile(builder, profile))
-    _configure(library, config, target.compute_capabilities)
-    cache = _open_timing_cache(config, target.timing_cache) if target.timing_cache else None
+    _configure(library, config, build_for.compute_capabilities)
+    cache = _open_timing_cache(config, build_for.timing_cache) if build_for.timing_cache else None
     plan = builder.build_serialized_network(network, config)
     if cancel.is_set():
         raise FirpError("interrupted", got=f"the build of {spec.name} was cancelled")
@@ -72,7 +72,7 @@ def build_plan(
     if dropped := [text for text in logger.warnings if _DROPPED.search(text)]:
         raise FirpError(f"the library does not build {spec.name} as it is", got="; ".join(dropped)[:500])
     if cache is not None:
-        target.timing_cache.write_bytes(cache.serialize())
+        build_for.timing_cache.write_bytes(cache.serialize())
     return memoryview(plan)
 
 

@@ -90,6 +90,7 @@ class Runner(Protocol):
 
 class Graph(Protocol):
     spec: GraphSpec
+    native: Any  # what the backend's own library runs: a session of ONNX Runtime, an engine of TensorRT
 
     def runner(self, memory: Memory) -> Runner:
         """A new runner of this graph, for the session that owns the memory."""

@@ -37,12 +37,17 @@ class OnnxRuntimeBackend:
             raise FirpError("bad number of threads", got=f"{threads!r:.60}", expected=f"1 to {MOST_THREADS}")
         threads = None if threads is None else int(threads)
         self.device = f"{processor()}, {threads or cores()} threads"
-        self.options = _session_options()
-        self.options.intra_op_num_threads = threads or 0
-        self.options.inter_op_num_threads = 1
+        self._threads = threads or 0
+
+    def options(self) -> ort.SessionOptions:
+        """New settings, those that the graphs run with; the caller may change them."""
+        options = _session_options()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
         # Three graphs take turns, each with threads of its own: threads that spin after a run would
         # slow the next graph down.
-        self.options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return options
 
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
         if not DTYPES[bundle.manifest.precision.compute].has_cpu_kernels:
@@ -52,7 +57,7 @@ class OnnxRuntimeBackend:
                 expected=" or ".join(name for name in MODEL_DTYPES if DTYPES[name].has_cpu_kernels),
                 fix="export the model with --dtype float32",
             )
-        return _load(ort, bundle, self.options, ["CPUExecutionProvider"], "cpu", None)
+        return _load(ort, bundle, self.options(), ["CPUExecutionProvider"], "cpu", None)
 
     def memory(self) -> HostMemory:
         return HostMemory()
@@ -77,16 +82,20 @@ class OnnxRuntimeCudaBackend:
         self.cuda = cuda or load_cuda("gpu")
         self.device = f"{device_name(self.cuda)}, onnxruntime {library.__version__}"
         self.stream = new_stream(self.cuda)
-        self.options = _session_options()
-        self.options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         self.run_options = ort.RunOptions()
         # `Memory.read` waits
         self.run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
+    def options(self) -> ort.SessionOptions:
+        """New settings, those that the graphs run with; the caller may change them."""
+        options = _session_options()
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        return options
+
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
         exact = {"use_tf32": "0"}  # which would cut float32 to 10 bits of mantissa
         providers = [(_CUDA, {"user_compute_stream": str(int(self.stream)), **exact})]
-        return _load(self.library, bundle, self.options, providers, "cuda", self.run_options)
+        return _load(self.library, bundle, self.options(), providers, "cuda", self.run_options)
 
     def memory(self) -> CudaMemory:
         return CudaMemory(self.cuda, self.stream, reuses_bindings=False)
@@ -169,7 +178,10 @@ def _known(shape: Sequence[Any], wanted: tuple[str, tuple] | None) -> tuple[int 
 
 class OnnxRuntimeGraph:
     def __init__(self, session: Any, spec: GraphSpec, device: str, run_options: Any):
-        self.session, self.spec, self.device, self.run_options = session, spec, device, run_options
+        self.native = session
+        self.spec = spec
+        self.device = device
+        self.run_options = run_options
 
     def runner(self, memory: Memory) -> "OnnxRuntimeRunner":
         return OnnxRuntimeRunner(self)
@@ -182,7 +194,7 @@ class OnnxRuntimeRunner:
 
     def __init__(self, graph: OnnxRuntimeGraph):
         self._graph, self._spec = graph, graph.spec
-        self._binding = graph.session.io_binding()
+        self._binding = graph.native.io_binding()
         self._types = {
             tensor.name: _element_type(tensor) for tensor in (*self._spec.inputs, *self._spec.outputs)
         }
@@ -192,7 +204,7 @@ class OnnxRuntimeRunner:
         self._bind(self._spec.inputs, binding.inputs, self._binding.bind_input)
         self._bind(self._spec.outputs, binding.outputs, self._binding.bind_output)
         try:
-            self._graph.session.run_with_iobinding(self._binding, self._graph.run_options)
+            self._graph.native.run_with_iobinding(self._binding, self._graph.run_options)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             reason = f"{str(error).splitlines()[0]:.200}"
             fix = "export the model again, or lower what the request needs"

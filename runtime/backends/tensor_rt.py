@@ -62,18 +62,16 @@ class TensorRTGraph:
     def __init__(
         self, library: ModuleType, runtime: Any, engine: Any, spec: GraphSpec, profiles: tuple[Profile, ...]
     ):
-        self.library, self.runtime, self.engine, self.spec, self.profiles = (
-            library,
-            runtime,
-            engine,
-            spec,
-            profiles,
-        )
+        self.library = library
+        self.runtime = runtime
+        self.native = engine
+        self.spec = spec
+        self.profiles = profiles
         self._runtime_cache = None
 
     def differences(self) -> str | None:
         """In what the engine is not the declared graph."""
-        engine = self.engine
+        engine = self.native
         if engine.num_optimization_profiles != len(self.profiles):
             return f"{engine.num_optimization_profiles} profiles, {len(self.profiles)} in {RECORD_NAME}"
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
@@ -96,8 +94,8 @@ class TensorRTGraph:
         strategy = self.library.ExecutionContextAllocationStrategy.USER_MANAGED
         # what is compiled once serves all contexts
         if self._runtime_cache is None and hasattr(self.library, "IRuntimeCache"):
-            self._runtime_cache = self.engine.create_runtime_config().create_runtime_cache()
-        return new_context(self.library, self.engine, strategy, captured, self._runtime_cache)
+            self._runtime_cache = self.native.create_runtime_config().create_runtime_cache()
+        return new_context(self.library, self.native, strategy, captured, self._runtime_cache)
 
 
 def new_context(
@@ -155,7 +153,7 @@ class _Context:
 class TensorRTRunner:
     def __init__(self, graph: TensorRTGraph, memory: CudaMemory):
         self.graph, self.memory = graph, memory
-        memory.reserve_workspace(graph.engine.device_memory_size_v2)
+        memory.reserve_workspace(graph.native.device_memory_size_v2)
         self._contexts: dict[int, _Context] = {}  # by profile
         self._cuda_graphs = 0
 

@@ -133,7 +133,8 @@ def main(out, init, packages, minutes, batch, learning_rate, vocab_size, threads
     )
     curve = [{"tokens": 0, "minutes": 0.0, "train": None, "held_out": mean_loss(model, held_out_stream)}]
     print(
-        f"{len(files)} files, {len(stream)} tokens; held out {len(held_out_stream)} tokens, loss {curve[0]['held_out']:.3f}",
+        f"{len(files)} files, {len(stream)} tokens; held out {len(held_out_stream)} tokens, "
+        f"loss {curve[0]['held_out']:.3f}",
         flush=True,
     )
     started, last_report, recent, step = time.monotonic(), time.monotonic(), [], 0

@@ -1,6 +1,9 @@
 """What Linux says about memory."""
 
+import pytest
+
 from firp.runtime import machine as host_memory
+from firp.runtime.errors import FirpError
 
 
 def test_the_peak_is_that_since_the_reset():
@@ -17,3 +20,21 @@ def test_the_peak_is_that_since_the_reset():
 
 def test_a_system_that_does_not_say():
     assert host_memory._field("/proc/no-such-file", "VmHWM:") is None
+
+
+def test_too_little_memory_is_told_with_its_parts():
+    needed = {"weights": 3 << 30, "kernels": 1 << 30}
+    with pytest.raises(FirpError) as caught:
+        host_memory.require_bytes("not enough memory here", needed, 2 << 30, "buy some")
+    assert str(caught.value) == (
+        "not enough memory here | got 2.00 GiB free, "
+        "expected 4.00 GiB = weights 3.00 + kernels 1.00. Fix: buy some"
+    )
+
+
+def test_memory_that_is_just_enough_is_enough():
+    host_memory.require_bytes("not enough memory here", {"all": 2 << 30}, 2 << 30)
+
+
+def test_memory_that_nobody_tells_is_not_checked():
+    host_memory.require_bytes("not enough memory here", {"all": 1 << 60}, None)

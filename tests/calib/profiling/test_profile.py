@@ -12,16 +12,17 @@ import click
 import numpy as np
 import pytest
 
-from firp.calib.calibrate import CalibrationRequest
+from firp.calib.calibrate.request import CalibrationRequest
 from firp.calib.commands.profile import print_profile, write_profile
-from firp.calib.profiling.pass_grid import FeedMaker
 from firp.calib.profiling.polygraphy_script import onnxruntime_line, polygraphy_script
-from firp.calib.profiling.profile import ProfileRequest, grid_of, open_target, profile_bundle
+from firp.calib.profiling.profile import ProfileRequest, grid_of, profile_bundle
 from firp.calib.profiling.step_split import TOTAL
 from firp.calib.targets import peaks
 from firp.calib.targets.cost import Point, dimensions
+from firp.calib.targets.feeds import FeedMaker
 from firp.calib.targets.layer_times import KINDS, head_nodes
 from firp.calib.targets.onnx_runtime import OnnxTarget
+from firp.calib.targets.open import open_target
 from firp.cli import command_line
 from firp.runtime.bundle.calibration import read_latency
 from firp.runtime.bundle.format import load_bundle
@@ -68,7 +69,7 @@ def test_every_graph_accepts_the_feeds_of_two_sequences(family_bundle, family):
             assert (
                 feed[tensor.name].shape == tensor.sizes(dims) and feed[tensor.name].dtype == tensor.dtype
             ), tensor.name
-        outputs = engine.sessions.graphs[name].session.run(None, feed)
+        outputs = engine.sessions.graphs[name].native.run(None, feed)
         for tensor, found in zip(spec.outputs, outputs, strict=True):
             assert found.shape == tensor.sizes(dims) and np.isfinite(found).all(), tensor.name
         with target.timer(name) as pass_ms:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from firp.calib.replay.drafters import replay_drafter
-from firp.calib.replay.replay import Drafted, Recorded, Sequence, accepted_ranks, rank, record, replay
+from firp.calib.replay.replay import Drafted, Recorded, accepted_ranks, rank, record, replay
 from firp.calib.replay.scales import fit_scales
 from firp.calib.replay.trees import (
     acceptance_by_rank,
@@ -18,6 +18,7 @@ from firp.calib.replay.trees import (
     candidates,
     firp_candidates,
 )
+from firp.calib.text.sequence import TokenSequence
 from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.heads import FirpPredictors
 from firp.runtime.engine import Engine
@@ -44,7 +45,9 @@ def decoded(family_bundle):
     for temperature in (0.0, 0.8):
         params = SamplingParams(60, temperature=temperature, seed=4, ignore_eos=True)
         written = [engine.generate(prompt, params, plain=True).token_ids for prompt in prompts]
-        texts[params] = [Sequence(np.array([*a, *b]), len(a)) for a, b in zip(prompts, written, strict=True)]
+        texts[params] = [
+            TokenSequence(np.array([*a, *b]), len(a)) for a, b in zip(prompts, written, strict=True)
+        ]
     frozen = FrozenModel(AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32), 2, None)
     heads = FirpPredictors(3, 64)
     heads.load_state_dict(
@@ -162,7 +165,7 @@ def recorded_text(sharp: float, pairs: float) -> list[Recorded]:
             trained.following[ids[at - 2, 0]] @ trained.previous[tokens[at - 1]]
         )
         tokens[at] = rng.choice(ids[at - 2, 0], p=np.exp(scores * sharp) / np.exp(scores * sharp).sum())
-    return [Recorded(Sequence(tokens, 1), ids, logprobs)]
+    return [Recorded(TokenSequence(tokens, 1), ids, logprobs)]
 
 
 def test_scales_are_those_under_which_the_text_is_likely():

@@ -186,7 +186,8 @@ def test_tables_hold_the_numbers(no_pictures, tmp_path):
     [
         (
             CHOICE,
-            "a dynamic tree of 6 rows with drafts from 2 of them is expected to be fastest, with 1.83 tokens per step at 1.312",
+            "a dynamic tree of 6 rows with drafts from 2 of them is expected to be fastest, "
+            "with 1.83 tokens per step at 1.312",
         ),
         (
             replace(CHOICE, drafts=False, speedup=0.91),

@@ -10,8 +10,9 @@ import polygraphy.backend.trt as backend
 import pytest
 from polygraphy import cuda
 
-from firp.calib.profiling.pass_grid import FeedMaker, check_grid
+from firp.calib.profiling.pass_grid import check_grid
 from firp.calib.targets.cost import Point, dimensions
+from firp.calib.targets.feeds import FeedMaker
 from firp.calib.targets.layer_times import kind_of
 from firp.calib.targets.tensor_rt import TensorRTTarget, layer_profiler
 from firp.runtime.bundle.engine_record import Profile

@@ -108,7 +108,8 @@ class TestPredictorDirectory:
             "{}",
             "[",
             '{"candidates": []}',
-            '{"candidates": [{"tree": {}, "tokens_per_step": {"greedy": 1e400}, "undrafted": {"greedy": 0}}]}',
+            '{"candidates": [{"tree": {}, "tokens_per_step": {"greedy": 1e400}, '
+            '"undrafted": {"greedy": 0}}]}',
             '{"candidates": [{"tree": {"rows": 0}, "tokens_per_step": {}, "undrafted": {}}]}',
         ],
     )

@@ -16,8 +16,8 @@ from firp.export.tensorrt.build import (
     BuildOptions,
     build_engines,
     check_limits,
-    check_memory,
     choose_capabilities,
+    require_build_memory,
 )
 from firp.runtime.backends.nvidia_library import load_library
 from firp.runtime.bundle.engine_record import find_engine_folder
@@ -128,8 +128,8 @@ def test_too_little_memory_or_disk_is_refused_with_the_sum(half_bundle, monkeypa
         FirpError,
         match=r"to build lower.*0.25 GiB free.*4.01 GiB = weights 3.70 \+ kernels 0.03 \+ library 0.28",
     ):
-        check_memory(manifest, {"lower": 2**30, "predictors": 10**6, "upper": 2**29}, 2**28)
-    check_memory(manifest, {"lower": 2**30, "upper": 2**29}, 5 * 2**30)
+        require_build_memory(manifest, {"lower": 2**30, "predictors": 10**6, "upper": 2**29}, 2**28)
+    require_build_memory(manifest, {"lower": 2**30, "upper": 2**29}, 5 * 2**30)
     monkeypatch.setattr(engine.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
     with pytest.raises(FirpError, match="not enough disk space for engines"):
         build_engines(half_bundle, ONE_DEVICE)

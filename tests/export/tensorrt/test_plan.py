@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from firp.export.tensorrt import plan as plan_builder
-from firp.export.tensorrt.plan import Target, build_plan
+from firp.export.tensorrt.plan import BuildFor, build_plan
 from firp.export.tensorrt.shapes import graph_profiles
 from firp.runtime.backends.nvidia_library import load_library
 from firp.runtime.bundle.format import load_bundle
@@ -25,9 +25,9 @@ def rewrite(bundle, change):
     change(model.graph)
     ir.save(model, bundle / "changed.onnx")
     profiles = graph_profiles(spec, 3, Limits(max_context=64))
-    target = Target(load_library(RTX), ("8.9",), None)
+    build_for = BuildFor(load_library(RTX), ("8.9",), None)
     return lambda declared=spec: build_plan(
-        target, bundle / "changed.onnx", declared, profiles, lambda _: None, threading.Event()
+        build_for, bundle / "changed.onnx", declared, profiles, lambda _: None, threading.Event()
     )
 
 
@@ -90,12 +90,11 @@ def test_timings_of_no_use_are_dropped(tmp_path):
 
 
 def test_an_output_that_the_network_does_not_have_is_an_error(half_bundle):
-    spec, target = (
-        load_bundle(half_bundle).manifest.graphs["lower"],
-        Target(load_library(RTX), ("8.9",), None),
-    )
-    profiles, names = graph_profiles(spec, 3, Limits(max_context=64)), ("layers.1.out", "layers.2.out")
+    spec = load_bundle(half_bundle).manifest.graphs["lower"]
+    build_for = BuildFor(load_library(RTX), ("8.9",), None)
+    profiles = graph_profiles(spec, 3, Limits(max_context=64))
+    names = ("layers.1.out", "layers.2.out")
     with pytest.raises(FirpError, match="no such tensors . got layers.2.out$"):
         build_plan(
-            target, half_bundle / "lower.onnx", spec, profiles, lambda _: None, threading.Event(), names
+            build_for, half_bundle / "lower.onnx", spec, profiles, lambda _: None, threading.Event(), names
         )

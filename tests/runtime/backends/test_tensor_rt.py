@@ -190,8 +190,8 @@ def test_verification_compares_an_engine_with_onnx_runtime_and_hugging_face(fami
     assert not any("dynamic tree" in name for name in names)  # 64 rows: more than these engines hold
     for graph in ("lower", "upper"):  # an engine that says something else is found
         wrong = device_engine(shutil.copytree(bundle, tmp_path / graph))
-        session = wrong.sessions.graphs[graph].engine.session
-        wrong.sessions.graphs[graph].engine.session = Noisy(
+        session = wrong.sessions.graphs[graph].native.session
+        wrong.sessions.graphs[graph].native.session = Noisy(
             session, f"past_key.{0 if graph == 'lower' else 3}"
         )
         failed = [

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from support.small_models import make_model
 from transformers import AutoModelForCausalLM
 
-from firp.calib.calibrate import CalibrationRequest, calibrate
+from firp.calib.calibrate.request import CalibrationRequest
+from firp.calib.calibrate.run import calibrate
 from firp.calib.replay import evaluation
 from firp.calib.text.continuations import continue_prompts
 from firp.calib.training.options import TrainOptions
@@ -41,7 +42,7 @@ def text(tmp_path, pytestconfig):
     """A few thousand tokens that any machine has: this project's own sources."""
     file = tmp_path / "text.txt"
     file.write_text(
-        "".join(path.read_text() for path in sorted((pytestconfig.rootpath / "runtime").glob("*.py"))[:6])
+        "".join(path.read_text() for path in sorted((pytestconfig.rootpath / "runtime").rglob("*.py"))[:8])
     )
     return file
 
@@ -52,14 +53,15 @@ def request_for(demo, output, text, **options):
 
 def test_it_learns_and_its_directory_makes_a_bundle(demo, text, tmp_path):
     seen = []
-    info = calibrate(request_for(demo, tmp_path / "a", text, steps=40), lambda *state: seen.append(state))
+    info = calibrate(request_for(demo, tmp_path / "a", text, steps=40), seen.append)
     report = json.loads((tmp_path / "a" / "report.json").read_text())
     curve = report["methods"][0]["curve"]
     assert sum(curve[-1][1]) < sum(curve[0][1]) - 0.5 and curve[-1][0] == 40 == info.training["steps"]
     assert info.model_fingerprint == open_checkpoint(demo).fingerprint()
     for shares in (info.held_out.top1, info.held_out.top10):
         assert len(shares) == 3 and all(0 <= share <= 1 for share in shares)
-    assert any(stage.startswith("training firp at layer 6: step") for stage, *_ in seen)
+    assert [event.training.step for event in seen if event.training] == list(range(1, 41))
+    assert all(event.stage.startswith("training firp at layer 6: step") for event in seen if event.training)
     assert report["choice"]["speedup"] == pytest.approx(
         max(speedup for _, speedup in report["speedups"]), abs=2e-3
     )
@@ -76,8 +78,8 @@ def weights_of(folder):
 def test_the_seed_decides_and_a_resumed_run_ends_like_one_that_was_not_interrupted(demo, text, tmp_path):
     cancel = threading.Event()
 
-    def stop_at_step_5(stage, *_):
-        if "step 5," in stage:
+    def stop_at_step_5(event):
+        if event.training and event.training.step == 5:
             cancel.set()
 
     calibrate(request_for(demo, tmp_path / "whole", text))
@@ -193,7 +195,7 @@ def test_out_of_memory_says_what_to_lower(demo, text, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "_losses", failing)
     with pytest.raises(FirpError, match="out of memory on cpu.*--batch 2 --anchors 16 --window 48"):
         calibrate(request_for(demo, tmp_path / "a", text))
-    monkeypatch.setattr("firp.calib.training.memory.available_memory", lambda device: 10 * 2**20)
+    monkeypatch.setattr("firp.calib.calibrate.request.available_memory", lambda device: 10 * 2**20)
     with pytest.raises(
         FirpError, match="not enough memory on cpu.*0.01 GiB free.*GiB = model 0.03 [+] predictors"
     ):
@@ -239,8 +241,8 @@ def test_nothing_is_overwritten_and_nothing_else_resumed(demo, text, tmp_path):
 def test_a_second_run_to_the_same_output_is_refused_at_once(demo, text, tmp_path):
     refused = []
 
-    def meanwhile(stage, *_):
-        if "step 3," in stage:
+    def meanwhile(event):
+        if event.training and event.training.step == 3:
             with pytest.raises(FirpError, match="an unfinished calibration is there") as error:
                 calibrate(request_for(demo, tmp_path / "a", text))
             refused.append(error)

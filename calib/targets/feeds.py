@@ -1,0 +1,68 @@
+"""Inputs for a graph of a bundle, as its declaration has them.
+
+In: a GraphSpec, a manifest, a point of the grid. Out: arrays by input name, random where a pass
+reads what another one made.
+"""
+
+import numpy as np
+
+from firp.calib.targets.cost import Point, dimensions
+from firp.runtime.backends.host import attention_bias
+from firp.runtime.bundle.format import Manifest
+from firp.runtime.bundle.graph_spec import GraphSpec
+
+
+class FeedMaker:
+    """Inputs for one graph and one batch size; the cache is made once, and every point reads views
+    of it, as a session does.
+    """
+
+    def __init__(self, spec: GraphSpec, manifest: Manifest, batch: int, cached_tokens: int):
+        self._spec = spec
+        self._model = manifest.model
+        self._k = manifest.num_predictors
+        self._rng = np.random.default_rng(0)
+        dims = dimensions(spec.name, Point(1, cached_tokens, batch), self._k)
+        self._past = {
+            tensor.name: self._normal(tensor.sizes(dims), tensor.dtype) * 0.1 for tensor in spec.past
+        }
+
+    def feed(self, point: Point) -> dict[str, np.ndarray]:
+        """Arrays as the graph declares them: random hidden states and tokens, causal rows after a
+        cache in full view.
+        """
+        rows, cached, batch = point
+        dims = dimensions(self._spec.name, point, self._k)
+        positions = np.arange(cached, cached + rows)  # [rows]
+        made = {}
+        for tensor in self._spec.inputs:
+            shape = tensor.sizes(dims)
+            if tensor.name in self._past:
+                made[tensor.name] = self._past[tensor.name][:cached]
+            elif tensor.name == "input_ids":
+                made[tensor.name] = self._rng.integers(0, self._model.vocab_size, shape)
+            elif tensor.name == "hidden_states":
+                made[tensor.name] = self._normal(shape, tensor.dtype)
+            elif tensor.name == "attention_bias":
+                made[tensor.name] = np.repeat(self._causal(positions, tensor.dtype), batch, axis=0)
+            else:
+                # source_rows, logits_rows
+                of_a_sequence = positions if tensor.name == "position_ids" else np.arange(rows)
+                made[tensor.name] = np.repeat(of_a_sequence[None], batch, axis=0)  # [B, rows]
+        return made
+
+    def _causal(self, positions: np.ndarray, dtype: str) -> np.ndarray:
+        rows, cached = len(positions), int(positions[0])
+        bias = np.empty((rows, cached + rows), numpy_dtype(dtype))
+        attention_bias(np.tri(rows, dtype=bool), positions, cached, self._model.sliding_window, bias)
+        return bias[None, None]
+
+    def _normal(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return self._rng.standard_normal(shape, np.float32).astype(numpy_dtype(dtype), copy=False)
+
+
+def numpy_dtype(dtype: str) -> np.dtype:
+    """The type of an array in host memory: bfloat16 is float32 there, and is cut where it goes to
+    the device.
+    """
+    return np.dtype("float32" if dtype == "bfloat16" else dtype)

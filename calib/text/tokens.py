@@ -1,0 +1,42 @@
+"""Texts and token ids for a model, by its own tokenizer.
+
+In: a model directory, prompts. Out: lists of token ids that the model has embeddings for, or a
+FirpError.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from firp.runtime.errors import CheckpointError, FirpError
+from firp.runtime.loop.text import check_text, load_tokenizer
+
+
+def model_tokenizer(model_dir: Path) -> Tokenizer:
+    """The tokenizer of a model directory. Raises CheckpointError where it has none."""
+    file = model_dir / "tokenizer.json"
+    if not file.is_file():
+        raise CheckpointError(
+            "the model has no tokenizer", got=f"'{model_dir}' without tokenizer.json", fix="add it"
+        )
+    return load_tokenizer(file)
+
+
+def encode_prompts(prompts: Iterable[str | list[int]], tokenizer: Tokenizer) -> list[list[int]]:
+    """Token ids of every prompt; one that is ids already stays as it is. Raises FirpError for text
+    that is not Unicode.
+    """
+    return [
+        tokenizer.encode(check_text(prompt)).ids if isinstance(prompt, str) else list(prompt)
+        for prompt in prompts
+    ]
+
+
+def check_ids(texts: Iterable[list[int]], vocab_size: int) -> None:
+    """Raises FirpError for a token that the model has no embedding for."""
+    for ids in texts:
+        if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+            raise FirpError(
+                "token id out of range", got=f"{min(ids)} to {max(ids)}", expected=f"0 to {vocab_size - 1}"
+            )
