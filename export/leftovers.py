@@ -84,7 +84,7 @@ def held(path: Path) -> Iterator[None]:
 
 def hidden_name(output: Path, kind: str) -> str:
     """The beginning of a name that `repair` knows; kind: "partial" or "replaced"."""
-    return f".{output.name}.{kind}-{_host()}-{os.getpid()}-"
+    return f".{output.name}.{kind}-{this_host()}-{os.getpid()}-"
 
 
 def remove(path: Path) -> None:
@@ -149,7 +149,7 @@ def _claimed(path: Path) -> Iterator[bool]:
 def _owner_lives(path: Path) -> bool:
     """Whether the process that the name tells of may be alive: one on another host always may."""
     found = _LEFTOVER.fullmatch(path.name)
-    if found["host"] not in (None, _host()):
+    if found["host"] not in (None, this_host()):
         return True
     try:
         os.kill(int(found["pid"]), 0)
@@ -160,7 +160,7 @@ def _owner_lives(path: Path) -> bool:
     return True
 
 
-def _host() -> str:
+def this_host() -> str:
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 

@@ -2,7 +2,13 @@
 without one.
 """
 
+import os
 from pathlib import Path
+
+# Before torch is imported, and for every command that a test runs: tiny models are slower on more
+# threads, and threads that wait actively for each other starve whoever else is on the machine.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "passive"
 
 import pytest
 from support.small_models import make_model, make_predictors

@@ -75,7 +75,11 @@ def test_what_cannot_be_exchanged_stays(scene):
     assert names(scene) == ["out"]
 
 
-@pytest.mark.parametrize("name", [f".out.replaced-{DEAD}", f".out.replaced-{leftovers._host()}-{DEAD}-x"])
+@pytest.mark.parametrize(
+    "name",
+    [f".out.replaced-{DEAD}", f".out.replaced-{leftovers.this_host()}-{DEAD}-x"],
+    ids=["older form", "today's form"],
+)
 def test_the_next_export_puts_back_what_a_killed_one_moved_aside(name, model, tmp_path):
     export_bundle(ExportOptions(model, tmp_path / "out"))
     (tmp_path / "out").rename(tmp_path / name)
@@ -127,11 +131,12 @@ def test_a_folder_that_is_being_written_stays_though_its_process_seems_dead(scen
 @pytest.mark.parametrize(
     ("owner", "stays"),
     [
-        (f"{leftovers._host()}-{os.getpid()}-x", True),
-        (f"{leftovers._host()}-{DEAD}-x", False),
+        (f"{leftovers.this_host()}-{os.getpid()}-x", True),
+        (f"{leftovers.this_host()}-{DEAD}-x", False),
         (f"00000000-{DEAD}-x", True),  # of another host
         (f"{DEAD}", False),
     ],
+    ids=["running here", "dead here", "another host", "dead, of an older form"],
 )
 def test_without_locks_the_owner_s_number_decides_and_only_on_its_host(owner, stays, scene, monkeypatch):
     def unsupported(*_):
