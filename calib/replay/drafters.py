@@ -12,8 +12,7 @@ from firp.runtime.drafters.make import make_drafter
 from firp.runtime.passes.request import Request
 from firp.runtime.passes.sequence import Sequence
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.guesses import Guesses
-from firp.runtime.trees.path_correction import PathCorrection
+from firp.runtime.trees.guesses import Guesses, Ranking
 from firp.runtime.trees.tree import DraftTree, TreeConfig
 
 
@@ -30,6 +29,18 @@ class DecodedText:
         return Guesses(ids[:offsets], logprobs[:offsets])
 
 
+class RecordedRankings:
+    """Stands for the path correction: the rankings of a text are made once, for all trees."""
+
+    def __init__(self, drafted: Drafted, sequence: Sequence):
+        self._drafted = drafted
+        self._sequence = sequence
+
+    def rank(self, root: int, guesses: Guesses, greedy: bool) -> Ranking:
+        """The ranking at the sequence's root."""
+        return self._drafted.rankings[self._sequence.cached]
+
+
 class RecordedPass(NamedTuple):
     """Stands for the pass before the root, whose accepted row was a source or not."""
 
@@ -39,30 +50,23 @@ class RecordedPass(NamedTuple):
         return self.guesses
 
 
-def replay_drafter(
-    sequences: list[Drafted],
-    tree: TreeConfig,
-    num_predictors: int,
-    correction: PathCorrection | None,
-    greedy: bool,
-) -> Replay:
-    """Decode the sequences again with the drafter of this tree. greedy: how they were decoded."""
+def replay_drafter(sequences: list[Drafted], tree: TreeConfig, num_predictors: int) -> Replay:
+    """Decode the sequences again with the drafter of this tree, and the rankings they came with."""
     total = Replay(0, 0, 0, [])
     for drafted in sequences:
-        total = total.plus(_replay_one(drafted, tree, num_predictors, correction, greedy))
+        total = total.plus(_replay_one(drafted, tree, num_predictors))
     return total
 
 
-def _replay_one(
-    drafted: Drafted, tree: TreeConfig, num_predictors: int, correction: PathCorrection | None, greedy: bool
-) -> Replay:
+def _replay_one(drafted: Drafted, tree: TreeConfig, num_predictors: int) -> Replay:
     text, first = drafted.tokens, drafted.prompt_tokens
     request = Request(
         tuple(text[:first]), SamplingParams(max(len(text) - first, 1)), frozenset(), len(text) - first
     )
     sequence = Sequence(request, len(text))
     session = DecodedText(drafted, sequence)
-    drafter = make_drafter(tree, num_predictors, correction, greedy)
+    rankings = RecordedRankings(drafted, sequence)
+    drafter = make_drafter(tree, num_predictors, rankings, greedy=True)
     tokens = steps = undrafted = rows = 0
     by_depth: list[int] = []
     sequence.extend(text[first : first + 1])

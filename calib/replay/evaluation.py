@@ -230,7 +230,7 @@ class Evaluation:
                 Drafted(sequence.tokens.tolist(), sequence.prompt_tokens, {}, {}) for sequence in sequences
             ]
             trees = [TreeConfig.lookup(rows) for rows in REPORT_ROWS]
-            replays = [replay_drafter(plain, tree, 0, None, text == "greedy") for tree in trees]
+            replays = [replay_drafter(plain, tree, 0) for tree in trees]
             found[text] = tuple(round(replayed.tokens_per_step, 4) for replayed in replays)
         return MethodFindings("prompt lookup", None, (), found, {})
 
@@ -265,7 +265,7 @@ def _firp_text(
     shares = acceptance_by_rank(drafted, k)[:, :_RANKS_SHOWN]
     return FirpText(
         rates=rates,
-        trees=candidates(drafted, k, correction, greedy),
+        trees=candidates(drafted, k),
         static=tuple(_rate(drafted, tree) for tree in static_trees),
         acceptance=tuple(tuple(row) for row in shares.round(4).tolist()),
     )

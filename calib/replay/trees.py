@@ -13,15 +13,15 @@ import numpy as np
 from firp.calib.replay.drafters import replay_drafter
 from firp.calib.replay.replay import Drafted, Replay, accepted_ranks, replay
 from firp.runtime.bundle.calibration import Candidate
-from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.trees.tree import DRAFTERS, MAX_PASS_ROWS, TreeConfig
 
 ROWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SOURCES = (0, 1, 2, 3, 4, 8, None)
-LEAST = (0.05, 0.15)  # probabilities below which a draft is not worth its row, on some device
-LEAST_ROWS = (6, 8, 12, 16)  # trees that are tried with those
-LOOKUP_ROWS = (2, 4, 8, 16)
-MERGED_ROWS, MERGED_SOURCES = (4, 8, 16), (0, 2, None)
+LEAST = 0.1  # a draft less probable than that is not worth its row, on many a device
+LEAST_ROWS = (6, 12)  # trees that are tried with it too
+LOOKUP_ROWS = (4, 8, 16)
+MERGED_ROWS = (6, 12)
+MERGED_SOURCES = (0, 2, None)
 SHALLOW_ROWS = 8  # trees larger than this always draft every offset
 _WIDTH = 32  # ranks that a static tree may use
 # how many observations the product of marginals counts for, where a path was hardly ever seen
@@ -68,22 +68,19 @@ def best_static_tree(sequences: list[Drafted], num_predictors: int, nodes: int) 
     return paths
 
 
-def candidates(
-    sequences: list[Drafted], num_predictors: int, correction: PathCorrection | None, greedy: bool
-) -> list[tuple[TreeConfig, Replay]]:
+def candidates(sequences: list[Drafted], num_predictors: int) -> list[tuple[TreeConfig, Replay]]:
     """Dynamic trees over drafters, rows, draft sources, depth and least probability, with what each
-    gives. correction: that of the sequences' rankings; greedy: how they were decoded.
+    gives.
     """
     found = firp_candidates(sequences, num_predictors)
-    trees = [TreeConfig.lookup(rows, least) for rows in LOOKUP_ROWS for least in LEAST]
+    trees = [TreeConfig.lookup(rows, LEAST) for rows in LOOKUP_ROWS]
     trees += [
-        TreeConfig("dynamic", rows, sources, drafters=DRAFTERS, least=least)
+        TreeConfig("dynamic", rows, sources, drafters=DRAFTERS, least=LEAST)
         for rows in MERGED_ROWS
         for sources in MERGED_SOURCES
-        for least in LEAST
     ]
     for tree in trees:
-        replayed = replay_drafter(sequences, tree, num_predictors, correction, greedy)
+        replayed = replay_drafter(sequences, tree, num_predictors)
         found.append((tree, replayed))
     return found
 
@@ -94,7 +91,7 @@ def firp_candidates(sequences: list[Drafted], num_predictors: int) -> list[tuple
     for rows in ROWS:
         depths = [*range(1, num_predictors), None] if rows <= SHALLOW_ROWS else [None]
         shapes = [(depth, 0.0) for depth in depths]
-        shapes += [(None, least) for least in LEAST] if rows in LEAST_ROWS else []
+        shapes += [(None, LEAST)] if rows in LEAST_ROWS else []
         for depth, least in shapes:
             known: dict = {}  # sources change no tree
             for sources in SOURCES:

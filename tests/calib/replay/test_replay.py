@@ -147,7 +147,7 @@ def test_candidates_know_what_sources_and_depth_cost():
 
 
 def test_many_predictors_make_no_tree_that_no_pass_could_hold():
-    for tree, _ in candidates([], 16, None, True):
+    for tree, _ in candidates([], 16):
         tree.validate(16)
 
 
@@ -181,18 +181,18 @@ def test_scales_are_those_under_which_the_text_is_likely():
 
 
 def test_candidates_hold_every_set_of_drafters():
-    found = candidates(drafted_text(2, 120), 3, None, True)
+    found = candidates(drafted_text(2, 120), 3)
     assert {tree.drafters for tree, _ in found} == {("firp",), ("lookup",), ("firp", "lookup")}
     assert all(1 <= replayed.mean_rows <= tree.rows for tree, replayed in found)
 
 
 def test_a_loop_is_copied_whole_and_fresh_text_not_at_all():
     loop = Drafted([1, 2, 3, 4] * 10, 8, {}, {})
-    copied = replay_drafter([loop], TreeConfig.lookup(4), 0, None, True)
+    copied = replay_drafter([loop], TreeConfig.lookup(4), 0)
     assert copied.tokens == 31
     assert copied.steps == 8  # four tokens each
     assert copied.undrafted == 0
-    fresh = replay_drafter([Drafted(list(range(20)), 8, {}, {})], TreeConfig.lookup(4), 0, None, True)
+    fresh = replay_drafter([Drafted(list(range(20)), 8, {}, {})], TreeConfig.lookup(4), 0)
     assert fresh.tokens_per_step == 1
     assert fresh.undrafted == fresh.steps == 11
 
@@ -201,7 +201,7 @@ def test_a_loop_is_copied_whole_and_fresh_text_not_at_all():
 def test_the_runtime_s_own_drafter_replays_like_the_trees_alone(tree):
     sequences = drafted_text(4, 150)
     alone = replay(sequences, tree)
-    replayed = replay_drafter(sequences, tree, 3, None, True)
+    replayed = replay_drafter(sequences, tree, 3)
     assert replayed.steps == alone.steps
     assert replayed.accepted_by_depth == alone.accepted_by_depth
 
@@ -214,7 +214,7 @@ def test_a_replay_with_lookup_takes_the_steps_that_decoding_takes(decoded, draft
     tree = TreeConfig("dynamic", 8, sources, drafters=drafters, least=0.02)
     for params, sequences in texts.items():
         greedy = params.temperature == 0
-        replayed = replay_drafter(rank(record(frozen, heads, sequences), None, greedy), tree, 3, None, greedy)
+        replayed = replay_drafter(rank(record(frozen, heads, sequences), None, greedy), tree, 3)
         requests = [
             engine.request(sequence.tokens[: sequence.prompt_tokens].tolist(), params)
             for sequence in sequences
