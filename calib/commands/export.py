@@ -108,5 +108,6 @@ def _report(output: Path, manifest) -> None:
         messages.print(f"verified: {checks}")
     if not manifest.num_predictors:
         messages.print(
-            "no predictors: this bundle decodes plainly; add --predictors or --calib-data for drafts"
+            "no predictors: this bundle decodes plainly; add --predictors or --calib-data for drafts, "
+            f"or see with firp tune {output} --prompts FILE whether prompt lookup pays"
         )
