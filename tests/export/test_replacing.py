@@ -53,9 +53,9 @@ def names(folder):
 def test_no_instant_loses_the_old_folder_and_none_leaves_anything(target, how, can_exchange, tmp_path):
     found = outcomes(tmp_path / "scratch", *target, how, can_exchange)
     assert len(found) > 50  # system calls, before and after each
-    assert {each["next"] for each in found} == {"old", "new"}
-    assert [each for each in found if each["others"]] == []
-    absent = [each["instant"] for each in found if each["first"] not in ("old", "new")]
+    assert {seen["next"] for seen in found} == {"old", "new"}
+    assert [seen for seen in found if seen["others"]] == []
+    absent = [seen["instant"] for seen in found if seen["first"] not in ("old", "new")]
     if (how, can_exchange) == ("kill", "no"):
         assert 0 < len(absent) <= 4  # between two renames, until the next start
     else:

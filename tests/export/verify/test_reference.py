@@ -94,4 +94,5 @@ def test_weights_are_rounded_as_the_bundle_stores_them(tmp_path):
     path = make_model(tmp_path / "model", "llama")
     full, rounded = load_model(path, "float32"), load_model(path, "float16")
     for a, b in zip(full.parameters(), rounded.parameters(), strict=True):
-        assert torch.equal(a.half().float(), b) and not torch.equal(a, b)
+        assert torch.equal(a.half().float(), b)
+        assert not torch.equal(a, b)
