@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import every_instant
@@ -178,6 +179,6 @@ def test_a_copy_that_fails_names_the_target():
 def test_the_disk_check_counts_every_file(model, tmp_path, monkeypatch):
     with (model / "chat_template.jinja").open("wb") as file:
         file.truncate(3 << 30)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2 << 30, 0, 2 << 30))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 << 30))
     with pytest.raises(FirpError, match=r"not enough disk space . got 2048.0 MiB free, expected 307\d"):
         export_bundle(ExportOptions(model, tmp_path / "out"))

@@ -143,7 +143,7 @@ def test_a_step_that_fails_did_not_happen(failure, demo, text, tmp_path, monkeyp
     """NaN, or Ctrl-C twice, in the middle of a step: what is kept is the state before it, and goes
     on as if nothing had been.
     """
-    original = Trainer._losses
+    original = Trainer.losses
 
     def failing(self, input_ids):
         losses, table_losses = original(self, input_ids)
@@ -151,7 +151,7 @@ def test_a_step_that_fails_did_not_happen(failure, demo, text, tmp_path, monkeyp
             raise KeyboardInterrupt
         return (losses * float("nan") if self.step == 4 else losses), table_losses
 
-    monkeypatch.setattr(Trainer, "_losses", failing)
+    monkeypatch.setattr(Trainer, "losses", failing)
     with pytest.raises(KeyboardInterrupt if failure == "interrupt" else FirpError):
         calibrate(request_for(demo, tmp_path / "a", text))
     assert not (tmp_path / "a").exists()
@@ -164,13 +164,13 @@ def test_a_step_that_fails_did_not_happen(failure, demo, text, tmp_path, monkeyp
 
 
 def test_divergence_is_told(demo, text, tmp_path, monkeypatch):
-    original = Trainer._losses
+    original = Trainer.losses
 
     def failing(self, input_ids):
         losses, table_losses = original(self, input_ids)
         return losses, (table_losses * float("inf") if self.step == 4 else table_losses)
 
-    monkeypatch.setattr(Trainer, "_losses", failing)
+    monkeypatch.setattr(Trainer, "losses", failing)
     with pytest.raises(FirpError, match=r"training diverged.*at step 4.*lower --learning-rate"):
         calibrate(request_for(demo, tmp_path / "a", text))
     saved = torch.load(tmp_path / "a.unfinished", weights_only=True)["stages"]["firp, layer 6, 12 steps"]
@@ -202,7 +202,7 @@ def test_out_of_memory_says_what_to_lower(demo, text, tmp_path, monkeypatch):
     def failing(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Trainer, "_losses", failing)
+    monkeypatch.setattr(Trainer, "losses", failing)
     with pytest.raises(FirpError, match="out of memory on cpu.*--batch 2 --anchors 16 --window 48"):
         calibrate(request_for(demo, tmp_path / "a", text))
     monkeypatch.setattr("firp.calib.calibrate.request.available_memory", lambda device: 10 * 2**20)

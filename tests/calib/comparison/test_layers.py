@@ -20,6 +20,7 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.datatype import DataType
 from support.command_line import fails, firp
 from support.small_models import make_model
+from support.tensorrt_target import target_without_gpu
 
 from firp import cli
 from firp.calib.commands import verify as verify_command
@@ -33,7 +34,6 @@ from firp.calib.comparison.layers import (
 )
 from firp.calib.targets.layer_outputs import layer_of, layer_outputs
 from firp.calib.targets.onnx_runtime import OnnxTarget
-from firp.calib.targets.tensor_rt import TensorRTTarget
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.safetensors_file import read_safetensors
 from firp.export.tensorrt.build import BuildOptions, build_engines
@@ -172,7 +172,7 @@ def test_bfloat16_goes_through_torch(tmp_path):
         def get_input_metadata_impl(self):
             found = self.inner.get_input_metadata(use_numpy_dtypes=False)
             for name, (dtype, _) in found.items():
-                found[name]._dtype = self.inputs[name] if dtype.is_floating else dtype
+                found[name].dtype = self.inputs[name] if dtype.is_floating else dtype
             return found
 
         def infer_impl(self, feed):
@@ -212,14 +212,8 @@ def test_an_engine_with_layer_outputs_is_built(half_bundle, monkeypatch):
     """
     record = build_engines(half_bundle, BuildOptions("tensorrt-rtx", Limits(200, 1, 8), ("8.9",)))
     loaded, plans, rows, shares = load_bundle(half_bundle), [], [], []
-    target = TensorRTTarget.__new__(TensorRTTarget)
-    target._trt, target._bundle, target._runtime = (
-        load_library("tensorrt-rtx"),
-        loaded,
-        SimpleNamespace(compute_capability="8.9"),
-    )
-    target._engines = find_engine_folder(loaded, "tensorrt-rtx", record.library_version, "8.9")
-    target.limits = target._engines.record.limits
+    engines = find_engine_folder(loaded, "tensorrt-rtx", record.library_version, "8.9")
+    target = target_without_gpu(monkeypatch, loaded, load_library("tensorrt-rtx"), engines)
 
     def trt_runner(plan, optimization_profile):
         assert optimization_profile == 0

@@ -9,12 +9,13 @@ import numpy as np
 import polygraphy.backend.trt as backend
 import pytest
 from polygraphy import cuda
+from support.tensorrt_target import target_without_gpu
 
 from firp.calib.profiling.pass_grid import check_grid
 from firp.calib.targets.cost import Point, dimensions
 from firp.calib.targets.feeds import FeedMaker
 from firp.calib.targets.layer_times import kind_of
-from firp.calib.targets.tensor_rt import TensorRTTarget, layer_profiler
+from firp.calib.targets.tensor_rt import layer_profiler
 from firp.runtime.bundle.engine_record import Profile
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.errors import FirpError
@@ -82,11 +83,14 @@ def test_passes_of_an_engine(family_bundle, monkeypatch):
     monkeypatch.setattr(backend, "EngineFromBytes", lambda data: Context)
     monkeypatch.setattr(backend, "TrtRunner", Runner)
     monkeypatch.setattr(cuda.DeviceArray, "raw", Array)
-    target = TensorRTTarget.__new__(TensorRTTarget)
-    record = SimpleNamespace(profiles={"lower": tuple(Profile(name, held) for name, held in shapes.items())})
-    library = SimpleNamespace(IProfiler=object, ExecutionContextAllocationStrategy=SimpleNamespace(STATIC=0))
-    target._bundle, target._trt = loaded, library
-    target._engines = SimpleNamespace(record=record, plan_path=lambda graph: bundle / f"{graph}.plan")
+    record = SimpleNamespace(
+        limits=None, profiles={"lower": tuple(Profile(name, held) for name, held in shapes.items())}
+    )
+    library = SimpleNamespace(
+        __version__="1.7", IProfiler=object, ExecutionContextAllocationStrategy=SimpleNamespace(STATIC=0)
+    )
+    engines = SimpleNamespace(record=record, plan_path=lambda graph: bundle / f"{graph}.plan")
+    target = target_without_gpu(monkeypatch, loaded, library, engines)
     check_grid(target, SimpleNamespace(graphs={"lower": spec}, num_predictors=3), [Point(64, 50, 1)])
     with pytest.raises(
         FirpError, match=re.escape("the lower engine does not hold such a pass | got input_ids [1, 65]")

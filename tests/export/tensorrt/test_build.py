@@ -183,14 +183,15 @@ def test_tensorrt_takes_the_same_way(half_bundle, monkeypatch):
     folder = find_engine_folder(load_bundle(half_bundle), "tensorrt", "10.15.1", "9.0").path
     assert folder.name == "tensorrt-10.15.1-sm90"
     assert (folder / "timing.cache").stat().st_size > 0
-    opened, open_cache = [], plan_builder._open_timing_cache
+    kept, given = (folder / "timing.cache").read_bytes(), []
+    create = rtx.IBuilderConfig.create_timing_cache
     monkeypatch.setattr(
-        plan_builder,
-        "_open_timing_cache",
-        lambda c, path: opened.append(path.is_file()) or open_cache(c, path),
+        rtx.IBuilderConfig,
+        "create_timing_cache",
+        lambda config, timings: given.append(timings) or create(config, timings),
     )
     build_engines(half_bundle, BuildOptions("tensorrt", force=True))
-    assert opened == [True] * 3
+    assert given == [kept] * 3
 
 
 def test_a_warning_that_something_is_dropped_is_an_error(half_bundle, monkeypatch):
