@@ -12,13 +12,17 @@ def test_the_demo_marks_steps_and_ends_with_the_comparison(demo_engine, capsys):
     out = capsys.readouterr().out
     plain, drafted = out.split("── drafted")
     marked = drafted.split("│")
-    assert len(marked) > 8 and "│" not in plain.split("── plain")[1]
+    assert len(marked) > 8
+    assert "│" not in plain.split("── plain")[1]
     rows = {
         row[0]: row[1:]
         for row in re.findall(r"│ (plain|drafted)\s+│\s+(\d+) │\s+(\d+) │\s+([\d.]+) │\s+(\w*) │", out)
     }
-    assert rows["plain"][1] == "23" and float(rows["plain"][2]) == 1
-    assert int(rows["drafted"][1]) < 23 and float(rows["drafted"][2]) > 1.2 and rows["drafted"][3] == "yes"
+    assert rows["plain"][1] == "23"
+    assert float(rows["plain"][2]) == 1
+    assert int(rows["drafted"][1]) < 23
+    assert float(rows["drafted"][2]) > 1.2
+    assert rows["drafted"][3] == "yes"
 
 
 def test_marks_separate_the_steps(capsys):

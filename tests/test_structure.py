@@ -135,7 +135,8 @@ def test_rooms_are_small_and_say_what_lives_there(pytestconfig):
             files = [file for file in folder.glob("*.py") if file.name != "__init__.py"]
             assert len(files) <= MAX_FILES, folder
             sentence = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
-            assert sentence and sentence.endswith("."), folder
+            assert sentence, folder
+            assert sentence.endswith("."), folder
 
 
 def test_a_wheel_holds_every_package(pytestconfig, tmp_path):

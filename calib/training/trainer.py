@@ -120,7 +120,7 @@ class Trainer:
         table_total = 0.0
         passes = self.options.accumulate
         for _ in range(passes):
-            losses, table_losses = self._losses(self._next_batch())
+            losses, table_losses = self.losses(self._next_batch())
             ((losses.sum() + table_losses.sum()) / passes).backward()
             total += losses.detach().cpu() / passes
             table_total += float(table_losses.detach().sum())
@@ -147,7 +147,7 @@ class Trainer:
         chosen, self.order = self.order[: self.options.batch], self.order[self.options.batch :]
         return self.windows[chosen].to(self.frozen.device)
 
-    def _losses(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Losses of the heads and of the tables, [K] both."""
         k = self.options.num_predictors
         with autocast(self.options):

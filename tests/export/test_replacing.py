@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import every_instant
@@ -53,9 +54,9 @@ def names(folder):
 def test_no_instant_loses_the_old_folder_and_none_leaves_anything(target, how, can_exchange, tmp_path):
     found = outcomes(tmp_path / "scratch", *target, how, can_exchange)
     assert len(found) > 50  # system calls, before and after each
-    assert {each["next"] for each in found} == {"old", "new"}
-    assert [each for each in found if each["others"]] == []
-    absent = [each["instant"] for each in found if each["first"] not in ("old", "new")]
+    assert {seen["next"] for seen in found} == {"old", "new"}
+    assert [seen for seen in found if seen["others"]] == []
+    absent = [seen["instant"] for seen in found if seen["first"] not in ("old", "new")]
     if (how, can_exchange) == ("kill", "no"):
         assert 0 < len(absent) <= 4  # between two renames, until the next start
     else:
@@ -178,6 +179,6 @@ def test_a_copy_that_fails_names_the_target():
 def test_the_disk_check_counts_every_file(model, tmp_path, monkeypatch):
     with (model / "chat_template.jinja").open("wb") as file:
         file.truncate(3 << 30)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2 << 30, 0, 2 << 30))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 << 30))
     with pytest.raises(FirpError, match=r"not enough disk space . got 2048.0 MiB free, expected 307\d"):
         export_bundle(ExportOptions(model, tmp_path / "out"))

@@ -49,7 +49,8 @@ def test_drafted_equals_plain(engine):
     }
     params = [SamplingParams(48), SamplingParams(48, temperature=0.8, top_p=0.95, seed=1)]
     for comparison in compare_trees(engine, prompts(engine), params, trees):
-        assert comparison.unexcused == [] and len(comparison.differences) <= comparison.allowed("float16")
+        assert comparison.unexcused == []
+        assert len(comparison.differences) <= comparison.allowed("float16")
         assert comparison.tokens_per_step > 1
 
 
@@ -57,7 +58,8 @@ def test_cuda_graphs_are_replayed(engine):
     before = engine.sessions.graph_counts
     engine.generate(prompts(engine)[0], SamplingParams(64, ignore_eos=True), tree=engine.best_tree)
     counts = engine.sessions.graph_counts
-    assert counts["captures"] > 0 and counts["replays"] > before["replays"]
+    assert counts["captures"] > 0
+    assert counts["replays"] > before["replays"]
 
 
 def test_verification_passes(engine):
@@ -69,7 +71,7 @@ def test_layers_are_those_of_onnx_runtime(engine):
     """In a process of its own: polygraphy serves one TensorRT in each."""
     result = firp("verify", engine.bundle.path, "--layers", "--backend", engine.backend.name, "--json")
     assert result.returncode == 0, result.stderr
-    assert [each["tensors"] for each in json.loads(result.stdout)["layers"]] == [13, 25, 1, 7, 11]
+    assert [layers["tensors"] for layers in json.loads(result.stdout)["layers"]] == [13, 25, 1, 7, 11]
 
 
 @pytest.mark.skipif(

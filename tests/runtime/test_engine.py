@@ -33,9 +33,8 @@ def test_stream_and_generate_agree_and_text_is_the_decoded_tokens(demo_engine, p
     chunks = list(demo_engine.stream(PROMPT, params, plain=plain))
     whole = demo_engine.generate(PROMPT, params, plain=plain)
     assert [token for chunk in chunks for token in chunk.token_ids] == whole.token_ids
-    assert (
-        "".join(chunk.text for chunk in chunks) == whole.text == demo_engine.tokenizer.decode(whole.token_ids)
-    )
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    assert whole.text == demo_engine.tokenizer.decode(whole.token_ids)
     assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
     assert chunks[-1].finish_reason == "length"
 
@@ -61,7 +60,8 @@ def test_an_end_of_sequence_token_ends_the_request_and_is_kept(random_engine, pl
     engine = Engine(dataclasses.replace(random_engine.bundle, eos_token_ids=(eos,)), random_engine.backend)
     ended = engine.generate([5, 6, 7], params, plain=plain)
     if ignore_eos:
-        assert ended.token_ids == free.token_ids and ended.finish_reason == "length"
+        assert ended.token_ids == free.token_ids
+        assert ended.finish_reason == "length"
     else:
         assert ended.token_ids == free.token_ids[: free.token_ids.index(eos) + 1]
         assert ended.finish_reason == "stop"
@@ -70,15 +70,19 @@ def test_an_end_of_sequence_token_ends_the_request_and_is_kept(random_engine, pl
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_never_more_than_max_new_tokens(demo_engine, count):
     result = demo_engine.generate(PROMPT, SamplingParams(count))
-    assert len(result.token_ids) == count and result.finish_reason == "length"
+    assert len(result.token_ids) == count
+    assert result.finish_reason == "length"
 
 
 def test_statistics_add_up(demo_engine):
     result = demo_engine.generate(PROMPT, SamplingParams(80), tree=TreeConfig("dynamic", 16, None))
     stats = result.stats
-    assert stats.prompt_tokens == result.prompt_tokens == len(demo_engine.encode(PROMPT))
-    assert stats.decoded_tokens == len(result.token_ids) - 1 == stats.steps + sum(stats.accepted_by_depth)
-    assert stats.tokens_per_step == stats.decoded_tokens / stats.steps > 1
+    assert stats.prompt_tokens == result.prompt_tokens
+    assert stats.prompt_tokens == len(demo_engine.encode(PROMPT))
+    assert stats.decoded_tokens == len(result.token_ids) - 1
+    assert stats.decoded_tokens == stats.steps + sum(stats.accepted_by_depth)
+    assert stats.tokens_per_step == stats.decoded_tokens / stats.steps
+    assert stats.tokens_per_step > 1
     assert stats.accepted_by_depth == sorted(stats.accepted_by_depth, reverse=True)
     assert set(stats.graph_ms) == set(demo_engine.manifest.graphs)
     assert min(stats.prefill_ms, stats.outside_ms, *stats.graph_ms.values()) > 0
@@ -125,7 +129,8 @@ def test_a_second_caller_of_one_session_is_refused_and_the_first_goes_on(demo_en
         thread.join()
         tokens.append(next(first).tokens)
     tokens += [step.tokens for step in first]
-    assert len(errors) == 3 and "session in use" in errors[0]
+    assert len(errors) == 3
+    assert "session in use" in errors[0]
     assert tokens == expected
 
 

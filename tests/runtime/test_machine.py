@@ -18,8 +18,11 @@ def test_the_peak_is_that_since_the_reset():
     assert host_memory.available_bytes() > 0
 
 
-def test_a_system_that_does_not_say():
-    assert host_memory._field("/proc/no-such-file", "VmHWM:") is None
+def test_a_system_that_does_not_say(monkeypatch, tmp_path):
+    monkeypatch.setattr(host_memory, "Path", lambda name: tmp_path / name.lstrip("/"))
+    assert host_memory.available_bytes() is None
+    assert host_memory.peak_bytes() is None
+    host_memory.reset_peak()
 
 
 def test_too_little_memory_is_told_with_its_parts():

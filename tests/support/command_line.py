@@ -45,6 +45,7 @@ def fails(*arguments, status=1, **options):
     assert "Traceback" not in result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     if status == 1:
-        assert len(lines) == 1 and result.stderr.strip().splitlines()[-1] == lines[0], result.stderr
+        assert len(lines) == 1, result.stderr
+        assert result.stderr.strip().splitlines()[-1] == lines[0], result.stderr
         return lines[0]
     return result.stderr

@@ -54,10 +54,10 @@ class Stream:
 
     def drain(self):
         work, self.work = self.work, []
-        for each in work:
+        for task in work:
             if self.error == OK:
                 try:
-                    each()
+                    task()
                 except DeviceError as error:
                     self.error = error.status  # stays, as on a device
                     self.message = str(error)

@@ -26,7 +26,8 @@ def _edit_weight(bundle: Path, name: str, change: Callable[[np.ndarray], np.ndar
         file.seek(record.offset)
         values = np.frombuffer(file.read(record.nbytes), np.float32).reshape(record.shape)
         changed = np.ascontiguousarray(change(values), np.float32)
-        assert changed.nbytes == record.nbytes and not np.array_equal(changed.ravel(), values.ravel())
+        assert changed.nbytes == record.nbytes
+        assert not np.array_equal(changed.ravel(), values.ravel())
         file.seek(record.offset)
         file.write(changed.tobytes())
 
@@ -83,7 +84,7 @@ def epsilon_of(layer: int) -> Mutation:
     def mutate(bundle: Path, _: random.Random) -> None:
         def change(graph: onnx.GraphProto) -> None:
             norm = next(node for node in graph.node if f"layers.{layer}.input_norm.weight" in node.input)
-            next(each for each in norm.attribute if each.name == "epsilon").f *= 10
+            next(attribute for attribute in norm.attribute if attribute.name == "epsilon").f *= 10
 
         _edit_graph(bundle, _graph_of(bundle, layer), change)
 
@@ -123,7 +124,7 @@ def hole_in_the_mask(bundle: Path, rng: random.Random) -> None:
             for index, name in enumerate(node.input):
                 if name == "attention_bias":
                     node.input[index] = "bias_with_a_hole"
-        bias = next(each for each in graph.input if each.name == "attention_bias")
+        bias = next(given for given in graph.input if given.name == "attention_bias")
         dtype = helper.tensor_dtype_to_np_dtype(bias.type.tensor_type.elem_type)
         constants = {"hole_at": np.int64(HIDDEN_SLOT), "zero": np.int64(0), "step": np.int64(1)}
         constants |= {"hidden": dtype.type(np.finfo(dtype).min), "visible": dtype.type(0)}

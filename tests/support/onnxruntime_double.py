@@ -28,10 +28,8 @@ class OnnxRuntimeDouble:
 
     def InferenceSession(self, path, options, providers):
         ((name, settings),) = providers
-        assert (
-            name == CUDA
-            and options.get_session_config_entry("session.record_ep_graph_assignment_info") == "1"
-        )
+        assert name == CUDA
+        assert options.get_session_config_entry("session.record_ep_graph_assignment_info") == "1"
         return Session(self, path, self.cuda.streams[int(settings["user_compute_stream"])])
 
 

@@ -120,9 +120,8 @@ class Engine:
         return RuntimeConfig(self.library)
 
     def create_execution_context(self, config):
-        assert (
-            config.allocation is ExecutionContextAllocationStrategy.USER_MANAGED and config.cache is not None
-        )
+        assert config.allocation is ExecutionContextAllocationStrategy.USER_MANAGED
+        assert config.cache is not None
         self.library.contexts += 1
         return Context(self, config.dynamic_shapes_kernel_specialization_strategy)
 
@@ -218,7 +217,7 @@ def write_engines(bundle, limits=None, backend="tensorrt-rtx", capability="8.9",
         plan = {
             "graph": name,
             "onnx": str(bundle.graph_path(name)),
-            "profiles": [each.shapes for each in profiles[name]],
+            "profiles": [profile.shapes for profile in profiles[name]],
         }
         path = folder / f"{name}.plan"
         path.write_text(json.dumps(plan))

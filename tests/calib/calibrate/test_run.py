@@ -56,19 +56,24 @@ def test_it_learns_and_its_directory_makes_a_bundle(demo, text, tmp_path):
     info = calibrate(request_for(demo, tmp_path / "a", text, steps=40), seen.append)
     report = json.loads((tmp_path / "a" / "report.json").read_text())
     curve = report["methods"][0]["curve"]
-    assert sum(curve[-1][1]) < sum(curve[0][1]) - 0.5 and curve[-1][0] == 40 == info.training["steps"]
+    assert sum(curve[-1][1]) < sum(curve[0][1]) - 0.5
+    assert curve[-1][0] == 40
+    assert info.training["steps"] == 40
     assert info.model_fingerprint == open_checkpoint(demo).fingerprint()
     for shares in (info.held_out.top1, info.held_out.top10):
-        assert len(shares) == 3 and all(0 <= share <= 1 for share in shares)
+        assert len(shares) == 3
+        assert all(0 <= share <= 1 for share in shares)
     assert [event.training.step for event in seen if event.training] == list(range(1, 41))
     assert all(event.stage.startswith("training firp at layer 6: step") for event in seen if event.training)
     assert report["choice"]["speedup"] == pytest.approx(
         max(speedup for _, speedup in report["speedups"]), abs=2e-3
     )
-    assert (tmp_path / "a" / "report.html").is_file() and not list(tmp_path.glob("*.unfinished"))
+    assert (tmp_path / "a" / "report.html").is_file()
+    assert not list(tmp_path.glob("*.unfinished"))
     export_bundle(ExportOptions(demo, tmp_path / "bundle", tmp_path / "a"))
     bundle = load_bundle(tmp_path / "bundle")
-    assert bundle.correction.previous.shape == (4096, 8) and len(bundle.calibration.candidates) > 50
+    assert bundle.correction.previous.shape == (4096, 8)
+    assert len(bundle.calibration.candidates) > 50
 
 
 def weights_of(folder):
@@ -85,7 +90,8 @@ def test_the_seed_decides_and_a_resumed_run_ends_like_one_that_was_not_interrupt
     calibrate(request_for(demo, tmp_path / "whole", text))
     with pytest.raises(FirpError, match=r"interrupted.*step 5, .*kept in .*\.unfinished.*--resume"):
         calibrate(request_for(demo, tmp_path / "parts", text), stop_at_step_5, cancel)
-    assert not (tmp_path / "parts").exists() and (tmp_path / "parts.unfinished").is_file()
+    assert not (tmp_path / "parts").exists()
+    assert (tmp_path / "parts.unfinished").is_file()
     with pytest.raises(FirpError, match="an unfinished calibration is there.*add --resume"):
         calibrate(request_for(demo, tmp_path / "parts", text))
     with pytest.raises(FirpError, match="was another one.*different seed"):
@@ -111,7 +117,8 @@ def test_baselines_and_sweep_share_the_budget(demo, text, tmp_path):
     # a quarter of the steps went to the sweep
     assert {method["curve"][-1][0] for method in report["methods"][:3]} == {18}
     best = max(report["layers"], key=lambda layer: layer["speedup"])["prediction_layer"]
-    assert info.prediction_layer == best == report["prediction_layer"]
+    assert info.prediction_layer == best
+    assert report["prediction_layer"] == best
     assert [layer["prediction_layer"] for layer in report["layers"]] == [2, 3, 4, 5, 6, 7]
 
 
@@ -120,13 +127,15 @@ def test_the_model_writes_its_own_data(demo, tmp_path):
     info = calibrate(
         CalibrationRequest(demo, tmp_path / "a", prompts=("def add(a, b):", [5, 6, 7]), options=options)
     )
-    assert info.training["prompts"] == 2 and 2500 <= info.training["tokens"] < 4500
+    assert info.training["prompts"] == 2
+    assert 2500 <= info.training["tokens"] < 4500
 
 
 def test_bfloat16_and_accumulation(demo, text, tmp_path):
     calibrate(request_for(demo, tmp_path / "a", text, precision="bfloat16", accumulate=2))
     weight = weights_of(tmp_path / "a")["predictors.weight"]
-    assert weight.dtype == torch.float32 and not torch.equal(weight[0], torch.eye(256))
+    assert weight.dtype == torch.float32
+    assert not torch.equal(weight[0], torch.eye(256))
 
 
 @pytest.mark.parametrize("failure", ["divergence", "interrupt"])
@@ -134,7 +143,7 @@ def test_a_step_that_fails_did_not_happen(failure, demo, text, tmp_path, monkeyp
     """NaN, or Ctrl-C twice, in the middle of a step: what is kept is the state before it, and goes
     on as if nothing had been.
     """
-    original = Trainer._losses
+    original = Trainer.losses
 
     def failing(self, input_ids):
         losses, table_losses = original(self, input_ids)
@@ -142,7 +151,7 @@ def test_a_step_that_fails_did_not_happen(failure, demo, text, tmp_path, monkeyp
             raise KeyboardInterrupt
         return (losses * float("nan") if self.step == 4 else losses), table_losses
 
-    monkeypatch.setattr(Trainer, "_losses", failing)
+    monkeypatch.setattr(Trainer, "losses", failing)
     with pytest.raises(KeyboardInterrupt if failure == "interrupt" else FirpError):
         calibrate(request_for(demo, tmp_path / "a", text))
     assert not (tmp_path / "a").exists()
@@ -155,17 +164,18 @@ def test_a_step_that_fails_did_not_happen(failure, demo, text, tmp_path, monkeyp
 
 
 def test_divergence_is_told(demo, text, tmp_path, monkeypatch):
-    original = Trainer._losses
+    original = Trainer.losses
 
     def failing(self, input_ids):
         losses, table_losses = original(self, input_ids)
         return losses, (table_losses * float("inf") if self.step == 4 else table_losses)
 
-    monkeypatch.setattr(Trainer, "_losses", failing)
+    monkeypatch.setattr(Trainer, "losses", failing)
     with pytest.raises(FirpError, match=r"training diverged.*at step 4.*lower --learning-rate"):
         calibrate(request_for(demo, tmp_path / "a", text))
     saved = torch.load(tmp_path / "a.unfinished", weights_only=True)["stages"]["firp, layer 6, 12 steps"]
-    assert saved["step"] == 4 and torch.isfinite(saved["heads"]["weight"]).all()
+    assert saved["step"] == 4
+    assert torch.isfinite(saved["heads"]["weight"]).all()
     assert not (tmp_path / "a").exists()
 
 
@@ -192,7 +202,7 @@ def test_out_of_memory_says_what_to_lower(demo, text, tmp_path, monkeypatch):
     def failing(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Trainer, "_losses", failing)
+    monkeypatch.setattr(Trainer, "losses", failing)
     with pytest.raises(FirpError, match="out of memory on cpu.*--batch 2 --anchors 16 --window 48"):
         calibrate(request_for(demo, tmp_path / "a", text))
     monkeypatch.setattr("firp.calib.calibrate.request.available_memory", lambda device: 10 * 2**20)
@@ -248,7 +258,8 @@ def test_a_second_run_to_the_same_output_is_refused_at_once(demo, text, tmp_path
             refused.append(error)
 
     calibrate(request_for(demo, tmp_path / "a", text), meanwhile)
-    assert len(refused) == 1 and (tmp_path / "a" / "predictors.json").is_file()
+    assert len(refused) == 1
+    assert (tmp_path / "a" / "predictors.json").is_file()
 
 
 def test_a_model_without_tokenizer_and_no_data(text, demo, tmp_path):

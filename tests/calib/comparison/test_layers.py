@@ -20,6 +20,7 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.datatype import DataType
 from support.command_line import fails, firp
 from support.small_models import make_model
+from support.tensorrt_target import target_without_gpu
 
 from firp import cli
 from firp.calib.commands import verify as verify_command
@@ -33,7 +34,6 @@ from firp.calib.comparison.layers import (
 )
 from firp.calib.targets.layer_outputs import layer_of, layer_outputs
 from firp.calib.targets.onnx_runtime import OnnxTarget
-from firp.calib.targets.tensor_rt import TensorRTTarget
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.safetensors_file import read_safetensors
 from firp.export.tensorrt.build import BuildOptions, build_engines
@@ -61,30 +61,33 @@ def changed(bundle: Bundle, folder: Path, weight: str, values: float) -> Bundle:
 
 
 def compared(target, bundle: Bundle) -> dict:
-    return {(each.graph, each.form): each for each in compare_graphs(target, bundle)}
+    return {(comparison.graph, comparison.form): comparison for comparison in compare_graphs(target, bundle)}
 
 
 def test_a_whole_bundle_passes(bundle):
     stages = []
     found = list(compare_graphs(OnnxTarget(bundle, "cpu"), bundle, lambda *stage: stages.append(stage)))
-    assert [(each.graph, each.form, each.tensors) for each in found] == [
+    assert [(comparison.graph, comparison.form, comparison.tensors) for comparison in found] == [
         ("lower", AS_IT_RUNS, 5),
         ("lower", WITH_LAYERS, 9),
         ("predictors", AS_IT_RUNS, 1),
         ("upper", AS_IT_RUNS, 7),
         ("upper", WITH_LAYERS, 11),
     ]
-    assert all(
-        each.check().passed and each.worst <= each.limit == 1e-4 and each.first_beyond is None
-        for each in found
-    )
-    assert [stage for stage, *_ in stages] == [f"comparing {each.graph} {each.form}" for each in found]
+    assert all(comparison.check().passed for comparison in found)
+    assert all(comparison.worst <= 1e-4 for comparison in found)
+    assert {comparison.limit for comparison in found} == {1e-4}
+    assert all(comparison.first_beyond is None for comparison in found)
+    assert [stage for stage, *_ in stages] == [
+        f"comparing {comparison.graph} {comparison.form}" for comparison in found
+    ]
 
 
 def test_float16_is_compared_with_float32(half_bundle):
     loaded = load_bundle(half_bundle)
     found = compared(OnnxTarget(loaded, "cpu"), loaded)
-    assert all(each.check().passed and each.limit == 0.25 for each in found.values())
+    assert all(comparison.check().passed for comparison in found.values())
+    assert all(comparison.limit == 0.25 for comparison in found.values())
     assert found["lower", WITH_LAYERS].worst > 1e-5  # rounding shows: the reference is not the graph itself
 
 
@@ -103,23 +106,21 @@ def test_the_changed_layer_is_the_first_beyond(weight, first, first_declared, bu
     layer = layer_of(weight)
     half, other = ("lower", "upper") if layer < 2 else ("upper", "lower")
     within, declared = found[half, WITH_LAYERS], found[half, AS_IT_RUNS]
-    assert (within.first_beyond, within.layer) == (first, layer) and within.worst > within.limit
+    assert (within.first_beyond, within.layer) == (first, layer)
+    assert within.worst > within.limit
     assert declared.first_beyond == first_declared
-    assert (
-        within.check().name == f"{half} with layer outputs, first beyond: {first}"
-        and not within.check().passed
-    )
-    assert found[other, WITH_LAYERS].check().passed and found["predictors", AS_IT_RUNS].check().passed
+    assert within.check().name == f"{half} with layer outputs, first beyond: {first}"
+    assert not within.check().passed
+    assert found[other, WITH_LAYERS].check().passed
+    assert found["predictors", AS_IT_RUNS].check().passed
 
 
 def test_nan_is_beyond(bundle, tmp_path):
     found = compared(
         OnnxTarget(changed(bundle, tmp_path / "changed", "layers.3.o_proj.weight", math.nan), "cpu"), bundle
     )
-    assert (
-        found["upper", WITH_LAYERS].first_beyond == "layers.3.attention_out"
-        and found["upper", AS_IT_RUNS].layer is None
-    )
+    assert found["upper", WITH_LAYERS].first_beyond == "layers.3.attention_out"
+    assert found["upper", AS_IT_RUNS].layer is None
     assert all(math.isnan(found["upper", form].worst) for form in (AS_IT_RUNS, WITH_LAYERS))
 
 
@@ -171,19 +172,22 @@ def test_bfloat16_goes_through_torch(tmp_path):
         def get_input_metadata_impl(self):
             found = self.inner.get_input_metadata(use_numpy_dtypes=False)
             for name, (dtype, _) in found.items():
-                found[name]._dtype = self.inputs[name] if dtype.is_floating else dtype
+                found[name].dtype = self.inputs[name] if dtype.is_floating else dtype
             return found
 
         def infer_impl(self, feed):
             kinds.update(tensor.dtype for tensor in feed.values() if isinstance(tensor, torch.Tensor))
             self.inference_time = 0.0
-            assert all(torch.isfinite(each).all() for each in feed.values() if isinstance(each, torch.Tensor))
+            assert all(
+                torch.isfinite(array).all() for array in feed.values() if isinstance(array, torch.Tensor)
+            )
             wide = {
-                name: each.float() if isinstance(each, torch.Tensor) else each for name, each in feed.items()
+                name: array.float() if isinstance(array, torch.Tensor) else array
+                for name, array in feed.items()
             }
-            made = {name: torch.as_tensor(each) for name, each in self.inner.infer(wide).items()}
+            made = {name: torch.as_tensor(array) for name, array in self.inner.infer(wide).items()}
             return {
-                name: each.bfloat16() if each.is_floating_point() else each for name, each in made.items()
+                name: array.bfloat16() if array.is_floating_point() else array for name, array in made.items()
             }
 
     def runner(graph, names, report, cancel):
@@ -195,10 +199,11 @@ def test_bfloat16_goes_through_torch(tmp_path):
         )
 
     found = compared(SimpleNamespace(limits=None, runner=runner), loaded)
-    assert kinds == {torch.bfloat16} and set(found) == {
-        (half, form) for half in ("lower", "upper") for form in (AS_IT_RUNS, WITH_LAYERS)
-    }
-    assert all(each.check().passed and each.limit == 2.0 and each.worst > 1e-4 for each in found.values())
+    assert kinds == {torch.bfloat16}
+    assert set(found) == {(half, form) for half in ("lower", "upper") for form in (AS_IT_RUNS, WITH_LAYERS)}
+    assert all(comparison.check().passed for comparison in found.values())
+    assert all(comparison.limit == 2.0 for comparison in found.values())
+    assert all(comparison.worst > 1e-4 for comparison in found.values())
 
 
 def test_an_engine_with_layer_outputs_is_built(half_bundle, monkeypatch):
@@ -207,14 +212,8 @@ def test_an_engine_with_layer_outputs_is_built(half_bundle, monkeypatch):
     """
     record = build_engines(half_bundle, BuildOptions("tensorrt-rtx", Limits(200, 1, 8), ("8.9",)))
     loaded, plans, rows, shares = load_bundle(half_bundle), [], [], []
-    target = TensorRTTarget.__new__(TensorRTTarget)
-    target._trt, target._bundle, target._runtime = (
-        load_library("tensorrt-rtx"),
-        loaded,
-        SimpleNamespace(compute_capability="8.9"),
-    )
-    target._engines = find_engine_folder(loaded, "tensorrt-rtx", record.library_version, "8.9")
-    target.limits = target._engines.record.limits
+    engines = find_engine_folder(loaded, "tensorrt-rtx", record.library_version, "8.9")
+    target = target_without_gpu(monkeypatch, loaded, load_library("tensorrt-rtx"), engines)
 
     def trt_runner(plan, optimization_profile):
         assert optimization_profile == 0
@@ -233,7 +232,8 @@ def test_an_engine_with_layer_outputs_is_built(half_bundle, monkeypatch):
     monkeypatch.setattr(polygraphy_trt, "EngineFromBytes", lambda plan: plan)
     monkeypatch.setattr(polygraphy_trt, "TrtRunner", trt_runner)
     found = list(compare_graphs(target, loaded, lambda stage, done, total: shares.append((stage, done))))
-    assert [each.tensors for each in found] == [5, 9, 1, 7, 11] and all(each.check().passed for each in found)
+    assert [comparison.tensors for comparison in found] == [5, 9, 1, 7, 11]
+    assert all(comparison.check().passed for comparison in found)
     assert [isinstance(plan, memoryview) for plan in plans] == [False, True, False, False, True]
     built = next((half_bundle / "engines").iterdir())
     for plan, graph in ((plans[1], "lower"), (plans[4], "upper")):
@@ -241,9 +241,8 @@ def test_an_engine_with_layer_outputs_is_built(half_bundle, monkeypatch):
             assert tensor.encode() in bytes(plan)
         assert plan.nbytes < 1.1 * (built / f"{graph}.plan").stat().st_size
     assert plans[0]()[:64] == (built / "lower.plan").read_bytes()[:64]
-    assert rows == [1, 8] * 5 and any(
-        done > 0 for stage, done in shares if stage == "comparing lower with layer outputs"
-    )
+    assert rows == [1, 8] * 5
+    assert any(done > 0 for stage, done in shares if stage == "comparing lower with layer outputs")
 
 
 def test_the_command_fails_with_the_tensor(bundle, tmp_path, monkeypatch, capsys):
@@ -255,23 +254,21 @@ def test_the_command_fails_with_the_tensor(bundle, tmp_path, monkeypatch, capsys
     ):
         cli.command_line().main(["verify", str(bundle.path), "--layers"], standalone_mode=False)
     shown = capsys.readouterr().out
-    assert re.search(r"upper, layers +│ +11 .* layers\.3\.out │ +3 ", shown) and re.search(
-        r"lower, layers .* - │ +- ", shown
-    )
+    assert re.search(r"upper, layers +│ +11 .* layers\.3\.out │ +3 ", shown)
+    assert re.search(r"lower, layers .* - │ +- ", shown)
 
 
 def test_the_command_on_a_whole_bundle(bundle):
     result = firp("verify", bundle.path, "--layers", "--json")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
-    assert report["passed"] and {"name": "upper with layer outputs", "passed": True} in [
+    assert report["passed"]
+    assert {"name": "upper with layer outputs", "passed": True} in [
         {key: check[key] for key in ("name", "passed")} for check in report["checks"]
     ]
-    assert (
-        len(report["layers"]) == 5
-        and report["layers"][1]["tensors"] == 9
-        and report["layers"][1]["first_beyond"] is None
-    )
+    assert len(report["layers"]) == 5
+    assert report["layers"][1]["tensors"] == 9
+    assert report["layers"][1]["first_beyond"] is None
     assert "layers" not in json.loads(firp("verify", bundle.path, "--json").stdout)
 
 
@@ -279,7 +276,8 @@ def test_without_polygraphy_it_says_what_to_install(bundle):
     hidden = "import sys; sys.modules['polygraphy'] = None; from firp.cli import main; main()"
     arguments = [sys.executable, "-c", hidden, "verify", str(bundle.path)]
     result = subprocess.run([*arguments, "--layers"], capture_output=True, text=True)
-    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
     assert (
         "verify --layers needs polygraphy | got not installed. Fix: pip install 'firp[profile]'"
         in result.stderr

@@ -66,12 +66,12 @@ def test_every_graph_accepts_the_feeds_of_two_sequences(family_bundle, family):
         feed = FeedMaker(spec, loaded.manifest, 2, 30).feed(point)
         dims = dimensions(name, point, loaded.manifest.num_predictors)
         for tensor in spec.inputs:
-            assert (
-                feed[tensor.name].shape == tensor.sizes(dims) and feed[tensor.name].dtype == tensor.dtype
-            ), tensor.name
+            assert feed[tensor.name].shape == tensor.sizes(dims), tensor.name
+            assert feed[tensor.name].dtype == tensor.dtype, tensor.name
         outputs = engine.sessions.graphs[name].native.run(None, feed)
         for tensor, found in zip(spec.outputs, outputs, strict=True):
-            assert found.shape == tensor.sizes(dims) and np.isfinite(found).all(), tensor.name
+            assert found.shape == tensor.sizes(dims), tensor.name
+            assert np.isfinite(found).all(), tensor.name
         with target.timer(name) as pass_ms:
             assert 0 < pass_ms(feed) < 1e3
     window = loaded.manifest.model.sliding_window
@@ -91,15 +91,18 @@ def test_the_grid_is_measured_whole(profile):
         for cached in ((0,) if graph == "predictors" else (3, 40))
         for rows in (1, 6)
     }
-    for each in profile.passes:
-        assert 0 < each.low_ms <= each.median_ms <= each.high_ms and each.passes >= 4
-        assert each.roofline.share == max(each.roofline.bandwidth_share, each.roofline.arithmetic_share) > 0
+    for timed in profile.passes:
+        assert timed.low_ms > 0
+        assert timed.low_ms <= timed.median_ms <= timed.high_ms
+        assert timed.passes >= 4
+        assert timed.roofline.share == max(timed.roofline.bandwidth_share, timed.roofline.arithmetic_share)
+        assert timed.roofline.share > 0
 
 
 def test_the_parts_of_a_step_sum_to_it(profile):
-    assert [each.decoding for each in profile.steps] == ["plain", "drafted"]
-    for each in profile.steps:
-        *parts, total = each.parts
+    assert [split.decoding for split in profile.steps] == ["plain", "drafted"]
+    for split in profile.steps:
+        *parts, total = split.parts
         assert {part.name for part in parts} == {
             "lower_ms",
             "predictors_ms",
@@ -107,31 +110,37 @@ def test_the_parts_of_a_step_sum_to_it(profile):
             "copies_ms",
             "python_ms",
         }
-        assert total.name == TOTAL and sum(part.middle_ms for part in parts) == pytest.approx(total.middle_ms)
-        assert all(part.low_ms <= part.median_ms <= part.high_ms for part in each.parts)
-        assert each.part("python_ms").low_ms > 0 < each.part("copies_ms").low_ms
+        assert total.name == TOTAL
+        assert sum(part.middle_ms for part in parts) == pytest.approx(total.middle_ms)
+        assert all(part.low_ms <= part.median_ms <= part.high_ms for part in split.parts)
+        assert split.part("python_ms").low_ms > 0
+        assert split.part("copies_ms").low_ms > 0
     plain, drafted = profile.steps
-    assert plain.part("predictors_ms").high_ms == 0 < drafted.part("predictors_ms").median_ms
+    assert plain.part("predictors_ms").high_ms == 0
+    assert drafted.part("predictors_ms").median_ms > 0
     token_bytes = 2 * 4 * 2 * 32 * 4  # keys and values of 4 layers, 2 heads of 32, float32
-    assert plain.commit_bytes_per_step == token_bytes and plain.tokens_per_step == 1.0
+    assert plain.commit_bytes_per_step == token_bytes
+    assert plain.tokens_per_step == 1.0
     assert drafted.commit_bytes_per_step >= token_bytes
 
 
 def test_kinds_sum_to_the_graph(profile, bundle):
-    assert [(each.graph, each.rows) for each in profile.layers] == [
+    assert [(measured.graph, measured.rows) for measured in profile.layers] == [
         (graph, rows) for graph in ("lower", "predictors", "upper") for rows in (1, 6)
     ]
-    for each in profile.layers:
-        kinds = {part.kind: part for part in each.kinds}
-        assert sum(part.ms for part in each.kinds) == pytest.approx(each.layers_ms)
-        assert sum(part.share for part in each.kinds) == pytest.approx(1.0)
-        assert "other" not in kinds and set(kinds) <= set(KINDS)
-        assert each.pass_ms is not None
-        if each.graph != "predictors":  # two layers each
+    for measured in profile.layers:
+        kinds = {part.kind: part for part in measured.kinds}
+        assert sum(part.ms for part in measured.kinds) == pytest.approx(measured.layers_ms)
+        assert sum(part.share for part in measured.kinds) == pytest.approx(1.0)
+        assert "other" not in kinds
+        assert set(kinds) <= set(KINDS)
+        assert measured.pass_ms is not None
+        if measured.graph != "predictors":  # two layers each
             assert (kinds["attention"].layers, kinds["GEMM"].layers, kinds["rope"].layers) == (2, 8, 4)
-        assert ("head" in kinds) == (each.graph == "upper")
+        assert ("head" in kinds) == (measured.graph == "upper")
     operators = {name.split("_")[1] for name in head_nodes(bundle / "upper.onnx")}
-    assert {"Gemm", "LogSoftmax", "TopK"} <= operators and "RMSNormalization" not in operators
+    assert {"Gemm", "LogSoftmax", "TopK"} <= operators
+    assert "RMSNormalization" not in operators
 
 
 def test_the_folder_serves_calibration(profile, bundle, tmp_path, capsys):
@@ -146,14 +155,20 @@ def test_the_folder_serves_calibration(profile, bundle, tmp_path, capsys):
         "roofline.png",
     }
     table = read_latency(tmp_path / "out" / "profile.json")
-    assert table == profile.latency and table.prediction_layer == 2 and table.rows[0] == 1
-    assert table.predictors_ms > 0 and table.device == Engine.load(bundle).backend.device
+    assert table == profile.latency
+    assert table.prediction_layer == 2
+    assert table.rows[0] == 1
+    assert table.predictors_ms > 0
+    assert table.device == Engine.load(bundle).backend.device
     assert CalibrationRequest(bundle, tmp_path / "p", latency=table).latency == table
     before = (tmp_path / "out" / "profile.json").read_bytes()
     assert json.loads(before) == json.loads(json.dumps(to_json(profile)))
     print_profile(profile)
     shown = capsys.readouterr().out
-    assert "copies" in shown and "2 x 40" in shown and "attention" in shown and "…" not in shown
+    assert "copies" in shown
+    assert "2 x 40" in shown
+    assert "attention" in shown
+    assert "…" not in shown
 
 
 def test_polygraphy_runs_its_line(bundle, profile):
@@ -171,9 +186,8 @@ def test_polygraphy_runs_its_line(bundle, profile):
     result = subprocess.run(
         ["sh", "-c", line.replace("polygraphy", polygraphy, 1)], cwd=bundle, capture_output=True, text=True
     )
-    assert result.returncode == 0 and re.search(r"Completed 50 iteration", result.stdout), (
-        result.stdout + result.stderr
-    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"Completed 50 iteration", result.stdout), result.stdout + result.stderr
 
 
 def test_a_bundle_without_predictors_has_none_in_its_profile(family_bundle, small_peaks, tmp_path):
@@ -181,7 +195,8 @@ def test_a_bundle_without_predictors_has_none_in_its_profile(family_bundle, smal
 
     export_bundle(ExportOptions(family_bundle("qwen2")[0], tmp_path / "bundle"))
     plain = profile_bundle(ProfileRequest(tmp_path / "bundle", rows=(2,), cached_tokens=(8,)))
-    assert {each.graph for each in plain.passes} == {"lower", "upper"} and len(plain.steps) == 1
+    assert {timed.graph for timed in plain.passes} == {"lower", "upper"}
+    assert len(plain.steps) == 1
     assert plain.latency.predictors_ms == 0
     (tmp_path / "out").mkdir()
     write_profile(tmp_path / "out", tmp_path / "bundle", plain)
@@ -195,7 +210,8 @@ def test_defaults_are_cut_to_the_context():
     assert points == [Point(count, cached, 1) for count in rows for cached in (128, 192)]
     assert layer_rows == (1, 16)
     points, _ = grid_of(request, 40)
-    assert max(p.rows for p in points) == 32 and {p.cached_tokens for p in points} == {8}
+    assert max(p.rows for p in points) == 32
+    assert {p.cached_tokens for p in points} == {8}
     assert {p.rows for p in grid_of(ProfileRequest(Path("x"), cached_tokens=(250,)), 256)[0]} == {1, 2, 4}
 
 
@@ -220,24 +236,28 @@ def test_defaults_are_cut_to_the_context():
 def test_mistakes_get_one_line(bundle, options, message):
     with pytest.raises(FirpError) as error:
         profile_bundle(ProfileRequest(bundle, **options))
-    assert message in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
 def test_tensorrt_needs_library_gpu_and_engines(bundle, backend):
     result = subprocess.run([*FIRP, bundle, "--backend", backend], capture_output=True, text=True)
     missing = "is not installed|no usable CUDA device|the bundle has no"
-    assert result.returncode == 1 and re.fullmatch(f"error: .*({missing}).*\n", result.stderr), result.stderr
+    assert result.returncode == 1, result.stderr
+    assert re.fullmatch(f"error: .*({missing}).*\n", result.stderr), result.stderr
 
 
 def test_a_backend_that_cannot_tell_layers_apart(bundle, small_peaks, tmp_path, monkeypatch):
     monkeypatch.setattr(OnnxTarget, "layer_times", lambda self, *_: [])
     few = profile_bundle(ProfileRequest(bundle, rows=(1,), cached_tokens=(4,), batches=(2,)))
-    assert few.layers == () and len(few.steps) == 2
+    assert few.layers == ()
+    assert len(few.steps) == 2
     (tmp_path / "out").mkdir()
     write_profile(tmp_path / "out", bundle, few)
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".sh", ".png"}
-    assert (tmp_path / "out" / "steps.png").exists() and not (tmp_path / "out" / "layers.png").exists()
+    assert (tmp_path / "out" / "steps.png").exists()
+    assert not (tmp_path / "out" / "layers.png").exists()
     print_profile(few)
 
 
@@ -259,7 +279,8 @@ def test_the_command(bundle, small_peaks, tmp_path, capsys):
     command.main([*arguments, "--json"], standalone_mode=False)
     shown = json.loads(capsys.readouterr().out)
     assert shown == json.loads((tmp_path / "out" / "profile.json").read_text())
-    assert shown["peaks"]["gflop_per_s"] > 1 and shown["latency"]["rows"][:2] == [1, 2]
+    assert shown["peaks"]["gflop_per_s"] > 1
+    assert shown["latency"]["rows"][:2] == [1, 2]
     with pytest.raises(FirpError, match="output exists"):
         command.main(arguments, standalone_mode=False)
     with pytest.raises(click.UsageError, match="'tpu' is not one of"):
@@ -269,7 +290,8 @@ def test_the_command(bundle, small_peaks, tmp_path, capsys):
 def test_without_polygraphy_it_says_what_to_install(bundle):
     hidden = "import sys; sys.modules['polygraphy'] = None; from firp.cli import main; main()"
     result = subprocess.run([sys.executable, "-c", hidden, "profile", bundle], capture_output=True, text=True)
-    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
     assert "profiling needs polygraphy | got not installed. Fix: pip install 'firp[profile]'" in result.stderr
 
 

@@ -75,8 +75,8 @@ def test_a_replay_takes_the_steps_that_decoding_takes(decoded, corrected, monkey
         drafted = rank(record(frozen, heads, sequences), correction, params.temperature == 0)
         for tree in TREES:
             runs = [
-                engine.generate(each.tokens[: each.prompt_tokens].tolist(), params, tree=tree).stats
-                for each in sequences
+                engine.generate(sequence.tokens[: sequence.prompt_tokens].tolist(), params, tree=tree).stats
+                for sequence in sequences
             ]
             replayed = replay(drafted, tree)
             assert replayed.tokens == sum(run.decoded_tokens for run in runs)
@@ -100,7 +100,9 @@ def drafted_text(seed: int, length: int = 400) -> list[Drafted]:
         np.float32
     )
     guesses = {root: Guesses(ids[root - 1], logprobs[root - 1]) for root in range(1, length - 1)}
-    return [Drafted(tokens.tolist(), 1, guesses, {root: independent(each) for root, each in guesses.items()})]
+    return [
+        Drafted(tokens.tolist(), 1, guesses, {root: independent(found) for root, found in guesses.items()})
+    ]
 
 
 def test_acceptance_by_rank_counts_children_of_accepted_parents():
@@ -116,7 +118,8 @@ def test_acceptance_by_rank_counts_children_of_accepted_parents():
 def test_the_static_tree_accepts_more_than_others_of_its_size():
     sequences = drafted_text(1)
     best = best_static_tree(sequences, 3, 6)
-    assert len(best) == 6 and {path[:-1] for path in best if len(path) > 1} <= set(best)
+    assert len(best) == 6
+    assert {path[:-1] for path in best if len(path) > 1} <= set(best)
     others = (
         [(0,), (0, 0), (0, 0, 0), (1,), (2,), (3,)],
         [(rank,) for rank in range(6)],
@@ -134,15 +137,15 @@ def test_candidates_know_what_sources_and_depth_cost():
     }
     assert rate[8, 0, None] == rate[8, None, None]
     assert rate[8, 1, None].tokens_per_step < rate[8, None, None].tokens_per_step
-    assert rate[8, 1, None].undrafted > 10 and rate[8, None, None].undrafted == 0
+    assert rate[8, 1, None].undrafted > 10
+    assert rate[8, None, None].undrafted == 0
     assert rate[8, None, 1].tokens_per_step <= 2
-    for tree, each in found:
+    for tree, replayed in found:
         tree.validate(3)
-        assert replay(sequences, tree) == each
+        assert replay(sequences, tree) == replayed
     written = as_candidates({"greedy": found, "text": firp_candidates(drafted_text(3, 200), 3)})
-    assert [each.tree for each in written] == [tree for tree, _ in found] and set(
-        written[0].tokens_per_step
-    ) == {"greedy", "text"}
+    assert [candidate.tree for candidate in written] == [tree for tree, _ in found]
+    assert set(written[0].tokens_per_step) == {"greedy", "text"}
     assert written[-1].tokens_per_step["greedy"] == pytest.approx(found[-1][1].tokens_per_step, abs=1e-4)
 
 
@@ -173,10 +176,10 @@ def test_scales_are_those_under_which_the_text_is_likely():
         weight=np.ones((2, 3), np.float32), scale=np.ones((2, 3), np.float32)
     )
     fitted = fit_scales((recorded_text(1.5, 1.0), recorded_text(1.0, 0.0)), ones)
-    assert fitted.scale[0, 0] == pytest.approx(1.5, abs=0.21) and fitted.weight[0, 0] == pytest.approx(
-        1.5, abs=0.21
-    )
-    assert fitted.scale[1, 0] == pytest.approx(1.0, abs=0.16) and fitted.weight[1, 0] == 0
+    assert fitted.scale[0, 0] == pytest.approx(1.5, abs=0.21)
+    assert fitted.weight[0, 0] == pytest.approx(1.5, abs=0.21)
+    assert fitted.scale[1, 0] == pytest.approx(1.0, abs=0.16)
+    assert fitted.weight[1, 0] == 0
     assert (ones.scale == 1).all()
 
 
@@ -194,7 +197,8 @@ def test_a_loop_is_copied_whole_and_fresh_text_not_at_all():
     assert copied.undrafted == 0
     fresh = replay_drafter([Drafted(list(range(20)), 8, {}, {})], TreeConfig.lookup(4), 0)
     assert fresh.tokens_per_step == 1
-    assert fresh.undrafted == fresh.steps == 11
+    assert fresh.undrafted == 11
+    assert fresh.steps == 11
 
 
 @pytest.mark.parametrize("tree", TREES, ids=str)

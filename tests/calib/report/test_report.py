@@ -141,8 +141,10 @@ def test_only_pictures_with_data_appear_and_the_page_holds_them_all(findings, ex
 def test_page_needs_no_other_resource(tmp_path):
     html, page = written(tmp_path, FULL)
     rest = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", html)
-    assert page.resources and all(each.startswith("data:image/png;base64,") for each in page.resources)
-    assert not re.search(r"https?:|url\(|@import", rest) and not page.tags & {
+    assert page.resources
+    assert all(resource.startswith("data:image/png;base64,") for resource in page.resources)
+    assert not re.search(r"https?:|url\(|@import", rest)
+    assert not page.tags & {
         "script",
         "link",
         "iframe",
@@ -205,10 +207,8 @@ def test_tables_hold_the_numbers(no_pictures, tmp_path):
 def test_summary_says_what_was_chosen(choice, expected, no_pictures, tmp_path):
     _, page = written(tmp_path, replace(FULL, choice=choice))
     assert expected in page.text
-    assert (
-        "layer 6 of 8" in page.text
-        and "2,400 steps in 10.03 minutes, on data of 1,234,567 tokens" in page.text
-    )
+    assert "layer 6 of 8" in page.text
+    assert "2,400 steps in 10.03 minutes, on data of 1,234,567 tokens" in page.text
 
 
 def test_names_are_text_wherever_they_come_from(tmp_path):
@@ -217,9 +217,11 @@ def test_names_are_text_wherever_they_come_from(tmp_path):
         tmp_path,
         replace(FULL, model_name=name, choice=replace(CHOICE, latency=replace(LATENCY, device=device))),
     )
-    assert not page.tags & {"script", "i"} and "<script>" not in html
+    assert not page.tags & {"script", "i"}
+    assert "<script>" not in html
     assert page.text.count(name) >= 3  # title, heading, summary
-    assert f"On {device} (text: greedy)" in page.text and f"Latency on {device}" in page.text
+    assert f"On {device} (text: greedy)" in page.text
+    assert f"Latency on {device}" in page.text
 
 
 @pytest.mark.parametrize("findings", [FULL, SMALLEST], ids=["full", "smallest"])
@@ -232,8 +234,8 @@ def test_json_reads_back_to_the_same_findings(findings, no_pictures, tmp_path):
 
 def as_lists(value):
     if isinstance(value, dict):
-        return {name: as_lists(each) for name, each in value.items()}
-    return [as_lists(each) for each in value] if isinstance(value, tuple | list) else value
+        return {name: as_lists(item) for name, item in value.items()}
+    return [as_lists(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def test_findings_with_gaps(tmp_path):

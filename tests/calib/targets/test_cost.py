@@ -44,7 +44,7 @@ def test_flops_are_those_of_the_graphs(family_bundle, family):
     loaded, point = load_bundle(family_bundle(family)[1]), Point(5, 7, 2)
     for name, cost in costs(loaded, point).items():
         graph = onnx.load(loaded.graph_path(name), load_external_data=False).graph
-        shapes = {each.name: tuple(each.dims) for each in graph.initializer}
+        shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
         linear = sum(
             2 * point.rows * point.batch * np.prod(shapes[n.input[1]])
             for n in graph.node
@@ -60,10 +60,12 @@ def test_flops_are_those_of_the_graphs(family_bundle, family):
 def test_roofline_takes_the_limit_that_binds():
     cost = Cost(10_000, 2_000, 500, 90_000, 4_000, 300)
     at = roofline(cost, 2.0, Peaks(1.0, 1.0, ""))
-    assert at.bandwidth_ms == cost.moved_bytes / 1e6 and at.arithmetic_ms == cost.flops / 1e6
+    assert at.bandwidth_ms == cost.moved_bytes / 1e6
+    assert at.arithmetic_ms == cost.flops / 1e6
     assert at.share == max(at.bandwidth_ms, at.arithmetic_ms) / 2.0
     unknown = roofline(cost, 2.0, Peaks(1.0, None, ""))
-    assert unknown.arithmetic_share is None and unknown.share == unknown.bandwidth_share
+    assert unknown.arithmetic_share is None
+    assert unknown.share == unknown.bandwidth_share
 
 
 def test_the_bandwidth_of_a_device_is_that_of_a_copy_on_it(monkeypatch):
@@ -72,4 +74,5 @@ def test_the_bandwidth_of_a_device_is_that_of_a_copy_on_it(monkeypatch):
     cuda = CudaDouble()
     found = peaks.cuda_copy_peaks(CudaMemory(cuda))
     assert cuda.moved_on_device == (1 + peaks.REPEATS) * 2**16  # the first is not counted
-    assert found.bandwidth_gb_per_s > 0 and found.gflop_per_s is None
+    assert found.bandwidth_gb_per_s > 0
+    assert found.gflop_per_s is None

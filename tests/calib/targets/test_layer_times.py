@@ -21,7 +21,7 @@ def test_layers_of_tensorrt_are_told_by_name():
     assert kind_of(LayerTime("node_Gemm_72_myl0_3", "", 1.0), frozenset({"node_Gemm_72"})) == "head"
     assert kind_of(LayerTime("node_Gemm_7_myl0_3", "", 1.0), frozenset({"node_Gemm_72"})) == "GEMM"
     kinds = group([LayerTime("a", "Gemm", 3.0), LayerTime("b", "Gemm", 1.0), LayerTime("c", "Mul", 4.0)])
-    assert [(each.kind, each.layers, each.ms, each.share) for each in kinds] == [
+    assert [(kind.kind, kind.layers, kind.ms, kind.share) for kind in kinds] == [
         ("GEMM", 2, 4.0, 0.5),
         ("elementwise", 1, 4.0, 0.5),
     ]

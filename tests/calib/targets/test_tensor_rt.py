@@ -9,12 +9,13 @@ import numpy as np
 import polygraphy.backend.trt as backend
 import pytest
 from polygraphy import cuda
+from support.tensorrt_target import target_without_gpu
 
 from firp.calib.profiling.pass_grid import check_grid
 from firp.calib.targets.cost import Point, dimensions
 from firp.calib.targets.feeds import FeedMaker
 from firp.calib.targets.layer_times import kind_of
-from firp.calib.targets.tensor_rt import TensorRTTarget, layer_profiler
+from firp.calib.targets.tensor_rt import layer_profiler
 from firp.runtime.bundle.engine_record import Profile
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.errors import FirpError
@@ -31,9 +32,10 @@ def test_passes_of_an_engine(family_bundle, monkeypatch):
         ("decode", Point(1, 0, 1), Point(4, 50, 1)),
         ("prefill", Point(5, 0, 1), Point(64, 50, 1)),
     ):
-        dims = [dimensions("lower", each, 3) for each in (low, high)]
+        dims = [dimensions("lower", point, 3) for point in (low, high)]
         shapes[name] = {
-            each.name: (each.sizes(dims[0]), each.sizes(dims[1]), each.sizes(dims[1])) for each in spec.inputs
+            tensor.name: (tensor.sizes(dims[0]), tensor.sizes(dims[1]), tensor.sizes(dims[1]))
+            for tensor in spec.inputs
         }
 
     class Array:
@@ -41,7 +43,8 @@ def test_passes_of_an_engine(family_bundle, monkeypatch):
             self.ptr, self.nbytes = 1, shape[0]
 
         def copy_from(self, array):
-            assert array.dtype == np.uint8 and array.size == self.nbytes
+            assert array.dtype == np.uint8
+            assert array.size == self.nbytes
             log.append("copy")
 
         def free(self):
@@ -80,11 +83,14 @@ def test_passes_of_an_engine(family_bundle, monkeypatch):
     monkeypatch.setattr(backend, "EngineFromBytes", lambda data: Context)
     monkeypatch.setattr(backend, "TrtRunner", Runner)
     monkeypatch.setattr(cuda.DeviceArray, "raw", Array)
-    target = TensorRTTarget.__new__(TensorRTTarget)
-    record = SimpleNamespace(profiles={"lower": tuple(Profile(name, each) for name, each in shapes.items())})
-    library = SimpleNamespace(IProfiler=object, ExecutionContextAllocationStrategy=SimpleNamespace(STATIC=0))
-    target._bundle, target._trt = loaded, library
-    target._engines = SimpleNamespace(record=record, plan_path=lambda graph: bundle / f"{graph}.plan")
+    record = SimpleNamespace(
+        limits=None, profiles={"lower": tuple(Profile(name, held) for name, held in shapes.items())}
+    )
+    library = SimpleNamespace(
+        __version__="1.7", IProfiler=object, ExecutionContextAllocationStrategy=SimpleNamespace(STATIC=0)
+    )
+    engines = SimpleNamespace(record=record, plan_path=lambda graph: bundle / f"{graph}.plan")
+    target = target_without_gpu(monkeypatch, loaded, library, engines)
     check_grid(target, SimpleNamespace(graphs={"lower": spec}, num_predictors=3), [Point(64, 50, 1)])
     with pytest.raises(
         FirpError, match=re.escape("the lower engine does not hold such a pass | got input_ids [1, 65]")
@@ -109,7 +115,7 @@ def test_passes_of_an_engine(family_bundle, monkeypatch):
             log.clear()
     assert log == ["free"] * count + ["end"]
     layers = target.layer_times("lower", Runner.given, 1, 3)
-    assert [(each.name, each.ms, kind_of(each)) for each in layers] == [
+    assert [(layer.name, layer.ms, kind_of(layer)) for layer in layers] == [
         ("node_Gemm_7", 2.0, "GEMM"),
         ("__myl_Tran", 1.0, "copy"),
     ]

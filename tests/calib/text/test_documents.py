@@ -31,8 +31,10 @@ def test_held_out_windows_are_the_end_and_never_trained_on():
     dataset = make_dataset(documents, window=64, separator=9999)
     stream = [token for ids in documents for token in [*ids, 9999]]
     windows = np.concatenate([dataset.training, dataset.held_out])
-    assert windows.ravel().tolist() == stream[: windows.size] and len(stream) - windows.size < 64
-    assert len(dataset.held_out) == round(len(windows) * 0.05) and dataset.tokens == len(stream)
+    assert windows.ravel().tolist() == stream[: windows.size]
+    assert len(stream) - windows.size < 64
+    assert len(dataset.held_out) == round(len(windows) * 0.05)
+    assert dataset.tokens == len(stream)
 
 
 def test_files_lines_and_directories(read, tmp_path):
@@ -96,11 +98,9 @@ def test_too_little_data_says_how_much_is_needed(documents):
 def test_own_text_of_held_out_prompts_is_held_out_and_no_prompt_is_in_both():
     prompts = [[number] * 5 for number in range(40)] * 3 + [[]]
     training, held_out = split_prompts(prompts)
-    assert (
-        len(training) == 38
-        and len(held_out) == 2
-        and set(map(tuple, training)).isdisjoint(map(tuple, held_out))
-    )
+    assert len(training) == 38
+    assert len(held_out) == 2
+    assert set(map(tuple, training)).isdisjoint(map(tuple, held_out))
     own_text = [ids * 20 for ids in training], [ids * 20 for ids in held_out]
     dataset = make_dataset([list(range(100, 1000))], 50, None, own_text)
     assert set(dataset.held_out.ravel()) == {38, 39, *range(950, 1000)}

@@ -28,7 +28,7 @@ def test_untrained_heads_say_what_their_layer_says(frozen):
     medusa = Medusa(3, 64)(frozen, real, anchors)
     early = EarlyExit(3, 64)(frozen, real, anchors)
     firp = FirpPredictors(3, 64)(frozen, real, anchors)
-    assert medusa.shape == early.shape == firp.shape == (2, 2, 3, 193)
+    assert {scores.shape for scores in (medusa, early, firp)} == {(2, 2, 3, 193)}
     for offset in range(3):
         torch.testing.assert_close(medusa[:, :, offset], final)
         torch.testing.assert_close(
@@ -43,8 +43,10 @@ def test_anchors_have_targets_and_do_not_repeat():
     anchors = sample_anchors(torch.zeros(4, 20), 100, 3, torch.Generator().manual_seed(0))
     assert anchors.tolist() == [list(range(17))] * 4
     few = sample_anchors(torch.zeros(4, 20), 5, 3, torch.Generator().manual_seed(0))
-    assert few.shape == (4, 5) and all(len(set(row)) == 5 for row in few.tolist())
-    assert targets(few, 3).max() < 20 and (targets(few, 3)[..., 0] == few + 1).all()
+    assert few.shape == (4, 5)
+    assert all(len(set(row)) == 5 for row in few.tolist())
+    assert targets(few, 3).max() < 20
+    assert (targets(few, 3)[..., 0] == few + 1).all()
 
 
 def test_tables_learn_which_token_follows_which():
@@ -84,7 +86,8 @@ def test_training_lowers_every_loss_and_leaves_the_model_alone(frozen):
     trainer = Trainer(frozen, heads, tables, windows, options)
     trainer.run()
     (_, first), (last_step, last) = trainer.curve[0], trainer.curve[-1]
-    assert last_step == 40 and all(b < a for a, b in zip(first, last, strict=True))
+    assert last_step == 40
+    assert all(b < a for a, b in zip(first, last, strict=True))
     assert all(torch.equal(before[name], parameter) for name, parameter in frozen.model.named_parameters())
     assert tables.free_following.abs().max() > 0
 
@@ -99,7 +102,8 @@ def test_the_correction_is_trained_without_touching_the_heads(frozen):
         heads = FirpPredictors(3, 64)
         Trainer(frozen, heads, PathTables(torch.randn(193, 64), 3, rank), windows, options).run()
         weights.append(heads.weight.detach().clone())
-    assert torch.equal(*weights) and not torch.equal(weights[0][0], torch.eye(64))
+    assert torch.equal(*weights)
+    assert not torch.equal(weights[0][0], torch.eye(64))
 
 
 def test_an_untrained_correction_changes_no_guess():

@@ -35,23 +35,25 @@ def test_export_with_engines_then_build_again(model, tmp_path):
         "--engine",
         "tensorrt-rtx",
     )
-    assert exported.returncode == 0 and exported.stdout == ""
-    assert "fused attentions 2/2" in exported.stderr and "for compute capability " in exported.stderr
+    assert exported.returncode == 0
+    assert exported.stdout == ""
+    assert "fused attentions 2/2" in exported.stderr
+    assert "for compute capability " in exported.stderr
     built = firp("build", bundle, *RTX, "--max-rows", 8, "--json")
     assert built.returncode == 0, built.stderr
     shown = json.loads(built.stdout)
     assert shown["limits"] == {"max_context": 256, "max_batch": 1, "max_rows": 8}
-    assert shown["launches"]["lower"][0]["attentions"] == 2 and shown["folder"].endswith("-sm89")
-    assert (
-        "built for 256 tokens of context: the model has no more" in built.stderr
-        and "Warning" not in built.stderr
-    )
+    assert shown["launches"]["lower"][0]["attentions"] == 2
+    assert shown["folder"].endswith("-sm89")
+    assert "built for 256 tokens of context: the model has no more" in built.stderr
+    assert "Warning" not in built.stderr
     assert "built already" in fails("build", bundle, *RTX)
 
 
 def test_what_export_cannot_build_is_refused_before_anything_is_written(model, tmp_path):
     line = fails("export", model, "-o", tmp_path / "bundle", "--engine", "tensorrt-rtx")
-    assert "float32" in line and "Fix: export with --dtype float16" in line
+    assert "float32" in line
+    assert "Fix: export with --dtype float16" in line
     assert not (tmp_path / "bundle").exists()
 
 
@@ -66,7 +68,8 @@ def test_a_failed_build_after_an_export_leaves_the_bundle(model, tmp_path, monke
     with pytest.raises(FirpError, match="not enough memory"):
         command.build_after_export(bundle, "tensorrt-rtx")
     assert "is whole and can be used; it only has no engines: firp build" in capsys.readouterr().err
-    assert firp("inspect", bundle).returncode == 0 and not (bundle / "engines").exists()
+    assert firp("inspect", bundle).returncode == 0
+    assert not (bundle / "engines").exists()
 
 
 def test_ctrl_c_leaves_nothing(tmp_path):
@@ -80,9 +83,7 @@ def test_ctrl_c_leaves_nothing(tmp_path):
         pass
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    assert (
-        process.returncode == 1
-        and stderr.strip().startswith("error: interrupted")
-        and "Traceback" not in stderr
-    )
+    assert process.returncode == 1
+    assert stderr.strip().startswith("error: interrupted")
+    assert "Traceback" not in stderr
     assert sorted(path.name for path in bundle.iterdir()) == before

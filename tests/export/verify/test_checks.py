@@ -24,7 +24,8 @@ def test_progress_names_each_step_and_how_far_it_is(family_bundle):
 def test_near_ties_are_those_of_the_checks():
     tie = Tie("chain", Difference(1, 2, 0.5, True))
     report = Report([Check("first", True, 0, 0), Check("near ties, chain", True, 1, 1, (tie,))])
-    assert report.near_ties == [tie] and report.passed
+    assert report.near_ties == [tie]
+    assert report.passed
 
 
 def test_the_json_of_a_report():

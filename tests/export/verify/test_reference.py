@@ -38,7 +38,7 @@ def test_modules_in_double_one_by_one_are_the_whole_model_in_double(family, tmp_
     for module in whole.modules():
         if "RMSNorm" in type(module).__name__:  # which would compute in float32
             module.forward = lambda values, norm=module: double_rms_norm(norm, values)
-    whole.config._attn_implementation = "sdpa"  # eager computes softmax in float32
+    whole.set_attn_implementation("sdpa")  # eager computes softmax in float32
     with torch.no_grad():
         theirs = whole(ids, output_hidden_states=True, use_cache=False)
     assert ours.logits.dtype == torch.float64
@@ -94,4 +94,5 @@ def test_weights_are_rounded_as_the_bundle_stores_them(tmp_path):
     path = make_model(tmp_path / "model", "llama")
     full, rounded = load_model(path, "float32"), load_model(path, "float16")
     for a, b in zip(full.parameters(), rounded.parameters(), strict=True):
-        assert torch.equal(a.half().float(), b) and not torch.equal(a, b)
+        assert torch.equal(a.half().float(), b)
+        assert not torch.equal(a, b)

@@ -11,8 +11,10 @@ def test_each_row_counts_by_its_own_magnitude():
     truth = [np.array([[20_000.0, 0.0], [0.0, 2.0]])]
     near = distance([np.array([[20_000.0, 0.2], [0.0, 2.0]])], truth)
     far = distance([np.array([[20_000.0, 0.0], [0.2, 2.0]])], truth)
-    assert math.isclose(near.largest, 1e-5) and math.isclose(far.largest, 0.1)
-    assert math.isclose(near.norm, 1e-5 / math.sqrt(2)) and math.isclose(far.norm, 0.1 / math.sqrt(2))
+    assert math.isclose(near.largest, 1e-5)
+    assert math.isclose(far.largest, 0.1)
+    assert math.isclose(near.norm, 1e-5 / math.sqrt(2))
+    assert math.isclose(far.norm, 0.1 / math.sqrt(2))
 
 
 def test_a_row_of_zeros_is_exact_or_wrong():
@@ -24,7 +26,9 @@ def test_a_row_of_zeros_is_exact_or_wrong():
 def test_the_worse_distance_is_judged_in_units_of_the_yardstick():
     yardstick = Distance(1e-6, 1e-5)
     check = judge("name", Distance(3e-6, 2e-5), yardstick, "float32")
-    assert check.passed and 2.8 < check.value < 3 and check.limit == YARDSTICKS
+    assert check.passed
+    assert 2.8 < check.value < 3
+    assert check.limit == YARDSTICKS
     assert not judge("name", Distance(3e-6, 5e-5), yardstick, "float32").passed
     assert not judge("name", Distance(5e-6, 1e-5), yardstick, "float32").passed
 

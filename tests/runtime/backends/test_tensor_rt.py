@@ -101,19 +101,21 @@ def test_passes_of_sizes_seen_twice_are_replayed(bundle):
     params = SamplingParams(100, ignore_eos=True)
     first = engine.generate([5, 6, 7], params, tree=TREES["dynamic"]).token_ids
     counts = engine.sessions.graph_counts
-    assert counts["captures"] > 0 and counts["replays"] > counts["enqueued"] > 0 == counts["fallbacks"]
+    assert counts["captures"] > 0
+    assert counts["replays"] > counts["enqueued"]
+    assert counts["enqueued"] > 0
+    assert counts["fallbacks"] == 0
     contexts = engine.backend.library.contexts
     assert engine.generate([5, 6, 7], params, tree=TREES["dynamic"]).token_ids == first
     again = engine.sessions.graph_counts
     new = {name: again[name] - counts[name] for name in again}
-    assert (
-        new["replays"] > counts["replays"]
-        and new["enqueued"] + new["captures"] < counts["enqueued"] + counts["captures"]
-    )
+    assert new["replays"] > counts["replays"]
+    assert new["enqueued"] + new["captures"] < counts["enqueued"] + counts["captures"]
     # the rest runs on what the first request left
     assert engine.backend.library.contexts - contexts == new["captures"]
     # one for each engine
-    assert engine.sessions.kept_sessions == 1 and engine.backend.library.runtime_caches == 3
+    assert engine.sessions.kept_sessions == 1
+    assert engine.backend.library.runtime_caches == 3
 
 
 def test_what_cannot_be_captured_is_enqueued(bundle):
@@ -122,12 +124,16 @@ def test_what_cannot_be_captured_is_enqueued(bundle):
     engine.backend.library.capturable = False
     assert engine.generate([5, 6, 7], params, tree=TREES["dynamic"]).token_ids == expected
     counts = engine.sessions.graph_counts
-    assert counts["captures"] == counts["replays"] == 0 < counts["enqueued"] < counts["fallbacks"]
+    assert counts["captures"] == 0
+    assert counts["replays"] == 0
+    assert counts["enqueued"] > 0
+    assert counts["enqueued"] < counts["fallbacks"]
     failing = device_engine(bundle)
     failing.backend.cuda.cudaGraphInstantiate = lambda graph, flags: (cudaError_t.cudaErrorInvalidValue, None)
     failing.backend.cuda.cudaGraphInstantiate.__name__ = "cudaGraphInstantiate"
     assert failing.generate([5, 6, 7], params, tree=TREES["dynamic"]).token_ids == expected
-    assert failing.sessions.graph_counts["captures"] == 0 < failing.sessions.graph_counts["fallbacks"]
+    assert failing.sessions.graph_counts["captures"] == 0
+    assert failing.sessions.graph_counts["fallbacks"] > 0
 
 
 def test_prompts_use_up_no_cuda_graphs(bundle):
@@ -135,7 +141,8 @@ def test_prompts_use_up_no_cuda_graphs(bundle):
     for length in range(2, 30):
         for _ in range(3):
             engine.generate(list(range(2, 2 + length)), SamplingParams(1))
-    assert engine.sessions.graph_counts["captures"] == 0 and engine.sessions.kept_bindings == 0
+    assert engine.sessions.graph_counts["captures"] == 0
+    assert engine.sessions.kept_bindings == 0
 
 
 def test_a_request_leaves_nothing_in_a_kept_session(bundle):
@@ -159,24 +166,29 @@ def test_two_requests_at_once_do_not_share_a_session(bundle):
     for pair in itertools.zip_longest(*streams):
         for place, chunk in enumerate(pair):
             tokens[place] += chunk.token_ids if chunk else []
-    assert tokens == alone and engine.sessions.kept_sessions == 2
+    assert tokens == alone
+    assert engine.sessions.kept_sessions == 2
 
 
 def test_buckets_are_few_and_little_too_large():
     memory = CudaMemory(CudaDouble())
     views = [memory.slots_in_view(cached, 5000) for cached in range(1, 5001)]
-    assert all(cached <= view for cached, view in enumerate(views, 1)) and views[-1] == 5000
+    assert all(cached <= view for cached, view in enumerate(views, 1))
+    assert views[-1] == 5000
     assert all(view - cached < max(64, cached / 4) for cached, view in enumerate(views, 1))
-    assert len(set(views)) < 32 and memory.slots_in_view(0, 5000) == 0
+    assert len(set(views)) < 32
+    assert memory.slots_in_view(0, 5000) == 0
 
 
 def test_all_memory_is_given_back(bundle):
     engine = device_engine(bundle)
     engine.generate([5, 6, 7], SamplingParams(20), tree=TREES["dynamic"])
     cuda = engine.backend.cuda
-    assert cuda.device and cuda.pinned
+    assert cuda.device
+    assert cuda.pinned
     del engine
-    assert not cuda.device and not cuda.pinned
+    assert not cuda.device
+    assert not cuda.pinned
 
 
 def test_verification_compares_an_engine_with_onnx_runtime_and_hugging_face(family_bundle, tmp_path):
@@ -184,9 +196,11 @@ def test_verification_compares_an_engine_with_onnx_runtime_and_hugging_face(fami
     bundle = shutil.copytree(made, tmp_path / "bundle")
     engine = device_engine(bundle, Limits(256, 1, 40))
     report = verify(bundle, model, engine=engine)
-    assert report.passed and not report.near_ties
+    assert report.passed
+    assert not report.near_ties
     names = [check.name for check in report.checks]
-    assert sum("ONNX Runtime" in name for name in names) == 6 and any("= generate" in name for name in names)
+    assert sum("ONNX Runtime" in name for name in names) == 6
+    assert any("= generate" in name for name in names)
     assert not any("dynamic tree" in name for name in names)  # 64 rows: more than these engines hold
     for graph in ("lower", "upper"):  # an engine that says something else is found
         wrong = device_engine(shutil.copytree(bundle, tmp_path / graph))
@@ -210,15 +224,15 @@ class Noisy:
         binding, name = self.session.io_binding(), self.name
         bind = binding.bind_input
 
-        def bind_input(each, device, index, kind, shape, address):
-            if each == name and shape[0]:
+        def bind_input(bound, device, index, kind, shape, address):
+            if bound == name and shape[0]:
                 values = np.frombuffer(
                     (ctypes.c_byte * (math.prod(shape) * 4)).from_address(address), kind
                 ).copy()
                 values[:] *= 1.5
                 self.kept = values
                 address = values.ctypes.data
-            bind(each, device, index, kind, shape, address)
+            bind(bound, device, index, kind, shape, address)
 
         binding.bind_input = bind_input
         return binding
@@ -231,14 +245,11 @@ def test_tuning_measures_the_device_and_chooses_what_it_holds(demo_bundle, tmp_p
     bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
     engine = device_engine(bundle, Limits(max_context=300, max_rows=20))
     choice = tune(engine)
-    assert (
-        choice.latency.rows[-1] <= 20
-        and choice.latency.cached_tokens == 150
-        and min(choice.latency.upper_ms) > 0
-    )
-    assert (
-        choice.tree.pass_rows(3) <= 20 and choice.latency.device == "Double of a GPU, tensorrt-rtx 1.7.1.116"
-    )
+    assert choice.latency.rows[-1] <= 20
+    assert choice.latency.cached_tokens == 150
+    assert min(choice.latency.upper_ms) > 0
+    assert choice.tree.pass_rows(3) <= 20
+    assert choice.latency.device == "Double of a GPU, tensorrt-rtx 1.7.1.116"
     assert load_bundle(bundle).manifest.choices[engine.backend.device] == choice
 
 
@@ -279,4 +290,5 @@ def test_without_a_gpu_every_device_backend_says_so(bundle):
     for backend in ("tensorrt", "tensorrt-rtx", "cuda"):
         with pytest.raises(FirpError) as caught:
             Engine.load(bundle, backend)
-        assert "\n" not in str(caught.value) and "Fix:" in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert "Fix:" in str(caught.value)

@@ -114,7 +114,8 @@ def test_an_edited_record_gets_one_line_and_the_command_that_makes_another(bundl
     edit_record(write_engines(load_bundle(bundle)), edit)
     with pytest.raises(BundleError, match=message) as caught:
         load(bundle)
-    assert "Fix: firp build" in str(caught.value) and "\n" not in str(caught.value)
+    assert "Fix: firp build" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_of_several_engines_the_ones_for_this_device_are_taken_and_bad_ones_passed_over(bundle):

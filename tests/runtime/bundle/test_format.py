@@ -145,7 +145,8 @@ def test_each_broken_bundle_has_its_message(bundle, break_it, message, monkeypat
     break_it(bundle)
     with pytest.raises(BundleError, match=message) as caught:
         Engine.load(bundle)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 def test_a_graph_that_is_not_the_declared_one_is_refused(bundle):
@@ -191,7 +192,8 @@ def test_bfloat16_is_refused_by_name_on_the_cpu(family_bundle, tmp_path):
 
     model, _ = family_bundle("llama")
     manifest = export_bundle(ExportOptions(model, tmp_path / "bundle", dtype="bfloat16"))
-    assert manifest.precision.compute == "bfloat16" and manifest.verification is None
+    assert manifest.precision.compute == "bfloat16"
+    assert manifest.verification is None
     with pytest.raises(FirpError, match="no CPU kernels for bfloat16"):
         Engine.load(tmp_path / "bundle")
 

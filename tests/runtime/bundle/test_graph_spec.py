@@ -13,13 +13,16 @@ def test_letters_and_sums_of_letters_are_replaced():
 
 def test_names_of_the_cache_are_read_back():
     for names in cache_names([12]):
-        assert cached_layer(names.past) == cached_layer(names.new) == 12
-        assert is_past(names.past) and not is_past(names.new)
+        assert cached_layer(names.past) == 12
+        assert cached_layer(names.new) == 12
+        assert is_past(names.past)
+        assert not is_past(names.new)
 
 
 @pytest.mark.parametrize("name", ["position_ids", "past_keys", "layers.3.out", "new_keynote.3"])
 def test_other_names_are_not_of_the_cache(name):
-    assert cached_layer(name) is None and not is_past(name)
+    assert cached_layer(name) is None
+    assert not is_past(name)
 
 
 def test_the_halves_hold_every_layer_once(family_bundle):

@@ -39,7 +39,7 @@ def edit(bundle, change, name="lower.onnx"):
 
 
 def external(model, key, value, at=0):
-    tensor = [each for each in model.graph.initializer if each.external_data][at]
+    tensor = [weight for weight in model.graph.initializer if weight.external_data][at]
     next(entry for entry in tensor.external_data if entry.key == key).value = value
 
 
@@ -76,7 +76,8 @@ def test_every_graph_of_a_bundle_uses_its_own_file_alone(bundle):
         lengths = [
             int(e.value) for t in model.graph.initializer for e in t.external_data if e.key == "length"
         ]
-        assert used == sum(lengths) > 0
+        assert used == sum(lengths)
+        assert used > 0
 
 
 @pytest.mark.parametrize("name", ["lower.onnx", "predictors.onnx", "upper.onnx"])

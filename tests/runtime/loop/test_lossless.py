@@ -126,7 +126,9 @@ def test_decoding_to_the_end_of_the_context_ends_with_length(family_bundle):
     for length in (context - 1, context - 2, context - 9, 5):
         prompt = np.random.default_rng(length).integers(2, 190, length).tolist()
         plain = engine.generate(prompt, params, plain=True)
-        assert len(plain.token_ids) == context - length and plain.finish_reason == "length"
+        assert len(plain.token_ids) == context - length
+        assert plain.finish_reason == "length"
         for make in TREES.values():
             drafted = engine.generate(prompt, params, tree=make(None))
-            assert drafted.token_ids == plain.token_ids and drafted.finish_reason == "length"
+            assert drafted.token_ids == plain.token_ids
+            assert drafted.finish_reason == "length"

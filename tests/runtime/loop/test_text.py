@@ -38,7 +38,8 @@ def stream(tokenizer, ids, stop=()):
 
 def test_pieces_are_whole_characters_and_add_up(byte_tokenizer):
     pieces, stopped = stream(byte_tokenizer, byte_tokenizer.encode(TEXT).ids)
-    assert "".join(pieces) == TEXT and not stopped
+    assert "".join(pieces) == TEXT
+    assert not stopped
     assert all("�" not in piece for piece in pieces)
     assert sum(bool(piece) for piece in pieces) > 20  # it streams
 
@@ -46,7 +47,8 @@ def test_pieces_are_whole_characters_and_add_up(byte_tokenizer):
 def test_an_unfinished_character_comes_out_at_the_end(byte_tokenizer):
     ids = byte_tokenizer.encode("ab🙂").ids[:-1]
     pieces, _ = stream(byte_tokenizer, ids)
-    assert "".join(pieces[:-1]) == "ab" and set(pieces[-1]) == {"�"}
+    assert "".join(pieces[:-1]) == "ab"
+    assert set(pieces[-1]) == {"�"}
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,8 @@ def test_text_ends_right_before_the_first_stop_string(byte_tokenizer, stop):
 
 def test_what_only_begins_like_a_stop_string_is_released(byte_tokenizer):
     pieces, stopped = stream(byte_tokenizer, byte_tokenizer.encode("a STOX STO").ids, ("STOP",))
-    assert "".join(pieces) == "a STOX STO" and not stopped
+    assert "".join(pieces) == "a STOX STO"
+    assert not stopped
     assert pieces[-1] == "STO"
 
 
@@ -76,7 +79,8 @@ def test_held_text_is_never_released_too_early(byte_tokenizer):
             assert ("".join(pieces), stopped) == (text, False)
         else:
             first = min(end for end, _ in ends)
-            assert stopped and "".join(pieces) == text[: min(begin for end, begin in ends if end == first)]
+            assert stopped
+            assert "".join(pieces) == text[: min(begin for end, begin in ends if end == first)]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +111,8 @@ def test_a_stop_string_ends_the_text_though_a_character_is_unfinished():
     tokenizer = Tokenizer(models.WordLevel({"x": 0, "STOPð": 1}, unk_token="x"))
     tokenizer.decoder = decoders.ByteLevel()
     text = TextStream(tokenizer, ("STOP",))
-    assert [text.push(0), text.push(1)] == ["x", ""] and text.stopped
+    assert [text.push(0), text.push(1)] == ["x", ""]
+    assert text.stopped
 
 
 def test_saved_truncation_and_padding_are_off(byte_tokenizer, tmp_path):

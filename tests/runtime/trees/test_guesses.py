@@ -53,7 +53,8 @@ def test_children_come_in_order_of_the_formula(correction, guesses, greedy):
 def test_fewer_offsets_are_ranked_alike(correction, guesses):
     whole = correction.rank(7, guesses, True)
     first = correction.rank(7, Guesses(guesses.top_ids[:1], guesses.top_logprobs[:1]), True)
-    assert len(first.order) == 1 and first.children(1, 0) == whole.children(1, 0)
+    assert len(first.order) == 1
+    assert first.children(1, 0) == whole.children(1, 0)
 
 
 def test_a_correction_without_weight_changes_nothing(correction, guesses):
@@ -62,7 +63,8 @@ def test_a_correction_without_weight_changes_nothing(correction, guesses):
         build_tree(TreeConfig("dynamic", 12), 7, guesses, ranking, 3)
         for ranking in (neutral.rank(7, guesses, True), independent(guesses))
     ]
-    assert trees[0].tokens == trees[1].tokens and trees[0].parents == trees[1].parents
+    assert trees[0].tokens == trees[1].tokens
+    assert trees[0].parents == trees[1].parents
     np.testing.assert_allclose(trees[0].probabilities, trees[1].probabilities, rtol=1e-5)
 
 
@@ -74,7 +76,8 @@ def test_what_may_follow_decides_the_tree(guesses):
     previous[first], following[second] = 30, 1  # after `first`, `second`
     correction = PathCorrection(previous, following, np.ones((2, K), np.float32), np.ones((2, K), np.float32))
     tree = build_tree(TreeConfig("dynamic", 3), 7, guesses, correction.rank(7, guesses, True), 2)
-    assert tree.tokens == [7, first, second] and tree.parents == [-1, 0, 1]
+    assert tree.tokens == [7, first, second]
+    assert tree.parents == [-1, 0, 1]
 
 
 def test_saved_and_loaded(correction, tmp_path):

@@ -41,7 +41,8 @@ def test_dynamic_tree_holds_the_most_probable_paths(rows):
         best = sorted(everything.values(), reverse=True)[: rows - 1]
         found = sorted((everything[path] for path in paths_of(tree)), reverse=True)
         np.testing.assert_allclose(found, best, rtol=1e-5)
-        assert tree.tokens[0] == 7 and len(tree.tokens) == rows
+        assert tree.tokens[0] == 7
+        assert len(tree.tokens) == rows
         # taken best first
         np.testing.assert_allclose([tree.probabilities[n] for n in range(1, rows)], np.exp(found), rtol=1e-4)
 
@@ -76,7 +77,8 @@ def test_sources_are_the_likeliest_ends_of_the_accepted_path():
     tree = DraftTree([7, 1, 2, 3], [-1, 0, 1, 0], [0, 1, 2, 1], [1.0, 0.6, 0.5, 0.3])
     assert draft_sources(tree, 1) == [2]
     assert draft_sources(tree, 2) == [2, 3]
-    assert draft_sources(tree, None) == draft_sources(tree, 9) == [0, 1, 2, 3]
+    assert draft_sources(tree, None) == [0, 1, 2, 3]
+    assert draft_sources(tree, 9) == [0, 1, 2, 3]
 
 
 def test_layout_of_a_tree_with_pseudo_rows():
@@ -99,7 +101,8 @@ def test_layout_of_a_tree_with_pseudo_rows():
 def test_layout_of_a_chain_is_causal():
     rows = 7
     visible, positions = layout(list(range(-1, rows - 1)), list(range(rows)), [], 3)
-    assert (visible == np.tri(rows, dtype=bool)).all() and positions.tolist() == list(range(rows))
+    assert (visible == np.tri(rows, dtype=bool)).all()
+    assert positions.tolist() == list(range(rows))
 
 
 @pytest.mark.parametrize("window", [None, 3])

@@ -60,9 +60,13 @@ def test_free_rows_make_large_trees_and_dear_rows_none():
         (candidate(4, 0, 1.6), candidate(4, 1, 1.4, undrafted=0.3), candidate(16, None, 2.2))
     )
     free = choose(calibration, table(), 3)
-    assert free.tree.rows == 16 and free.drafts and free.speedup == pytest.approx(2.2 * 4.7 / 5.0, abs=1e-3)
+    assert free.tree.rows == 16
+    assert free.drafts
+    assert free.speedup == pytest.approx(2.2 * 4.7 / 5.0, abs=1e-3)
     dear = choose(calibration, table(slope=0.3), 3)
-    assert dear.tree.rows == 4 and not dear.drafts and dear.speedup < 1
+    assert dear.tree.rows == 4
+    assert not dear.drafts
+    assert dear.speedup < 1
     with pytest.raises(FirpError, match="no calibrated tree to choose from.*none for sampled"):
         choose(calibration, table(), 3, "sampled")
 
@@ -83,14 +87,18 @@ def give_trees(monkeypatch, engine, *candidates):
 
 def test_the_choice_is_stored_for_its_device_and_used(calibrated, monkeypatch):
     engine = Engine.load(calibrated)
-    assert engine.choice is None and engine.tree == engine.bundle.tree
+    assert engine.choice is None
+    assert engine.tree == engine.bundle.tree
     give_trees(monkeypatch, engine, candidate(5, 0, 90.0))
     choice = tune(engine)
-    assert choice.drafts and choice.tree == TreeConfig("dynamic", 5, 0)
+    assert choice.drafts
+    assert choice.tree == TreeConfig("dynamic", 5, 0)
     tuned = Engine.load(calibrated)
-    assert tuned.choice == choice and tuned.tree == choice.tree
+    assert tuned.choice == choice
+    assert tuned.tree == choice.tree
     other = Engine.load(calibrated, threads=7)  # another device in all that matters
-    assert other.choice is None and other.tree == other.bundle.tree
+    assert other.choice is None
+    assert other.tree == other.bundle.tree
     request = tuned.request([3, 4, 5], SamplingParams(20, ignore_eos=True))
     assert max(step.rows for step in tuned.steps(request, tuned.tree)) == 5
 
@@ -100,7 +108,8 @@ def test_where_nothing_pays_plain_decoding_is_chosen(calibrated, monkeypatch):
     give_trees(monkeypatch, engine, candidate(32, None, 1.01))
     assert not tune(engine).drafts
     tuned = Engine.load(calibrated)
-    assert tuned.tree is None and tuned.best_tree.rows == 32
+    assert tuned.tree is None
+    assert tuned.best_tree.rows == 32
     result = tuned.generate([3, 4, 5], SamplingParams(10, ignore_eos=True))
     assert result.stats.tokens_per_step == 1
     explicit = tuned.generate(
@@ -128,12 +137,13 @@ def test_a_choice_that_does_not_fit_the_predictors_is_refused(calibrated, monkey
 
 def test_latency_is_measured_for_growing_passes_until_no_tree_could_pay(calibrated):
     latency = measure_latency(Engine.load(calibrated))
-    assert (
-        latency.rows == ROWS[: len(latency.rows)]
-        and len(latency.lower_ms) == len(latency.upper_ms) == len(latency.rows) >= 2
-    )
+    assert latency.rows == ROWS[: len(latency.rows)]
+    assert len(latency.lower_ms) == len(latency.rows)
+    assert len(latency.upper_ms) == len(latency.rows)
+    assert len(latency.rows) >= 2
     assert min(*latency.lower_ms, *latency.upper_ms, latency.predictors_ms, latency.drafted_outside_ms) > 0
-    assert latency.prediction_layer == 2 and latency.num_hidden_layers == 4
+    assert latency.prediction_layer == 2
+    assert latency.num_hidden_layers == 4
 
 
 def test_a_latency_file_is_read_strictly(tmp_path):
@@ -203,7 +213,7 @@ def test_a_bundle_that_was_replaced_while_it_was_measured_is_left_alone(calibrat
 
 def test_choices_of_other_devices_stay(calibrated, monkeypatch):
     engine, other = Engine.load(calibrated), Engine.load(calibrated, threads=7)
-    for each in (engine, other):
-        give_trees(monkeypatch, each, candidate(5, 0, 90.0))
-        tune(each)
+    for tuned in (engine, other):
+        give_trees(monkeypatch, tuned, candidate(5, 0, 90.0))
+        tune(tuned)
     assert set(load_bundle(calibrated).manifest.choices) == {engine.backend.device, other.backend.device}

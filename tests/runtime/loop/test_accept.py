@@ -1,0 +1,65 @@
+"""Acceptance follows the target's own picks, and nothing else."""
+
+import numpy as np
+import pytest
+
+from firp.runtime.loop.accept import accept
+from firp.runtime.passes.pass_plan import Pass
+from firp.runtime.passes.request import Request
+from firp.runtime.passes.sequence import Sequence
+from firp.runtime.sampling import Picker, SamplingParams
+from firp.runtime.trees.tree import DraftTree
+
+#        5
+#      6   7
+#      8   8
+TREE = DraftTree([5, 6, 7, 8, 8], [-1, 0, 0, 1, 2], [0, 1, 1, 2, 2], [1.0, 0.9, 0.1, 0.9, 0.1])
+GREEDY = Picker(SamplingParams(10))
+
+
+def verified(*picks, logits=True):
+    """A pass whose rows pick these tokens."""
+    rows = np.eye(12, dtype=np.float32)[list(picks)] if logits else None
+    top_ids = np.array([[pick, 0] for pick in picks])
+    return Pass(rows, top_ids, np.zeros(top_ids.shape, np.float32), tuple(range(len(picks))))
+
+
+def sequence(*ends):
+    return Sequence(Request((2, 3, 5), SamplingParams(10), frozenset(ends), 10), 100)
+
+
+@pytest.mark.parametrize("logits", [True, False], ids=["logits", "the list of the graph"])
+@pytest.mark.parametrize(
+    ("picks", "rows", "tokens"),
+    [
+        ((9, 1, 1, 1, 1), [0], [9]),  # no child holds it
+        ((8, 1, 1, 1, 1), [0], [8]),  # only grandchildren do
+        ((6, 9, 1, 1, 1), [0, 1], [6, 9]),
+        ((7, 8, 8, 1, 4), [0, 2, 4], [7, 8, 4]),  # the improbable path, and its own child
+        ((6, 8, 1, 3, 4), [0, 1, 3], [6, 8, 3]),
+    ],
+)
+def test_the_walk_steps_to_the_child_that_the_target_picks(picks, rows, tokens, logits):
+    assert accept(TREE, verified(*picks, logits=logits), sequence(), GREEDY) == (rows, tokens)
+
+
+def test_draft_probabilities_are_not_read():
+    unsaid = TREE._replace(probabilities=[float("nan")] * 5)
+    assert accept(unsaid, verified(7, 8, 8, 1, 4), sequence(), GREEDY).tokens == [7, 8, 4]
+
+
+def test_nothing_is_emitted_after_an_end_token():
+    result = verified(6, 8, 1, 3, 4)
+    assert accept(TREE, result, sequence(6), GREEDY) == ([0], [6])
+    assert accept(TREE, result, sequence(8), GREEDY) == ([0, 1], [6, 8])
+
+
+def test_each_pick_is_made_for_its_own_position():
+    positions = []
+
+    def picker(row, position):
+        positions.append(position)
+        return int(row.argmax())
+
+    accept(TREE, verified(7, 8, 8, 1, 4), sequence(), picker)
+    assert positions == [3, 4, 5]  # three tokens are decided

@@ -1,0 +1,71 @@
+"""Bindings of passes whose sizes come again are kept, where the memory says that it pays."""
+
+import pytest
+
+from firp.runtime.backends.host import HostMemory
+from firp.runtime.bundle.format import load_bundle
+from firp.runtime.passes import buffers
+from firp.runtime.passes.buffers import Buffers, HalfKey, Hidden, PredictorsKey
+
+
+@pytest.fixture
+def make(family_bundle):
+    manifest = load_bundle(family_bundle("llama")[1]).manifest
+
+    def make(reuses_bindings=True):
+        memory = HostMemory()
+        memory.reuses_bindings = reuses_bindings
+        return Buffers(manifest, memory, capacity=10, rows=8, decoded_rows=6, top_k=4)
+
+    return make
+
+
+def lower(rows):
+    return HalfKey("lower", 5, Hidden.LOWER, rows)
+
+
+def test_a_pass_that_comes_again_has_the_same_binding(make):
+    made = make()
+    first = made.binding(lower(2), recurs=True)
+    assert made.binding(lower(2), recurs=True) is first
+    assert first.repeats
+    assert made.binding(lower(3), recurs=True) is not first
+    assert made.kept_bindings == 2
+
+
+def test_a_pass_that_does_not_come_again_is_not_kept(make):
+    made = make()
+    assert not made.binding(lower(2), recurs=False).repeats
+    assert made.kept_bindings == 0
+
+
+def test_memory_that_has_no_use_for_bindings_keeps_none(make):
+    made = make(reuses_bindings=False)
+    made.binding(lower(2), recurs=True)
+    assert made.kept_bindings == 0
+
+
+def test_no_more_bindings_are_kept_than_allowed(make, monkeypatch):
+    monkeypatch.setattr(buffers, "MAX_BINDINGS", 2)
+    made = make()
+    for rows in (1, 2, 3):
+        made.binding(lower(rows), recurs=True)
+    assert made.kept_bindings == 2
+
+
+def test_a_binding_has_the_sizes_of_its_pass(make):
+    made = make()
+    upper = made.binding(HalfKey("upper", 5, Hidden.EXTENDED, 7, 3), recurs=True)
+    assert upper.inputs["attention_bias"].shape == (1, 1, 7, 5 + 7)
+    assert upper.inputs["hidden_states"].shape == (1, 7, 64)
+    assert upper.outputs["logits"].shape == (1, 3, 193)
+    assert upper.inputs["past_key.2"].shape == (5, 1, 2, 16)
+    assert upper.outputs["new_key.2"].shape == (7, 1, 2, 16)
+    assert "past_key.1" not in upper.inputs  # a layer of the lower half
+
+
+def test_predictors_add_their_pseudo_rows_after_all_rows(make):
+    made = make()
+    binding = made.binding(PredictorsKey(Hidden.LOWER, 2, 2), recurs=True)
+    assert binding.inputs["hidden_states"].shape == (1, 2, 64)
+    assert binding.outputs["hidden_states_out"].shape == (1, 2 + 2 * 3, 64)
