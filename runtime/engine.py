@@ -34,8 +34,10 @@ class Engine:
     """A bundle with its graphs loaded. Make one with `Engine.load`."""
 
     def __init__(self, bundle: Bundle, backend: Backend, check_hashes: bool = True):
-        self.bundle, self.backend = bundle, backend
-        self.manifest, self.model = bundle.manifest, bundle.manifest.model
+        self.bundle = bundle
+        self.backend = backend
+        self.manifest = bundle.manifest
+        self.model = bundle.manifest.model
         self.sessions = SessionPool(bundle, backend, backend.load(bundle, check_hashes))
         file = bundle.path / "tokenizer.json"
         self.tokenizer = load_tokenizer(file) if "tokenizer.json" in self.manifest.files else None
@@ -186,7 +188,8 @@ class Engine:
         reason = None
         for step in steps:
             stats = stats.after(step)
-            tokens, released = [], ""
+            tokens = []
+            released = ""
             for token in step.tokens:
                 tokens.append(token)
                 released += text.push(token) if text else ""

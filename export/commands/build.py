@@ -43,7 +43,9 @@ def build(bundle, backend, compute_capability, force, as_json, **limits):
     """Build TensorRT engines for BUNDLE; TensorRT-RTX needs no GPU for that."""
     built = run_build(bundle, backend, Limits(**limits), compute_capability or None, force)
     if as_json:
-        summaries = {name: [to_json(each) for each in profiles] for name, profiles in built.summaries.items()}
+        summaries = {
+            name: [to_json(summary) for summary in profiles] for name, profiles in built.summaries.items()
+        }
         print(json.dumps({**to_json(built.record), "folder": str(built.folder), "launches": summaries}))
 
 

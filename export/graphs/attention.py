@@ -29,7 +29,8 @@ class PassContext:
 
     def __init__(self, b: GraphBuilder, like: ir.Value, position_ids: ir.Value, attention_bias: ir.Value):
         c = b.config.attention
-        self.position_ids, self.bias = position_ids, attention_bias
+        self.position_ids = position_ids
+        self.bias = attention_bias
         self.cos, self.sin = (b.weights[name] for name in ROPE_TABLES)
         self.query_shape = b.batch_shape(like, c.num_heads, c.head_dim)
         self.kv_shape = b.batch_shape(like, c.num_key_value_heads, c.head_dim)

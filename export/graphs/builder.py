@@ -27,7 +27,8 @@ class GraphBuilder:
     """`op` adds a node and returns its output. dtype: of what the graph computes."""
 
     def __init__(self, config: ModelConfig, dtype: str, weights: Weights):
-        self.config, self.weights = config, weights
+        self.config = config
+        self.weights = weights
         self.dtype = onnx_dtype(dtype)
         self.tape = Tape()
         self._constants: dict[str, ir.Value] = {}
@@ -63,7 +64,8 @@ class GraphBuilder:
         return self.op("Gemm", *inputs, transB=1)
 
     def norm(self, value: ir.Value, name: str) -> ir.Value:
-        weight, epsilon = self.weights[f"{name}.weight"], self.config.norm.epsilon
+        weight = self.weights[f"{name}.weight"]
+        epsilon = self.config.norm.epsilon
         return self.op("RMSNormalization", value, weight, axis=-1, epsilon=epsilon)
 
     def rows(self, value: ir.Value, features: int) -> ir.Value:

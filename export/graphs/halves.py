@@ -17,7 +17,8 @@ LAYER_OUTPUTS = ("attention_out", "out")
 
 
 def lower(b: GraphBuilder, inputs: dict[str, ir.Value], layers: range) -> dict[str, ir.Value]:
-    ids, size = inputs["input_ids"], b.config.hidden_size
+    ids = inputs["input_ids"]
+    size = b.config.hidden_size
     stream = b.rows(b.op("Gather", b.weights["embed_tokens.weight"], ids), size)  # [B*T, D]
     stream, caches = _layers(b, stream, ids, inputs, layers)
     return {"hidden_states": b.op("Reshape", stream, b.batch_shape(ids, size)), **caches}
@@ -26,7 +27,8 @@ def lower(b: GraphBuilder, inputs: dict[str, ir.Value], layers: range) -> dict[s
 def upper(
     b: GraphBuilder, inputs: dict[str, ir.Value], layers: range, spec: GraphSpec
 ) -> dict[str, ir.Value]:
-    hidden, c = inputs["hidden_states"], b.config
+    hidden = inputs["hidden_states"]
+    c = b.config
     stream, caches = _layers(b, b.rows(hidden, c.hidden_size), hidden, inputs, layers)
     stream = b.op("Reshape", stream, b.batch_shape(hidden, c.hidden_size))  # [B, R, D]
     decoded = b.gather_rows(stream, inputs["logits_rows"])  # [B, G, D]

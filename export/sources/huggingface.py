@@ -75,7 +75,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _family(raw: dict[str, Any]) -> Family:
     """By model_type; what `architectures` names, if anything, must be of that family."""
-    named, model_type = raw.get("architectures"), raw.get("model_type")
+    named = raw.get("architectures")
+    model_type = raw.get("model_type")
     architecture = named[0] if isinstance(named, list) and named else named or None
     known = [name for family in FAMILIES.values() for name in family.architectures]
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
@@ -150,7 +151,8 @@ def _eos_token_ids(path: Path, raw: dict[str, Any], vocab_size: int) -> tuple[in
 
 def _check_tensors(checkpoint: Checkpoint) -> None:
     """Every tensor is used exactly as the graphs need it, or named in an error."""
-    tensors, weights = checkpoint.tensors, checkpoint.weights
+    tensors = checkpoint.tensors
+    weights = checkpoint.weights
     used = {source for weight in weights for source in weight.sources}
     if missing := sorted(used - set(tensors)):
         raise CheckpointError(

@@ -100,7 +100,8 @@ def read_safetensors(file: Path) -> dict[str, TensorRecord]:
                 "not a safetensors file", got=f"'{file}': {error!r:.80}", fix=fix
             ) from error
     start = 8 + length
-    tensors, reached = {}, 0
+    tensors = {}
+    reached = 0
     for name, (dtype, shape, begin, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if dtype not in _DTYPES:
             raise CheckpointError(f"unsupported dtype of {name}", got=dtype, expected=" or ".join(_DTYPES))

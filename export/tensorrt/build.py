@@ -150,7 +150,8 @@ def choose_capabilities(library: ModuleType, options: BuildOptions, here: str | 
     requested; else the GPU that is here; else all that the library knows from 8.0 on, which costs
     neither time nor size. Raises FirpError.
     """
-    requested, backend = options.compute_capabilities, options.backend
+    requested = options.compute_capabilities
+    backend = options.backend
     if not hasattr(library, "ComputeCapability"):
         if here is None:
             raise FirpError(
@@ -166,10 +167,9 @@ def choose_capabilities(library: ModuleType, options: BuildOptions, here: str | 
     names = (re.fullmatch(r"SM(\d+)(\d)", name) for name in dir(library.ComputeCapability))
     offered = sorted((f"{found[1]}.{found[2]}" for found in names if found), key=_number)
     if requested is None:
-        requested = (
-            tuple(each for each in offered if _number(each) >= _OLDEST_DEFAULT) if here is None else (here,)
-        )
-    if not requested or (unknown := [each for each in requested if each not in offered]):
+        recent = tuple(capability for capability in offered if _number(capability) >= _OLDEST_DEFAULT)
+        requested = recent if here is None else (here,)
+    if not requested or (unknown := [capability for capability in requested if capability not in offered]):
         got = f"compute capability {', '.join(unknown) if requested else 'none'}"
         fix = "use --backend tensorrt on the target" if here in requested else None
         raise FirpError(
@@ -239,14 +239,21 @@ def _build_all(
     progress: Progress | None,
     cancel: threading.Event | None,
 ) -> EngineRecord:
-    manifest, progress, cancel = bundle.manifest, progress or silent, cancel or threading.Event()
+    manifest = bundle.manifest
+    progress = progress or silent
+    cancel = cancel or threading.Event()
     profiles = {
         name: graph_profiles(spec, manifest.num_predictors, limits) for name, spec in manifest.graphs.items()
     }
-    plans, seconds, done, total = {}, {}, 0, sum(weights.values())
+    plans = {}
+    seconds = {}
+    done = 0
+    total = sum(weights.values())
     reset_peak()
     for name, spec in manifest.graphs.items():
-        started, before, size = time.perf_counter(), done, weights[name]
+        started = time.perf_counter()
+        before = done
+        size = weights[name]
 
         def report(share: float, name: str = name, before: int = before, size: int = size) -> None:
             progress(f"building {name}", before + int(share * size), total)
@@ -256,7 +263,8 @@ def _build_all(
         (folder / f"{name}.plan").write_bytes(plan)
         plans[name] = FileEntry(plan.nbytes, hashlib.sha256(plan).hexdigest())
         del plan  # before the next half is built
-        seconds[name], done = time.perf_counter() - started, done + size
+        seconds[name] = time.perf_counter() - started
+        done += size
     return EngineRecord(
         format_version=FORMAT_VERSION,
         backend=backend,

@@ -72,16 +72,18 @@ def summarize(kernels: tuple[Kernel, ...]) -> PlanSummary:
 
 def _kernels(main: str, views: dict[str, str]) -> tuple[Kernel, ...]:
     starts = [*_STATEMENT.finditer(main)]
-    ends = [*(each.start() for each in starts[1:]), len(main)]
+    ends = [*(start.start() for start in starts[1:]), len(main)]
     kernels = []
     for start, end in zip(starts, ends, strict=True):
-        statement, text, name = start[1], main[start.start() : end], start[2].strip('"')
+        statement = start[1]
+        name = start[2].strip('"')
+        text = main[start.start() : end]
         if statement != "shape_call":  # shapes are computed on the host; everything else is put on the stream
             tensors = (
                 frozenset(
-                    views.get(each, each)
+                    views.get(tensor, tensor)
                     for found in pattern.findall(text)
-                    for each in re.findall(r'"([^"]*)"', found)
+                    for tensor in re.findall(r'"([^"]*)"', found)
                 )
                 for pattern in (_INPUTS, _OUTPUTS)
             )

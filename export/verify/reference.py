@@ -41,7 +41,8 @@ def model_rows(
     runs as it always does, without a mask or a cache of ours. Sequences are padded at their ends,
     which a causal model's rows do not see.
     """
-    sequences, first = [], []
+    sequences = []
+    first = []
     for sample in samples:
         first.append(len(sequences))
         sequences += [sample.prompt + [sample.tree.tokens[node] for node in path] for path in _paths(sample)]
@@ -54,7 +55,8 @@ def model_rows(
         states, logits = states.float(), logits.float()
     found = []
     for sample, start in zip(samples, first, strict=True):
-        length, where = len(sample.prompt), {}
+        length = len(sample.prompt)
+        where = {}
         for index, path in enumerate(_paths(sample), start):
             where |= {node: (index, length + depth) for depth, node in enumerate(path)}
         at = tuple(torch.tensor([where[node] for node in sorted(where)]).T)

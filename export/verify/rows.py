@@ -39,7 +39,9 @@ class StageRows(NamedTuple):
 def random_sample(prompt: list[int], vocab_size: int, context: int) -> Sample:
     """The prompt and a random tree of TREE_ROWS rows that ends within the context."""
     rng = np.random.default_rng(len(prompt))
-    parents, depths, deepest = [-1], [0], context - len(prompt) - 1
+    parents = [-1]
+    depths = [0]
+    deepest = context - len(prompt) - 1
     for _ in range(1, TREE_ROWS):
         parents.append(int(rng.choice([node for node, depth in enumerate(depths) if depth < deepest])))
         depths.append(depths[parents[-1]] + 1)

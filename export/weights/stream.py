@@ -82,7 +82,9 @@ def write_safetensors(
 
     Raises CheckpointError when a finite value does not fit the dtype (float16 ends at 65504).
     """
-    target, records, offset = numpy_dtype(dtype), {}, 0
+    target = numpy_dtype(dtype)
+    records = {}
+    offset = 0
     for output in outputs:
         nbytes = math.prod(output.shape) * target.itemsize
         records[output.name] = TensorRecord(path, dtype, tuple(output.shape), offset, nbytes)

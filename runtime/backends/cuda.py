@@ -59,7 +59,8 @@ def device_name(cuda: ModuleType) -> str:
 
 def compute_capability(cuda: ModuleType) -> str:
     """Of the current device, such as "8.9"."""
-    device, names = call(cuda, cuda.cudaGetDevice), cuda.cudaDeviceAttr
+    device = call(cuda, cuda.cudaGetDevice)
+    names = cuda.cudaDeviceAttr
     parts = (names.cudaDevAttrComputeCapabilityMajor, names.cudaDevAttrComputeCapabilityMinor)
     return ".".join(str(call(cuda, cuda.cudaDeviceGetAttribute, part, device)) for part in parts)
 
@@ -79,7 +80,9 @@ class DeviceArray:
     __slots__ = ("address", "dtype", "shape")
 
     def __init__(self, address: int, shape: tuple[int, ...], dtype: np.dtype):
-        self.address, self.shape, self.dtype = address, shape, dtype
+        self.address = address
+        self.shape = shape
+        self.dtype = dtype
 
     @property
     def nbytes(self) -> int:
@@ -114,7 +117,8 @@ class CudaMemory:
     free_reads = False
 
     def __init__(self, cuda: ModuleType, stream: Any = None, reuses_bindings: bool = True):
-        self.cuda, self.reuses_bindings = cuda, reuses_bindings
+        self.cuda = cuda
+        self.reuses_bindings = reuses_bindings
         self._owned: list[tuple[Callable, Any]] = []
         self.stream = self._own(cuda.cudaStreamDestroy, new_stream(cuda)) if stream is None else stream
         weakref.finalize(self, _release, cuda, self.stream, self._owned)
@@ -130,7 +134,8 @@ class CudaMemory:
 
     def zeros(self, shape: tuple[int, ...], dtype: type, purpose: str) -> DeviceArray:
         array = DeviceArray(0, shape, np.dtype(dtype))
-        cuda, size = self.cuda, max(array.nbytes, 1)
+        cuda = self.cuda
+        size = max(array.nbytes, 1)
         status, address = cuda.cudaMalloc(size)
         if status == cuda.cudaError_t.cudaErrorMemoryAllocation:
             free = self._call(cuda.cudaMemGetInfo)
@@ -169,20 +174,25 @@ class CudaMemory:
         rows, keys = array.shape[2:]
         if window is not None and positions.max() < window:
             window = None
-        clear, size = cached if window is None else 0, array.dtype.itemsize
+        clear = cached if window is None else 0
+        size = array.dtype.itemsize
         host = np.empty((rows, keys - clear), array.dtype)
         attention_bias(visible, positions, cached - clear, window, host)
-        cuda, pitch, width = self.cuda, keys * size, (keys - clear) * size
+        cuda = self.cuda
+        pitch = keys * size
+        width = (keys - clear) * size
         if clear:
             self._call(cuda.cudaMemset2DAsync, array.address, pitch, 0, clear * size, rows, self.stream)
-        target, kind = array.address + clear * size, cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        target = array.address + clear * size
+        kind = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call(
             cuda.cudaMemcpy2DAsync, target, pitch, self._stage(host), width, width, rows, kind, self.stream
         )
 
     def move_rows(self, source: DeviceArray, rows: Sequence[int], target: DeviceArray, start: int) -> None:
         """One strided copy for each run of neighbouring rows."""
-        cuda, kind = self.cuda, self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        cuda = self.cuda
+        kind = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         row = math.prod(source.shape[2:]) * source.dtype.itemsize
         from_pitch, to_pitch = source.shape[1] * row, target.shape[1] * row
         for first, count in _runs(rows):
@@ -291,8 +301,11 @@ class _Pinned:
 
     def __init__(self, cuda: ModuleType, owned: list[tuple[Callable, Any]]):
         # not the memory itself: a cycle would keep the device's memory until it is found
-        self._cuda, self._owned = cuda, owned
-        self._address, self._size, self.used = 0, 0, 0
+        self._cuda = cuda
+        self._owned = owned
+        self._address = 0
+        self._size = 0
+        self.used = 0
 
     def fits(self, nbytes: int) -> bool:
         return self.used + nbytes <= self._size
@@ -303,7 +316,8 @@ class _Pinned:
         """
         padded = [-(-max(size, 1) // _ALIGNMENT) * _ALIGNMENT for size in sizes]
         if self.used + sum(padded) > self._size:
-            self._size, self.used = max(_FIRST_STAGE, 2 * sum(padded)), 0
+            self._size = max(_FIRST_STAGE, 2 * sum(padded))
+            self.used = 0
             self._address = int(call(self._cuda, self._cuda.cudaMallocHost, self._size))
             self._owned.append((self._cuda.cudaFreeHost, self._address))
         starts = [self._address + self.used + sum(padded[:i]) for i in range(len(padded))]

@@ -30,7 +30,8 @@ def load_library(backend: str) -> ModuleType:
     """The library of a backend in `LIBRARIES`. Raises FirpError when it is missing, or of a version
     that firp does not know.
     """
-    library, install = LIBRARIES[backend], install_line(backend)
+    library = LIBRARIES[backend]
+    install = install_line(backend)
     try:
         module = importlib.import_module(library.module)
     except ImportError as error:

@@ -193,7 +193,8 @@ class OnnxRuntimeRunner:
     """
 
     def __init__(self, graph: OnnxRuntimeGraph):
-        self._graph, self._spec = graph, graph.spec
+        self._graph = graph
+        self._spec = graph.spec
         self._binding = graph.native.io_binding()
         self._types = {
             tensor.name: _element_type(tensor) for tensor in (*self._spec.inputs, *self._spec.outputs)
@@ -211,7 +212,9 @@ class OnnxRuntimeRunner:
             raise FirpError(f"the {self._spec.name} graph does not run", got=reason, fix=fix) from error
 
     def _bind(self, tensors: tuple[TensorSpec, ...], arrays: Mapping[str, Array], bind) -> None:
-        bound, types, on_host = self._bound, self._types, self._graph.device == "cpu"
+        bound = self._bound
+        types = self._types
+        on_host = self._graph.device == "cpu"
         for tensor in tensors:
             name = tensor.name
             array = arrays[name]

@@ -40,7 +40,8 @@ class TensorRTBackend:
             bundle, self.name, self.library.__version__, self.compute_capability, check_hashes
         )
         runtime = self.library.Runtime(self.library.Logger(self.library.Logger.ERROR))
-        graphs, build = {}, f"firp build {bundle.path} --backend {self.name} --force"
+        graphs = {}
+        build = f"firp build {bundle.path} --backend {self.name} --force"
         for name, spec in bundle.manifest.graphs.items():
             path = folder.plan_path(name)
             engine = runtime.deserialize_cuda_engine(path.read_bytes())
@@ -152,7 +153,8 @@ class _Context:
 
 class TensorRTRunner:
     def __init__(self, graph: TensorRTGraph, memory: CudaMemory):
-        self.graph, self.memory = graph, memory
+        self.graph = graph
+        self.memory = memory
         memory.reserve_workspace(graph.native.device_memory_size_v2)
         self._contexts: dict[int, _Context] = {}  # by profile
         self._cuda_graphs = 0
@@ -206,7 +208,8 @@ class TensorRTRunner:
             )
 
     def _context(self, profile: int, captured: bool) -> _Context:
-        context, memory = self.graph.context(captured), self.memory
+        context = self.graph.context(captured)
+        memory = self.memory
         if context is None:
             raise FirpError(
                 "no execution context", got=f"the {self.graph.spec.name} engine's profile {profile}"

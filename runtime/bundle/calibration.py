@@ -37,7 +37,8 @@ class LatencyTable:
 
     def __post_init__(self):
         """Raises FirpError for numbers that are no measurement."""
-        rows, times = self.rows, (*self.lower_ms, *self.upper_ms)
+        rows = self.rows
+        times = (*self.lower_ms, *self.upper_ms)
         whole = len(rows) == len(self.lower_ms) == len(self.upper_ms) >= 1
         if (
             not whole
@@ -106,16 +107,16 @@ class LatencyTable:
         """
         if prediction_layer == self.prediction_layer:
             return self
-        layer = [ms / self.prediction_layer for ms in self.lower_ms]
+        layers = [ms / self.prediction_layer for ms in self.lower_ms]
         above = self.num_hidden_layers - self.prediction_layer
-        heads = [max(0.0, ms - above * each) for ms, each in zip(self.upper_ms, layer, strict=True)]
+        heads = [max(0.0, ms - above * layer) for ms, layer in zip(self.upper_ms, layers, strict=True)]
         return replace(
             self,
             prediction_layer=prediction_layer,
-            lower_ms=tuple(each * prediction_layer for each in layer),
+            lower_ms=tuple(layer * prediction_layer for layer in layers),
             upper_ms=tuple(
-                each * (self.num_hidden_layers - prediction_layer) + head
-                for each, head in zip(layer, heads, strict=True)
+                layer * (self.num_hidden_layers - prediction_layer) + head
+                for layer, head in zip(layers, heads, strict=True)
             ),
         )
 
@@ -132,7 +133,8 @@ class Candidate:
 
     def __post_init__(self):
         """Raises FirpError for numbers that no replay gives."""
-        rates, shares = self.tokens_per_step, self.undrafted
+        rates = self.tokens_per_step
+        shares = self.undrafted
         good = rates and set(rates) == set(shares) and all(1 <= rate < 1e3 for rate in rates.values())
         sizes = self.mean_rows or {}
         good = good and set(sizes) <= set(rates)

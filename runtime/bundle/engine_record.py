@@ -77,7 +77,11 @@ def fitting_profile(graph: str, profiles: tuple[Profile, ...], shapes: Mapping[s
 def folder_name(backend: str, library_version: str, compute_capabilities: tuple[str, ...]) -> str:
     """such as tensorrt-rtx-1.7.1.116-sm80-sm89."""
     return "-".join(
-        [backend, library_version, *(f"sm{each.replace('.', '')}" for each in compute_capabilities)]
+        [
+            backend,
+            library_version,
+            *(f"sm{capability.replace('.', '')}" for capability in compute_capabilities),
+        ]
     )
 
 
@@ -123,7 +127,8 @@ def find_engine_folder(
     when all were built from another bundle or are not whole.
     """
     build = f"firp build {bundle.path} --backend {backend} --force"
-    found, reasons = [], []
+    found = []
+    reasons = []
     for path in engine_folders(bundle.path, backend):
         try:
             found.append(EngineFolder(path, read_record(path, build)))
@@ -165,7 +170,10 @@ def _check_whole(folder: EngineFolder, manifest: Manifest, build: str, check_has
     for graph, entry in record.plans.items():
         ranks = {tensor.name: len(tensor.shape) for tensor in manifest.graphs[graph].inputs}
         for profile in record.profiles[graph]:
-            if any({name: len(each[i]) for name, each in profile.shapes.items()} != ranks for i in range(3)):
+            # a profile: the smallest, the likeliest and the largest shape of each input
+            if any(
+                {name: len(shapes[i]) for name, shapes in profile.shapes.items()} != ranks for i in range(3)
+            ):
                 what = f"the {profile.name} profile in '{folder.path}' is not one of the {graph} graph"
                 raise BundleError(what, fix=build)
         for name, digest in source_hashes(manifest, graph).items():

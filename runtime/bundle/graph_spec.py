@@ -108,7 +108,8 @@ def graph_specs(
     """The declarations of all graphs that a bundle with `num_predictors` holds (none: no predictors
     graph).
     """
-    compute, size = precision.compute, config.hidden_size
+    compute = precision.compute
+    size = config.hidden_size
     past, new = {}, {}
     for graph, rows in (("lower", "T"), ("upper", "R")):
         names = cache_names(layers_of(graph, config, prediction_layer))

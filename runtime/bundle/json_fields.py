@@ -56,7 +56,8 @@ def from_json(kind: Any, data: Any, where: str) -> Any:
         return kind(
             **{name: from_json(hints[name], value, f"{where}: {name}") for name, value in data.items()}
         )
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    arguments = typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if data is None and types.NoneType in arguments:
             return None

@@ -100,7 +100,8 @@ class ModelConfig:
             raise FirpError(bad, got=f"{len(self.layers)} layers", expected=f"2 to {_MOST_LAYERS - 1}")
         if len(windows := {layer.window for layer in self.layers}) > 1:
             raise FirpError(bad, got=f"layers with windows {windows}", expected="one window for all layers")
-        attention, rope = self.attention, self.rope
+        attention = self.attention
+        rope = self.rope
         if attention.num_heads % attention.num_key_value_heads:
             heads = f"{attention.num_heads} query, {attention.num_key_value_heads} key/value heads"
             raise FirpError(bad, got=heads, expected="heads that divide")

@@ -81,7 +81,8 @@ class LookupDrafter:
 
     def _match(self, follower: int, known: int) -> int:
         """How many tokens before `follower` are those at the end; `known` of them are."""
-        tokens, length = self._tokens, known
+        tokens = self._tokens
+        length = known
         while length < min(MAX_MATCH, follower) and tokens[follower - length - 1] == tokens[-length - 1]:
             length += 1
         return length
@@ -97,7 +98,8 @@ class LookupDrafter:
 
     def _tree(self, root: int, max_depth: int) -> DraftTree:
         """The most probable nodes first; a child is never more probable than its parent."""
-        tree, least = root_only(root), self._config.least
+        tree = root_only(root)
+        least = self._config.least
         heap: list[tuple[float, int, int, int, list[Place]]] = []
         pushed = 0
 

@@ -23,7 +23,8 @@ def accept(tree: DraftTree, result: Pass, sequence: Sequence, picker: Picker) ->
     """Step to the child that holds the token which the target picks at the current row, as long as
     there is one; stop after a token that ends the text.
     """
-    rows, tokens = [0], []
+    rows = [0]
+    tokens = []
     while True:
         row = rows[-1]
         token = pick_at(result, row, sequence.cached + tree.depths[row] + 1, picker)

@@ -97,7 +97,8 @@ class Generation:
 
 def collect(chunks: Iterable[Chunk], show: Callable[[Chunk], None] = lambda chunk: None) -> Generation:
     """A whole stream as one result; each chunk is shown as it comes."""
-    token_ids, text = [], ""
+    token_ids = []
+    text = ""
     for chunk in chunks:
         show(chunk)
         token_ids += chunk.token_ids

@@ -69,7 +69,8 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), prompt: list[int] | None = None):
-        self._tokenizer, self._stop = tokenizer, stop
+        self._tokenizer = tokenizer
+        self._stop = stop
         added = tokenizer.get_added_tokens_decoder().values()
         self._special = {token.content for token in added if token.special}
         self._ids = list((prompt or [])[-_CONTEXT_TOKENS:])
@@ -103,7 +104,8 @@ class TextStream:
         decoded again and again. It ends where both sides, decoded alone, are the text of the whole.
         """
         end = len(self._ids)
-        whole, known = self._decode(self._prefix, end), len(self._decode(self._prefix, self._read))
+        whole = self._decode(self._prefix, end)
+        known = len(self._decode(self._prefix, self._read))
         for cut in range(end - _CHARACTER_TOKENS, end - 2 * _CHARACTER_TOKENS, -1):
             before = self._decode(self._prefix, cut)
             if before + self._decode(cut, end) == whole:
@@ -118,7 +120,8 @@ class TextStream:
         text = self._decode(self._prefix, len(self._ids))
         text = self._release(text[len(self._decode(self._prefix, self._read)) :])
         if not self.stopped:
-            text, self._held = text + self._held, ""
+            text = text + self._held
+            self._held = ""
         return text
 
     def _decode(self, start: int, end: int) -> str:
@@ -133,7 +136,8 @@ class TextStream:
         text = self._held + fresh
         found = self._find_stop(text)
         if found is not None:
-            self.stopped, self._held = True, ""
+            self.stopped = True
+            self._held = ""
             return text[:found]
         keep = max((self._begun(stop, text) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]

@@ -54,7 +54,9 @@ class Buffers:
     def __init__(
         self, manifest: Manifest, memory: Memory, capacity: int, rows: int, decoded_rows: int, top_k: int
     ):
-        model, precision, zeros = manifest.model, manifest.precision, memory.zeros
+        model = manifest.model
+        precision = manifest.precision
+        zeros = memory.zeros
         dtype = DTYPES[precision.compute].storage
         self.num_predictors = manifest.num_predictors
         self.memory = memory

@@ -31,7 +31,9 @@ class SessionPool:
         """A session that holds `capacity` cached tokens and passes of `rows` rows, or more. Raises
         FirpError when the graphs, or the device's memory, do not.
         """
-        decoded, limits, manifest = rows, self.limits, self._bundle.manifest
+        decoded = rows
+        limits = self.limits
+        manifest = self._bundle.manifest
         if limits:
             self._check("context", capacity, limits.max_context)
             capacity = limits.max_context

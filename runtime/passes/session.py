@@ -74,8 +74,11 @@ class Session:
 
     def forward(self, plan: PassPlan) -> Pass:
         """One pass after the cached tokens. Raises FirpError when it does not fit the session."""
-        tree, sources, offsets = plan.tree, plan.sources, plan.offsets
-        rows, k = len(tree.tokens), self.manifest.num_predictors
+        tree = plan.tree
+        sources = plan.sources
+        offsets = plan.offsets
+        rows = len(tree.tokens)
+        k = self.manifest.num_predictors
         decoded = np.array([*plan.decoded, *range(rows, rows + len(sources) * offsets)])
         if rows + len(sources) * k > self.rows or len(decoded) > self.decoded_rows:
             raise FirpError(
@@ -142,7 +145,8 @@ class Session:
 
     def _pack(self, rows: int, sources: int, offsets: int) -> Hidden:
         """Close the gaps that offsets beyond the first ones leave."""
-        k, hidden = self.manifest.num_predictors, self.buffers.hidden
+        k = self.manifest.num_predictors
+        hidden = self.buffers.hidden
         extended, packed = hidden[Hidden.EXTENDED], hidden[Hidden.PACKED]
         self.memory.move_rows(batch_of_one(extended[:rows]), range(rows), batch_of_one(packed[:rows]), 0)
         pseudo = extended[rows : rows + sources * k].reshape(sources, k, -1)
@@ -173,7 +177,8 @@ class Session:
 
     def _read(self, plan: PassPlan, decoded: int) -> Pass:
         """Wait for the pass, and bring what was asked for."""
-        buffers, tree_rows = self.buffers, len(plan.decoded)
+        buffers = self.buffers
+        tree_rows = len(plan.decoded)
         wanted = [buffers.top_ids[:decoded], buffers.top_logprobs[:decoded]]
         if plan.bring_logits:
             wanted.append(buffers.logits[:tree_rows])

@@ -58,7 +58,8 @@ class PathCorrection(NamedTuple):
         return PathCorrection(**tensors)
 
     def rank(self, root: int, guesses: Guesses, greedy: bool) -> Ranking:
-        (ids, logprobs), mode = guesses, 0 if greedy else 1
+        ids, logprobs = guesses
+        mode = 0 if greedy else 1
         depth = len(ids)
         if not 0 <= ids.min() <= ids.max() < len(self.following):
             got = f"token {ids.max() if ids.min() >= 0 else ids.min()}"
@@ -71,7 +72,7 @@ class PathCorrection(NamedTuple):
         first = following[0] @ self.previous[root] + base[0]  # [k]
         later = self.previous[ids[:-1]] @ following[1:].swapaxes(1, 2) + base[1:, None]  # [K-1, k, k]
         probabilities = [_normalized(first[None], mass[:1, None]), *_normalized(later, mass[1:, None, None])]
-        return Ranking([np.argsort(-each, -1) for each in probabilities], probabilities)
+        return Ranking([np.argsort(-rows, -1) for rows in probabilities], probabilities)
 
 
 def _normalized(scores: np.ndarray, mass: np.ndarray) -> np.ndarray:

@@ -153,7 +153,8 @@ def _static_tree(
     paths: tuple[tuple[int, ...], ...], root: int, top_ids: np.ndarray, ranking: Ranking, max_depth: int
 ) -> DraftTree:
     tree = root_only(root)
-    node_of, listed = {(): 0}, [0]  # listed: each node's place in the guesses of its offset
+    node_of = {(): 0}
+    listed = [0]  # each node's place in the guesses of its offset
     for path in paths:
         depth, rank = len(path), path[-1]
         if depth > max_depth or rank >= top_ids.shape[1] or path[:-1] not in node_of:
@@ -182,7 +183,8 @@ def _dynamic_tree(
     tree = root_only(root)
     if rows == 1 or max_depth < 1:
         return tree
-    width, listed = top_ids.shape[1], [0]
+    width = top_ids.shape[1]
+    listed = [0]
     children = {0: ranking.children(1, 0)}  # node -> places and probabilities of its children
     heap = [(-children[0][1][0], 0, 1, 0)]  # (-path probability, parent, depth, rank)
     while heap and len(tree.tokens) < rows and -heap[0][0] >= config.least:
@@ -219,11 +221,9 @@ def merge_trees(trees: list[DraftTree], rows: int) -> DraftTree:
     for tree in trees:
         places = [0]
         for node in range(1, len(tree.tokens)):
-            parent, token, probability = (
-                places[tree.parents[node]],
-                tree.tokens[node],
-                tree.probabilities[node],
-            )
+            parent = places[tree.parents[node]]
+            token = tree.tokens[node]
+            probability = tree.probabilities[node]
             place = children[parent].get(token)
             if place is None:
                 place = children[parent][token] = grow(union, parent, token, probability)

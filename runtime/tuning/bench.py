@@ -51,7 +51,7 @@ class BenchResult:
             "speedup_quartiles": self.speedup_quartiles,
             "identical": not self.differences,
             "differing_prompts": len(self.differences),
-            "near_ties": [each._asdict() for each in self.differences if each.near_tie],
+            "near_ties": [difference._asdict() for difference in self.differences if difference.near_tie],
             "tokens": self.tokens,
             "backend": self.backend,
             "device": self.device,

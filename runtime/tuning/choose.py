@@ -25,10 +25,10 @@ def choose(
     """The candidate with the highest predicted rate. Raises FirpError when there is none for such
     text.
     """
-    known = [each for each in calibration.candidates if text in each.tokens_per_step]
+    known = [candidate for candidate in calibration.candidates if text in candidate.tokens_per_step]
     if not known:
         raise FirpError("no calibrated tree to choose from", got=f"none for {text}", fix="calibrate again")
-    best = max(known, key=lambda each: predicted_speedup(each, latency, num_predictors, text))
+    best = max(known, key=lambda candidate: predicted_speedup(candidate, latency, num_predictors, text))
     speedup = predicted_speedup(best, latency, num_predictors, text)
     return Choice(
         best.tree, bool(speedup >= MARGIN), text, best.tokens_per_step[text], round(speedup, 3), latency

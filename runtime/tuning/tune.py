@@ -42,7 +42,8 @@ def tune(
         )
     if prompts and text not in ("greedy", "sampled"):
         raise FirpError("prompts are decoded", got=f"--text {text}", expected="greedy or sampled")
-    k, limits = engine.manifest.num_predictors, engine.limits
+    k = engine.manifest.num_predictors
+    limits = engine.limits
     found = [
         candidate
         for candidate in (calibration.candidates if calibration else ())
