@@ -5,7 +5,6 @@ CUDA graphs. Only `read` waits, and what takes or frees memory. Uploads go throu
 that is used again after each wait.
 """
 
-import ctypes
 import math
 import weakref
 from collections.abc import Callable, Sequence
@@ -14,64 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from firp.runtime.backends.cuda_runtime import call, new_stream
 from firp.runtime.backends.host import attention_bias
+from firp.runtime.backends.pinned_memory import PinnedMemory, host_view
 from firp.runtime.errors import FirpError
-from firp.runtime.extras import install_line
 
-_ALIGNMENT = 256  # bytes, of pieces of the pinned memory
-_FIRST_STAGE = 2**20  # bytes of pinned memory to begin with
 _EVENTS = 128  # more than lie between two reads
 _SMALLEST_BUCKET = 64  # cached slots
 GRAPH_RUNS = ("captures", "replays", "enqueued", "fallbacks")  # the last: enqueued since a capture failed
-
-
-def load_cuda(extra: str = "gpu") -> ModuleType:
-    """The CUDA runtime's Python bindings. extra: of firp, that brings them to whom asks. Raises
-    FirpError where they or a usable device are missing.
-    """
-    try:
-        from cuda.bindings import runtime
-    except ImportError as error:
-        raise FirpError(
-            "the CUDA bindings are not installed", got=str(error), fix=install_line(extra)
-        ) from error
-    status, count = runtime.cudaGetDeviceCount()
-    if status != runtime.cudaError_t.cudaSuccess or not count:
-        got = f"{status.name} from the driver" if status != runtime.cudaError_t.cudaSuccess else "no device"
-        raise FirpError(
-            "no usable CUDA device",
-            got=got,
-            expected="an NVIDIA GPU and its driver",
-            fix="decode with --backend cpu",
-        )
-    return runtime
-
-
-def new_stream(cuda: ModuleType) -> Any:
-    """One that does not wait for CUDA's default stream: work of others there would end a capture."""
-    return call(cuda, cuda.cudaStreamCreateWithFlags, cuda.cudaStreamNonBlocking)
-
-
-def device_name(cuda: ModuleType) -> str:
-    """Of the current device."""
-    return call(cuda, cuda.cudaGetDeviceProperties, call(cuda, cuda.cudaGetDevice)).name.decode()
-
-
-def compute_capability(cuda: ModuleType) -> str:
-    """Of the current device, such as "8.9"."""
-    device = call(cuda, cuda.cudaGetDevice)
-    names = cuda.cudaDeviceAttr
-    parts = (names.cudaDevAttrComputeCapabilityMajor, names.cudaDevAttrComputeCapabilityMinor)
-    return ".".join(str(call(cuda, cuda.cudaDeviceGetAttribute, part, device)) for part in parts)
-
-
-def call(cuda: ModuleType, function: Callable, *arguments: Any) -> Any:
-    """The result of a CUDA call. Raises FirpError with CUDA's own words when it fails."""
-    status, *values = function(*arguments)
-    if status != cuda.cudaError_t.cudaSuccess:
-        words = cuda.cudaGetErrorString(status)[1].decode()
-        raise FirpError(f"CUDA refused {function.__name__}", got=f"{status.name} ({words})")
-    return values[0] if values else None
 
 
 class DeviceArray:
@@ -123,7 +72,7 @@ class CudaMemory:
         self.stream = self._own(cuda.cudaStreamDestroy, new_stream(cuda)) if stream is None else stream
         weakref.finalize(self, _release, cuda, self.stream, self._owned)
         self._ledger: dict[str, int] = {}  # purpose -> bytes
-        self._upload, self._download = _Pinned(cuda, self._owned), _Pinned(cuda, self._owned)
+        self._upload, self._download = PinnedMemory(cuda, self._owned), PinnedMemory(cuda, self._owned)
         self._events = [
             self._own(cuda.cudaEventDestroy, self._call(cuda.cudaEventCreate)) for _ in range(_EVENTS)
         ]
@@ -217,7 +166,7 @@ class CudaMemory:
             self._call(self.cuda.cudaMemcpyAsync, place, array.address, array.nbytes, kind, self.stream)
         self.wait()
         return tuple(
-            _host_view(place, array.shape, array.dtype) for array, place in zip(arrays, places, strict=True)
+            host_view(place, array.shape, array.dtype) for array, place in zip(arrays, places, strict=True)
         )
 
     def wait(self) -> None:
@@ -285,7 +234,7 @@ class CudaMemory:
         if not self._upload.fits(values.nbytes):
             self.wait()
         (place,) = self._upload.places([values.nbytes])
-        _host_view(place, values.shape, values.dtype)[...] = values
+        host_view(place, values.shape, values.dtype)[...] = values
         return place
 
     def _own(self, release: Callable, handle: Any) -> Any:
@@ -294,44 +243,6 @@ class CudaMemory:
 
     def _call(self, function: Callable, *arguments: Any) -> Any:
         return call(self.cuda, function, *arguments)
-
-
-class _Pinned:
-    """Page-locked host memory, handed out piece by piece; it grows when all of it is free."""
-
-    def __init__(self, cuda: ModuleType, owned: list[tuple[Callable, Any]]):
-        # not the memory itself: a cycle would keep the device's memory until it is found
-        self._cuda = cuda
-        self._owned = owned
-        self._address = 0
-        self._size = 0
-        self.used = 0
-
-    def fits(self, nbytes: int) -> bool:
-        return self.used + nbytes <= self._size
-
-    def places(self, sizes: list[int]) -> list[int]:
-        """Addresses of pieces. What was handed out before must be free when they do not fit any
-        more.
-        """
-        padded = [-(-max(size, 1) // _ALIGNMENT) * _ALIGNMENT for size in sizes]
-        if self.used + sum(padded) > self._size:
-            self._size = max(_FIRST_STAGE, 2 * sum(padded))
-            self.used = 0
-            self._address = int(call(self._cuda, self._cuda.cudaMallocHost, self._size))
-            self._owned.append((self._cuda.cudaFreeHost, self._address))
-        starts = [self._address + self.used + sum(padded[:i]) for i in range(len(padded))]
-        self.used += sum(padded)
-        return starts
-
-
-def _host_view(address: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    count = math.prod(shape)
-    if not count:
-        return np.empty(shape, dtype)
-    return np.frombuffer((ctypes.c_byte * (count * dtype.itemsize)).from_address(address), dtype).reshape(
-        shape
-    )
 
 
 def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ import importlib
 from types import ModuleType
 from typing import NamedTuple
 
-from firp.runtime.backends.cuda import compute_capability, load_cuda
+from firp.runtime.backends.cuda_runtime import compute_capability, load_cuda
 from firp.runtime.errors import FirpError
 from firp.runtime.extras import install_line
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import onnxruntime as ort
 
-from firp.runtime.backends.cuda import CudaMemory, device_name, load_cuda, new_stream
+from firp.runtime.backends.cuda import CudaMemory
+from firp.runtime.backends.cuda_runtime import device_name, load_cuda, new_stream
 from firp.runtime.backends.host import HostMemory
 from firp.runtime.backends.interface import Array, Binding, LoadedGraphs, Memory
 from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from firp.runtime.backends.cuda import GRAPH_RUNS, CudaMemory, compute_capability, device_name, load_cuda
+from firp.runtime.backends.cuda import GRAPH_RUNS, CudaMemory
+from firp.runtime.backends.cuda_runtime import compute_capability, device_name, load_cuda
 from firp.runtime.backends.interface import Binding, LoadedGraphs
 from firp.runtime.backends.nvidia_library import load_library
 from firp.runtime.bundle.dtypes import DTYPES
