@@ -59,12 +59,12 @@ class Engine:
 
     @property
     def limits(self) -> Limits | None:
-        """What the engines were built to hold; None where nothing is built for a size."""
+        """Sizes that the engines were built to hold; None where nothing is built for a size."""
         return self.sessions.limits
 
     @property
     def choice(self) -> Choice | None:
-        """What `firp tune` found for this device."""
+        """The choice that `firp tune` made for this device."""
         return self.manifest.choices.get(self.backend.device)
 
     @property
@@ -87,7 +87,7 @@ class Engine:
         return check_prompt(self._tokens(prompt), self.model.vocab_size, context)
 
     def _tokens(self, prompt: str | Sequence[int]) -> Sequence[int]:
-        """Those of text; others are as given."""
+        """Token ids of a prompt: those of its text, or as given."""
         if not isinstance(prompt, str):
             return prompt
         if not prompt:

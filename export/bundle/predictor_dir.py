@@ -64,7 +64,7 @@ class Predictors:
 
 
 def open_predictors(path: Path, checkpoint: Checkpoint) -> Predictors:
-    """Raises CheckpointError when the directory is not whole, or was made for another model."""
+    """Read a predictor directory. Raises CheckpointError when the directory is not whole, or was made for another model."""
     for name in (MARKER, TENSOR_FILE):
         if not (path / name).is_file():
             raise CheckpointError(
@@ -123,7 +123,7 @@ def write_predictors(
     correction: PathCorrection | None = None,
     calibration: Calibration | None = None,
 ) -> None:
-    """weight: [K, D, D] f32. The folder exists; the caller makes it appear whole."""
+    """Write a predictor directory. weight: [K, D, D] f32. The folder exists; the caller makes it appear whole."""
     with disk_errors(folder):
         weights.write_safetensors(folder / TENSOR_FILE, [weights.from_array(TENSOR_NAME, weight)], "float32")
         if correction:

@@ -1,4 +1,4 @@
-"""From a model directory to a bundle: weights, graphs, tree, tokenizer, manifest.
+"""Writes a bundle from a model directory: weights, graphs, tree, tokenizer, manifest.
 
 In: `ExportOptions`. Out: a bundle that appears whole or not at all: it is written to a folder
 beside the target, verified there, and renamed when complete. Interrupted or failed, the target
@@ -51,6 +51,8 @@ Verify = Callable[[Path], dict[str, Any]]  # bundle folder -> record; raises whe
 
 @dataclass(frozen=True)
 class ExportOptions:
+    """A model directory, where its bundle goes, and what goes into it."""
+
     model: Path
     output: Path
     predictors: Path | None = None

@@ -83,7 +83,7 @@ def run_build(
 
 
 def build_after_export(bundle: Path, backend: str) -> None:
-    """A failed build leaves the bundle as it is, and says so. Raises FirpError."""
+    """Build for a fresh bundle; a failed build leaves it as it is, and says so. Raises FirpError."""
     try:
         run_build(bundle, backend)
     except FirpError:

@@ -23,8 +23,8 @@ class LayerCache(NamedTuple):
 
 
 class PassContext:
-    """What every layer of one graph shares: row positions, the mask, cos and sin, and the shapes to
-    reshape to.
+    """Values that every layer of one graph shares: row positions, the mask, cos and sin, and the
+    shapes to reshape to.
     """
 
     def __init__(self, b: GraphBuilder, like: ir.Value, position_ids: ir.Value, attention_bias: ir.Value):
@@ -37,14 +37,14 @@ class PassContext:
         self.scale = b.scalar(c.head_dim**-0.5)
 
     def rotate(self, b: GraphBuilder, heads: ir.Value) -> ir.Value:
-        """[B, H, T, Dh] by its rows' positions."""
+        """Rotate [B, H, T, Dh] by its rows' positions."""
         return b.op("RotaryEmbedding", heads, self.cos, self.sin, self.position_ids)
 
 
 def attention(
     b: GraphBuilder, layer: str, rows: ir.Value, shared: PassContext, past: LayerCache
 ) -> tuple[ir.Value, LayerCache]:
-    """rows [B*T, D] -> (rows [B*T, D], new keys and values [T, B, Hkv, Dh])."""
+    """Attend within one layer: rows [B*T, D] -> (rows [B*T, D], new keys and values [T, B, Hkv, Dh])."""
     c = b.config.attention
     sizes = [c.query_size, c.key_value_size, c.key_value_size]
     query, key, value = b.split(b.linear(rows, f"{layer}.qkv_proj"), sizes)

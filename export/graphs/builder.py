@@ -15,7 +15,7 @@ from firp.runtime.bundle.model_config import ModelConfig
 
 
 class Weights(Protocol):
-    """Where the weights lie."""
+    """Initializers of one graph, by the names of the weights."""
 
     def __contains__(self, name: str) -> bool: ...
 
@@ -24,7 +24,7 @@ class Weights(Protocol):
 
 
 class GraphBuilder:
-    """`op` adds a node and returns its output. dtype: of what the graph computes."""
+    """Adds nodes to one graph; `op` returns a node's output. dtype: of what the graph computes."""
 
     def __init__(self, config: ModelConfig, dtype: str, weights: Weights):
         self.config = config
@@ -40,7 +40,7 @@ class GraphBuilder:
         return value
 
     def split(self, value: ir.Value, sizes: list[int]) -> list[ir.Value]:
-        """Along the last axis."""
+        """Split a value along its last axis."""
         return list(
             self.tape.op_multi_out("Split", [value, self.ints(sizes)], {"axis": -1}, num_outputs=len(sizes))
         )
@@ -57,7 +57,7 @@ class GraphBuilder:
         return self._constants[name]
 
     def linear(self, rows: ir.Value, name: str) -> ir.Value:
-        """rows [n, in] -> [n, out] by a weight [out, in]."""
+        """Project rows [n, in] -> [n, out] by a weight [out, in]."""
         inputs = [rows, self.weights[f"{name}.weight"]]
         if f"{name}.bias" in self.weights:
             inputs.append(self.weights[f"{name}.bias"])
@@ -69,7 +69,7 @@ class GraphBuilder:
         return self.op("RMSNormalization", value, weight, axis=-1, epsilon=epsilon)
 
     def rows(self, value: ir.Value, features: int) -> ir.Value:
-        """[B, T, features] -> [B*T, features]."""
+        """Flatten [B, T, features] -> [B*T, features]."""
         return self.op("Reshape", value, self.ints([-1, features]))
 
     def batch_shape(self, value: ir.Value, *features: int) -> ir.Value:
@@ -77,7 +77,7 @@ class GraphBuilder:
         return self.op("Concat", self.op("Shape", value, start=0, end=2), self.ints(list(features)), axis=0)
 
     def gather_rows(self, hidden: ir.Value, rows: ir.Value) -> ir.Value:
-        """hidden [B, T, D], rows [B, n] -> [B, n, D]."""
+        """Gather rows of every sequence: hidden [B, T, D], rows [B, n] -> [B, n, D]."""
         return self.op("GatherND", hidden, self.op("Unsqueeze", rows, self.ints([-1])), batch_dims=1)
 
 

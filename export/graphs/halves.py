@@ -53,7 +53,7 @@ def upper(
 def _layers(
     b: GraphBuilder, stream: ir.Value, like: ir.Value, inputs: dict[str, ir.Value], layers: range
 ) -> tuple[ir.Value, dict[str, ir.Value]]:
-    """like: its first two axes are B and the rows of a sequence."""
+    """Run several layers. like: its first two axes are B and the rows of a sequence."""
     shared = PassContext(b, like, inputs["position_ids"], inputs["attention_bias"])
     caches = {}
     for index in layers:
@@ -67,7 +67,7 @@ def _layers(
 def _decoder_layer(
     b: GraphBuilder, index: int, stream: ir.Value, shared: PassContext, past: LayerCache
 ) -> tuple[ir.Value, LayerCache]:
-    """stream [B*T, D] -> (stream [B*T, D], new keys and values [T, B, Hkv, Dh])."""
+    """Run one layer: stream [B*T, D] -> (stream [B*T, D], new keys and values [T, B, Hkv, Dh])."""
     layer = layer_name(index)
     attended, new = attention(b, layer, b.norm(stream, f"{layer}.input_norm"), shared, past)
     after_attention, after_mlp = (f"{layer}.{output}" for output in LAYER_OUTPUTS)

@@ -1,5 +1,5 @@
-"""A Hugging Face model directory as a `Checkpoint`; beside the families' recipes the only place that
-knows Hugging Face.
+"""A Hugging Face model directory as a `Checkpoint`; beside the families' recipes the only place
+that knows Hugging Face.
 
 In: config.json and safetensors, one file or shards with an index. Out: the blueprint, where every
 tensor lies, and which weights the graphs are made of.
@@ -74,7 +74,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _family(raw: dict[str, Any]) -> Family:
-    """By model_type; what `architectures` names, if anything, must be of that family."""
+    """The family, by model_type; what `architectures` names, if anything, must be of that family."""
     named = raw.get("architectures")
     model_type = raw.get("model_type")
     architecture = named[0] if isinstance(named, list) and named else named or None
@@ -136,8 +136,8 @@ def _rope(c: Any) -> RopeConfig:
 
 
 def _eos_token_ids(path: Path, raw: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
-    """From generation_config.json, which overrides config.json, as Hugging Face generate does; else
-    from config.json.
+    """Tokens that end a text: from generation_config.json, which overrides config.json, as Hugging
+    Face generate does; else from config.json.
     """
     file = path / "generation_config.json"
     generation = read_json(file) if os.path.lexists(file) else {}

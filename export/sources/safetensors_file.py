@@ -17,7 +17,7 @@ _DTYPES = {DTYPES[name].safetensors: DTYPES[name] for name in MODEL_DTYPES}  # t
 
 
 class TensorRecord(NamedTuple):
-    """Where one tensor lies. `offset` counts bytes from the beginning of the file."""
+    """The place of one tensor in a file. `offset` counts bytes from the beginning of the file."""
 
     file: Path
     dtype: str

@@ -88,7 +88,7 @@ def build_engines(
 
 
 def _check_own_files(folder: Path) -> None:
-    """What is to be replaced holds plans and their records alone. One without its record is of no
+    """Check that a folder to be replaced holds plans and their records alone. One without its record is of no
     use, and is removed.
     """
     if not folder.is_dir():
@@ -108,7 +108,7 @@ class Buildable(NamedTuple):
 
 
 def check_buildable(options: BuildOptions, dtype: str) -> Buildable:
-    """Everything that can be checked without the bundle. Raises FirpError."""
+    """Check everything that can be checked without the bundle. Raises FirpError."""
     backend = options.backend
     if backend not in LIBRARIES:
         raise FirpError("unknown backend", got=repr(backend), expected=" or ".join(LIBRARIES))
@@ -129,7 +129,7 @@ def check_buildable(options: BuildOptions, dtype: str) -> Buildable:
 
 
 def check_limits(limits: Limits, manifest: Manifest) -> Limits:
-    """`limits`, with the context lowered to the model's. Raises FirpError when one is out of range."""
+    """Limits with the context lowered to the model's. Raises FirpError when one is out of range."""
     ranges = {
         "max_context": (1, 2**31 - 1),
         "max_batch": (1, _MOST_BATCH),
@@ -183,8 +183,8 @@ def _number(capability: str) -> tuple[int, ...]:
 
 
 def graph_weight_bytes(onnx: Path) -> int:
-    """Of the weights that a graph refers to; none is read. Raises BundleError for a file that is
-    no graph.
+    """Bytes of the weights that a graph refers to; none is read. Raises BundleError for a file that
+    is no graph.
     """
     try:
         initializers = ir.load(onnx).graph.initializers.values()
@@ -207,7 +207,7 @@ def memory_needed(manifest: Manifest, graph: str, weight_bytes: int) -> dict[str
 
 
 def require_build_memory(manifest: Manifest, weights: dict[str, int], available: int | None) -> None:
-    """Raises FirpError, with the sum, when this machine cannot hold the larger half's build.
+    """Require the memory of a build. Raises FirpError, with the sum, when this machine cannot hold the larger half's build.
     available: in bytes; None is not checked.
     """
     needed = {graph: memory_needed(manifest, graph, size) for graph, size in weights.items()}
@@ -221,7 +221,7 @@ def require_build_memory(manifest: Manifest, weights: dict[str, int], available:
 
 
 def check_disk(manifest: Manifest, weights: dict[str, int], free: int) -> None:
-    """Raises FirpError when the plans will not fit: each holds its graph's weights, and up to 2 MiB
+    """Check the disk. Raises FirpError when the plans will not fit: each holds its graph's weights, and up to 2 MiB
     of kernels a layer.
     """
     kernels = manifest.model.num_hidden_layers * (2 << 20)

@@ -39,8 +39,8 @@ def build_plan(
     cancel: threading.Event,
     more_outputs: tuple[str, ...] = (),
 ) -> memoryview:
-    """report: is called with the share that is done; more_outputs: tensors that the plan gives
-    beside the declared ones. Raises FirpError.
+    """Build the plan of one graph. report: is called with the share that is done; more_outputs:
+    tensors that the plan gives beside the declared ones. Raises FirpError.
     """
     library = build_for.library
     logger = make_logger(library)
@@ -78,7 +78,7 @@ def build_plan(
 
 
 def check_network(network: Any, spec: GraphSpec) -> None:
-    """The parsed network has the declared inputs and outputs, and uses every input. Raises
+    """Check that the parsed network has the declared inputs and outputs, and uses every input. Raises
     FirpError.
 
     A parser that does not know an input of a node leaves it out, some without a word, and the

@@ -1,4 +1,4 @@
-"""What an engine runs, read from the text inside its plan.
+"""Kernels that an engine runs, read from the text inside its plan.
 
 In: a plan file. Out: for each of its profiles the kernels in order, and a summary: launches, fused
 attentions, GEMMs, copies of the cache. TensorRT-RTX writes each profile's program into the plan as
@@ -32,7 +32,7 @@ class Kernel(NamedTuple):
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """What one profile of a plan launches."""
+    """Launches of one profile of a plan, counted."""
 
     launches: int
     launches_per_layer: int  # the most between one attention and the next

@@ -34,8 +34,8 @@ def load_model(path: Path, dtype: str) -> Any:
 def model_rows(
     model: Any, prediction_layer: int, samples: list[Sample], dtype: torch.dtype
 ) -> list[StageRows]:
-    """What the model says in `dtype`, a `StageRows` for each sample. The prompt's rows are the same
-    in prefill and in decoding: these are two ways to one value.
+    """Rows that the model computes in `dtype`, a `StageRows` for each sample. The prompt's rows are
+    the same in prefill and in decoding: these are two ways to one value.
 
     Each path from a tree's root to a leaf is a sequence of its own after the prompt, so the model
     runs as it always does, without a mask or a cache of ours. Sequences are padded at their ends,
@@ -79,8 +79,9 @@ def _paths(sample: Sample) -> list[list[int]]:
 
 @contextmanager
 def computing_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, a float32 `model` computes in `dtype`. A module's own weights are in it only while the
-    module runs, so memory grows by the largest module, and the weights come back bit for bit.
+    """Let a float32 `model` compute in `dtype` inside the block. A module's own weights are in it
+    only while the module runs, so memory grows by the largest module, and the weights come back
+    bit for bit.
     """
     if dtype == torch.float32:
         yield
@@ -112,8 +113,8 @@ def computing_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
 
 
 class _StayingDouble(TorchFunctionMode):
-    """What is in float64 stays in it. Models compute norms and softmax in float32 whatever their own
-    type is, which helps a half type and would hurt here. Rope tables stay what they are: float32,
+    """Keeps float64 values in float64. Models compute norms and softmax in float32 whatever their
+    own type is, which helps a half type and would hurt here. Rope tables stay what they are: float32,
     by the model's definition, and the same in the bundle.
     """
 

@@ -1,4 +1,4 @@
-"""What verification found.
+"""Findings of a verification.
 
 In: measured values with their limits. Out: `Check`s, and the `Report` that the manifest and
 `firp verify --json` hold.

@@ -32,8 +32,9 @@ LAYER_SCALE = 16
 
 
 class Distance(NamedTuple):
-    """Of rows from the truth, each relative to the magnitude of its own row: in a model whose first
-    row has values of 20,000 and all others values of 1, every row counts. NaN where a value is.
+    """Distances of rows from the truth, each relative to the magnitude of its own row: in a model
+    whose first row has values of 20,000 and all others values of 1, every row counts. NaN where a
+    value is.
     """
 
     norm: float  # root mean square over rows of the difference's norm by the row's

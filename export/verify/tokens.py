@@ -34,7 +34,7 @@ def prompts_by_kind(engine: Engine, count: int, length: int) -> dict[str, list[l
 
 
 def most_rows(engine: Engine) -> int:
-    """Of a pass that decodes all its rows."""
+    """Rows of the largest pass that decodes them all."""
     return engine.limits.max_rows if engine.limits else 64
 
 

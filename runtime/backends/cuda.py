@@ -59,7 +59,7 @@ class DeviceArray:
 
 
 class CudaMemory:
-    """reuses_bindings: show graphs a rounded number of cached slots, so that few sizes occur and
+    """Arrays and the stream of one session. reuses_bindings: show graphs a rounded number of cached slots, so that few sizes occur and
     CUDA graphs can be replayed.
     """
 
@@ -117,8 +117,8 @@ class CudaMemory:
     def write_bias(
         self, array: DeviceArray, visible: np.ndarray, positions: np.ndarray, cached: int, window: int | None
     ) -> None:
-        """Cached slots that every row sees are cleared on the device; only the columns after them
-        cross the bus.
+        """Write the additive mask of a pass. Cached slots that every row sees are cleared on the
+        device; only the columns after them cross the bus.
         """
         rows, keys = array.shape[2:]
         if window is not None and positions.max() < window:
@@ -139,7 +139,7 @@ class CudaMemory:
         )
 
     def move_rows(self, source: DeviceArray, rows: Sequence[int], target: DeviceArray, start: int) -> None:
-        """One strided copy for each run of neighbouring rows."""
+        """Copy rows to others: one strided copy for each run of neighbouring rows."""
         cuda = self.cuda
         kind = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         row = math.prod(source.shape[2:]) * source.dtype.itemsize
@@ -174,7 +174,7 @@ class CudaMemory:
         self._upload.used = self._download.used = 0
 
     def slots_in_view(self, cached: int, capacity: int) -> int:
-        """The next multiple of 64, or of an eighth to a quarter of their number: at most 63, or a
+        """Slots shown to a graph: the next multiple of 64, or of an eighth to a quarter of their number: at most 63, or a
         quarter, more than are cached.
         """
         if not self.reuses_bindings or not cached:
@@ -197,15 +197,15 @@ class CudaMemory:
 
     @property
     def workspace(self) -> DeviceArray:
-        """As large as the largest reservation; taken when it is first used, after every engine has
-        asked.
+        """An array as large as the largest reservation; taken when it is first used, after every
+        engine has asked.
         """
         if self._workspace is None:
             self._workspace = self.zeros((self._workspace_bytes,), np.uint8, "activations of the engines")
         return self._workspace
 
     def capture(self, enqueue: Callable[[], None]) -> Any:
-        """What `enqueue` asks for, as a CUDA graph to `launch`; it is not executed now. Raises
+        """Capture what `enqueue` asks for as a CUDA graph to `launch`; it is not executed now. Raises
         FirpError when it cannot be captured; the stream is whole again then.
         """
         cuda = self.cuda
@@ -257,8 +257,8 @@ def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _release(cuda: ModuleType, stream: Any, owned: list[tuple[Callable, Any]]) -> None:
-    """Once nothing uses it any more, what was taken last goes first. The process may be ending:
-    nobody listens to complaints.
+    """Give back what nothing uses any more, the last taken first. The process may be ending: nobody
+    listens to complaints.
     """
     cuda.cudaStreamSynchronize(stream)
     while owned:

@@ -35,17 +35,17 @@ def load_cuda(extra: str = "gpu") -> ModuleType:
 
 
 def new_stream(cuda: ModuleType) -> Any:
-    """One that does not wait for CUDA's default stream: work of others there would end a capture."""
+    """A stream that does not wait for CUDA's default one, where work of others would end a capture."""
     return call(cuda, cuda.cudaStreamCreateWithFlags, cuda.cudaStreamNonBlocking)
 
 
 def device_name(cuda: ModuleType) -> str:
-    """Of the current device."""
+    """Name of the current device."""
     return call(cuda, cuda.cudaGetDeviceProperties, call(cuda, cuda.cudaGetDevice)).name.decode()
 
 
 def compute_capability(cuda: ModuleType) -> str:
-    """Of the current device, such as "8.9"."""
+    """Compute capability of the current device, such as "8.9"."""
     device = call(cuda, cuda.cudaGetDevice)
     names = cuda.cudaDeviceAttr
     parts = (names.cudaDevAttrComputeCapabilityMajor, names.cudaDevAttrComputeCapabilityMinor)

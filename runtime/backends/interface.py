@@ -1,4 +1,4 @@
-"""What the loop asks of a backend: memory that its graphs can reach, and graphs that run on it.
+"""The contract of a backend: memory that its graphs can reach, and graphs that run on it.
 
 A `Backend` loads graphs once and is shared by every session; `Memory` and `Runner`s belong to one
 session. Arrays are written in place: a run allocates and copies nothing. Work is done in the order
@@ -65,7 +65,7 @@ class Memory(Protocol):
         """
 
     def now(self) -> Any:
-        """This moment in the order of work, for `elapsed_ms`, which is known after the next `read`."""
+        """A moment in the order of work, for `elapsed_ms`, which is known after the next `read`."""
 
     def elapsed_ms(self, start: Any, end: Any) -> float: ...
 
@@ -114,4 +114,4 @@ class Backend(Protocol):
         """
 
     def memory(self) -> Memory:
-        """For one session."""
+        """Memory for one session."""

@@ -51,7 +51,7 @@ def load_library(backend: str) -> ModuleType:
 
 
 def gpu_compute_capability() -> str | None:
-    """Of the current CUDA device, such as "8.9"; None where there is no driver, no device, or no
+    """Compute capability of the current CUDA device; None where there is no driver, no device, or no
     cuda-bindings.
     """
     try:

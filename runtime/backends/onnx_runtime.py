@@ -28,7 +28,7 @@ _ON_HOST = {"Shape", "Concat"}
 
 
 class OnnxRuntimeBackend:
-    """threads: of each graph's thread pool; None takes one for each core."""
+    """ONNX Runtime on the CPU. threads: of each graph's pool; None takes one for each core."""
 
     name = "cpu"
 

@@ -72,7 +72,7 @@ class TensorRTGraph:
         self._runtime_cache = None
 
     def differences(self) -> str | None:
-        """In what the engine is not the declared graph."""
+        """Differences of the engine from the declared graph."""
         engine = self.native
         if engine.num_optimization_profiles != len(self.profiles):
             return f"{engine.num_optimization_profiles} profiles, {len(self.profiles)} in {RECORD_NAME}"
@@ -121,7 +121,7 @@ def new_context(
 
 @dataclass
 class _Prepared:
-    """What a runner knows of a binding."""
+    """Facts that a runner knows of a binding."""
 
     profile: int
     cuda_graph: Any = None

@@ -102,8 +102,8 @@ class LatencyTable:
         return float(np.interp(rows, self.rows, values))
 
     def at_layer(self, prediction_layer: int) -> "LatencyTable":
-        """As if the model were split elsewhere: layers cost alike, and what is left of the upper
-        half is the head.
+        """A table as if the model were split elsewhere: layers cost alike, and what is left of the
+        upper half is the head.
         """
         if prediction_layer == self.prediction_layer:
             return self

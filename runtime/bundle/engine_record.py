@@ -75,7 +75,7 @@ def fitting_profile(graph: str, profiles: tuple[Profile, ...], shapes: Mapping[s
 
 
 def folder_name(backend: str, library_version: str, compute_capabilities: tuple[str, ...]) -> str:
-    """such as tensorrt-rtx-1.7.1.116-sm80-sm89."""
+    """Name of an engine folder, such as tensorrt-rtx-1.7.1.116-sm80-sm89."""
     return "-".join(
         [
             backend,
@@ -91,7 +91,7 @@ def source_hashes(manifest: Manifest, graph: str) -> dict[str, str]:
 
 
 def read_record(folder: Path, build: str) -> EngineRecord:
-    """build: the command that makes a new one. Raises BundleError when engine.json is not one."""
+    """Read engine.json. build: the command that makes a new one. Raises BundleError when it is none."""
     where = f"{folder.name}/{RECORD_NAME}"
     data = read_json(folder / RECORD_NAME)
     version = data.get("format_version") if isinstance(data, dict) else None

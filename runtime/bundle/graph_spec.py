@@ -1,4 +1,4 @@
-"""What a bundle's graphs are: their inputs and outputs, and the layers that each one runs.
+"""Declarations of a bundle's graphs: inputs, outputs, and the layers that each one runs.
 
 In: a ModelConfig, the prediction layer, the number of predictors, the precision. Out: one GraphSpec
 a graph, the single declaration that exporter, manifest, backends, docs and tests read.
@@ -30,7 +30,7 @@ class CacheNames(NamedTuple):
 
 
 def cache_names(layers: Iterable[int]) -> list[CacheNames]:
-    """For each layer that of its keys, then that of its values."""
+    """Names of cached tensors: for each layer that of its keys, then that of its values."""
     return [
         CacheNames(f"past_{part}.{layer}", f"new_{part}.{layer}")
         for layer in layers

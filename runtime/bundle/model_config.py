@@ -63,7 +63,7 @@ class NormConfig:
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """What one layer may have otherwise than the others."""
+    """Properties in which one layer may differ from the others."""
 
     window: int | None  # tokens a row sees, itself included; None sees all
 

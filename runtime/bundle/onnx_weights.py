@@ -1,4 +1,4 @@
-"""What an ONNX file takes from outside itself, read without the onnx package, which the runtime
+"""Files that an ONNX file refers to, read without the onnx package, which the runtime
 does not need.
 
 In: a graph's file. Out: how many bytes of the bundle's weight file it uses, or a BundleError: it
@@ -108,7 +108,7 @@ def check_weights(file: Path, weights: Path) -> int:
 
 
 class _BadGraph(Exception):
-    """What is wrong with a graph."""
+    """Signals what is wrong with a graph."""
 
 
 def _check_nodes(nodes: list[dict[str, list]]) -> None:

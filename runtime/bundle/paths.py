@@ -1,4 +1,4 @@
-"""Where a bundle and its files lie.
+"""Places of a bundle and its files.
 
 In: paths as a user or a manifest gives them. Out: paths that exist, or a BundleError. A file of a
 bundle is a regular file inside it: no link leads out of what the manifest's hashes cover.

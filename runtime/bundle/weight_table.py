@@ -42,7 +42,7 @@ def layer_shapes(config: ModelConfig, index: int) -> dict[str, Shape]:
 
 
 def layer_name(index: int) -> str:
-    """What the names of a layer's weights, and of its outputs in a graph, begin with."""
+    """Beginning of the names of a layer's weights, and of its outputs in a graph."""
     return f"layers.{index}"
 
 

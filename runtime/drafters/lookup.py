@@ -80,7 +80,7 @@ class LookupDrafter:
         return []
 
     def _match(self, follower: int, known: int) -> int:
-        """How many tokens before `follower` are those at the end; `known` of them are."""
+        """Count the tokens before `follower` that are those at the end; `known` of them are."""
         tokens = self._tokens
         length = known
         while length < min(MAX_MATCH, follower) and tokens[follower - length - 1] == tokens[-length - 1]:
@@ -128,7 +128,7 @@ class LookupDrafter:
 
 
 class MatchRates:
-    """How often the token after a match is one that followed before, by the length of the match."""
+    """Rates at which the token after a match is one that followed before, by the match's length."""
 
     def __init__(self):
         self._trials = [PRIOR_TRIALS] * (MAX_MATCH + 1)

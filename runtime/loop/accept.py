@@ -13,7 +13,7 @@ from firp.runtime.trees.tree import DraftTree
 
 
 class Accepted(NamedTuple):
-    """What a pass decided."""
+    """Decisions of a pass."""
 
     rows: list[int]  # of the tree, the root first
     tokens: list[int]  # emitted: the accepted drafts and the bonus token

@@ -114,7 +114,7 @@ class TextStream:
         return ""
 
     def finish(self) -> str:
-        """What is still held back; an incomplete character comes out as U+FFFD."""
+        """Text that is still held back; an incomplete character comes out as U+FFFD."""
         if self.stopped:
             return ""
         text = self._decode(self._prefix, len(self._ids))
@@ -145,7 +145,7 @@ class TextStream:
 
     @staticmethod
     def _begun(stop: str, text: str) -> int:
-        """How many characters of a stop string the text ends with, at most; it does not hold it."""
+        """Count the characters of a stop string that the text ends with; it does not hold it whole."""
         start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
         while start >= 0 and not stop.startswith(text[start:]):
             start = text.find(stop[0], start + 1)

@@ -77,17 +77,17 @@ class SessionPool:
 
     @property
     def kept_sessions(self) -> int:
-        """How many sessions are kept."""
+        """Number of sessions that are kept."""
         return len(self._kept)
 
     @property
     def kept_bindings(self) -> int:
-        """How many bindings the kept sessions hold."""
+        """Number of bindings that the kept sessions hold."""
         return sum(session.buffers.kept_bindings for session in self._kept)
 
     @property
     def graph_counts(self) -> dict[str, int] | None:
-        """How graphs were run in all kept sessions so far (`Memory.counters`); None where nothing
+        """Counts of graph runs in all kept sessions so far (`Memory.counters`); None where nothing
         is counted.
         """
         names = self._counters

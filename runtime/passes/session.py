@@ -164,7 +164,7 @@ class Session:
         self.memory.write(self.buffers.indices[name][: len(values)], values)
 
     def _write_positions(self, positions: np.ndarray) -> np.ndarray:
-        """Pseudo rows may guess past the context, where nothing is kept of them; the tables of
+        """Write the rows' positions. Pseudo rows may guess past the context, where nothing is kept of them; the tables of
         positions end there.
         """
         positions = np.minimum(positions, self.model.max_position_embeddings - 1)  # [R]

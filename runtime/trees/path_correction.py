@@ -17,7 +17,7 @@ from firp.runtime.trees.guesses import Guesses, Ranking
 
 
 class PathCorrection(NamedTuple):
-    """A child x of a node holding u, at offset j, scores scale_j * log q_j(x) + weight_j *
+    """Tables that score guesses: a child x of a node holding u, at offset j, scores scale_j * log q_j(x) + weight_j *
     previous[u] . following[x], renormalized over the candidates, which keep their joint share of
     q_j. Greedy decoding is more certain than sampling: it has its own scales.
     """
@@ -34,7 +34,7 @@ class PathCorrection(NamedTuple):
 
     @staticmethod
     def load(file: Path, vocab_size: int, num_predictors: int) -> "PathCorrection":
-        """Raises BundleError when the file is not a correction for this vocabulary and so many
+        """Read a correction. Raises BundleError when the file is not a correction for this vocabulary and so many
         predictors.
         """
         try:

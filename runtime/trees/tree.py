@@ -21,7 +21,7 @@ MAX_PASS_ROWS = 1024  # of one pass, pseudo rows included: a bound for buffers, 
 
 @dataclass(frozen=True)
 class TreeConfig:
-    """How a step's tree is made, and from which of its rows the next step's guesses come
+    """Rules by which a step's tree is made, and the rows that the next step's guesses come from
     (tree.json).
 
     kind "static": the same paths every step; a path is a tuple of ranks, (0, 1) = the second guess
@@ -62,7 +62,7 @@ class TreeConfig:
         return max(self.rows + sources * num_predictors, 1 + num_predictors)
 
     def validate(self, num_predictors: int) -> None:
-        """Raises FirpError when the tree is malformed, or deeper than the predictors reach."""
+        """Check the rules. Raises FirpError when the tree is malformed, or deeper than the predictors reach."""
         numbers = [self.rows, *(n for n in (self.draft_sources, self.depth) if n is not None)]
         if not isinstance(self.paths, tuple) or not all(isinstance(path, tuple) for path in self.paths):
             raise FirpError(

@@ -1,5 +1,5 @@
-"""Which tree to decode with on a device: expected tokens per step over predicted step time, or
-plain decoding where nothing pays.
+"""The choice of a tree on a device: expected tokens per step over predicted step time, or plain
+decoding where nothing pays.
 
 In: candidates (trees with their expected tokens per step, from calibration) and a latency table
 (measured on the device). Out: `Choice`.
@@ -13,7 +13,7 @@ MARGIN = 1.02
 
 
 def predicted_speedup(candidate: Candidate, latency: LatencyTable, num_predictors: int, text: str) -> float:
-    """Over plain decoding, whose steps give one token each."""
+    """Predicted speedup over plain decoding, whose steps give one token."""
     mean_rows = (candidate.mean_rows or {}).get(text)
     step_ms = latency.step_ms(candidate.tree, num_predictors, candidate.undrafted[text], mean_rows)
     return candidate.tokens_per_step[text] * latency.plain_ms() / step_ms

@@ -18,7 +18,7 @@ from firp.runtime.trees.tree import TreeConfig
 
 
 class NearTie(NamedTuple):
-    """What rounding may turn. Another number of rows in a pass sums in another order, which moves
+    """Limits of what rounding may turn. Another number of rows in a pass sums in another order, which moves
     logits by a few units of the type's precision: about 1e-6 in float32, and in the half types by
     their unit roundoff times the residual stream's magnitude.
     """
@@ -115,8 +115,8 @@ def compare(
 def first_difference(
     prompt: int, plain: PlainRun, other: list[int], params: SamplingParams, dtype: str
 ) -> Difference | None:
-    """Where another run of the same prompt leaves the plain run, and whether at a near tie; None
-    when it never does.
+    """The place where another run of the same prompt leaves the plain run, and whether at a near
+    tie; None when it never does.
     """
     if other == plain.tokens:
         return None
@@ -130,7 +130,7 @@ def first_difference(
 def compare_trees(
     engine: Engine, prompts: list[list[int]], params: list[SamplingParams], trees: dict[str, TreeConfig]
 ) -> list[Comparison]:
-    """Every prompt with every params and every tree; one plain run serves all trees. One Comparison
+    """Compare every prompt with every params and every tree; one plain run serves all trees. One Comparison
     a tree.
     """
     comparisons = {name: Comparison(name) for name in trees}

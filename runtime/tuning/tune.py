@@ -84,7 +84,7 @@ def promising_trees(
 def measured(
     engine: Engine, trees: list[TreeConfig], prompts: list[str | list[int]], text: str, progress: Progress
 ) -> list[Candidate]:
-    """What each tree gives on these prompts, by decoding them."""
+    """Decode these prompts with each tree, and tell what it gives."""
     params = SAMPLED if text == "sampled" else SamplingParams(NEW_TOKENS)
     requests = [engine.request(prompt, params) for prompt in prompts]
     found = []
