@@ -49,9 +49,9 @@ class Engine:
     ) -> "Engine":
         """Validate a bundle and load its graphs.
 
-        backend: a name in `registry.BACKENDS`; threads: of each graph on the CPU, None for one a core;
-        check_hashes: see `load_bundle`. Raises FirpError: the bundle is not whole, or the backend
-        cannot run it.
+        backend: a name in `registry.BACKENDS`; threads: of each graph on the CPU, None for one a
+        core; check_hashes: see `load_bundle`. Raises FirpError: the bundle is not whole, or the
+        backend cannot run it.
         """
         make_backend = backend_factory(backend, threads)
         bundle = load_bundle(path, check_hashes)
@@ -76,7 +76,9 @@ class Engine:
 
     @property
     def tree(self) -> TreeConfig | None:
-        """The tree that requests decode with; None where plain decoding is faster, or all there is."""
+        """The tree that requests decode with; None where plain decoding is faster, or all there
+        is.
+        """
         return None if self.choice and not self.choice.drafts else self.best_tree
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
@@ -113,8 +115,8 @@ class Engine:
 
     def session(self, capacity: int, rows: int = PREFILL_ROWS) -> Session:
         """A `Session`: for one caller, who decodes any number of sequences with it, one after the
-        other. It holds `capacity` cached tokens and passes of `rows` rows, or more. Raises FirpError
-        when the engines, or the device's memory, do not.
+        other. It holds `capacity` cached tokens and passes of `rows` rows, or more. Raises
+        FirpError when the engines, or the device's memory, do not.
         """
         least = 1 + self.manifest.num_predictors
         for name, value, low in (("capacity", capacity, 1), ("rows", rows, least)):

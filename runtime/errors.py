@@ -4,7 +4,9 @@ else is a bug.
 
 
 class FirpError(Exception):
-    """A mistake that the user can mend. `str(error)` is one line: what | got X, expected Y. Fix: Z."""
+    """A mistake that the user can mend. `str(error)` is one line: what | got X, expected Y. Fix:
+    Z.
+    """
 
     def __init__(self, what: str, *, got: object = None, expected: object = None, fix: str | None = None):
         self.what = what

@@ -157,7 +157,9 @@ def uniform(seed: int, position: int) -> float:
 
 
 def candidates(logits: np.ndarray, params: SamplingParams) -> Ranked:
-    """Temperature, then top-k, then top-p, as the Hugging Face logits processors do it, in float64."""
+    """Temperature, then top-k, then top-p, as the Hugging Face logits processors do it, in
+    float64.
+    """
     scaled = logits.astype(np.float64)
     weights = np.exp((scaled - scaled.max()) / params.temperature)
     top_k = params.top_k if 0 < params.top_k < len(weights) else len(weights)
@@ -191,8 +193,8 @@ class _Draw(NamedTuple):
 
 
 def _draw(ids: np.ndarray, weights: np.ndarray, draw: float) -> _Draw:
-    """Draw from intervals that lie in order of token id, so that two candidates of nearly equal weight never swap
-    places.
+    """Draw from intervals that lie in order of token id, so that two candidates of nearly equal
+    weight never swap places.
     """
     order = np.argsort(ids)
     bounds = np.cumsum(weights[order])

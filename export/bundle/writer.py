@@ -84,6 +84,8 @@ def export_bundle(
 
 
 class Prepared(NamedTuple):
+    """Inputs of an export, all checked before anything is written."""
+
     checkpoint: Checkpoint
     predictors: Predictors | None
     prediction_layer: int

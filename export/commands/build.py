@@ -50,6 +50,8 @@ def build(bundle, backend, compute_capability, force, as_json, **limits):
 
 
 class Built(NamedTuple):
+    """Engines that were built, and what their plans launch."""
+
     folder: Path
     record: EngineRecord
     # graph -> a PlanSummary for each profile; [] where the library's plans list no kernels
@@ -83,7 +85,9 @@ def run_build(
 
 
 def build_after_export(bundle: Path, backend: str) -> None:
-    """Build for a fresh bundle; a failed build leaves it as it is, and says so. Raises FirpError."""
+    """Build for a fresh bundle; a failed build leaves it as it is, and says so. Raises
+    FirpError.
+    """
     try:
         run_build(bundle, backend)
     except FirpError:

@@ -18,7 +18,9 @@ from firp.runtime.bundle.model_config import (
 
 
 class TensorNames(NamedTuple):
-    """Places of our modules in a checkpoint; one of several names is joined along the first axis."""
+    """Places of our modules in a checkpoint; one of several names is joined along the first
+    axis.
+    """
 
     layer: str  # what stands before the names of a layer's modules
     modules: dict[str, tuple[str, ...]]  # ours, without the layer -> theirs
@@ -63,6 +65,7 @@ NAMES = TensorNames(
 def attention(
     c: Any, qkv_bias: bool = False, output_bias: bool = False, qk_norm: bool = False
 ) -> AttentionConfig:
+    """The attention of a model that names its sizes as transformers' Llama does."""
     return AttentionConfig(
         num_heads=c.num_attention_heads,
         num_key_value_heads=c.num_key_value_heads,

@@ -44,7 +44,9 @@ class PassContext:
 def attention(
     b: GraphBuilder, layer: str, rows: ir.Value, shared: PassContext, past: LayerCache
 ) -> tuple[ir.Value, LayerCache]:
-    """Attend within one layer: rows [B*T, D] -> (rows [B*T, D], new keys and values [T, B, Hkv, Dh])."""
+    """Attend within one layer: rows [B*T, D] -> (rows [B*T, D], new keys and values [T, B, Hkv,
+    Dh]).
+    """
     c = b.config.attention
     sizes = [c.query_size, c.key_value_size, c.key_value_size]
     query, key, value = b.split(b.linear(rows, f"{layer}.qkv_proj"), sizes)

@@ -34,6 +34,7 @@ class GraphBuilder:
         self._constants: dict[str, ir.Value] = {}
 
     def op(self, op_type: str, *inputs: ir.Value, output: str | None = None, **attributes: Any) -> ir.Value:
+        """Add one node; return its only output, named `output` if given."""
         value = self.tape.op(op_type, list(inputs), attributes or None)
         if output:
             value.name = output
@@ -46,9 +47,11 @@ class GraphBuilder:
         )
 
     def ints(self, values: list[int]) -> ir.Value:
+        """A constant int64 vector, made once."""
         return self._constant(f"ints_{'_'.join(map(str, values))}", np.array(values, np.int64))
 
     def scalar(self, value: float) -> ir.Value:
+        """A constant in the graph's type, made once."""
         return self._constant(f"scalar_{value:.9g}", np.array(value, self.dtype.numpy()))
 
     def _constant(self, name: str, array: np.ndarray) -> ir.Value:
@@ -64,6 +67,7 @@ class GraphBuilder:
         return self.op("Gemm", *inputs, transB=1)
 
     def norm(self, value: ir.Value, name: str) -> ir.Value:
+        """Normalize the last axis by root mean square, with the named weight."""
         weight = self.weights[f"{name}.weight"]
         epsilon = self.config.norm.epsilon
         return self.op("RMSNormalization", value, weight, axis=-1, epsilon=epsilon)
@@ -73,7 +77,9 @@ class GraphBuilder:
         return self.op("Reshape", value, self.ints([-1, features]))
 
     def batch_shape(self, value: ir.Value, *features: int) -> ir.Value:
-        """The shape [B, T, *features] for a Reshape, B and T being the first two axes of `value`."""
+        """The shape [B, T, *features] for a Reshape, B and T being the first two axes of
+        `value`.
+        """
         return self.op("Concat", self.op("Shape", value, start=0, end=2), self.ints(list(features)), axis=0)
 
     def gather_rows(self, hidden: ir.Value, rows: ir.Value) -> ir.Value:

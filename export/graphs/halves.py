@@ -17,6 +17,7 @@ LAYER_OUTPUTS = ("attention_out", "out")
 
 
 def lower(b: GraphBuilder, inputs: dict[str, ir.Value], layers: range) -> dict[str, ir.Value]:
+    """Build the lower half: token ids [B, T] to hidden states [B, T, D] and new cache rows."""
     ids = inputs["input_ids"]
     size = b.config.hidden_size
     stream = b.rows(b.op("Gather", b.weights["embed_tokens.weight"], ids), size)  # [B*T, D]
@@ -27,6 +28,7 @@ def lower(b: GraphBuilder, inputs: dict[str, ir.Value], layers: range) -> dict[s
 def upper(
     b: GraphBuilder, inputs: dict[str, ir.Value], layers: range, spec: GraphSpec
 ) -> dict[str, ir.Value]:
+    """Build the upper half: hidden states [B, R, D] to logits, top lists and new cache rows."""
     hidden = inputs["hidden_states"]
     c = b.config
     stream, caches = _layers(b, b.rows(hidden, c.hidden_size), hidden, inputs, layers)

@@ -12,7 +12,9 @@ PREDICTORS_WEIGHT = "predictors.weight"  # [K*D, D]: all K as one GEMM
 
 
 def predictors(b: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
-    """Append pseudo rows h~ = W_j h: hidden_states [B, T, D], source_rows [B, M] -> [B, T + M*K, D]."""
+    """Append pseudo rows h~ = W_j h: hidden_states [B, T, D], source_rows [B, M] -> [B, T + M*K,
+    D].
+    """
     hidden = inputs["hidden_states"]
     size = b.config.hidden_size
     sources = b.rows(b.gather_rows(hidden, inputs["source_rows"]), size)  # [B*M, D]

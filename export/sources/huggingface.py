@@ -74,7 +74,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _family(raw: dict[str, Any]) -> Family:
-    """The family, by model_type; what `architectures` names, if anything, must be of that family."""
+    """The family, by model_type; what `architectures` names, if anything, must be of that
+    family.
+    """
     named = raw.get("architectures")
     model_type = raw.get("model_type")
     architecture = named[0] if isinstance(named, list) and named else named or None

@@ -46,6 +46,8 @@ _OLDEST_DEFAULT = (8, 0)  # a plan that includes 7.5 runs 7.5's kernels on every
 
 @dataclass(frozen=True)
 class BuildOptions:
+    """A backend, the limits of its engines, and the devices that they are for."""
+
     backend: str  # a name in LIBRARIES
     limits: Limits = field(default_factory=Limits)
     compute_capabilities: tuple[str, ...] | None = None  # None: see `choose_capabilities`
@@ -88,8 +90,8 @@ def build_engines(
 
 
 def _check_own_files(folder: Path) -> None:
-    """Check that a folder to be replaced holds plans and their records alone. One without its record is of no
-    use, and is removed.
+    """Check that a folder to be replaced holds plans and their records alone. One without its
+    record is of no use, and is removed.
     """
     if not folder.is_dir():
         return
@@ -103,6 +105,8 @@ def _check_own_files(folder: Path) -> None:
 
 
 class Buildable(NamedTuple):
+    """A library that can build for the devices that were asked for."""
+
     library: ModuleType
     compute_capabilities: tuple[str, ...]
 
@@ -207,8 +211,8 @@ def memory_needed(manifest: Manifest, graph: str, weight_bytes: int) -> dict[str
 
 
 def require_build_memory(manifest: Manifest, weights: dict[str, int], available: int | None) -> None:
-    """Require the memory of a build. Raises FirpError, with the sum, when this machine cannot hold the larger half's build.
-    available: in bytes; None is not checked.
+    """Require the memory of a build. Raises FirpError, with the sum, when this machine cannot hold
+    the larger half's build. available: in bytes; None is not checked.
     """
     needed = {graph: memory_needed(manifest, graph, size) for graph, size in weights.items()}
     largest = max(needed, key=lambda graph: sum(needed[graph].values()))
@@ -221,8 +225,8 @@ def require_build_memory(manifest: Manifest, weights: dict[str, int], available:
 
 
 def check_disk(manifest: Manifest, weights: dict[str, int], free: int) -> None:
-    """Check the disk. Raises FirpError when the plans will not fit: each holds its graph's weights, and up to 2 MiB
-    of kernels a layer.
+    """Check the disk. Raises FirpError when the plans will not fit: each holds its graph's weights,
+    and up to 2 MiB of kernels a layer.
     """
     kernels = manifest.model.num_hidden_layers * (2 << 20)
     needed = {"weights": sum(weights.values()), "kernels": kernels}

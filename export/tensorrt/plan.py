@@ -78,8 +78,8 @@ def build_plan(
 
 
 def check_network(network: Any, spec: GraphSpec) -> None:
-    """Check that the parsed network has the declared inputs and outputs, and uses every input. Raises
-    FirpError.
+    """Check that the parsed network has the declared inputs and outputs, and uses every input.
+    Raises FirpError.
 
     A parser that does not know an input of a node leaves it out, some without a word, and the
     engine decodes garbage.

@@ -24,6 +24,8 @@ _VIEW = re.compile(r'^  sub_tensor=\{ base="([^"]*)".*? name="([^"]*)"', re.MULT
 
 
 class Kernel(NamedTuple):
+    """One launch of a plan: its kind, its name, and the tensors that it reads and writes."""
+
     kind: str  # "attention", "gemm" or "other"
     name: str
     inputs: frozenset[str]
@@ -59,6 +61,7 @@ def read_plan(path: Path) -> list[tuple[Kernel, ...]]:
 
 
 def summarize(kernels: tuple[Kernel, ...]) -> PlanSummary:
+    """Count the launches of one profile's kernels."""
     attentions = [index for index, kernel in enumerate(kernels) if kernel.kind == "attention"]
     gaps = [after - before for before, after in itertools.pairwise(attentions)]
     return PlanSummary(
@@ -102,7 +105,7 @@ def _cached(kernels: tuple[Kernel, ...]) -> set[str]:
 
 
 def _is_copied(past: str, kernels: tuple[Kernel, ...]) -> bool:
-    """Whether `past` goes to an attention otherwise than through one kernel, whose result that
+    """Tell whether `past` goes to an attention otherwise than through one kernel, whose result that
     attention alone reads.
     """
     readers = [kernel for kernel in kernels if past in kernel.inputs]

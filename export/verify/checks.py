@@ -77,7 +77,9 @@ def _check_source(engine: Engine, model_dir: Path) -> None:
 
 
 def verify_or_fail(bundle: Path, model_dir: Path, progress: Progress = silent) -> dict[str, Any]:
-    """The record for the manifest. Raises CheckFailedError naming the first check beyond its limit."""
+    """The record for the manifest. Raises CheckFailedError naming the first check beyond its
+    limit.
+    """
     report = verify(bundle, model_dir, progress, check_hashes=False)
     failed = next((check for check in report.checks if not check.passed), None)
     if failed:

@@ -114,8 +114,8 @@ def computing_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
 
 class _StayingDouble(TorchFunctionMode):
     """Keeps float64 values in float64. Models compute norms and softmax in float32 whatever their
-    own type is, which helps a half type and would hurt here. Rope tables stay what they are: float32,
-    by the model's definition, and the same in the bundle.
+    own type is, which helps a half type and would hurt here. Rope tables stay what they are:
+    float32, by the model's definition, and the same in the bundle.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:

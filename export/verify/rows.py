@@ -17,6 +17,8 @@ TREE_ROWS = 12
 
 
 class Rows(NamedTuple):
+    """Hidden states and logits of T rows."""
+
     hidden_states: np.ndarray  # [T, D] at the prediction layer
     logits: np.ndarray  # [T, V]
 
@@ -57,6 +59,7 @@ class SessionRows:
         self.session = engine.session(min(128, engine.model.max_position_embeddings), rows)
 
     def run(self, sample: Sample) -> StageRows:
+        """Run one sample in every stage."""
         self.session.kv.length = 0
         prefill = self._pass(chain(sample.prompt), keep=True)
         tree = self._pass(sample.tree, keep=False)

@@ -36,6 +36,7 @@ class Output(NamedTuple):
 
 
 def from_checkpoint(weight: Weight, tensors: dict[str, TensorRecord]) -> Output:
+    """An output that joins tensors of a checkpoint."""
     return Output(
         weight.name,
         weight.shape,
@@ -44,10 +45,12 @@ def from_checkpoint(weight: Weight, tensors: dict[str, TensorRecord]) -> Output:
 
 
 def from_array(name: str, array: np.ndarray) -> Output:
+    """An output that holds an array."""
     return Output(name, array.shape, lambda: iter([array.reshape(-1)]))
 
 
 def size_bytes(outputs: list[Output], dtype: str) -> int:
+    """Bytes of these outputs in a dtype."""
     return sum(math.prod(output.shape) for output in outputs) * DTYPES[dtype].itemsize
 
 

@@ -35,6 +35,7 @@ class DeviceArray:
 
     @property
     def nbytes(self) -> int:
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __getitem__(self, rows: int | slice) -> "DeviceArray":
@@ -50,6 +51,7 @@ class DeviceArray:
         )
 
     def reshape(self, *shape: int) -> "DeviceArray":
+        """The same memory in another shape. Raises ValueError when the sizes differ."""
         if -1 in shape:
             known = math.prod(size for size in shape if size != -1)
             shape = tuple(math.prod(self.shape) // known if size == -1 else size for size in shape)
@@ -59,8 +61,8 @@ class DeviceArray:
 
 
 class CudaMemory:
-    """Arrays and the stream of one session. reuses_bindings: show graphs a rounded number of cached slots, so that few sizes occur and
-    CUDA graphs can be replayed.
+    """Arrays and the stream of one session. reuses_bindings: show graphs a rounded number of cached
+    slots, so that few sizes occur and CUDA graphs can be replayed.
     """
 
     free_reads = False
@@ -174,8 +176,8 @@ class CudaMemory:
         self._upload.used = self._download.used = 0
 
     def slots_in_view(self, cached: int, capacity: int) -> int:
-        """Slots shown to a graph: the next multiple of 64, or of an eighth to a quarter of their number: at most 63, or a
-        quarter, more than are cached.
+        """Slots shown to a graph: the next multiple of 64, or of an eighth to a quarter of their
+        number: at most 63, or a quarter, more than are cached.
         """
         if not self.reuses_bindings or not cached:
             return cached
@@ -205,8 +207,8 @@ class CudaMemory:
         return self._workspace
 
     def capture(self, enqueue: Callable[[], None]) -> Any:
-        """Capture what `enqueue` asks for as a CUDA graph to `launch`; it is not executed now. Raises
-        FirpError when it cannot be captured; the stream is whole again then.
+        """Capture what `enqueue` asks for as a CUDA graph to `launch`; it is not executed now.
+        Raises FirpError when it cannot be captured; the stream is whole again then.
         """
         cuda = self.cuda
         self._call(

@@ -35,7 +35,9 @@ def load_cuda(extra: str = "gpu") -> ModuleType:
 
 
 def new_stream(cuda: ModuleType) -> Any:
-    """A stream that does not wait for CUDA's default one, where work of others would end a capture."""
+    """A stream that does not wait for CUDA's default one, where work of others would end a
+    capture.
+    """
     return call(cuda, cuda.cudaStreamCreateWithFlags, cuda.cudaStreamNonBlocking)
 
 

@@ -15,6 +15,8 @@ from firp.runtime.extras import install_line
 
 
 class Library(NamedTuple):
+    """A TensorRT library: its module, and how firp knows it."""
+
     module: str
     oldest: tuple[int, int]  # what firp needs of the interface is in this version
     newest_major: int  # a later one may change the interface
@@ -51,8 +53,8 @@ def load_library(backend: str) -> ModuleType:
 
 
 def gpu_compute_capability() -> str | None:
-    """Compute capability of the current CUDA device; None where there is no driver, no device, or no
-    cuda-bindings.
+    """Compute capability of the current CUDA device; None where there is no driver, no device, or
+    no cuda-bindings.
     """
     try:
         return compute_capability(load_cuda())

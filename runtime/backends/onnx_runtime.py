@@ -178,6 +178,8 @@ def _known(shape: Sequence[Any], wanted: tuple[str, tuple] | None) -> tuple[int 
 
 
 class OnnxRuntimeGraph:
+    """One graph as an ONNX Runtime session."""
+
     def __init__(self, session: Any, spec: GraphSpec, device: str, run_options: Any):
         self.native = session
         self.spec = spec

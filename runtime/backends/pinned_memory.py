@@ -29,6 +29,7 @@ class PinnedMemory:
         self.used = 0
 
     def fits(self, nbytes: int) -> bool:
+        """Tell whether a piece of so many bytes is left."""
         return self.used + nbytes <= self._size
 
     def places(self, sizes: list[int]) -> list[int]:
@@ -47,6 +48,7 @@ class PinnedMemory:
 
 
 def host_view(address: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A numpy view of host memory."""
     count = math.prod(shape)
     if not count:
         return np.empty(shape, dtype)

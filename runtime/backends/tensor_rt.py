@@ -138,6 +138,7 @@ class _Context:
     addresses: dict[str, int] = field(default_factory=dict)
 
     def bind(self, binding: Binding) -> None:
+        """Set the addresses and shapes of a binding."""
         for name, array in binding.inputs.items():
             if self.shapes.get(name) != array.shape:
                 if not self.context.set_input_shape(name, array.shape):
@@ -153,6 +154,8 @@ class _Context:
 
 
 class TensorRTRunner:
+    """Runs one engine on the stream of one session, by a CUDA graph where it can."""
+
     def __init__(self, graph: TensorRTGraph, memory: CudaMemory):
         self.graph = graph
         self.memory = memory

@@ -1,5 +1,5 @@
-"""Records of calibration and tuning: trees with what they gave, times of a device, and the tree that
-was chosen for it.
+"""Records of calibration and tuning: trees with what they gave, times of a device, and the tree
+that was chosen for it.
 
 In: calibration.json, which `firp calibrate` writes, or the JSON of `firp tune`. Out: `Calibration`,
 `LatencyTable`; a `Choice` for each device lies in the bundle's manifest.
@@ -91,9 +91,11 @@ class LatencyTable:
         return round(min(max(cost / self.plain_ms(), 0.01), 0.5), 3)
 
     def lower(self, rows: float) -> float:
+        """Milliseconds of the lower half for so many rows."""
         return self._at(self.lower_ms, rows)
 
     def upper(self, rows: float) -> float:
+        """Milliseconds of the upper half for so many rows."""
         return self._at(self.upper_ms, rows)
 
     def _at(self, values: tuple[float, ...], rows: float) -> float:
@@ -123,7 +125,9 @@ class LatencyTable:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A tree, and what it gave when held-out texts were decoded with it (firp.calib.replay.replay)."""
+    """A tree, and what it gave when held-out texts were decoded with it
+    (firp.calib.replay.replay).
+    """
 
     tree: TreeConfig
     tokens_per_step: dict[str, float]  # by text

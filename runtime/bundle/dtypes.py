@@ -10,6 +10,8 @@ import numpy as np
 
 
 class Dtype(NamedTuple):
+    """A row of the table: one type of tensors."""
+
     name: str
     storage: np.dtype  # of arrays in memory
     lowest: np.generic | None  # finite value, as it lies in memory; None where no mask is of this type

@@ -55,6 +55,7 @@ class EngineFolder(NamedTuple):
     record: EngineRecord
 
     def plan_path(self, graph: str) -> Path:
+        """Path of a graph's plan."""
         return self.path / f"{graph}.plan"
 
 
@@ -91,7 +92,9 @@ def source_hashes(manifest: Manifest, graph: str) -> dict[str, str]:
 
 
 def read_record(folder: Path, build: str) -> EngineRecord:
-    """Read engine.json. build: the command that makes a new one. Raises BundleError when it is none."""
+    """Read engine.json. build: the command that makes a new one. Raises BundleError when it is
+    none.
+    """
     where = f"{folder.name}/{RECORD_NAME}"
     data = read_json(folder / RECORD_NAME)
     version = data.get("format_version") if isinstance(data, dict) else None

@@ -45,7 +45,7 @@ def cached_layer(name: str) -> int | None:
 
 
 def is_past(name: str) -> bool:
-    """Whether a tensor holds cached keys or values."""
+    """Tell whether a tensor holds cached keys or values."""
     found = _CACHE_NAME.match(name)
     return found is not None and found[1] == "past"
 
@@ -80,6 +80,7 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
 
     def output(self, name: str) -> TensorSpec:
+        """The declared output of that name."""
         return next(spec for spec in self.outputs if spec.name == name)
 
     @property

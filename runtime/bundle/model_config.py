@@ -1,4 +1,5 @@
-"""The blueprint of a decoder-only model: everything its graphs depend on, and nothing of the weights.
+"""The blueprint of a decoder-only model: everything its graphs depend on, and nothing of the
+weights.
 
 In: numbers from a checkpoint's own description. Out: `ModelConfig`, in which architectures differ
 as data, and `Precision`, the types that a bundle is written in.
@@ -18,6 +19,8 @@ _MOST_LAYERS = 10_000
 
 @dataclass(frozen=True)
 class AttentionConfig:
+    """Sizes and variants of attention, the same in all layers."""
+
     num_heads: int  # H, of queries
     num_key_value_heads: int  # Hkv
     head_dim: int  # Dh
@@ -70,6 +73,8 @@ class LayerConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """Blueprint of a model: everything that its graphs depend on."""
+
     architecture: str  # transformers' name of it
     vocab_size: int  # V
     hidden_size: int  # D
@@ -83,6 +88,7 @@ class ModelConfig:
 
     @property
     def num_hidden_layers(self) -> int:
+        """N: the number of layers."""
         return len(self.layers)
 
     @property
@@ -136,6 +142,7 @@ class Precision:
 
     @staticmethod
     def uniform(dtype: str) -> "Precision":
+        """One dtype for weights, computation and cache."""
         return Precision(dtype, dtype, dtype)
 
     def validate(self, where: str) -> None:

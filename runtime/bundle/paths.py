@@ -12,7 +12,9 @@ _AGAIN = "copy the bundle again, or export it again"
 
 
 def bundle_folder(path: Path | str) -> Path:
-    """A folder that exists. Raises BundleError, which says where an export that was killed left it."""
+    """A folder that exists. Raises BundleError, which says where an export that was killed left
+    it.
+    """
     try:
         path = Path(path)
         if path.is_dir():

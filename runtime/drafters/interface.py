@@ -1,8 +1,8 @@
 """The contract between the loop and where its draft trees come from.
 
-In: a sequence, and the session that decodes it. Out: the tree that the next pass verifies, and which
-of its rows draft for the pass after it. A drafter serves one request. No drafter changes a token,
-and the loop never reads a draft's probability.
+In: a sequence, and the session that decodes it. Out: the tree that the next pass verifies, and
+which of its rows draft for the pass after it. A drafter serves one request. No drafter changes a
+token, and the loop never reads a draft's probability.
 """
 
 from typing import NamedTuple, Protocol

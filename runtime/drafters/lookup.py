@@ -3,8 +3,8 @@ Decoding"), as a tree, at no pass at all.
 
 In: a sequence. Out: what followed its last tokens where they stood before. Every place where the
 longest known n-gram stood is a guess; places that go on alike share nodes. A node's probability is
-the share of places that agree on it, times how often a match of that length went on as before, which
-is counted while the sequence is decoded.
+the share of places that agree on it, times how often a match of that length went on as before,
+which is counted while the sequence is decoded.
 """
 
 import heapq
@@ -135,10 +135,12 @@ class MatchRates:
         self._hits = [PRIOR_TRIALS * prior_rate(length) for length in range(MAX_MATCH + 1)]
 
     def count(self, match: int, hit: bool) -> None:
+        """Count one trial of a match of that length."""
         self._trials[match] += 1
         self._hits[match] += hit
 
     def of(self, match: int) -> float:
+        """The rate for a match of that length."""
         return self._hits[match] / self._trials[match]
 
 

@@ -37,6 +37,7 @@ class Stats:
 
     @property
     def ms_per_step(self) -> float:
+        """Milliseconds of a decoding step; 0 before the first."""
         return self.decode_ms / self.steps if self.steps else 0.0
 
     @property

@@ -28,7 +28,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a text. Raises PromptError when it is no Unicode, or the tokenizer fails on it."""
+    """Token ids of a text. Raises PromptError when it is no Unicode, or the tokenizer fails on
+    it.
+    """
     check_text(text)
     with _tokenizer_errors(lambda reason: PromptError("the tokenizer fails on this prompt", got=reason)):
         return tokenizer.encode(text).ids
@@ -36,8 +38,8 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
 
 @contextmanager
 def _tokenizer_errors(make: Callable[[str], FirpError]) -> Iterator[None]:
-    """Turn what `tokenizers` raises into one error: bare Exception, and for a panic in its Rust code
-    an exception that is not even one.
+    """Turn what `tokenizers` raises into one error: bare Exception, and for a panic in its Rust
+    code an exception that is not even one.
     """
     try:
         yield
@@ -82,6 +84,7 @@ class TextStream:
         self.stopped = False
 
     def push(self, token: int) -> str:
+        """Add a token; return the text that is certain by now."""
         content = self._tokenizer.id_to_token(token)
         if content is None or content in self._special:
             return ""
@@ -145,7 +148,9 @@ class TextStream:
 
     @staticmethod
     def _begun(stop: str, text: str) -> int:
-        """Count the characters of a stop string that the text ends with; it does not hold it whole."""
+        """Count the characters of a stop string that the text ends with; it does not hold it
+        whole.
+        """
         start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
         while start >= 0 and not stop.startswith(text[start:]):
             start = text.find(stop[0], start + 1)

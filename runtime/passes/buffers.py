@@ -47,8 +47,8 @@ class PredictorsKey(NamedTuple):
 
 
 class Buffers:
-    """Arrays of one session. capacity: tokens that the cache holds; rows: of the largest pass; decoded_rows: the most of
-    them that are decoded; top_k: guesses that the graphs list for each.
+    """Arrays of one session. capacity: tokens that the cache holds; rows: of the largest pass;
+    decoded_rows: the most of them that are decoded; top_k: guesses that the graphs list for each.
     """
 
     def __init__(

@@ -15,7 +15,9 @@ from firp.runtime.bundle.dtypes import to_storage
 
 
 class KVCache:
-    """Slabs of one sequence. capacity: S, in tokens; rows: the most rows of one pass; row_shape: (B, Hkv, Dh)."""
+    """Slabs of one sequence. capacity: S, in tokens; rows: the most rows of one pass; row_shape:
+    (B, Hkv, Dh).
+    """
 
     def __init__(
         self,

@@ -14,8 +14,9 @@ PREFILL_ROWS = 256  # tokens of a prompt that one pass takes at most
 
 
 class PassPlan(NamedTuple):
-    """One pass: T rows of a tree after the cached tokens, then `offsets` pseudo rows of each source.
-    Rows that are decoded give logits and guesses; pseudo rows always are, after those of the tree.
+    """One pass: T rows of a tree after the cached tokens, then `offsets` pseudo rows of each
+    source. Rows that are decoded give logits and guesses; pseudo rows always are, after those of
+    the tree.
     """
 
     tree: DraftTree

@@ -35,7 +35,9 @@ class Request:
     def checked(
         prompt: Sequence[int], params: SamplingParams, ends: frozenset[int], vocab_size: int, context: int
     ) -> "Request":
-        """Make a request. Raises PromptError for a prompt that cannot be decoded. context: of the model, in tokens."""
+        """Make a request. Raises PromptError for a prompt that cannot be decoded. context: of the
+        model, in tokens.
+        """
         tokens = check_prompt(prompt, vocab_size, context)
         return Request(tuple(tokens), params, ends, min(params.max_new_tokens, context - len(tokens)))
 

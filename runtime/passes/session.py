@@ -105,8 +105,8 @@ class Session:
         return self._read(plan, len(decoded))
 
     def draft(self, row: int, offsets: int) -> Guesses:
-        """A draft pass: the pseudo rows of one row of the last pass, the one committed last, through
-        the upper half alone.
+        """A draft pass: the pseudo rows of one row of the last pass, the one committed last,
+        through the upper half alone.
         """
         hidden = self.buffers.hidden
         with self._timed(COPIES):
@@ -164,8 +164,8 @@ class Session:
         self.memory.write(self.buffers.indices[name][: len(values)], values)
 
     def _write_positions(self, positions: np.ndarray) -> np.ndarray:
-        """Write the rows' positions. Pseudo rows may guess past the context, where nothing is kept of them; the tables of
-        positions end there.
+        """Write the rows' positions. Pseudo rows may guess past the context, where nothing is kept
+        of them; the tables of positions end there.
         """
         positions = np.minimum(positions, self.model.max_position_embeddings - 1)  # [R]
         self._write("position_ids", positions)

@@ -17,9 +17,9 @@ from firp.runtime.trees.guesses import Guesses, Ranking
 
 
 class PathCorrection(NamedTuple):
-    """Tables that score guesses: a child x of a node holding u, at offset j, scores scale_j * log q_j(x) + weight_j *
-    previous[u] . following[x], renormalized over the candidates, which keep their joint share of
-    q_j. Greedy decoding is more certain than sampling: it has its own scales.
+    """Tables that score guesses: a child x of a node holding u, at offset j, scores scale_j * log
+    q_j(x) + weight_j * previous[u] . following[x], renormalized over the candidates, which keep
+    their joint share of q_j. Greedy decoding is more certain than sampling: it has its own scales.
     """
 
     previous: np.ndarray  # [V, r] f32
@@ -28,14 +28,15 @@ class PathCorrection(NamedTuple):
     scale: np.ndarray  # [2, K] f32, likewise
 
     def save(self, file: Path) -> None:
+        """Write the tables as a safetensors file."""
         file.write_bytes(
             serialize({name: np.ascontiguousarray(array) for name, array in self._asdict().items()})
         )
 
     @staticmethod
     def load(file: Path, vocab_size: int, num_predictors: int) -> "PathCorrection":
-        """Read a correction. Raises BundleError when the file is not a correction for this vocabulary and so many
-        predictors.
+        """Read a correction. Raises BundleError when the file is not a correction for this
+        vocabulary and so many predictors.
         """
         try:
             tensors = load_file(file)
@@ -58,6 +59,7 @@ class PathCorrection(NamedTuple):
         return PathCorrection(**tensors)
 
     def rank(self, root: int, guesses: Guesses, greedy: bool) -> Ranking:
+        """Rank guesses given the token that each follows. Raises BundleError for unknown tokens."""
         ids, logprobs = guesses
         mode = 0 if greedy else 1
         depth = len(ids)

@@ -52,6 +52,7 @@ class TreeConfig:
 
     @staticmethod
     def static(paths: list[tuple[int, ...]], draft_sources: int | None = None) -> "TreeConfig":
+        """A tree of the same paths at every step; a path is a tuple of ranks."""
         return TreeConfig("static", len(paths) + 1, draft_sources, paths=tuple(tuple(path) for path in paths))
 
     def pass_rows(self, num_predictors: int) -> int:
@@ -62,7 +63,9 @@ class TreeConfig:
         return max(self.rows + sources * num_predictors, 1 + num_predictors)
 
     def validate(self, num_predictors: int) -> None:
-        """Check the rules. Raises FirpError when the tree is malformed, or deeper than the predictors reach."""
+        """Check the rules. Raises FirpError when the tree is malformed, or deeper than the
+        predictors reach.
+        """
         numbers = [self.rows, *(n for n in (self.draft_sources, self.depth) if n is not None)]
         if not isinstance(self.paths, tuple) or not all(isinstance(path, tuple) for path in self.paths):
             raise FirpError(
@@ -121,6 +124,8 @@ class TreeConfig:
 
 
 class DraftTree(NamedTuple):
+    """Nodes of one tree in topological order; node 0 is the root."""
+
     tokens: list[int]  # [T] token ids
     parents: list[int]  # [T] index of each node's parent, always smaller than its own; -1 for the root
     depths: list[int]  # [T]
@@ -128,6 +133,7 @@ class DraftTree(NamedTuple):
 
 
 def root_only(token: int) -> DraftTree:
+    """A tree without drafts."""
     return DraftTree([token], [-1], [0], [1.0])
 
 

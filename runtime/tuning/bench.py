@@ -25,12 +25,15 @@ class Rate(NamedTuple):
 
     @staticmethod
     def of(runs: list[Generation]) -> "Rate":
+        """Rates of these generations together."""
         stats = Stats.total(run.stats for run in runs)
         return Rate(stats.tokens_per_s, stats.ms_per_step, stats.tokens_per_step)
 
 
 @dataclass(frozen=True)
 class BenchResult:
+    """Plain and drafted rates on the same prompts, and where their tokens differ."""
+
     plain: Rate
     drafted: Rate
     speedup: float  # drafted over plain tokens/s, all prompts together
@@ -44,6 +47,7 @@ class BenchResult:
     cuda_graphs: dict[str, int] | None
 
     def to_json(self) -> dict[str, Any]:
+        """A JSON object, as `firp bench --json` prints it."""
         return {
             "plain": self.plain._asdict(),
             "drafted": self.drafted._asdict(),

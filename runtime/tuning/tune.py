@@ -27,11 +27,12 @@ def tune(
     prompts: list[str | list[int]] | None = None,
     progress: Progress = silent,
 ) -> Choice:
-    """Measure latency against rows here, and pick the tree with the highest expected tokens a second.
+    """Measure latency against rows here, and pick the tree with the highest expected tokens a
+    second.
 
     prompts: decode these with the most promising trees and go by what those gave, instead of what
-    calibration promised. Raises FirpError when there is nothing to choose from, or the bundle cannot
-    be written.
+    calibration promised. Raises FirpError when there is nothing to choose from, or the bundle
+    cannot be written.
     """
     calibration = engine.bundle.calibration
     if calibration is None and not prompts:
@@ -63,8 +64,8 @@ def tune(
 def promising_trees(
     candidates: list[Candidate], latency: LatencyTable, num_predictors: int, text: str
 ) -> list[TreeConfig]:
-    """Trees worth trying on prompts: of each set of drafters the best by calibration, of each size of
-    a lookup tree one whose drafts must be worth a row here.
+    """Trees worth trying on prompts: of each set of drafters the best by calibration, of each size
+    of a lookup tree one whose drafts must be worth a row here.
     """
     least = latency.worth_of_a_row()
     trees = [TreeConfig.lookup(rows, least) for rows in LOOKUP_ROWS]
