@@ -24,7 +24,8 @@ from firp.calib.targets.cost import Point, pass_cost
 from firp.calib.targets.peaks import cpu_peaks, cuda_copy_peaks
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.commands.build import run_build
-from firp.runtime.backends.cuda import CudaMemory, load_cuda
+from firp.runtime.backends.cuda import CudaMemory
+from firp.runtime.backends.cuda_runtime import load_cuda
 from firp.runtime.backends.registry import BACKENDS
 from firp.runtime.bundle.limits import Limits
 from firp.runtime.engine import Engine

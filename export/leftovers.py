@@ -74,7 +74,9 @@ def unfinished_folder(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Keep other processes from taking the folder for a dead one's, whatever its name is meanwhile."""
+    """Keep other processes from taking the folder for a dead one's, whatever its name is
+    meanwhile.
+    """
     lock = _lock(path)
     try:
         yield
@@ -127,7 +129,7 @@ def _unlock(lock: int | None) -> None:
 
 @contextmanager
 def _claimed(path: Path) -> Iterator[bool]:
-    """Whether no living process owns this leftover; none can begin to, inside the block."""
+    """Tell whether no living process owns this leftover; none can begin to, inside the block."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:  # a link, or gone
@@ -147,7 +149,7 @@ def _claimed(path: Path) -> Iterator[bool]:
 
 
 def _owner_lives(path: Path) -> bool:
-    """Whether the process that the name tells of may be alive: one on another host always may."""
+    """Tell whether the process that the name tells of may be alive: one on another host always may."""
     found = _LEFTOVER.fullmatch(path.name)
     if found["host"] not in (None, this_host()):
         return True
@@ -161,6 +163,7 @@ def _owner_lives(path: Path) -> bool:
 
 
 def this_host() -> str:
+    """A short name of this host, fit for a file name."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 

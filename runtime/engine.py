@@ -34,8 +34,10 @@ class Engine:
     """A bundle with its graphs loaded. Make one with `Engine.load`."""
 
     def __init__(self, bundle: Bundle, backend: Backend, check_hashes: bool = True):
-        self.bundle, self.backend = bundle, backend
-        self.manifest, self.model = bundle.manifest, bundle.manifest.model
+        self.bundle = bundle
+        self.backend = backend
+        self.manifest = bundle.manifest
+        self.model = bundle.manifest.model
         self.sessions = SessionPool(bundle, backend, backend.load(bundle, check_hashes))
         file = bundle.path / "tokenizer.json"
         self.tokenizer = load_tokenizer(file) if "tokenizer.json" in self.manifest.files else None
@@ -47,9 +49,9 @@ class Engine:
     ) -> "Engine":
         """Validate a bundle and load its graphs.
 
-        backend: a name in `registry.BACKENDS`; threads: of each graph on the CPU, None for one a core;
-        check_hashes: see `load_bundle`. Raises FirpError: the bundle is not whole, or the backend
-        cannot run it.
+        backend: a name in `registry.BACKENDS`; threads: of each graph on the CPU, None for one a
+        core; check_hashes: see `load_bundle`. Raises FirpError: the bundle is not whole, or the
+        backend cannot run it.
         """
         make_backend = backend_factory(backend, threads)
         bundle = load_bundle(path, check_hashes)
@@ -57,12 +59,12 @@ class Engine:
 
     @property
     def limits(self) -> Limits | None:
-        """What the engines were built to hold; None where nothing is built for a size."""
+        """Sizes that the engines were built to hold; None where nothing is built for a size."""
         return self.sessions.limits
 
     @property
     def choice(self) -> Choice | None:
-        """What `firp tune` found for this device."""
+        """The choice that `firp tune` made for this device."""
         return self.manifest.choices.get(self.backend.device)
 
     @property
@@ -74,7 +76,9 @@ class Engine:
 
     @property
     def tree(self) -> TreeConfig | None:
-        """The tree that requests decode with; None where plain decoding is faster, or all there is."""
+        """The tree that requests decode with; None where plain decoding is faster, or all there
+        is.
+        """
         return None if self.choice and not self.choice.drafts else self.best_tree
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
@@ -85,7 +89,7 @@ class Engine:
         return check_prompt(self._tokens(prompt), self.model.vocab_size, context)
 
     def _tokens(self, prompt: str | Sequence[int]) -> Sequence[int]:
-        """Those of text; others are as given."""
+        """Token ids of a prompt: those of its text, or as given."""
         if not isinstance(prompt, str):
             return prompt
         if not prompt:
@@ -111,8 +115,8 @@ class Engine:
 
     def session(self, capacity: int, rows: int = PREFILL_ROWS) -> Session:
         """A `Session`: for one caller, who decodes any number of sequences with it, one after the
-        other. It holds `capacity` cached tokens and passes of `rows` rows, or more. Raises FirpError
-        when the engines, or the device's memory, do not.
+        other. It holds `capacity` cached tokens and passes of `rows` rows, or more. Raises
+        FirpError when the engines, or the device's memory, do not.
         """
         least = 1 + self.manifest.num_predictors
         for name, value, low in (("capacity", capacity, 1), ("rows", rows, least)):
@@ -186,7 +190,8 @@ class Engine:
         reason = None
         for step in steps:
             stats = stats.after(step)
-            tokens, released = [], ""
+            tokens = []
+            released = ""
             for token in step.tokens:
                 tokens.append(token)
                 released += text.push(token) if text else ""

@@ -4,10 +4,15 @@ else is a bug.
 
 
 class FirpError(Exception):
-    """A mistake that the user can mend. `str(error)` is one line: what | got X, expected Y. Fix: Z."""
+    """A mistake that the user can mend. `str(error)` is one line: what | got X, expected Y. Fix:
+    Z.
+    """
 
     def __init__(self, what: str, *, got: object = None, expected: object = None, fix: str | None = None):
-        self.what, self.got, self.expected, self.fix = what, got, expected, fix
+        self.what = what
+        self.got = got
+        self.expected = expected
+        self.fix = fix
         found = [
             f"{word} {value}" for word, value in (("got", got), ("expected", expected)) if value is not None
         ]

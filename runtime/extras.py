@@ -43,7 +43,7 @@ def require(purpose: str, modules: Iterable[str]) -> None:
 
 
 def missing_package(who: str, error: ModuleNotFoundError, extra: str | None = None) -> FirpError:
-    """What a user should read instead of a failed import.
+    """An error that a user reads instead of a failed import.
 
     who: the subject of "needs"; extra: the one that serves here, where several bring the module.
     """

@@ -1,4 +1,4 @@
-"""This machine: its processor, and the memory that it and this process have, as Linux tells it.
+"""The machine: its processor, and the memory that it and this process have, as Linux tells it.
 
 In: nothing. Out: names, counts, bytes; None for bytes that the system does not tell.
 """
@@ -29,7 +29,7 @@ def processor() -> str:
 
 
 def available_bytes() -> int | None:
-    """What can be had without swapping."""
+    """Memory that can be had without swapping, in bytes."""
     return _field("/proc/meminfo", "MemAvailable:")
 
 
@@ -41,7 +41,9 @@ def peak_bytes() -> int | None:
 
 
 def reset_peak() -> None:
-    """Measure the peak from here on; where the system refuses, it stays that of the whole process."""
+    """Measure the peak from here on; where the system refuses, it stays that of the whole
+    process.
+    """
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -51,8 +53,9 @@ def reset_peak() -> None:
 def require_bytes(
     what: str, needed: Mapping[str, int], available: int | None, fix: str | None = None
 ) -> None:
-    """Raises FirpError when the parts of `needed`, in bytes by what they are for, do not fit into
-    what is there. what: the mistake, as the error's first words; available: None is not checked.
+    """Require memory. Raises FirpError when the parts of `needed`, in bytes by what they are for,
+    do not fit into what is there. what: the mistake, as the error's first words; available: None is
+    not checked.
     """
     total = sum(needed.values())
     if available is None or total <= available:

@@ -1,6 +1,4 @@
-"""How work that takes long tells how far it is: one signature, for those who report and those who
-show.
-"""
+"""Progress of work that takes long: one signature, for those who report and those who show."""
 
 from collections.abc import Callable
 

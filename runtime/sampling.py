@@ -19,7 +19,7 @@ from firp.runtime.errors import FirpError
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are picked and when a sequence ends. Defaults: greedy, 128 new tokens."""
+    """Rules by which tokens are picked and a sequence ends. Defaults: greedy, 128 new tokens."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0  # 0: greedy
@@ -132,7 +132,7 @@ class Picker:
 
 
 def margin(logits: np.ndarray, position: int, params: SamplingParams) -> float:
-    """How near the pick was to another: the gap of the two best logits (greedy); the distance, in
+    """Distance of the pick from another: the gap of the two best logits (greedy); the distance, in
     probability, of the draw from the end of its interval, or of top-k or top-p from a cut that
     would change the pick. Rounding can turn a tiny margin.
     """
@@ -157,7 +157,9 @@ def uniform(seed: int, position: int) -> float:
 
 
 def candidates(logits: np.ndarray, params: SamplingParams) -> Ranked:
-    """Temperature, then top-k, then top-p, as the Hugging Face logits processors do it, in float64."""
+    """Temperature, then top-k, then top-p, as the Hugging Face logits processors do it, in
+    float64.
+    """
     scaled = logits.astype(np.float64)
     weights = np.exp((scaled - scaled.max()) / params.temperature)
     top_k = params.top_k if 0 < params.top_k < len(weights) else len(weights)
@@ -191,8 +193,8 @@ class _Draw(NamedTuple):
 
 
 def _draw(ids: np.ndarray, weights: np.ndarray, draw: float) -> _Draw:
-    """Intervals lie in order of token id, so that two candidates of nearly equal weight never swap
-    places.
+    """Draw from intervals that lie in order of token id, so that two candidates of nearly equal
+    weight never swap places.
     """
     order = np.argsort(ids)
     bounds = np.cumsum(weights[order])

@@ -1,1 +1,1 @@
-"""What is written: bundles, and the predictor folders that they take up."""
+"""Folders that firp writes: bundles, and the predictor folders that they take up."""

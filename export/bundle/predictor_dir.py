@@ -44,6 +44,8 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class PredictorInfo:
+    """Description of trained predictors, as predictors.json holds it."""
+
     format_version: int
     method: str  # "firp"
     num_predictors: int  # K
@@ -58,13 +60,17 @@ class PredictorInfo:
 
 @dataclass(frozen=True)
 class Predictors:
+    """A predictor directory, read and checked; its tensor stays on disk."""
+
     info: PredictorInfo
     tensor: TensorRecord
     files: dict[str, Path]  # name -> path of what a bundle takes as it is: path correction, calibration
 
 
 def open_predictors(path: Path, checkpoint: Checkpoint) -> Predictors:
-    """Raises CheckpointError when the directory is not whole, or was made for another model."""
+    """Read a predictor directory. Raises CheckpointError when the directory is not whole, or was
+    made for another model.
+    """
     for name in (MARKER, TENSOR_FILE):
         if not (path / name).is_file():
             raise CheckpointError(
@@ -123,7 +129,9 @@ def write_predictors(
     correction: PathCorrection | None = None,
     calibration: Calibration | None = None,
 ) -> None:
-    """weight: [K, D, D] f32. The folder exists; the caller makes it appear whole."""
+    """Write a predictor directory. weight: [K, D, D] f32. The folder exists; the caller makes it
+    appear whole.
+    """
     with disk_errors(folder):
         weights.write_safetensors(folder / TENSOR_FILE, [weights.from_array(TENSOR_NAME, weight)], "float32")
         if correction:

@@ -1,4 +1,4 @@
-"""From a model directory to a bundle: weights, graphs, tree, tokenizer, manifest.
+"""Writes a bundle from a model directory: weights, graphs, tree, tokenizer, manifest.
 
 In: `ExportOptions`. Out: a bundle that appears whole or not at all: it is written to a folder
 beside the target, verified there, and renamed when complete. Interrupted or failed, the target
@@ -51,6 +51,8 @@ Verify = Callable[[Path], dict[str, Any]]  # bundle folder -> record; raises whe
 
 @dataclass(frozen=True)
 class ExportOptions:
+    """A model directory, where its bundle goes, and what goes into it."""
+
     model: Path
     output: Path
     predictors: Path | None = None
@@ -82,6 +84,8 @@ def export_bundle(
 
 
 class Prepared(NamedTuple):
+    """Inputs of an export, all checked before anything is written."""
+
     checkpoint: Checkpoint
     predictors: Predictors | None
     prediction_layer: int
@@ -134,7 +138,8 @@ def _check_own_files(bundle: Path) -> None:
     listed = data.get("files") if isinstance(data, dict) else None
     if not isinstance(listed, dict) or "format_version" not in data:
         raise FirpError("output exists and is something else", got=f"'{bundle}'", fix="choose another path")
-    own, leftover = {*listed, MANIFEST_NAME, ENGINES_FOLDER}, f".{MANIFEST_NAME}-"  # of a killed writer
+    own = {*listed, MANIFEST_NAME, ENGINES_FOLDER}
+    leftover = f".{MANIFEST_NAME}-"  # of a killed writer
     foreign = sorted(
         path.name for path in bundle.iterdir() if path.name not in own and not path.name.startswith(leftover)
     )
@@ -197,7 +202,9 @@ def _write(
             "held_out": to_json(predictors.info.held_out),
         }
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST_NAME)
-    total, done, entries = sum(path.stat().st_size for path in files), 0, {}
+    total = sum(path.stat().st_size for path in files)
+    done = 0
+    entries = {}
     for path in files:
         progress("hashing", done, total)
         entries[path.name] = FileEntry(path.stat().st_size, sha256_file(path))
@@ -233,16 +240,18 @@ def _write_weights(
     outputs += [weights.from_array(name, table) for name, table in tables]
     files = {"model.safetensors": outputs}
     if predictors:
-        k, size = predictors.info.num_predictors, predictors.info.hidden_size
+        k = predictors.info.num_predictors
+        size = predictors.info.hidden_size
         stacked = Weight(PREDICTORS_WEIGHT, (k * size, size), (TENSOR_NAME,))
         files["predictors.safetensors"] = [weights.from_checkpoint(stacked, {TENSOR_NAME: predictors.tensor})]
-    total = sum(weights.size_bytes(each, dtype) for each in files.values())
+    total = sum(weights.size_bytes(file_weights, dtype) for file_weights in files.values())
     _check_disk(total + _bytes_beside_weights(options, predictors), shutil.disk_usage(folder).free)
-    records, done = {}, 0
-    for name, each in files.items():
+    records = {}
+    done = 0
+    for name, file_weights in files.items():
         report = functools.partial(_report, progress, done, total)
-        records |= weights.write_safetensors(folder / name, each, dtype, report)
-        done += weights.size_bytes(each, dtype)
+        records |= weights.write_safetensors(folder / name, file_weights, dtype, report)
+        done += weights.size_bytes(file_weights, dtype)
     return records
 
 

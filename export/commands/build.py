@@ -43,11 +43,15 @@ def build(bundle, backend, compute_capability, force, as_json, **limits):
     """Build TensorRT engines for BUNDLE; TensorRT-RTX needs no GPU for that."""
     built = run_build(bundle, backend, Limits(**limits), compute_capability or None, force)
     if as_json:
-        summaries = {name: [to_json(each) for each in profiles] for name, profiles in built.summaries.items()}
+        summaries = {
+            name: [to_json(summary) for summary in profiles] for name, profiles in built.summaries.items()
+        }
         print(json.dumps({**to_json(built.record), "folder": str(built.folder), "launches": summaries}))
 
 
 class Built(NamedTuple):
+    """Engines that were built, and what their plans launch."""
+
     folder: Path
     record: EngineRecord
     # graph -> a PlanSummary for each profile; [] where the library's plans list no kernels
@@ -81,7 +85,9 @@ def run_build(
 
 
 def build_after_export(bundle: Path, backend: str) -> None:
-    """A failed build leaves the bundle as it is, and says so. Raises FirpError."""
+    """Build for a fresh bundle; a failed build leaves it as it is, and says so. Raises
+    FirpError.
+    """
     try:
         run_build(bundle, backend)
     except FirpError:

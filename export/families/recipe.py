@@ -1,4 +1,4 @@
-"""What a family's recipe says, and the parts that recipes share.
+"""Recipes of families: what one says, and the parts that several share.
 
 In: transformers' configuration of a model, as its recipe reads it. Out: a `ModelConfig`, and where
 a checkpoint of that family keeps our weights.
@@ -18,7 +18,9 @@ from firp.runtime.bundle.model_config import (
 
 
 class TensorNames(NamedTuple):
-    """Where our modules are in a checkpoint; those of several names are joined along the first axis."""
+    """Places of our modules in a checkpoint; one of several names is joined along the first
+    axis.
+    """
 
     layer: str  # what stands before the names of a layer's modules
     modules: dict[str, tuple[str, ...]]  # ours, without the layer -> theirs
@@ -63,6 +65,7 @@ NAMES = TensorNames(
 def attention(
     c: Any, qkv_bias: bool = False, output_bias: bool = False, qk_norm: bool = False
 ) -> AttentionConfig:
+    """The attention of a model that names its sizes as transformers' Llama does."""
     return AttentionConfig(
         num_heads=c.num_attention_heads,
         num_key_value_heads=c.num_key_value_heads,
@@ -74,7 +77,7 @@ def attention(
 
 
 def head_dim(c: Any) -> int:
-    """As configured, or the hidden size shared out among the heads."""
+    """Features of one head: as configured, or the hidden size shared out among the heads."""
     return getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
 
 

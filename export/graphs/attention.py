@@ -23,27 +23,30 @@ class LayerCache(NamedTuple):
 
 
 class PassContext:
-    """What every layer of one graph shares: row positions, the mask, cos and sin, and the shapes to
-    reshape to.
+    """Values that every layer of one graph shares: row positions, the mask, cos and sin, and the
+    shapes to reshape to.
     """
 
     def __init__(self, b: GraphBuilder, like: ir.Value, position_ids: ir.Value, attention_bias: ir.Value):
         c = b.config.attention
-        self.position_ids, self.bias = position_ids, attention_bias
+        self.position_ids = position_ids
+        self.bias = attention_bias
         self.cos, self.sin = (b.weights[name] for name in ROPE_TABLES)
         self.query_shape = b.batch_shape(like, c.num_heads, c.head_dim)
         self.kv_shape = b.batch_shape(like, c.num_key_value_heads, c.head_dim)
         self.scale = b.scalar(c.head_dim**-0.5)
 
     def rotate(self, b: GraphBuilder, heads: ir.Value) -> ir.Value:
-        """[B, H, T, Dh] by its rows' positions."""
+        """Rotate [B, H, T, Dh] by its rows' positions."""
         return b.op("RotaryEmbedding", heads, self.cos, self.sin, self.position_ids)
 
 
 def attention(
     b: GraphBuilder, layer: str, rows: ir.Value, shared: PassContext, past: LayerCache
 ) -> tuple[ir.Value, LayerCache]:
-    """rows [B*T, D] -> (rows [B*T, D], new keys and values [T, B, Hkv, Dh])."""
+    """Attend within one layer: rows [B*T, D] -> (rows [B*T, D], new keys and values [T, B, Hkv,
+    Dh]).
+    """
     c = b.config.attention
     sizes = [c.query_size, c.key_value_size, c.key_value_size]
     query, key, value = b.split(b.linear(rows, f"{layer}.qkv_proj"), sizes)

@@ -15,7 +15,7 @@ from firp.runtime.bundle.model_config import ModelConfig
 
 
 class Weights(Protocol):
-    """Where the weights lie."""
+    """Initializers of one graph, by the names of the weights."""
 
     def __contains__(self, name: str) -> bool: ...
 
@@ -24,30 +24,34 @@ class Weights(Protocol):
 
 
 class GraphBuilder:
-    """`op` adds a node and returns its output. dtype: of what the graph computes."""
+    """Adds nodes to one graph; `op` returns a node's output. dtype: of what the graph computes."""
 
     def __init__(self, config: ModelConfig, dtype: str, weights: Weights):
-        self.config, self.weights = config, weights
+        self.config = config
+        self.weights = weights
         self.dtype = onnx_dtype(dtype)
         self.tape = Tape()
         self._constants: dict[str, ir.Value] = {}
 
     def op(self, op_type: str, *inputs: ir.Value, output: str | None = None, **attributes: Any) -> ir.Value:
+        """Add one node; return its only output, named `output` if given."""
         value = self.tape.op(op_type, list(inputs), attributes or None)
         if output:
             value.name = output
         return value
 
     def split(self, value: ir.Value, sizes: list[int]) -> list[ir.Value]:
-        """Along the last axis."""
+        """Split a value along its last axis."""
         return list(
             self.tape.op_multi_out("Split", [value, self.ints(sizes)], {"axis": -1}, num_outputs=len(sizes))
         )
 
     def ints(self, values: list[int]) -> ir.Value:
+        """A constant int64 vector, made once."""
         return self._constant(f"ints_{'_'.join(map(str, values))}", np.array(values, np.int64))
 
     def scalar(self, value: float) -> ir.Value:
+        """A constant in the graph's type, made once."""
         return self._constant(f"scalar_{value:.9g}", np.array(value, self.dtype.numpy()))
 
     def _constant(self, name: str, array: np.ndarray) -> ir.Value:
@@ -56,26 +60,30 @@ class GraphBuilder:
         return self._constants[name]
 
     def linear(self, rows: ir.Value, name: str) -> ir.Value:
-        """rows [n, in] -> [n, out] by a weight [out, in]."""
+        """Project rows [n, in] -> [n, out] by a weight [out, in]."""
         inputs = [rows, self.weights[f"{name}.weight"]]
         if f"{name}.bias" in self.weights:
             inputs.append(self.weights[f"{name}.bias"])
         return self.op("Gemm", *inputs, transB=1)
 
     def norm(self, value: ir.Value, name: str) -> ir.Value:
-        weight, epsilon = self.weights[f"{name}.weight"], self.config.norm.epsilon
+        """Normalize the last axis by root mean square, with the named weight."""
+        weight = self.weights[f"{name}.weight"]
+        epsilon = self.config.norm.epsilon
         return self.op("RMSNormalization", value, weight, axis=-1, epsilon=epsilon)
 
     def rows(self, value: ir.Value, features: int) -> ir.Value:
-        """[B, T, features] -> [B*T, features]."""
+        """Flatten [B, T, features] -> [B*T, features]."""
         return self.op("Reshape", value, self.ints([-1, features]))
 
     def batch_shape(self, value: ir.Value, *features: int) -> ir.Value:
-        """The shape [B, T, *features] for a Reshape, B and T being the first two axes of `value`."""
+        """The shape [B, T, *features] for a Reshape, B and T being the first two axes of
+        `value`.
+        """
         return self.op("Concat", self.op("Shape", value, start=0, end=2), self.ints(list(features)), axis=0)
 
     def gather_rows(self, hidden: ir.Value, rows: ir.Value) -> ir.Value:
-        """hidden [B, T, D], rows [B, n] -> [B, n, D]."""
+        """Gather rows of every sequence: hidden [B, T, D], rows [B, n] -> [B, n, D]."""
         return self.op("GatherND", hidden, self.op("Unsqueeze", rows, self.ints([-1])), batch_dims=1)
 
 

@@ -17,7 +17,9 @@ LAYER_OUTPUTS = ("attention_out", "out")
 
 
 def lower(b: GraphBuilder, inputs: dict[str, ir.Value], layers: range) -> dict[str, ir.Value]:
-    ids, size = inputs["input_ids"], b.config.hidden_size
+    """Build the lower half: token ids [B, T] to hidden states [B, T, D] and new cache rows."""
+    ids = inputs["input_ids"]
+    size = b.config.hidden_size
     stream = b.rows(b.op("Gather", b.weights["embed_tokens.weight"], ids), size)  # [B*T, D]
     stream, caches = _layers(b, stream, ids, inputs, layers)
     return {"hidden_states": b.op("Reshape", stream, b.batch_shape(ids, size)), **caches}
@@ -26,7 +28,9 @@ def lower(b: GraphBuilder, inputs: dict[str, ir.Value], layers: range) -> dict[s
 def upper(
     b: GraphBuilder, inputs: dict[str, ir.Value], layers: range, spec: GraphSpec
 ) -> dict[str, ir.Value]:
-    hidden, c = inputs["hidden_states"], b.config
+    """Build the upper half: hidden states [B, R, D] to logits, top lists and new cache rows."""
+    hidden = inputs["hidden_states"]
+    c = b.config
     stream, caches = _layers(b, b.rows(hidden, c.hidden_size), hidden, inputs, layers)
     stream = b.op("Reshape", stream, b.batch_shape(hidden, c.hidden_size))  # [B, R, D]
     decoded = b.gather_rows(stream, inputs["logits_rows"])  # [B, G, D]
@@ -51,7 +55,7 @@ def upper(
 def _layers(
     b: GraphBuilder, stream: ir.Value, like: ir.Value, inputs: dict[str, ir.Value], layers: range
 ) -> tuple[ir.Value, dict[str, ir.Value]]:
-    """like: its first two axes are B and the rows of a sequence."""
+    """Run several layers. like: its first two axes are B and the rows of a sequence."""
     shared = PassContext(b, like, inputs["position_ids"], inputs["attention_bias"])
     caches = {}
     for index in layers:
@@ -65,7 +69,7 @@ def _layers(
 def _decoder_layer(
     b: GraphBuilder, index: int, stream: ir.Value, shared: PassContext, past: LayerCache
 ) -> tuple[ir.Value, LayerCache]:
-    """stream [B*T, D] -> (stream [B*T, D], new keys and values [T, B, Hkv, Dh])."""
+    """Run one layer: stream [B*T, D] -> (stream [B*T, D], new keys and values [T, B, Hkv, Dh])."""
     layer = layer_name(index)
     attended, new = attention(b, layer, b.norm(stream, f"{layer}.input_norm"), shared, past)
     after_attention, after_mlp = (f"{layer}.{output}" for output in LAYER_OUTPUTS)

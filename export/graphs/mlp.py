@@ -9,7 +9,7 @@ from firp.export.graphs.builder import GraphBuilder
 
 
 def mlp(b: GraphBuilder, layer: str, rows: ir.Value) -> ir.Value:
-    """rows [B*T, D] -> [B*T, D]."""
+    """Run the MLP of one layer: rows [B*T, D] -> [B*T, D]."""
     gate, up = b.split(b.linear(rows, f"{layer}.gate_up_proj"), [b.config.mlp.intermediate_size] * 2)
     activated = b.op("Mul", b.op("Mul", gate, b.op("Sigmoid", gate)), up)  # SwiGLU
     return b.linear(activated, f"{layer}.down_proj")

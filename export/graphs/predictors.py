@@ -12,8 +12,11 @@ PREDICTORS_WEIGHT = "predictors.weight"  # [K*D, D]: all K as one GEMM
 
 
 def predictors(b: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
-    """h~ = W_j h. hidden_states [B, T, D], source_rows [B, M] -> [B, T + M*K, D]."""
-    hidden, size = inputs["hidden_states"], b.config.hidden_size
+    """Append pseudo rows h~ = W_j h: hidden_states [B, T, D], source_rows [B, M] -> [B, T + M*K,
+    D].
+    """
+    hidden = inputs["hidden_states"]
+    size = b.config.hidden_size
     sources = b.rows(b.gather_rows(hidden, inputs["source_rows"]), size)  # [B*M, D]
     pseudo = b.op("Gemm", sources, b.weights[PREDICTORS_WEIGHT], transB=1)  # [B*M, K*D]
     shape = b.op("Concat", b.op("Shape", hidden, start=0, end=1), b.ints([-1, size]), axis=0)

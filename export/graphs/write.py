@@ -65,7 +65,8 @@ class _ExternalWeights:
     """
 
     def __init__(self, folder: Path, records: dict[str, TensorRecord]):
-        self.folder, self.records = folder, records
+        self.folder = folder
+        self.records = records
         self.used: dict[str, ir.Value] = {}
 
     def __contains__(self, name: str) -> bool:

@@ -26,6 +26,8 @@ class Weight(NamedTuple):
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """A model on disk: its blueprint, its tensors, and which of them each weight is made of."""
+
     path: Path
     config: ModelConfig
     weights: tuple[Weight, ...]  # in the order of the bundle's file

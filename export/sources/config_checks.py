@@ -1,4 +1,4 @@
-"""What the graphs can be made of.
+"""Checks that graphs can be made of a configuration.
 
 In: transformers' configuration of a model. Out: nothing, or a CheckpointError that names the field.
 """
@@ -21,7 +21,7 @@ _SIZES = (
 
 
 def check_config(config: Any) -> None:
-    """Raises CheckpointError."""
+    """Check a configuration. Raises CheckpointError for a field that the graphs cannot follow."""
     for name in _SIZES:
         _check_size(name, getattr(config, name))
     heads = head_dim(config)
@@ -42,7 +42,7 @@ def check_config(config: Any) -> None:
 
 
 def check_window(window: Any) -> None:
-    """Raises CheckpointError for a sliding window that no layer can have."""
+    """Check a sliding window. Raises CheckpointError for one that no layer can have."""
     if window is not None and not (isinstance(window, int) and window >= LEAST_WINDOW):
         raise _bad("sliding_window", window, f"at least {LEAST_WINDOW}, or null")
 

@@ -1,5 +1,5 @@
-"""A Hugging Face model directory as a `Checkpoint`; beside the families' recipes the only place that
-knows Hugging Face.
+"""A Hugging Face model directory as a `Checkpoint`; beside the families' recipes the only place
+that knows Hugging Face.
 
 In: config.json and safetensors, one file or shards with an index. Out: the blueprint, where every
 tensor lies, and which weights the graphs are made of.
@@ -74,8 +74,11 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _family(raw: dict[str, Any]) -> Family:
-    """By model_type; what `architectures` names, if anything, must be of that family."""
-    named, model_type = raw.get("architectures"), raw.get("model_type")
+    """The family, by model_type; what `architectures` names, if anything, must be of that
+    family.
+    """
+    named = raw.get("architectures")
+    model_type = raw.get("model_type")
     architecture = named[0] if isinstance(named, list) and named else named or None
     known = [name for family in FAMILIES.values() for name in family.architectures]
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
@@ -135,8 +138,8 @@ def _rope(c: Any) -> RopeConfig:
 
 
 def _eos_token_ids(path: Path, raw: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
-    """From generation_config.json, which overrides config.json, as Hugging Face generate does; else
-    from config.json.
+    """Tokens that end a text: from generation_config.json, which overrides config.json, as Hugging
+    Face generate does; else from config.json.
     """
     file = path / "generation_config.json"
     generation = read_json(file) if os.path.lexists(file) else {}
@@ -150,7 +153,8 @@ def _eos_token_ids(path: Path, raw: dict[str, Any], vocab_size: int) -> tuple[in
 
 def _check_tensors(checkpoint: Checkpoint) -> None:
     """Every tensor is used exactly as the graphs need it, or named in an error."""
-    tensors, weights = checkpoint.tensors, checkpoint.weights
+    tensors = checkpoint.tensors
+    weights = checkpoint.weights
     used = {source for weight in weights for source in weight.sources}
     if missing := sorted(used - set(tensors)):
         raise CheckpointError(

@@ -17,7 +17,7 @@ _DTYPES = {DTYPES[name].safetensors: DTYPES[name] for name in MODEL_DTYPES}  # t
 
 
 class TensorRecord(NamedTuple):
-    """Where one tensor lies. `offset` counts bytes from the beginning of the file."""
+    """The place of one tensor in a file. `offset` counts bytes from the beginning of the file."""
 
     file: Path
     dtype: str
@@ -27,6 +27,7 @@ class TensorRecord(NamedTuple):
 
 
 def read_checkpoint_tensors(path: Path) -> dict[str, TensorRecord]:
+    """Tensors of a model folder by name. Raises CheckpointError when a file is missing or damaged."""
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
     if not index.is_file():
         if not single.is_file():
@@ -66,6 +67,7 @@ def read_checkpoint_tensors(path: Path) -> dict[str, TensorRecord]:
 
 
 def read_json(file: Path) -> Any:
+    """Read a JSON file. Raises CheckpointError when it cannot be read."""
     try:
         return json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -100,7 +102,8 @@ def read_safetensors(file: Path) -> dict[str, TensorRecord]:
                 "not a safetensors file", got=f"'{file}': {error!r:.80}", fix=fix
             ) from error
     start = 8 + length
-    tensors, reached = {}, 0
+    tensors = {}
+    reached = 0
     for name, (dtype, shape, begin, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if dtype not in _DTYPES:
             raise CheckpointError(f"unsupported dtype of {name}", got=dtype, expected=" or ".join(_DTYPES))
@@ -131,6 +134,7 @@ def _entry(item: dict[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
 
 
 def same_bytes(a: TensorRecord, b: TensorRecord) -> bool:
+    """Tell whether two tensors of one dtype and shape hold the same bytes."""
     if a[1:3] != b[1:3]:
         return False
     with a.file.open("rb") as left, b.file.open("rb") as right:

@@ -46,6 +46,8 @@ _OLDEST_DEFAULT = (8, 0)  # a plan that includes 7.5 runs 7.5's kernels on every
 
 @dataclass(frozen=True)
 class BuildOptions:
+    """A backend, the limits of its engines, and the devices that they are for."""
+
     backend: str  # a name in LIBRARIES
     limits: Limits = field(default_factory=Limits)
     compute_capabilities: tuple[str, ...] | None = None  # None: see `choose_capabilities`
@@ -88,8 +90,8 @@ def build_engines(
 
 
 def _check_own_files(folder: Path) -> None:
-    """What is to be replaced holds plans and their records alone. One without its record is of no
-    use, and is removed.
+    """Check that a folder to be replaced holds plans and their records alone. One without its
+    record is of no use, and is removed.
     """
     if not folder.is_dir():
         return
@@ -103,12 +105,14 @@ def _check_own_files(folder: Path) -> None:
 
 
 class Buildable(NamedTuple):
+    """A library that can build for the devices that were asked for."""
+
     library: ModuleType
     compute_capabilities: tuple[str, ...]
 
 
 def check_buildable(options: BuildOptions, dtype: str) -> Buildable:
-    """Everything that can be checked without the bundle. Raises FirpError."""
+    """Check everything that can be checked without the bundle. Raises FirpError."""
     backend = options.backend
     if backend not in LIBRARIES:
         raise FirpError("unknown backend", got=repr(backend), expected=" or ".join(LIBRARIES))
@@ -129,7 +133,7 @@ def check_buildable(options: BuildOptions, dtype: str) -> Buildable:
 
 
 def check_limits(limits: Limits, manifest: Manifest) -> Limits:
-    """`limits`, with the context lowered to the model's. Raises FirpError when one is out of range."""
+    """Limits with the context lowered to the model's. Raises FirpError when one is out of range."""
     ranges = {
         "max_context": (1, 2**31 - 1),
         "max_batch": (1, _MOST_BATCH),
@@ -150,7 +154,8 @@ def choose_capabilities(library: ModuleType, options: BuildOptions, here: str | 
     requested; else the GPU that is here; else all that the library knows from 8.0 on, which costs
     neither time nor size. Raises FirpError.
     """
-    requested, backend = options.compute_capabilities, options.backend
+    requested = options.compute_capabilities
+    backend = options.backend
     if not hasattr(library, "ComputeCapability"):
         if here is None:
             raise FirpError(
@@ -166,10 +171,9 @@ def choose_capabilities(library: ModuleType, options: BuildOptions, here: str | 
     names = (re.fullmatch(r"SM(\d+)(\d)", name) for name in dir(library.ComputeCapability))
     offered = sorted((f"{found[1]}.{found[2]}" for found in names if found), key=_number)
     if requested is None:
-        requested = (
-            tuple(each for each in offered if _number(each) >= _OLDEST_DEFAULT) if here is None else (here,)
-        )
-    if not requested or (unknown := [each for each in requested if each not in offered]):
+        recent = tuple(capability for capability in offered if _number(capability) >= _OLDEST_DEFAULT)
+        requested = recent if here is None else (here,)
+    if not requested or (unknown := [capability for capability in requested if capability not in offered]):
         got = f"compute capability {', '.join(unknown) if requested else 'none'}"
         fix = "use --backend tensorrt on the target" if here in requested else None
         raise FirpError(
@@ -183,8 +187,8 @@ def _number(capability: str) -> tuple[int, ...]:
 
 
 def graph_weight_bytes(onnx: Path) -> int:
-    """Of the weights that a graph refers to; none is read. Raises BundleError for a file that is
-    no graph.
+    """Bytes of the weights that a graph refers to; none is read. Raises BundleError for a file that
+    is no graph.
     """
     try:
         initializers = ir.load(onnx).graph.initializers.values()
@@ -207,8 +211,8 @@ def memory_needed(manifest: Manifest, graph: str, weight_bytes: int) -> dict[str
 
 
 def require_build_memory(manifest: Manifest, weights: dict[str, int], available: int | None) -> None:
-    """Raises FirpError, with the sum, when this machine cannot hold the larger half's build.
-    available: in bytes; None is not checked.
+    """Require the memory of a build. Raises FirpError, with the sum, when this machine cannot hold
+    the larger half's build. available: in bytes; None is not checked.
     """
     needed = {graph: memory_needed(manifest, graph, size) for graph, size in weights.items()}
     largest = max(needed, key=lambda graph: sum(needed[graph].values()))
@@ -221,8 +225,8 @@ def require_build_memory(manifest: Manifest, weights: dict[str, int], available:
 
 
 def check_disk(manifest: Manifest, weights: dict[str, int], free: int) -> None:
-    """Raises FirpError when the plans will not fit: each holds its graph's weights, and up to 2 MiB
-    of kernels a layer.
+    """Check the disk. Raises FirpError when the plans will not fit: each holds its graph's weights,
+    and up to 2 MiB of kernels a layer.
     """
     kernels = manifest.model.num_hidden_layers * (2 << 20)
     needed = {"weights": sum(weights.values()), "kernels": kernels}
@@ -239,14 +243,21 @@ def _build_all(
     progress: Progress | None,
     cancel: threading.Event | None,
 ) -> EngineRecord:
-    manifest, progress, cancel = bundle.manifest, progress or silent, cancel or threading.Event()
+    manifest = bundle.manifest
+    progress = progress or silent
+    cancel = cancel or threading.Event()
     profiles = {
         name: graph_profiles(spec, manifest.num_predictors, limits) for name, spec in manifest.graphs.items()
     }
-    plans, seconds, done, total = {}, {}, 0, sum(weights.values())
+    plans = {}
+    seconds = {}
+    done = 0
+    total = sum(weights.values())
     reset_peak()
     for name, spec in manifest.graphs.items():
-        started, before, size = time.perf_counter(), done, weights[name]
+        started = time.perf_counter()
+        before = done
+        size = weights[name]
 
         def report(share: float, name: str = name, before: int = before, size: int = size) -> None:
             progress(f"building {name}", before + int(share * size), total)
@@ -256,7 +267,8 @@ def _build_all(
         (folder / f"{name}.plan").write_bytes(plan)
         plans[name] = FileEntry(plan.nbytes, hashlib.sha256(plan).hexdigest())
         del plan  # before the next half is built
-        seconds[name], done = time.perf_counter() - started, done + size
+        seconds[name] = time.perf_counter() - started
+        done += size
     return EngineRecord(
         format_version=FORMAT_VERSION,
         backend=backend,

@@ -39,10 +39,11 @@ def build_plan(
     cancel: threading.Event,
     more_outputs: tuple[str, ...] = (),
 ) -> memoryview:
-    """report: is called with the share that is done; more_outputs: tensors that the plan gives
-    beside the declared ones. Raises FirpError.
+    """Build the plan of one graph. report: is called with the share that is done; more_outputs:
+    tensors that the plan gives beside the declared ones. Raises FirpError.
     """
-    library, logger = build_for.library, make_logger(build_for.library)
+    library = build_for.library
+    logger = make_logger(library)
     builder = library.Builder(logger)
     # TensorRT 11 knows no other kind of network, so the flag may be gone
     flag = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -77,8 +78,8 @@ def build_plan(
 
 
 def check_network(network: Any, spec: GraphSpec) -> None:
-    """The parsed network has the declared inputs and outputs, and uses every input. Raises
-    FirpError.
+    """Check that the parsed network has the declared inputs and outputs, and uses every input.
+    Raises FirpError.
 
     A parser that does not know an input of a node leaves it out, some without a word, and the
     engine decodes garbage.
@@ -86,7 +87,8 @@ def check_network(network: Any, spec: GraphSpec) -> None:
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     for kind, found, declared in (("inputs", inputs, spec.inputs), ("outputs", outputs, spec.outputs)):
-        shown, expected = {_shown(tensor) for tensor in found}, {_expected(tensor) for tensor in declared}
+        shown = {_shown(tensor) for tensor in found}
+        expected = {_expected(tensor) for tensor in declared}
         if shown != expected or len(found) != len(declared):
             raise FirpError(
                 f"the library reads other {kind} of {spec.name}",
@@ -142,9 +144,9 @@ def _configure(library: ModuleType, config: Any, compute_capabilities: tuple[str
         config.set_flag(library.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if hasattr(library, "ComputeCapability"):  # else a plan is for the device it is built on
         config.num_compute_capabilities = len(compute_capabilities)
-        for index, each in enumerate(compute_capabilities):
+        for index, capability in enumerate(compute_capabilities):
             config.set_compute_capability(
-                getattr(library.ComputeCapability, f"SM{each.replace('.', '')}"), index
+                getattr(library.ComputeCapability, f"SM{capability.replace('.', '')}"), index
             )
 
 
@@ -206,7 +208,8 @@ def make_monitor(library: ModuleType, report: Callable[[float], None], cancel: t
         def _done(self) -> float:
             names = list(self._phases)
             counted = names[names.index(_SLOW_PHASE) :] if _SLOW_PHASE in names else []
-            share, done = 1.0, 0.0
+            share = 1.0
+            done = 0.0
             for steps, total in (self._phases[name] for name in counted):
                 done += share * min(steps, total) / total
                 share /= total

@@ -1,4 +1,4 @@
-"""What an engine runs, read from the text inside its plan.
+"""Kernels that an engine runs, read from the text inside its plan.
 
 In: a plan file. Out: for each of its profiles the kernels in order, and a summary: launches, fused
 attentions, GEMMs, copies of the cache. TensorRT-RTX writes each profile's program into the plan as
@@ -24,6 +24,8 @@ _VIEW = re.compile(r'^  sub_tensor=\{ base="([^"]*)".*? name="([^"]*)"', re.MULT
 
 
 class Kernel(NamedTuple):
+    """One launch of a plan: its kind, its name, and the tensors that it reads and writes."""
+
     kind: str  # "attention", "gemm" or "other"
     name: str
     inputs: frozenset[str]
@@ -32,7 +34,7 @@ class Kernel(NamedTuple):
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """What one profile of a plan launches."""
+    """Launches of one profile of a plan, counted."""
 
     launches: int
     launches_per_layer: int  # the most between one attention and the next
@@ -59,6 +61,7 @@ def read_plan(path: Path) -> list[tuple[Kernel, ...]]:
 
 
 def summarize(kernels: tuple[Kernel, ...]) -> PlanSummary:
+    """Count the launches of one profile's kernels."""
     attentions = [index for index, kernel in enumerate(kernels) if kernel.kind == "attention"]
     gaps = [after - before for before, after in itertools.pairwise(attentions)]
     return PlanSummary(
@@ -72,16 +75,18 @@ def summarize(kernels: tuple[Kernel, ...]) -> PlanSummary:
 
 def _kernels(main: str, views: dict[str, str]) -> tuple[Kernel, ...]:
     starts = [*_STATEMENT.finditer(main)]
-    ends = [*(each.start() for each in starts[1:]), len(main)]
+    ends = [*(start.start() for start in starts[1:]), len(main)]
     kernels = []
     for start, end in zip(starts, ends, strict=True):
-        statement, text, name = start[1], main[start.start() : end], start[2].strip('"')
+        statement = start[1]
+        name = start[2].strip('"')
+        text = main[start.start() : end]
         if statement != "shape_call":  # shapes are computed on the host; everything else is put on the stream
             tensors = (
                 frozenset(
-                    views.get(each, each)
+                    views.get(tensor, tensor)
                     for found in pattern.findall(text)
-                    for each in re.findall(r'"([^"]*)"', found)
+                    for tensor in re.findall(r'"([^"]*)"', found)
                 )
                 for pattern in (_INPUTS, _OUTPUTS)
             )
@@ -100,7 +105,7 @@ def _cached(kernels: tuple[Kernel, ...]) -> set[str]:
 
 
 def _is_copied(past: str, kernels: tuple[Kernel, ...]) -> bool:
-    """Whether `past` goes to an attention otherwise than through one kernel, whose result that
+    """Tell whether `past` goes to an attention otherwise than through one kernel, whose result that
     attention alone reads.
     """
     readers = [kernel for kernel in kernels if past in kernel.inputs]

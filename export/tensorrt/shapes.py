@@ -11,7 +11,9 @@ from firp.runtime.bundle.graph_spec import GraphSpec
 from firp.runtime.bundle.limits import Limits
 from firp.runtime.passes.pass_plan import PREFILL_ROWS
 
-_LIKELY_ROWS, _LIKELY_CACHED = 16, 1024  # of a decoding pass
+# of a decoding pass
+_LIKELY_ROWS = 16
+_LIKELY_CACHED = 1024
 
 Sizes = tuple[int, int, int]  # smallest, likeliest, largest
 
@@ -23,7 +25,8 @@ def graph_profiles(spec: GraphSpec, num_predictors: int, limits: Limits) -> tupl
 
 def _letters(num_predictors: int, limits: Limits) -> dict[str, dict[str, Sizes]]:
     """Profile -> shape letter -> sizes."""
-    batch, rows = (1, 1, limits.max_batch), (1, min(_LIKELY_ROWS, limits.max_rows), limits.max_rows)
+    batch = (1, 1, limits.max_batch)
+    rows = (1, min(_LIKELY_ROWS, limits.max_rows), limits.max_rows)
     upper_rows = PREFILL_ROWS + num_predictors  # the last row of a prompt is a draft source
     return {
         "decode": {

@@ -66,7 +66,8 @@ def verify(
 
 
 def _check_source(engine: Engine, model_dir: Path) -> None:
-    checkpoint, source = open_checkpoint(model_dir), engine.manifest.source
+    checkpoint = open_checkpoint(model_dir)
+    source = engine.manifest.source
     if checkpoint.fingerprint() != source["fingerprint"]:
         raise CheckpointError(
             "the bundle was made from another model",
@@ -76,7 +77,9 @@ def _check_source(engine: Engine, model_dir: Path) -> None:
 
 
 def verify_or_fail(bundle: Path, model_dir: Path, progress: Progress = silent) -> dict[str, Any]:
-    """The record for the manifest. Raises CheckFailedError naming the first check beyond its limit."""
+    """The record for the manifest. Raises CheckFailedError naming the first check beyond its
+    limit.
+    """
     report = verify(bundle, model_dir, progress, check_hashes=False)
     failed = next((check for check in report.checks if not check.passed), None)
     if failed:
@@ -90,7 +93,8 @@ def verify_or_fail(bundle: Path, model_dir: Path, progress: Progress = silent) -
 
 
 def _samples(engine: Engine) -> dict[str, list[Sample]]:
-    vocab_size, context = engine.model.vocab_size, engine.model.max_position_embeddings
+    vocab_size = engine.model.vocab_size
+    context = engine.model.max_position_embeddings
     return {
         kind: [random_sample(prompt, vocab_size, context) for prompt in prompts]
         for kind, prompts in prompts_by_kind(engine, 2, 48).items()
@@ -120,7 +124,8 @@ def _values_against_float64(engine: Engine, model: Any, kind: str, samples: list
 
     from firp.export.verify.reference import model_rows
 
-    dtype, layer = engine.manifest.precision.compute, engine.manifest.prediction_layer
+    dtype = engine.manifest.precision.compute
+    layer = engine.manifest.prediction_layer
     truth = model_rows(model, layer, samples, torch.float64)
     yardstick = model_rows(model, layer, samples, getattr(torch, dtype))
     session = SessionRows(engine, most_rows(engine))
@@ -151,7 +156,8 @@ def _values_against_onnx_runtime(
 ) -> list[Check]:
     sessions = [SessionRows(side, most_rows(engine)) for side in (engine, reference)]
     ours, theirs = ([session.run(sample) for sample in samples] for session in sessions)
-    limit, checks = value_limit(engine.manifest), []
+    limit = value_limit(engine.manifest)
+    checks = []
     for stage in StageRows._fields:
         for part in Rows._fields:
             pairs = zip(_values(ours, stage, part), _values(theirs, stage, part), strict=True)

@@ -34,14 +34,15 @@ def load_model(path: Path, dtype: str) -> Any:
 def model_rows(
     model: Any, prediction_layer: int, samples: list[Sample], dtype: torch.dtype
 ) -> list[StageRows]:
-    """What the model says in `dtype`, a `StageRows` for each sample. The prompt's rows are the same
-    in prefill and in decoding: these are two ways to one value.
+    """Rows that the model computes in `dtype`, a `StageRows` for each sample. The prompt's rows are
+    the same in prefill and in decoding: these are two ways to one value.
 
     Each path from a tree's root to a leaf is a sequence of its own after the prompt, so the model
     runs as it always does, without a mask or a cache of ours. Sequences are padded at their ends,
     which a causal model's rows do not see.
     """
-    sequences, first = [], []
+    sequences = []
+    first = []
     for sample in samples:
         first.append(len(sequences))
         sequences += [sample.prompt + [sample.tree.tokens[node] for node in path] for path in _paths(sample)]
@@ -54,7 +55,8 @@ def model_rows(
         states, logits = states.float(), logits.float()
     found = []
     for sample, start in zip(samples, first, strict=True):
-        length, where = len(sample.prompt), {}
+        length = len(sample.prompt)
+        where = {}
         for index, path in enumerate(_paths(sample), start):
             where |= {node: (index, length + depth) for depth, node in enumerate(path)}
         at = tuple(torch.tensor([where[node] for node in sorted(where)]).T)
@@ -77,8 +79,9 @@ def _paths(sample: Sample) -> list[list[int]]:
 
 @contextmanager
 def computing_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, a float32 `model` computes in `dtype`. A module's own weights are in it only while the
-    module runs, so memory grows by the largest module, and the weights come back bit for bit.
+    """Let a float32 `model` compute in `dtype` inside the block. A module's own weights are in it
+    only while the module runs, so memory grows by the largest module, and the weights come back
+    bit for bit.
     """
     if dtype == torch.float32:
         yield
@@ -110,9 +113,9 @@ def computing_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
 
 
 class _StayingDouble(TorchFunctionMode):
-    """What is in float64 stays in it. Models compute norms and softmax in float32 whatever their own
-    type is, which helps a half type and would hurt here. Rope tables stay what they are: float32,
-    by the model's definition, and the same in the bundle.
+    """Keeps float64 values in float64. Models compute norms and softmax in float32 whatever their
+    own type is, which helps a half type and would hurt here. Rope tables stay what they are:
+    float32, by the model's definition, and the same in the bundle.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:

@@ -11,14 +11,14 @@ import numpy as np
 from firp.export.verify.report import Check
 from firp.runtime.bundle.format import Manifest
 
-# How many times as far from float64 as Hugging Face in the same type a right graph may lie. Both sum
-# the same products in another order, so their distances are two draws of one kind: of 62 bundles
-# measured (the demo model, SmolLM2-135M, 40 random models in float32 and 20 in float16, most of them
-# so sharp that a constant limit refused them) the farthest lay 2.3 times as far, the median 1.2.
-# The mildest seeded error (`tests/export/verify/test_mutations.py`) lies thousands of times as far.
+# How many times as far from float64 as Hugging Face in the same type a right graph may lie. Both
+# sum the same products in another order, so their distances are two draws of one kind: of 62
+# bundles measured (the demo model, SmolLM2-135M, 40 random models in float32 and 20 in float16, most
+# of them so sharp that a constant limit refused them) the farthest lay 2.3 times as far, the median
+# 1.2. The mildest seeded error (`tests/export/verify/test_mutations.py`) lies thousands of times as far.
 YARDSTICKS = 4.0
-# Half the spacing of 1.0: the largest relative error of one rounding. Added to the yardstick, so that
-# a model that Hugging Face happens to compute exactly leaves room for a few roundings.
+# Half the spacing of 1.0: the largest relative error of one rounding. Added to the yardstick, so
+# that a model that Hugging Face happens to compute exactly leaves room for a few roundings.
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 NEVER_ZERO = 1e-30  # the least magnitude of a row, to divide by
 
@@ -32,8 +32,9 @@ LAYER_SCALE = 16
 
 
 class Distance(NamedTuple):
-    """Of rows from the truth, each relative to the magnitude of its own row: in a model whose first
-    row has values of 20,000 and all others values of 1, every row counts. NaN where a value is.
+    """Distances of rows from the truth, each relative to the magnitude of its own row: in a model
+    whose first row has values of 20,000 and all others values of 1, every row counts. NaN where a
+    value is.
     """
 
     norm: float  # root mean square over rows of the difference's norm by the row's

@@ -17,6 +17,8 @@ TREE_ROWS = 12
 
 
 class Rows(NamedTuple):
+    """Hidden states and logits of T rows."""
+
     hidden_states: np.ndarray  # [T, D] at the prediction layer
     logits: np.ndarray  # [T, V]
 
@@ -39,7 +41,9 @@ class StageRows(NamedTuple):
 def random_sample(prompt: list[int], vocab_size: int, context: int) -> Sample:
     """The prompt and a random tree of TREE_ROWS rows that ends within the context."""
     rng = np.random.default_rng(len(prompt))
-    parents, depths, deepest = [-1], [0], context - len(prompt) - 1
+    parents = [-1]
+    depths = [0]
+    deepest = context - len(prompt) - 1
     for _ in range(1, TREE_ROWS):
         parents.append(int(rng.choice([node for node, depth in enumerate(depths) if depth < deepest])))
         depths.append(depths[parents[-1]] + 1)
@@ -55,6 +59,7 @@ class SessionRows:
         self.session = engine.session(min(128, engine.model.max_position_embeddings), rows)
 
     def run(self, sample: Sample) -> StageRows:
+        """Run one sample in every stage."""
         self.session.kv.length = 0
         prefill = self._pass(chain(sample.prompt), keep=True)
         tree = self._pass(sample.tree, keep=False)

@@ -25,7 +25,8 @@ TEXTS = (
 def prompts_by_kind(engine: Engine, count: int, length: int) -> dict[str, list[list[int]]]:
     """Random tokens, and tokenized text where there is a tokenizer."""
     most = min(engine.model.max_position_embeddings // 2, most_rows(engine))
-    shape, rng = (count, min(length, most)), np.random.default_rng(0)
+    shape = (count, min(length, most))
+    rng = np.random.default_rng(0)
     kinds = {"random": rng.integers(0, engine.model.vocab_size, shape).tolist()}
     if engine.tokenizer:
         kinds["text"] = [engine.tokenizer.encode(text).ids[:most] for text in TEXTS[:count]]
@@ -33,7 +34,7 @@ def prompts_by_kind(engine: Engine, count: int, length: int) -> dict[str, list[l
 
 
 def most_rows(engine: Engine) -> int:
-    """Of a pass that decodes all its rows."""
+    """Rows of the largest pass that decodes them all."""
     return engine.limits.max_rows if engine.limits else 64
 
 
@@ -45,7 +46,8 @@ def plain_against_generate(name: str, engine: Engine, model: Any, prompts: list[
     count = min(32, engine.model.max_position_embeddings - max(map(len, prompts)))
     greedy = SamplingParams(max_new_tokens=count)
     generated = _generate(model, prompts, count, engine.bundle.eos_token_ids)
-    wrong, near = 0, []
+    wrong = 0
+    near = []
     for index, (prompt, theirs) in enumerate(zip(prompts, generated, strict=True)):
         difference = first_difference(index, plain_run(engine, prompt, greedy), theirs, greedy, dtype)
         wrong += difference is not None
@@ -89,7 +91,8 @@ def trees_to_check(engine: Engine) -> dict[str, TreeConfig]:
 
 def drafted_against_plain(engine: Engine) -> Iterator[Check]:
     """Every prompt with every tree, greedily and sampled; differences that no near tie excuses."""
-    k, trees = engine.manifest.num_predictors, trees_to_check(engine)
+    k = engine.manifest.num_predictors
+    trees = trees_to_check(engine)
     most = engine.limits.max_rows if engine.limits else MAX_PASS_ROWS
     trees = {name: tree for name, tree in trees.items() if tree.pass_rows(k) <= most}
     prompts = [prompt for group in prompts_by_kind(engine, 2, 16).values() for prompt in group]
@@ -97,6 +100,9 @@ def drafted_against_plain(engine: Engine) -> Iterator[Check]:
     for comparison in compare_trees(engine, prompts, params, trees):
         name = f"drafted = plain, {comparison.name}"
         yield Check(name, not comparison.unexcused, len(comparison.unexcused), 0)
-        found, allowed = len(comparison.differences), comparison.allowed(engine.manifest.precision.compute)
-        near = tuple(Tie(comparison.name, each) for each in comparison.differences if each.near_tie)
+        found = len(comparison.differences)
+        allowed = comparison.allowed(engine.manifest.precision.compute)
+        near = tuple(
+            Tie(comparison.name, difference) for difference in comparison.differences if difference.near_tie
+        )
         yield Check(f"near ties, {comparison.name}", found <= allowed, found, allowed, near)

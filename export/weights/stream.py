@@ -36,6 +36,7 @@ class Output(NamedTuple):
 
 
 def from_checkpoint(weight: Weight, tensors: dict[str, TensorRecord]) -> Output:
+    """An output that joins tensors of a checkpoint."""
     return Output(
         weight.name,
         weight.shape,
@@ -44,10 +45,12 @@ def from_checkpoint(weight: Weight, tensors: dict[str, TensorRecord]) -> Output:
 
 
 def from_array(name: str, array: np.ndarray) -> Output:
+    """An output that holds an array."""
     return Output(name, array.shape, lambda: iter([array.reshape(-1)]))
 
 
 def size_bytes(outputs: list[Output], dtype: str) -> int:
+    """Bytes of these outputs in a dtype."""
     return sum(math.prod(output.shape) for output in outputs) * DTYPES[dtype].itemsize
 
 
@@ -82,7 +85,9 @@ def write_safetensors(
 
     Raises CheckpointError when a finite value does not fit the dtype (float16 ends at 65504).
     """
-    target, records, offset = numpy_dtype(dtype), {}, 0
+    target = numpy_dtype(dtype)
+    records = {}
+    offset = 0
     for output in outputs:
         nbytes = math.prod(output.shape) * target.itemsize
         records[output.name] = TensorRecord(path, dtype, tuple(output.shape), offset, nbytes)

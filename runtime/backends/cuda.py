@@ -5,7 +5,6 @@ CUDA graphs. Only `read` waits, and what takes or frees memory. Uploads go throu
 that is used again after each wait.
 """
 
-import ctypes
 import math
 import weakref
 from collections.abc import Callable, Sequence
@@ -14,63 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from firp.runtime.backends.cuda_runtime import call, new_stream
 from firp.runtime.backends.host import attention_bias
+from firp.runtime.backends.pinned_memory import PinnedMemory, host_view
 from firp.runtime.errors import FirpError
-from firp.runtime.extras import install_line
 
-_ALIGNMENT = 256  # bytes, of pieces of the pinned memory
-_FIRST_STAGE = 2**20  # bytes of pinned memory to begin with
 _EVENTS = 128  # more than lie between two reads
 _SMALLEST_BUCKET = 64  # cached slots
 GRAPH_RUNS = ("captures", "replays", "enqueued", "fallbacks")  # the last: enqueued since a capture failed
-
-
-def load_cuda(extra: str = "gpu") -> ModuleType:
-    """The CUDA runtime's Python bindings. extra: of firp, that brings them to whom asks. Raises
-    FirpError where they or a usable device are missing.
-    """
-    try:
-        from cuda.bindings import runtime
-    except ImportError as error:
-        raise FirpError(
-            "the CUDA bindings are not installed", got=str(error), fix=install_line(extra)
-        ) from error
-    status, count = runtime.cudaGetDeviceCount()
-    if status != runtime.cudaError_t.cudaSuccess or not count:
-        got = f"{status.name} from the driver" if status != runtime.cudaError_t.cudaSuccess else "no device"
-        raise FirpError(
-            "no usable CUDA device",
-            got=got,
-            expected="an NVIDIA GPU and its driver",
-            fix="decode with --backend cpu",
-        )
-    return runtime
-
-
-def new_stream(cuda: ModuleType) -> Any:
-    """One that does not wait for CUDA's default stream: work of others there would end a capture."""
-    return call(cuda, cuda.cudaStreamCreateWithFlags, cuda.cudaStreamNonBlocking)
-
-
-def device_name(cuda: ModuleType) -> str:
-    """Of the current device."""
-    return call(cuda, cuda.cudaGetDeviceProperties, call(cuda, cuda.cudaGetDevice)).name.decode()
-
-
-def compute_capability(cuda: ModuleType) -> str:
-    """Of the current device, such as "8.9"."""
-    device, names = call(cuda, cuda.cudaGetDevice), cuda.cudaDeviceAttr
-    parts = (names.cudaDevAttrComputeCapabilityMajor, names.cudaDevAttrComputeCapabilityMinor)
-    return ".".join(str(call(cuda, cuda.cudaDeviceGetAttribute, part, device)) for part in parts)
-
-
-def call(cuda: ModuleType, function: Callable, *arguments: Any) -> Any:
-    """The result of a CUDA call. Raises FirpError with CUDA's own words when it fails."""
-    status, *values = function(*arguments)
-    if status != cuda.cudaError_t.cudaSuccess:
-        words = cuda.cudaGetErrorString(status)[1].decode()
-        raise FirpError(f"CUDA refused {function.__name__}", got=f"{status.name} ({words})")
-    return values[0] if values else None
 
 
 class DeviceArray:
@@ -79,10 +29,13 @@ class DeviceArray:
     __slots__ = ("address", "dtype", "shape")
 
     def __init__(self, address: int, shape: tuple[int, ...], dtype: np.dtype):
-        self.address, self.shape, self.dtype = address, shape, dtype
+        self.address = address
+        self.shape = shape
+        self.dtype = dtype
 
     @property
     def nbytes(self) -> int:
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __getitem__(self, rows: int | slice) -> "DeviceArray":
@@ -98,6 +51,7 @@ class DeviceArray:
         )
 
     def reshape(self, *shape: int) -> "DeviceArray":
+        """The same memory in another shape. Raises ValueError when the sizes differ."""
         if -1 in shape:
             known = math.prod(size for size in shape if size != -1)
             shape = tuple(math.prod(self.shape) // known if size == -1 else size for size in shape)
@@ -107,19 +61,20 @@ class DeviceArray:
 
 
 class CudaMemory:
-    """reuses_bindings: show graphs a rounded number of cached slots, so that few sizes occur and
-    CUDA graphs can be replayed.
+    """Arrays and the stream of one session. reuses_bindings: show graphs a rounded number of cached
+    slots, so that few sizes occur and CUDA graphs can be replayed.
     """
 
     free_reads = False
 
     def __init__(self, cuda: ModuleType, stream: Any = None, reuses_bindings: bool = True):
-        self.cuda, self.reuses_bindings = cuda, reuses_bindings
+        self.cuda = cuda
+        self.reuses_bindings = reuses_bindings
         self._owned: list[tuple[Callable, Any]] = []
         self.stream = self._own(cuda.cudaStreamDestroy, new_stream(cuda)) if stream is None else stream
         weakref.finalize(self, _release, cuda, self.stream, self._owned)
         self._ledger: dict[str, int] = {}  # purpose -> bytes
-        self._upload, self._download = _Pinned(cuda, self._owned), _Pinned(cuda, self._owned)
+        self._upload, self._download = PinnedMemory(cuda, self._owned), PinnedMemory(cuda, self._owned)
         self._events = [
             self._own(cuda.cudaEventDestroy, self._call(cuda.cudaEventCreate)) for _ in range(_EVENTS)
         ]
@@ -130,7 +85,8 @@ class CudaMemory:
 
     def zeros(self, shape: tuple[int, ...], dtype: type, purpose: str) -> DeviceArray:
         array = DeviceArray(0, shape, np.dtype(dtype))
-        cuda, size = self.cuda, max(array.nbytes, 1)
+        cuda = self.cuda
+        size = max(array.nbytes, 1)
         status, address = cuda.cudaMalloc(size)
         if status == cuda.cudaError_t.cudaErrorMemoryAllocation:
             free = self._call(cuda.cudaMemGetInfo)
@@ -163,26 +119,31 @@ class CudaMemory:
     def write_bias(
         self, array: DeviceArray, visible: np.ndarray, positions: np.ndarray, cached: int, window: int | None
     ) -> None:
-        """Cached slots that every row sees are cleared on the device; only the columns after them
-        cross the bus.
+        """Write the additive mask of a pass. Cached slots that every row sees are cleared on the
+        device; only the columns after them cross the bus.
         """
         rows, keys = array.shape[2:]
         if window is not None and positions.max() < window:
             window = None
-        clear, size = cached if window is None else 0, array.dtype.itemsize
+        clear = cached if window is None else 0
+        size = array.dtype.itemsize
         host = np.empty((rows, keys - clear), array.dtype)
         attention_bias(visible, positions, cached - clear, window, host)
-        cuda, pitch, width = self.cuda, keys * size, (keys - clear) * size
+        cuda = self.cuda
+        pitch = keys * size
+        width = (keys - clear) * size
         if clear:
             self._call(cuda.cudaMemset2DAsync, array.address, pitch, 0, clear * size, rows, self.stream)
-        target, kind = array.address + clear * size, cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        target = array.address + clear * size
+        kind = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call(
             cuda.cudaMemcpy2DAsync, target, pitch, self._stage(host), width, width, rows, kind, self.stream
         )
 
     def move_rows(self, source: DeviceArray, rows: Sequence[int], target: DeviceArray, start: int) -> None:
-        """One strided copy for each run of neighbouring rows."""
-        cuda, kind = self.cuda, self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        """Copy rows to others: one strided copy for each run of neighbouring rows."""
+        cuda = self.cuda
+        kind = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         row = math.prod(source.shape[2:]) * source.dtype.itemsize
         from_pitch, to_pitch = source.shape[1] * row, target.shape[1] * row
         for first, count in _runs(rows):
@@ -207,7 +168,7 @@ class CudaMemory:
             self._call(self.cuda.cudaMemcpyAsync, place, array.address, array.nbytes, kind, self.stream)
         self.wait()
         return tuple(
-            _host_view(place, array.shape, array.dtype) for array, place in zip(arrays, places, strict=True)
+            host_view(place, array.shape, array.dtype) for array, place in zip(arrays, places, strict=True)
         )
 
     def wait(self) -> None:
@@ -215,8 +176,8 @@ class CudaMemory:
         self._upload.used = self._download.used = 0
 
     def slots_in_view(self, cached: int, capacity: int) -> int:
-        """The next multiple of 64, or of an eighth to a quarter of their number: at most 63, or a
-        quarter, more than are cached.
+        """Slots shown to a graph: the next multiple of 64, or of an eighth to a quarter of their
+        number: at most 63, or a quarter, more than are cached.
         """
         if not self.reuses_bindings or not cached:
             return cached
@@ -238,16 +199,16 @@ class CudaMemory:
 
     @property
     def workspace(self) -> DeviceArray:
-        """As large as the largest reservation; taken when it is first used, after every engine has
-        asked.
+        """An array as large as the largest reservation; taken when it is first used, after every
+        engine has asked.
         """
         if self._workspace is None:
             self._workspace = self.zeros((self._workspace_bytes,), np.uint8, "activations of the engines")
         return self._workspace
 
     def capture(self, enqueue: Callable[[], None]) -> Any:
-        """What `enqueue` asks for, as a CUDA graph to `launch`; it is not executed now. Raises
-        FirpError when it cannot be captured; the stream is whole again then.
+        """Capture what `enqueue` asks for as a CUDA graph to `launch`; it is not executed now.
+        Raises FirpError when it cannot be captured; the stream is whole again then.
         """
         cuda = self.cuda
         self._call(
@@ -275,7 +236,7 @@ class CudaMemory:
         if not self._upload.fits(values.nbytes):
             self.wait()
         (place,) = self._upload.places([values.nbytes])
-        _host_view(place, values.shape, values.dtype)[...] = values
+        host_view(place, values.shape, values.dtype)[...] = values
         return place
 
     def _own(self, release: Callable, handle: Any) -> Any:
@@ -284,40 +245,6 @@ class CudaMemory:
 
     def _call(self, function: Callable, *arguments: Any) -> Any:
         return call(self.cuda, function, *arguments)
-
-
-class _Pinned:
-    """Page-locked host memory, handed out piece by piece; it grows when all of it is free."""
-
-    def __init__(self, cuda: ModuleType, owned: list[tuple[Callable, Any]]):
-        # not the memory itself: a cycle would keep the device's memory until it is found
-        self._cuda, self._owned = cuda, owned
-        self._address, self._size, self.used = 0, 0, 0
-
-    def fits(self, nbytes: int) -> bool:
-        return self.used + nbytes <= self._size
-
-    def places(self, sizes: list[int]) -> list[int]:
-        """Addresses of pieces. What was handed out before must be free when they do not fit any
-        more.
-        """
-        padded = [-(-max(size, 1) // _ALIGNMENT) * _ALIGNMENT for size in sizes]
-        if self.used + sum(padded) > self._size:
-            self._size, self.used = max(_FIRST_STAGE, 2 * sum(padded)), 0
-            self._address = int(call(self._cuda, self._cuda.cudaMallocHost, self._size))
-            self._owned.append((self._cuda.cudaFreeHost, self._address))
-        starts = [self._address + self.used + sum(padded[:i]) for i in range(len(padded))]
-        self.used += sum(padded)
-        return starts
-
-
-def _host_view(address: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    count = math.prod(shape)
-    if not count:
-        return np.empty(shape, dtype)
-    return np.frombuffer((ctypes.c_byte * (count * dtype.itemsize)).from_address(address), dtype).reshape(
-        shape
-    )
 
 
 def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
@@ -332,8 +259,8 @@ def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _release(cuda: ModuleType, stream: Any, owned: list[tuple[Callable, Any]]) -> None:
-    """Once nothing uses it any more, what was taken last goes first. The process may be ending:
-    nobody listens to complaints.
+    """Give back what nothing uses any more, the last taken first. The process may be ending: nobody
+    listens to complaints.
     """
     cuda.cudaStreamSynchronize(stream)
     while owned:

@@ -70,7 +70,8 @@ def attention_bias(
     the positions of their number, the others nothing. A sliding window hides keys whose position is
     `window` or more behind the row's.
     """
-    hidden, slots = lowest(out.dtype), out.shape[1] - out.shape[0]
+    hidden = lowest(out.dtype)
+    slots = out.shape[1] - out.shape[0]
     out[:, :cached] = 0
     out[:, cached:slots] = hidden
     if window is not None:

@@ -1,4 +1,4 @@
-"""What the loop asks of a backend: memory that its graphs can reach, and graphs that run on it.
+"""The contract of a backend: memory that its graphs can reach, and graphs that run on it.
 
 A `Backend` loads graphs once and is shared by every session; `Memory` and `Runner`s belong to one
 session. Arrays are written in place: a run allocates and copies nothing. Work is done in the order
@@ -32,6 +32,8 @@ class Array(Protocol):
 
 
 class Memory(Protocol):
+    """Arrays that graphs read and write, and the order of work on them."""
+
     # whether passes of the same sizes run on the same arrays, so that a `Binding` is worth keeping
     reuses_bindings: bool
     free_reads: bool  # whether reading copies nothing, so that the loop may look at all it likes
@@ -57,7 +59,9 @@ class Memory(Protocol):
         """target[:, start:start+n] = source[:, rows]; the two do not overlap."""
 
     def read(self, *arrays: Array) -> tuple[np.ndarray, ...]:
-        """Wait for everything asked for so far; the arrays on the host, valid until the next read."""
+        """Wait for everything asked for so far; the arrays on the host, valid until the next
+        read.
+        """
 
     def slots_in_view(self, cached: int, capacity: int) -> int:
         """Slots of the KV buffer that a pass sees: at least the `cached` ones that hold something,
@@ -65,7 +69,7 @@ class Memory(Protocol):
         """
 
     def now(self) -> Any:
-        """This moment in the order of work, for `elapsed_ms`, which is known after the next `read`."""
+        """A moment in the order of work, for `elapsed_ms`, which is known after the next `read`."""
 
     def elapsed_ms(self, start: Any, end: Any) -> float: ...
 
@@ -84,11 +88,15 @@ class Binding:
 
 
 class Runner(Protocol):
+    """Runs one graph on the arrays of one session."""
+
     def run(self, binding: Binding) -> None:
         """Execute; the arrays stay as they are until the next `Memory.read`."""
 
 
 class Graph(Protocol):
+    """A loaded graph, shared by all sessions."""
+
     spec: GraphSpec
     native: Any  # what the backend's own library runs: a session of ONNX Runtime, an engine of TensorRT
 
@@ -97,6 +105,8 @@ class Graph(Protocol):
 
 
 class LoadedGraphs(NamedTuple):
+    """Graphs of one bundle by name, with the limits that they were built for."""
+
     graphs: dict[str, Graph]
     # what a session can hold; such sessions are all alike and kept. None: sessions are made to
     # measure
@@ -105,6 +115,8 @@ class LoadedGraphs(NamedTuple):
 
 
 class Backend(Protocol):
+    """A library on a device that loads and runs graphs."""
+
     name: str
     device: str
 
@@ -114,4 +126,4 @@ class Backend(Protocol):
         """
 
     def memory(self) -> Memory:
-        """For one session."""
+        """Memory for one session."""

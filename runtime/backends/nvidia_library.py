@@ -9,12 +9,14 @@ import importlib
 from types import ModuleType
 from typing import NamedTuple
 
-from firp.runtime.backends.cuda import compute_capability, load_cuda
+from firp.runtime.backends.cuda_runtime import compute_capability, load_cuda
 from firp.runtime.errors import FirpError
 from firp.runtime.extras import install_line
 
 
 class Library(NamedTuple):
+    """A TensorRT library: its module, and how firp knows it."""
+
     module: str
     oldest: tuple[int, int]  # what firp needs of the interface is in this version
     newest_major: int  # a later one may change the interface
@@ -30,7 +32,8 @@ def load_library(backend: str) -> ModuleType:
     """The library of a backend in `LIBRARIES`. Raises FirpError when it is missing, or of a version
     that firp does not know.
     """
-    library, install = LIBRARIES[backend], install_line(backend)
+    library = LIBRARIES[backend]
+    install = install_line(backend)
     try:
         module = importlib.import_module(library.module)
     except ImportError as error:
@@ -50,8 +53,8 @@ def load_library(backend: str) -> ModuleType:
 
 
 def gpu_compute_capability() -> str | None:
-    """Of the current CUDA device, such as "8.9"; None where there is no driver, no device, or no
-    cuda-bindings.
+    """Compute capability of the current CUDA device; None where there is no driver, no device, or
+    no cuda-bindings.
     """
     try:
         return compute_capability(load_cuda())

@@ -10,7 +10,8 @@ from typing import Any
 
 import onnxruntime as ort
 
-from firp.runtime.backends.cuda import CudaMemory, device_name, load_cuda, new_stream
+from firp.runtime.backends.cuda import CudaMemory
+from firp.runtime.backends.cuda_runtime import device_name, load_cuda, new_stream
 from firp.runtime.backends.host import HostMemory
 from firp.runtime.backends.interface import Array, Binding, LoadedGraphs, Memory
 from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
@@ -27,7 +28,7 @@ _ON_HOST = {"Shape", "Concat"}
 
 
 class OnnxRuntimeBackend:
-    """threads: of each graph's thread pool; None takes one for each core."""
+    """ONNX Runtime on the CPU. threads: of each graph's pool; None takes one for each core."""
 
     name = "cpu"
 
@@ -177,6 +178,8 @@ def _known(shape: Sequence[Any], wanted: tuple[str, tuple] | None) -> tuple[int 
 
 
 class OnnxRuntimeGraph:
+    """One graph as an ONNX Runtime session."""
+
     def __init__(self, session: Any, spec: GraphSpec, device: str, run_options: Any):
         self.native = session
         self.spec = spec
@@ -193,7 +196,8 @@ class OnnxRuntimeRunner:
     """
 
     def __init__(self, graph: OnnxRuntimeGraph):
-        self._graph, self._spec = graph, graph.spec
+        self._graph = graph
+        self._spec = graph.spec
         self._binding = graph.native.io_binding()
         self._types = {
             tensor.name: _element_type(tensor) for tensor in (*self._spec.inputs, *self._spec.outputs)
@@ -211,7 +215,9 @@ class OnnxRuntimeRunner:
             raise FirpError(f"the {self._spec.name} graph does not run", got=reason, fix=fix) from error
 
     def _bind(self, tensors: tuple[TensorSpec, ...], arrays: Mapping[str, Array], bind) -> None:
-        bound, types, on_host = self._bound, self._types, self._graph.device == "cpu"
+        bound = self._bound
+        types = self._types
+        on_host = self._graph.device == "cpu"
         for tensor in tensors:
             name = tensor.name
             array = arrays[name]

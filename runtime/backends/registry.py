@@ -43,7 +43,7 @@ BACKENDS: dict[str, Callable[..., Backend]] = {
 
 
 def backend_factory(name: str, threads: int | None = None) -> Callable[[], Backend]:
-    """What makes a backend, and raises FirpError where its library or its device is missing.
+    """A function that makes a backend, and raises FirpError where its library or device is missing.
 
     threads: of each graph on the CPU, None for one a core. Raises FirpError for an unknown name, or
     for threads of a backend that has none.

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from firp.runtime.backends.cuda import GRAPH_RUNS, CudaMemory, compute_capability, device_name, load_cuda
+from firp.runtime.backends.cuda import GRAPH_RUNS, CudaMemory
+from firp.runtime.backends.cuda_runtime import compute_capability, device_name, load_cuda
 from firp.runtime.backends.interface import Binding, LoadedGraphs
 from firp.runtime.backends.nvidia_library import load_library
 from firp.runtime.bundle.dtypes import DTYPES
@@ -40,7 +41,8 @@ class TensorRTBackend:
             bundle, self.name, self.library.__version__, self.compute_capability, check_hashes
         )
         runtime = self.library.Runtime(self.library.Logger(self.library.Logger.ERROR))
-        graphs, build = {}, f"firp build {bundle.path} --backend {self.name} --force"
+        graphs = {}
+        build = f"firp build {bundle.path} --backend {self.name} --force"
         for name, spec in bundle.manifest.graphs.items():
             path = folder.plan_path(name)
             engine = runtime.deserialize_cuda_engine(path.read_bytes())
@@ -70,7 +72,7 @@ class TensorRTGraph:
         self._runtime_cache = None
 
     def differences(self) -> str | None:
-        """In what the engine is not the declared graph."""
+        """Differences of the engine from the declared graph."""
         engine = self.native
         if engine.num_optimization_profiles != len(self.profiles):
             return f"{engine.num_optimization_profiles} profiles, {len(self.profiles)} in {RECORD_NAME}"
@@ -119,7 +121,7 @@ def new_context(
 
 @dataclass
 class _Prepared:
-    """What a runner knows of a binding."""
+    """Facts that a runner knows of a binding."""
 
     profile: int
     cuda_graph: Any = None
@@ -136,6 +138,7 @@ class _Context:
     addresses: dict[str, int] = field(default_factory=dict)
 
     def bind(self, binding: Binding) -> None:
+        """Set the addresses and shapes of a binding."""
         for name, array in binding.inputs.items():
             if self.shapes.get(name) != array.shape:
                 if not self.context.set_input_shape(name, array.shape):
@@ -151,8 +154,11 @@ class _Context:
 
 
 class TensorRTRunner:
+    """Runs one engine on the stream of one session, by a CUDA graph where it can."""
+
     def __init__(self, graph: TensorRTGraph, memory: CudaMemory):
-        self.graph, self.memory = graph, memory
+        self.graph = graph
+        self.memory = memory
         memory.reserve_workspace(graph.native.device_memory_size_v2)
         self._contexts: dict[int, _Context] = {}  # by profile
         self._cuda_graphs = 0
@@ -206,7 +212,8 @@ class TensorRTRunner:
             )
 
     def _context(self, profile: int, captured: bool) -> _Context:
-        context, memory = self.graph.context(captured), self.memory
+        context = self.graph.context(captured)
+        memory = self.memory
         if context is None:
             raise FirpError(
                 "no execution context", got=f"the {self.graph.spec.name} engine's profile {profile}"

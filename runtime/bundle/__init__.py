@@ -1,1 +1,1 @@
-"""What lies in a bundle on disk: its format, the graphs it declares, its records."""
+"""A bundle on disk: its format, the graphs it declares, its records."""

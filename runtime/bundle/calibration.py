@@ -1,5 +1,5 @@
-"""Records of calibration and tuning: trees with what they gave, times of a device, and the tree that
-was chosen for it.
+"""Records of calibration and tuning: trees with what they gave, times of a device, and the tree
+that was chosen for it.
 
 In: calibration.json, which `firp calibrate` writes, or the JSON of `firp tune`. Out: `Calibration`,
 `LatencyTable`; a `Choice` for each device lies in the bundle's manifest.
@@ -37,7 +37,8 @@ class LatencyTable:
 
     def __post_init__(self):
         """Raises FirpError for numbers that are no measurement."""
-        rows, times = self.rows, (*self.lower_ms, *self.upper_ms)
+        rows = self.rows
+        times = (*self.lower_ms, *self.upper_ms)
         whole = len(rows) == len(self.lower_ms) == len(self.upper_ms) >= 1
         if (
             not whole
@@ -90,9 +91,11 @@ class LatencyTable:
         return round(min(max(cost / self.plain_ms(), 0.01), 0.5), 3)
 
     def lower(self, rows: float) -> float:
+        """Milliseconds of the lower half for so many rows."""
         return self._at(self.lower_ms, rows)
 
     def upper(self, rows: float) -> float:
+        """Milliseconds of the upper half for so many rows."""
         return self._at(self.upper_ms, rows)
 
     def _at(self, values: tuple[float, ...], rows: float) -> float:
@@ -101,28 +104,30 @@ class LatencyTable:
         return float(np.interp(rows, self.rows, values))
 
     def at_layer(self, prediction_layer: int) -> "LatencyTable":
-        """As if the model were split elsewhere: layers cost alike, and what is left of the upper
-        half is the head.
+        """A table as if the model were split elsewhere: layers cost alike, and what is left of the
+        upper half is the head.
         """
         if prediction_layer == self.prediction_layer:
             return self
-        layer = [ms / self.prediction_layer for ms in self.lower_ms]
+        layers = [ms / self.prediction_layer for ms in self.lower_ms]
         above = self.num_hidden_layers - self.prediction_layer
-        heads = [max(0.0, ms - above * each) for ms, each in zip(self.upper_ms, layer, strict=True)]
+        heads = [max(0.0, ms - above * layer) for ms, layer in zip(self.upper_ms, layers, strict=True)]
         return replace(
             self,
             prediction_layer=prediction_layer,
-            lower_ms=tuple(each * prediction_layer for each in layer),
+            lower_ms=tuple(layer * prediction_layer for layer in layers),
             upper_ms=tuple(
-                each * (self.num_hidden_layers - prediction_layer) + head
-                for each, head in zip(layer, heads, strict=True)
+                layer * (self.num_hidden_layers - prediction_layer) + head
+                for layer, head in zip(layers, heads, strict=True)
             ),
         )
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A tree, and what it gave when held-out texts were decoded with it (firp.calib.replay.replay)."""
+    """A tree, and what it gave when held-out texts were decoded with it
+    (firp.calib.replay.replay).
+    """
 
     tree: TreeConfig
     tokens_per_step: dict[str, float]  # by text
@@ -132,7 +137,8 @@ class Candidate:
 
     def __post_init__(self):
         """Raises FirpError for numbers that no replay gives."""
-        rates, shares = self.tokens_per_step, self.undrafted
+        rates = self.tokens_per_step
+        shares = self.undrafted
         good = rates and set(rates) == set(shares) and all(1 <= rate < 1e3 for rate in rates.values())
         sizes = self.mean_rows or {}
         good = good and set(sizes) <= set(rates)

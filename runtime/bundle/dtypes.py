@@ -10,6 +10,8 @@ import numpy as np
 
 
 class Dtype(NamedTuple):
+    """A row of the table: one type of tensors."""
+
     name: str
     storage: np.dtype  # of arrays in memory
     lowest: np.generic | None  # finite value, as it lies in memory; None where no mask is of this type
@@ -95,7 +97,7 @@ def to_storage(values: np.ndarray, storage: np.dtype) -> np.ndarray:
 
 
 def to_float32(stored: np.ndarray) -> np.ndarray:
-    """What lies in memory as float32 values."""
+    """Values that lie in memory, as float32."""
     if stored.dtype == _BFLOAT16:
         return (stored.astype(np.uint32) << 16).view(np.float32)
     return stored.astype(np.float32)

@@ -55,6 +55,7 @@ class EngineFolder(NamedTuple):
     record: EngineRecord
 
     def plan_path(self, graph: str) -> Path:
+        """Path of a graph's plan."""
         return self.path / f"{graph}.plan"
 
 
@@ -75,9 +76,13 @@ def fitting_profile(graph: str, profiles: tuple[Profile, ...], shapes: Mapping[s
 
 
 def folder_name(backend: str, library_version: str, compute_capabilities: tuple[str, ...]) -> str:
-    """such as tensorrt-rtx-1.7.1.116-sm80-sm89."""
+    """Name of an engine folder, such as tensorrt-rtx-1.7.1.116-sm80-sm89."""
     return "-".join(
-        [backend, library_version, *(f"sm{each.replace('.', '')}" for each in compute_capabilities)]
+        [
+            backend,
+            library_version,
+            *(f"sm{capability.replace('.', '')}" for capability in compute_capabilities),
+        ]
     )
 
 
@@ -87,7 +92,9 @@ def source_hashes(manifest: Manifest, graph: str) -> dict[str, str]:
 
 
 def read_record(folder: Path, build: str) -> EngineRecord:
-    """build: the command that makes a new one. Raises BundleError when engine.json is not one."""
+    """Read engine.json. build: the command that makes a new one. Raises BundleError when it is
+    none.
+    """
     where = f"{folder.name}/{RECORD_NAME}"
     data = read_json(folder / RECORD_NAME)
     version = data.get("format_version") if isinstance(data, dict) else None
@@ -123,7 +130,8 @@ def find_engine_folder(
     when all were built from another bundle or are not whole.
     """
     build = f"firp build {bundle.path} --backend {backend} --force"
-    found, reasons = [], []
+    found = []
+    reasons = []
     for path in engine_folders(bundle.path, backend):
         try:
             found.append(EngineFolder(path, read_record(path, build)))
@@ -165,7 +173,10 @@ def _check_whole(folder: EngineFolder, manifest: Manifest, build: str, check_has
     for graph, entry in record.plans.items():
         ranks = {tensor.name: len(tensor.shape) for tensor in manifest.graphs[graph].inputs}
         for profile in record.profiles[graph]:
-            if any({name: len(each[i]) for name, each in profile.shapes.items()} != ranks for i in range(3)):
+            # a profile: the smallest, the likeliest and the largest shape of each input
+            if any(
+                {name: len(shapes[i]) for name, shapes in profile.shapes.items()} != ranks for i in range(3)
+            ):
                 what = f"the {profile.name} profile in '{folder.path}' is not one of the {graph} graph"
                 raise BundleError(what, fix=build)
         for name, digest in source_hashes(manifest, graph).items():

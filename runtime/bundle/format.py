@@ -48,6 +48,8 @@ CALIBRATION_NAME = "calibration.json"
 
 @dataclass(frozen=True)
 class FileEntry:
+    """Size and sha256 of one file."""
+
     size: int  # bytes
     sha256: str
 
@@ -76,6 +78,8 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
+    """A bundle on disk, its manifest read and checked."""
+
     path: Path
     manifest: Manifest
     tree: TreeConfig | None  # None when num_predictors is 0
@@ -84,6 +88,7 @@ class Bundle:
     eos_token_ids: tuple[int, ...]
 
     def graph_path(self, name: str) -> Path:
+        """Path of a graph's ONNX file."""
         return self.path / f"{name}.onnx"
 
 
@@ -234,5 +239,6 @@ def manifest_digest(data: dict[str, Any]) -> str:
 
 
 def sha256_file(path: Path) -> str:
+    """The sha256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What a bundle's graphs are: their inputs and outputs, and the layers that each one runs.
+"""Declarations of a bundle's graphs: inputs, outputs, and the layers that each one runs.
 
 In: a ModelConfig, the prediction layer, the number of predictors, the precision. Out: one GraphSpec
 a graph, the single declaration that exporter, manifest, backends, docs and tests read.
@@ -30,7 +30,7 @@ class CacheNames(NamedTuple):
 
 
 def cache_names(layers: Iterable[int]) -> list[CacheNames]:
-    """For each layer that of its keys, then that of its values."""
+    """Names of cached tensors: for each layer that of its keys, then that of its values."""
     return [
         CacheNames(f"past_{part}.{layer}", f"new_{part}.{layer}")
         for layer in layers
@@ -45,7 +45,7 @@ def cached_layer(name: str) -> int | None:
 
 
 def is_past(name: str) -> bool:
-    """Whether a tensor holds cached keys or values."""
+    """Tell whether a tensor holds cached keys or values."""
     found = _CACHE_NAME.match(name)
     return found is not None and found[1] == "past"
 
@@ -80,6 +80,7 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
 
     def output(self, name: str) -> TensorSpec:
+        """The declared output of that name."""
         return next(spec for spec in self.outputs if spec.name == name)
 
     @property
@@ -108,7 +109,8 @@ def graph_specs(
     """The declarations of all graphs that a bundle with `num_predictors` holds (none: no predictors
     graph).
     """
-    compute, size = precision.compute, config.hidden_size
+    compute = precision.compute
+    size = config.hidden_size
     past, new = {}, {}
     for graph, rows in (("lower", "T"), ("upper", "R")):
         names = cache_names(layers_of(graph, config, prediction_layer))

@@ -15,6 +15,7 @@ from firp.runtime.errors import BundleError
 
 
 def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises BundleError when it cannot be read."""
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
@@ -26,6 +27,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file, indented by one space."""
     path.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
 
 
@@ -56,7 +58,8 @@ def from_json(kind: Any, data: Any, where: str) -> Any:
         return kind(
             **{name: from_json(hints[name], value, f"{where}: {name}") for name, value in data.items()}
         )
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    arguments = typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if data is None and types.NoneType in arguments:
             return None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """What TensorRT plans hold, and so every session that runs on them."""
+    """Sizes that TensorRT plans hold, and so every session that runs on them."""
 
     max_context: int = 4096  # tokens of one sequence, cached ones and those of the pass
     max_batch: int = 1

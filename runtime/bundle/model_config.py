@@ -1,4 +1,5 @@
-"""The blueprint of a decoder-only model: everything its graphs depend on, and nothing of the weights.
+"""The blueprint of a decoder-only model: everything its graphs depend on, and nothing of the
+weights.
 
 In: numbers from a checkpoint's own description. Out: `ModelConfig`, in which architectures differ
 as data, and `Precision`, the types that a bundle is written in.
@@ -18,6 +19,8 @@ _MOST_LAYERS = 10_000
 
 @dataclass(frozen=True)
 class AttentionConfig:
+    """Sizes and variants of attention, the same in all layers."""
+
     num_heads: int  # H, of queries
     num_key_value_heads: int  # Hkv
     head_dim: int  # Dh
@@ -63,13 +66,15 @@ class NormConfig:
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """What one layer may have otherwise than the others."""
+    """Properties in which one layer may differ from the others."""
 
     window: int | None  # tokens a row sees, itself included; None sees all
 
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """Blueprint of a model: everything that its graphs depend on."""
+
     architecture: str  # transformers' name of it
     vocab_size: int  # V
     hidden_size: int  # D
@@ -83,6 +88,7 @@ class ModelConfig:
 
     @property
     def num_hidden_layers(self) -> int:
+        """N: the number of layers."""
         return len(self.layers)
 
     @property
@@ -100,7 +106,8 @@ class ModelConfig:
             raise FirpError(bad, got=f"{len(self.layers)} layers", expected=f"2 to {_MOST_LAYERS - 1}")
         if len(windows := {layer.window for layer in self.layers}) > 1:
             raise FirpError(bad, got=f"layers with windows {windows}", expected="one window for all layers")
-        attention, rope = self.attention, self.rope
+        attention = self.attention
+        rope = self.rope
         if attention.num_heads % attention.num_key_value_heads:
             heads = f"{attention.num_heads} query, {attention.num_key_value_heads} key/value heads"
             raise FirpError(bad, got=heads, expected="heads that divide")
@@ -135,6 +142,7 @@ class Precision:
 
     @staticmethod
     def uniform(dtype: str) -> "Precision":
+        """One dtype for weights, computation and cache."""
         return Precision(dtype, dtype, dtype)
 
     def validate(self, where: str) -> None:

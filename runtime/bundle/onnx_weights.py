@@ -1,4 +1,4 @@
-"""What an ONNX file takes from outside itself, read without the onnx package, which the runtime
+"""Files that an ONNX file refers to, read without the onnx package, which the runtime
 does not need.
 
 In: a graph's file. Out: how many bytes of the bundle's weight file it uses, or a BundleError: it
@@ -24,15 +24,13 @@ OPERATORS = frozenset({
 })  # fmt: skip
 MOST_BYTES = 64 << 20  # of a graph's file, its weights not counted
 
-_INT, _INTS, _FLOAT, _FLOATS, _DOUBLES, _TEXT, _BYTES = (
-    "int",
-    "ints",
-    "float",
-    "floats",
-    "doubles",
-    "text",
-    "bytes",
-)
+_INT = "int"
+_INTS = "ints"
+_FLOAT = "float"
+_FLOATS = "floats"
+_DOUBLES = "doubles"
+_TEXT = "text"
+_BYTES = "bytes"
 _WIRE_TYPES = {  # of a value: 0 varint, 1 eight bytes, 2 length and content, 5 four bytes
     _INT: (0,),
     _INTS: (0, 2),
@@ -96,7 +94,8 @@ def check_weights(file: Path, weights: Path) -> int:
             raise _BadGraph(f"{file.stat().st_size} bytes")
         content = file.read_bytes()
         model = _message("model", content, 0, len(content))
-        total, size = 0, weights.stat().st_size
+        total = 0
+        size = weights.stat().st_size
         for graph in model.get("graph", ()):
             _check_nodes(graph.get("node", ()))
             for tensor in graph.get("initializer", ()):
@@ -109,7 +108,7 @@ def check_weights(file: Path, weights: Path) -> int:
 
 
 class _BadGraph(Exception):
-    """What is wrong with a graph."""
+    """Signals what is wrong with a graph."""
 
 
 def _check_nodes(nodes: list[dict[str, list]]) -> None:
@@ -121,7 +120,8 @@ def _check_nodes(nodes: list[dict[str, list]]) -> None:
 
 def _external_bytes(tensor: dict[str, list], weights: str, size: int) -> int:
     """The length of a tensor's external data; 0 when it holds its values itself."""
-    name, entries = "".join(tensor.get("name", ())), tensor.get("external_data", ())
+    name = "".join(tensor.get("name", ()))
+    entries = tensor.get("external_data", ())
     location = tensor.get("data_location", [0])
     if location == [0] and not entries:
         return 0
@@ -147,7 +147,8 @@ def _message(kind: str, data: bytes, at: int, end: int) -> dict[str, list[Any]]:
     """The fields in data[at:end], by name, in order. Numbers and texts are values, other content
     is None. Messages are as deep as `_MESSAGES`, which has no circle.
     """
-    fields, found = _MESSAGES[kind], {}
+    fields = _MESSAGES[kind]
+    found = {}
     while at < end:
         key, at = _varint(data, at, end)
         name, value_kind = fields.get(key >> 3, (None, None))

@@ -1,4 +1,4 @@
-"""Where a bundle and its files lie.
+"""Places of a bundle and its files.
 
 In: paths as a user or a manifest gives them. Out: paths that exist, or a BundleError. A file of a
 bundle is a regular file inside it: no link leads out of what the manifest's hashes cover.
@@ -12,7 +12,9 @@ _AGAIN = "copy the bundle again, or export it again"
 
 
 def bundle_folder(path: Path | str) -> Path:
-    """A folder that exists. Raises BundleError, which says where an export that was killed left it."""
+    """A folder that exists. Raises BundleError, which says where an export that was killed left
+    it.
+    """
     try:
         path = Path(path)
         if path.is_dir():

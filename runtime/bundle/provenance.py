@@ -1,5 +1,5 @@
-"""The parts of a manifest that decode nothing and are shown: where a bundle comes from, what checked
-it.
+"""The parts of a manifest that decode nothing and are shown: where a bundle comes from, what
+checked it.
 
 In: a manifest's `source`, `written_by` and `verification`. Out: nothing, or a BundleError where one
 lacks what `firp inspect` and `firp verify` read.

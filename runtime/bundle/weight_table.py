@@ -25,7 +25,10 @@ def weight_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 def layer_shapes(config: ModelConfig, index: int) -> dict[str, Shape]:
     """The weights of one layer."""
-    attention, mlp, size, layer = config.attention, config.mlp, config.hidden_size, layer_name(index)
+    attention = config.attention
+    mlp = config.mlp
+    size = config.hidden_size
+    layer = layer_name(index)
     shapes: dict[str, Shape] = {f"{layer}.input_norm.weight": (size,)}
     joined = attention.query_size + 2 * attention.key_value_size
     shapes |= _linear(f"{layer}.qkv_proj", joined, size, attention.qkv_bias)
@@ -39,7 +42,7 @@ def layer_shapes(config: ModelConfig, index: int) -> dict[str, Shape]:
 
 
 def layer_name(index: int) -> str:
-    """What the names of a layer's weights, and of its outputs in a graph, begin with."""
+    """Beginning of the names of a layer's weights, and of its outputs in a graph."""
     return f"layers.{index}"
 
 

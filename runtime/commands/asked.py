@@ -1,4 +1,4 @@
-"""What several commands ask for: sampling options."""
+"""Options that several commands ask for: sampling."""
 
 from firp.runtime.console.options import options_from
 from firp.runtime.sampling import SamplingParams

@@ -27,7 +27,8 @@ def inspect(bundle, as_json):
 
 
 def _print_bundle(bundle: Bundle) -> None:
-    manifest, model = bundle.manifest, bundle.manifest.model
+    manifest = bundle.manifest
+    model = bundle.manifest.model
     results.print(
         f"{model.architecture} '{manifest.source['model']}': {model.num_hidden_layers} layers, "
         f"hidden {model.hidden_size}, vocabulary {model.vocab_size}"

@@ -1,4 +1,4 @@
-"""What several commands show: trees, choices, latencies, near ties.
+"""Lines that several commands show: trees, choices, latencies, near ties.
 
 In: records. Out: a line of text, or lines on stdout and stderr.
 """
@@ -39,7 +39,7 @@ def print_choice(choice: Choice) -> None:
 
 
 def tuning_remark(engine: Engine) -> str | None:
-    """What a user should know about the tree that is used, if anything."""
+    """A remark on the tree that is used, if a user should know anything."""
     if engine.best_tree is None:
         return "the bundle has no predictors: decoding plainly; firp tune BUNDLE --prompts tries lookup"
     if engine.choice is None:
@@ -63,6 +63,6 @@ def print_latency(latency: LatencyTable) -> None:
 
 
 def count_ties(verification: dict[str, Any]) -> str:
-    """How many near ties a verification met, in words."""
+    """Count the near ties that a verification met, in words."""
     count = len(verification["near_ties"])
     return f"{count} near ties" if count else "no near tie"

@@ -22,11 +22,14 @@ class Repeating(click.Command):
         repeatable = {
             flag for param in self.params if getattr(param, "multiple", False) for flag in param.opts
         }
-        expanded, flag, taken = [], None, 0
+        expanded = []
+        flag = None
+        taken = 0
         greedy = bool(args) and not args[0].startswith("-")
         for arg in args:
             if arg.startswith("-") and len(arg) > 1:
-                flag, taken = (arg if greedy and arg in repeatable else None), 0
+                flag = arg if greedy and arg in repeatable else None
+                taken = 0
             elif flag:
                 if taken:
                     expanded.append(flag)

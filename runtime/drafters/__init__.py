@@ -1,1 +1,1 @@
-"""Where draft trees come from: one contract, one file a method."""
+"""Sources of draft trees: one contract, one file a method."""

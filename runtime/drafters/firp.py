@@ -49,7 +49,9 @@ class FirpDrafter:
         return build_tree(self.config, sequence.root, guesses, ranking, max_depth)
 
     def with_sources(self, tree: DraftTree, max_depth: int) -> Proposal:
-        """A tree, also one that others had a part in, with the rows that draft for the next step."""
+        """A tree, also one that others had a part in, with the rows that draft for the next
+        step.
+        """
         sources = draft_sources(tree, self.config.draft_sources) if max_depth > 0 else []
         return Proposal(tree, tuple(sources), self.offsets if sources else 0)
 

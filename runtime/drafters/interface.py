@@ -1,8 +1,8 @@
 """The contract between the loop and where its draft trees come from.
 
-In: a sequence, and the session that decodes it. Out: the tree that the next pass verifies, and which
-of its rows draft for the pass after it. A drafter serves one request. No drafter changes a token,
-and the loop never reads a draft's probability.
+In: a sequence, and the session that decodes it. Out: the tree that the next pass verifies, and
+which of its rows draft for the pass after it. A drafter serves one request. No drafter changes a
+token, and the loop never reads a draft's probability.
 """
 
 from typing import NamedTuple, Protocol
@@ -14,7 +14,7 @@ from firp.runtime.trees.tree import DraftTree
 
 
 class Proposal(NamedTuple):
-    """What the next pass runs."""
+    """The tree that the next pass runs, with its draft sources."""
 
     tree: DraftTree  # node 0 is the sequence's root
     sources: tuple[int, ...] = ()  # rows of the tree whose pseudo rows ride in its pass, ascending
@@ -22,7 +22,7 @@ class Proposal(NamedTuple):
 
 
 class Drafter(Protocol):
-    """Where the draft trees of one request come from."""
+    """A source of the draft trees of one request."""
 
     prompt_offsets: int  # pseudo rows that ride with the last row of the prompt; 0: none
 

@@ -3,8 +3,8 @@ Decoding"), as a tree, at no pass at all.
 
 In: a sequence. Out: what followed its last tokens where they stood before. Every place where the
 longest known n-gram stood is a guess; places that go on alike share nodes. A node's probability is
-the share of places that agree on it, times how often a match of that length went on as before, which
-is counted while the sequence is decoded.
+the share of places that agree on it, times how often a match of that length went on as before,
+which is counted while the sequence is decoded.
 """
 
 import heapq
@@ -80,8 +80,9 @@ class LookupDrafter:
         return []
 
     def _match(self, follower: int, known: int) -> int:
-        """How many tokens before `follower` are those at the end; `known` of them are."""
-        tokens, length = self._tokens, known
+        """Count the tokens before `follower` that are those at the end; `known` of them are."""
+        tokens = self._tokens
+        length = known
         while length < min(MAX_MATCH, follower) and tokens[follower - length - 1] == tokens[-length - 1]:
             length += 1
         return length
@@ -97,7 +98,8 @@ class LookupDrafter:
 
     def _tree(self, root: int, max_depth: int) -> DraftTree:
         """The most probable nodes first; a child is never more probable than its parent."""
-        tree, least = root_only(root), self._config.least
+        tree = root_only(root)
+        least = self._config.least
         heap: list[tuple[float, int, int, int, list[Place]]] = []
         pushed = 0
 
@@ -126,17 +128,19 @@ class LookupDrafter:
 
 
 class MatchRates:
-    """How often the token after a match is one that followed before, by the length of the match."""
+    """Rates at which the token after a match is one that followed before, by the match's length."""
 
     def __init__(self):
         self._trials = [PRIOR_TRIALS] * (MAX_MATCH + 1)
         self._hits = [PRIOR_TRIALS * prior_rate(length) for length in range(MAX_MATCH + 1)]
 
     def count(self, match: int, hit: bool) -> None:
+        """Count one trial of a match of that length."""
         self._trials[match] += 1
         self._hits[match] += hit
 
     def of(self, match: int) -> float:
+        """The rate for a match of that length."""
         return self._hits[match] / self._trials[match]
 
 

@@ -1,8 +1,8 @@
 """FIRP's tree and that of prompt lookup as one, under one budget of rows.
 
-In: both drafters. Out: the most probable nodes of the two; a node that both propose keeps the higher
-probability. FIRP's sources are chosen in the merged tree. Where no source covered the accepted row,
-so that FIRP has nothing to say, lookup still drafts.
+In: both drafters. Out: the most probable nodes of the two; a node that both propose keeps the
+higher probability. FIRP's sources are chosen in the merged tree. Where no source covered the
+accepted row, so that FIRP has nothing to say, lookup still drafts.
 """
 
 from firp.runtime.drafters.firp import FirpDrafter

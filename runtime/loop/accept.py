@@ -13,7 +13,7 @@ from firp.runtime.trees.tree import DraftTree
 
 
 class Accepted(NamedTuple):
-    """What a pass decided."""
+    """Decisions of a pass."""
 
     rows: list[int]  # of the tree, the root first
     tokens: list[int]  # emitted: the accepted drafts and the bonus token
@@ -23,7 +23,8 @@ def accept(tree: DraftTree, result: Pass, sequence: Sequence, picker: Picker) ->
     """Step to the child that holds the token which the target picks at the current row, as long as
     there is one; stop after a token that ends the text.
     """
-    rows, tokens = [0], []
+    rows = [0]
+    tokens = []
     while True:
         row = rows[-1]
         token = pick_at(result, row, sequence.cached + tree.depths[row] + 1, picker)

@@ -93,10 +93,12 @@ class _Clock:
         self.start()
 
     def start(self) -> None:
+        """Begin a step."""
         self._began = time.perf_counter()
         self._before = dict(self._session.spent_ms)
 
     def lap(self) -> StepTimes:
+        """End a step; return its times."""
         spent = {name: ms - self._before[name] for name, ms in self._session.spent_ms.items()}
         copies_ms = spent.pop(COPIES)
         return StepTimes(spent, copies_ms, (time.perf_counter() - self._began) * 1e3)

@@ -1,4 +1,4 @@
-"""What a request gave: its chunks as they come, the whole of it, and what it cost.
+"""Results of a request: its chunks as they come, the whole of it, and what it cost.
 
 In: the steps of the loop. Out: `Chunk`s, a `Generation`, `Stats`.
 """
@@ -12,7 +12,7 @@ from firp.runtime.loop.decode import Step
 
 @dataclass(frozen=True)
 class Stats:
-    """What one request cost so far, or several together (`Stats.total`). The prefill emits the
+    """Costs of one request so far, or of several together (`Stats.total`). The prefill emits the
     first token and is not counted in the decoding figures.
     """
 
@@ -37,6 +37,7 @@ class Stats:
 
     @property
     def ms_per_step(self) -> float:
+        """Milliseconds of a decoding step; 0 before the first."""
         return self.decode_ms / self.steps if self.steps else 0.0
 
     @property
@@ -45,7 +46,7 @@ class Stats:
         return self.decoded_tokens / self.decode_ms * 1e3 if self.decode_ms else 0.0
 
     def after(self, step: Step) -> "Stats":
-        """These statistics with one step more."""
+        """Statistics with one step more."""
         if step.rows == 0:
             return replace(self, prefill_ms=step.times.total_ms)
         return replace(
@@ -75,7 +76,7 @@ class Stats:
 
 
 class Chunk(NamedTuple):
-    """What one step added to a stream."""
+    """An addition of one step to a stream."""
 
     token_ids: list[int]  # [] in the closing chunk
     text: str | None  # released by these tokens, may lag behind them; None when the bundle has no tokenizer
@@ -97,7 +98,8 @@ class Generation:
 
 def collect(chunks: Iterable[Chunk], show: Callable[[Chunk], None] = lambda chunk: None) -> Generation:
     """A whole stream as one result; each chunk is shown as it comes."""
-    token_ids, text = [], ""
+    token_ids = []
+    text = ""
     for chunk in chunks:
         show(chunk)
         token_ids += chunk.token_ids

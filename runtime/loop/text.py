@@ -28,7 +28,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a text. Raises PromptError when it is no Unicode, or the tokenizer fails on it."""
+    """Token ids of a text. Raises PromptError when it is no Unicode, or the tokenizer fails on
+    it.
+    """
     check_text(text)
     with _tokenizer_errors(lambda reason: PromptError("the tokenizer fails on this prompt", got=reason)):
         return tokenizer.encode(text).ids
@@ -36,8 +38,8 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
 
 @contextmanager
 def _tokenizer_errors(make: Callable[[str], FirpError]) -> Iterator[None]:
-    """Turn what `tokenizers` raises into one error: bare Exception, and for a panic in its Rust code
-    an exception that is not even one.
+    """Turn what `tokenizers` raises into one error: bare Exception, and for a panic in its Rust
+    code an exception that is not even one.
     """
     try:
         yield
@@ -69,7 +71,8 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), prompt: list[int] | None = None):
-        self._tokenizer, self._stop = tokenizer, stop
+        self._tokenizer = tokenizer
+        self._stop = stop
         added = tokenizer.get_added_tokens_decoder().values()
         self._special = {token.content for token in added if token.special}
         self._ids = list((prompt or [])[-_CONTEXT_TOKENS:])
@@ -81,6 +84,7 @@ class TextStream:
         self.stopped = False
 
     def push(self, token: int) -> str:
+        """Add a token; return the text that is certain by now."""
         content = self._tokenizer.id_to_token(token)
         if content is None or content in self._special:
             return ""
@@ -103,7 +107,8 @@ class TextStream:
         decoded again and again. It ends where both sides, decoded alone, are the text of the whole.
         """
         end = len(self._ids)
-        whole, known = self._decode(self._prefix, end), len(self._decode(self._prefix, self._read))
+        whole = self._decode(self._prefix, end)
+        known = len(self._decode(self._prefix, self._read))
         for cut in range(end - _CHARACTER_TOKENS, end - 2 * _CHARACTER_TOKENS, -1):
             before = self._decode(self._prefix, cut)
             if before + self._decode(cut, end) == whole:
@@ -112,13 +117,14 @@ class TextStream:
         return ""
 
     def finish(self) -> str:
-        """What is still held back; an incomplete character comes out as U+FFFD."""
+        """Text that is still held back; an incomplete character comes out as U+FFFD."""
         if self.stopped:
             return ""
         text = self._decode(self._prefix, len(self._ids))
         text = self._release(text[len(self._decode(self._prefix, self._read)) :])
         if not self.stopped:
-            text, self._held = text + self._held, ""
+            text = text + self._held
+            self._held = ""
         return text
 
     def _decode(self, start: int, end: int) -> str:
@@ -133,7 +139,8 @@ class TextStream:
         text = self._held + fresh
         found = self._find_stop(text)
         if found is not None:
-            self.stopped, self._held = True, ""
+            self.stopped = True
+            self._held = ""
             return text[:found]
         keep = max((self._begun(stop, text) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
@@ -141,7 +148,9 @@ class TextStream:
 
     @staticmethod
     def _begun(stop: str, text: str) -> int:
-        """How many characters of a stop string the text ends with, at most; it does not hold it."""
+        """Count the characters of a stop string that the text ends with; it does not hold it
+        whole.
+        """
         start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
         while start >= 0 and not stop.startswith(text[start:]):
             start = text.find(stop[0], start + 1)

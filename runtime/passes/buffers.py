@@ -39,7 +39,7 @@ class HalfKey(NamedTuple):
 
 
 class PredictorsKey(NamedTuple):
-    """Likewise for a run of the predictors."""
+    """Everything that the arrays of one run of the predictors depend on."""
 
     hidden: Hidden
     rows: int
@@ -47,14 +47,16 @@ class PredictorsKey(NamedTuple):
 
 
 class Buffers:
-    """capacity: tokens that the cache holds; rows: of the largest pass; decoded_rows: the most of
-    them that are decoded; top_k: guesses that the graphs list for each.
+    """Arrays of one session. capacity: tokens that the cache holds; rows: of the largest pass;
+    decoded_rows: the most of them that are decoded; top_k: guesses that the graphs list for each.
     """
 
     def __init__(
         self, manifest: Manifest, memory: Memory, capacity: int, rows: int, decoded_rows: int, top_k: int
     ):
-        model, precision, zeros = manifest.model, manifest.precision, memory.zeros
+        model = manifest.model
+        precision = manifest.precision
+        zeros = memory.zeros
         dtype = DTYPES[precision.compute].storage
         self.num_predictors = manifest.num_predictors
         self.memory = memory
@@ -75,11 +77,11 @@ class Buffers:
 
     @property
     def kept_bindings(self) -> int:
-        """How many bindings are kept."""
+        """Number of bindings that are kept."""
         return len(self._bindings)
 
     def bias(self, rows: int, slots: int) -> Array:
-        """[1, 1, rows, slots + rows]: the additive mask of a pass, a view."""
+        """The additive mask of a pass, [1, 1, rows, slots + rows], a view."""
         return self._bias[: rows * (slots + rows)].reshape(1, 1, rows, slots + rows)
 
     def binding(self, key: HalfKey | PredictorsKey, recurs: bool) -> Binding:
@@ -124,7 +126,7 @@ class Buffers:
 
 
 def batch_of_one(array: Array) -> Array:
-    """[...] → [1, ...]."""
+    """Add an axis for a batch of one: [...] → [1, ...]."""
     return array.reshape(1, *array.shape)
 
 

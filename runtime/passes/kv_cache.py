@@ -15,7 +15,9 @@ from firp.runtime.bundle.dtypes import to_storage
 
 
 class KVCache:
-    """capacity: S, in tokens; rows: the most rows of one pass; row_shape: (B, Hkv, Dh)."""
+    """Slabs of one sequence. capacity: S, in tokens; rows: the most rows of one pass; row_shape:
+    (B, Hkv, Dh).
+    """
 
     def __init__(
         self,
@@ -42,11 +44,11 @@ class KVCache:
         return self.memory.slots_in_view(self.length, self.capacity)
 
     def past(self, slab: int, slots: int) -> Array:
-        """[slots, B, Hkv, Dh], a view."""
+        """Keys or values of the first slots, [slots, B, Hkv, Dh], a view."""
         return self.slots[slab][:slots]
 
     def new(self, slab: int, rows: int) -> Array:
-        """[rows, B, Hkv, Dh], a view that a graph writes."""
+        """Keys or values of a pass's rows, [rows, B, Hkv, Dh], a view that a graph writes."""
         return self.scratch[slab][:rows]
 
     def clear(self) -> None:

@@ -1,4 +1,4 @@
-"""What one pass runs, and what it leaves behind.
+"""One pass: what it runs, and what it leaves behind.
 
 In: a tree (or a chain of prompt tokens), its draft sources. Out: `Pass`, on the host.
 """
@@ -14,8 +14,9 @@ PREFILL_ROWS = 256  # tokens of a prompt that one pass takes at most
 
 
 class PassPlan(NamedTuple):
-    """One pass: T rows of a tree after the cached tokens, then `offsets` pseudo rows of each source.
-    Rows that are decoded give logits and guesses; pseudo rows always are, after those of the tree.
+    """One pass: T rows of a tree after the cached tokens, then `offsets` pseudo rows of each
+    source. Rows that are decoded give logits and guesses; pseudo rows always are, after those of
+    the tree.
     """
 
     tree: DraftTree
@@ -32,7 +33,7 @@ class PassPlan(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """What one pass left behind, on the host; views, valid until the next pass."""
+    """Results of one pass, on the host; views, valid until the next pass."""
 
     logits: np.ndarray | None  # [G', V] f32 of the decoded tree rows; None where nobody asked
     top_ids: np.ndarray  # [G, k] i64, those of pseudo rows last

@@ -31,7 +31,9 @@ class SessionPool:
         """A session that holds `capacity` cached tokens and passes of `rows` rows, or more. Raises
         FirpError when the graphs, or the device's memory, do not.
         """
-        decoded, limits, manifest = rows, self.limits, self._bundle.manifest
+        decoded = rows
+        limits = self.limits
+        manifest = self._bundle.manifest
         if limits:
             self._check("context", capacity, limits.max_context)
             capacity = limits.max_context
@@ -75,17 +77,17 @@ class SessionPool:
 
     @property
     def kept_sessions(self) -> int:
-        """How many sessions are kept."""
+        """Number of sessions that are kept."""
         return len(self._kept)
 
     @property
     def kept_bindings(self) -> int:
-        """How many bindings the kept sessions hold."""
+        """Number of bindings that the kept sessions hold."""
         return sum(session.buffers.kept_bindings for session in self._kept)
 
     @property
     def graph_counts(self) -> dict[str, int] | None:
-        """How graphs were run in all kept sessions so far (`Memory.counters`); None where nothing
+        """Counts of graph runs in all kept sessions so far (`Memory.counters`); None where nothing
         is counted.
         """
         names = self._counters

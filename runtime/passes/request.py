@@ -15,7 +15,7 @@ from firp.runtime.trees.tree import TreeConfig
 
 
 class Needs(NamedTuple):
-    """What a request needs of a session."""
+    """Sizes that a request needs of a session."""
 
     capacity: int  # cached tokens
     rows: int  # of its largest pass, pseudo rows included
@@ -35,12 +35,14 @@ class Request:
     def checked(
         prompt: Sequence[int], params: SamplingParams, ends: frozenset[int], vocab_size: int, context: int
     ) -> "Request":
-        """Raises PromptError for a prompt that cannot be decoded. context: of the model, in tokens."""
+        """Make a request. Raises PromptError for a prompt that cannot be decoded. context: of the
+        model, in tokens.
+        """
         tokens = check_prompt(prompt, vocab_size, context)
         return Request(tuple(tokens), params, ends, min(params.max_new_tokens, context - len(tokens)))
 
     def needs(self, tree: TreeConfig | None, num_predictors: int) -> Needs:
-        """What decoding takes with this tree; None: plainly."""
+        """Sizes that decoding takes with this tree; None: plainly."""
         tree_rows = tree.pass_rows(num_predictors) if tree else 1
         piece = min(len(self.prompt), PREFILL_ROWS)
         return Needs(

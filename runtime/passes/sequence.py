@@ -10,7 +10,9 @@ from firp.runtime.passes.request import Request
 
 
 class Sequence:
-    """Raises PromptError when the prompt does not fit the session."""
+    """Tokens of one request in a session. Raises PromptError when the prompt does not fit the
+    session.
+    """
 
     def __init__(self, request: Request, capacity: int):
         room = capacity + 1 - len(request.prompt)  # the last token needs no slot

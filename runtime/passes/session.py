@@ -74,8 +74,11 @@ class Session:
 
     def forward(self, plan: PassPlan) -> Pass:
         """One pass after the cached tokens. Raises FirpError when it does not fit the session."""
-        tree, sources, offsets = plan.tree, plan.sources, plan.offsets
-        rows, k = len(tree.tokens), self.manifest.num_predictors
+        tree = plan.tree
+        sources = plan.sources
+        offsets = plan.offsets
+        rows = len(tree.tokens)
+        k = self.manifest.num_predictors
         decoded = np.array([*plan.decoded, *range(rows, rows + len(sources) * offsets)])
         if rows + len(sources) * k > self.rows or len(decoded) > self.decoded_rows:
             raise FirpError(
@@ -102,8 +105,8 @@ class Session:
         return self._read(plan, len(decoded))
 
     def draft(self, row: int, offsets: int) -> Guesses:
-        """A draft pass: the pseudo rows of one row of the last pass, the one committed last, through
-        the upper half alone.
+        """A draft pass: the pseudo rows of one row of the last pass, the one committed last,
+        through the upper half alone.
         """
         hidden = self.buffers.hidden
         with self._timed(COPIES):
@@ -142,7 +145,8 @@ class Session:
 
     def _pack(self, rows: int, sources: int, offsets: int) -> Hidden:
         """Close the gaps that offsets beyond the first ones leave."""
-        k, hidden = self.manifest.num_predictors, self.buffers.hidden
+        k = self.manifest.num_predictors
+        hidden = self.buffers.hidden
         extended, packed = hidden[Hidden.EXTENDED], hidden[Hidden.PACKED]
         self.memory.move_rows(batch_of_one(extended[:rows]), range(rows), batch_of_one(packed[:rows]), 0)
         pseudo = extended[rows : rows + sources * k].reshape(sources, k, -1)
@@ -160,8 +164,8 @@ class Session:
         self.memory.write(self.buffers.indices[name][: len(values)], values)
 
     def _write_positions(self, positions: np.ndarray) -> np.ndarray:
-        """Pseudo rows may guess past the context, where nothing is kept of them; the tables of
-        positions end there.
+        """Write the rows' positions. Pseudo rows may guess past the context, where nothing is kept
+        of them; the tables of positions end there.
         """
         positions = np.minimum(positions, self.model.max_position_embeddings - 1)  # [R]
         self._write("position_ids", positions)
@@ -173,7 +177,8 @@ class Session:
 
     def _read(self, plan: PassPlan, decoded: int) -> Pass:
         """Wait for the pass, and bring what was asked for."""
-        buffers, tree_rows = self.buffers, len(plan.decoded)
+        buffers = self.buffers
+        tree_rows = len(plan.decoded)
         wanted = [buffers.top_ids[:decoded], buffers.top_logprobs[:decoded]]
         if plan.bring_logits:
             wanted.append(buffers.logits[:tree_rows])

@@ -11,15 +11,15 @@ import numpy as np
 
 
 class Guesses(NamedTuple):
-    """What the pseudo rows of one source say: row j guesses the token j + 1 after the bonus token."""
+    """Guesses of one source's pseudo rows: row j guesses the token j + 1 after the bonus token."""
 
     top_ids: np.ndarray  # [K, k] i64, best first
     top_logprobs: np.ndarray  # [K, k] f32
 
 
 class Ranking(NamedTuple):
-    """For each offset, one row for each guess of the offset before (one row at offset 1, or where
-    nothing is corrected).
+    """Order of guesses: for each offset, one row for each guess of the offset before (one row at
+    offset 1, or where nothing is corrected).
     """
 
     order: list[np.ndarray]  # [1 or k, k] int: places in that offset's guesses, best first
@@ -35,6 +35,6 @@ class Ranking(NamedTuple):
 
 
 def independent(guesses: Guesses) -> Ranking:
-    """As the pseudo rows say, whatever a guess follows."""
+    """Rank guesses as the pseudo rows say, whatever a guess follows."""
     order = np.arange(guesses.top_ids.shape[1])[None]
     return Ranking([order] * len(guesses.top_ids), list(np.exp(guesses.top_logprobs)[:, None]))

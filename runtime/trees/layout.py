@@ -10,8 +10,8 @@ import numpy as np
 
 
 class Layout(NamedTuple):
-    """What each row of a pass sees and where it stands: T rows of the tree, then the pseudo rows of
-    each source.
+    """Rows of a pass, with what they see and where they stand: T rows of the tree, then the pseudo
+    rows of each source.
     """
 
     visible: np.ndarray  # [R, R] bool: row i attends to row j of this pass

@@ -17,9 +17,9 @@ from firp.runtime.trees.guesses import Guesses, Ranking
 
 
 class PathCorrection(NamedTuple):
-    """A child x of a node holding u, at offset j, scores scale_j * log q_j(x) + weight_j *
-    previous[u] . following[x], renormalized over the candidates, which keep their joint share of
-    q_j. Greedy decoding is more certain than sampling: it has its own scales.
+    """Tables that score guesses: a child x of a node holding u, at offset j, scores scale_j * log
+    q_j(x) + weight_j * previous[u] . following[x], renormalized over the candidates, which keep
+    their joint share of q_j. Greedy decoding is more certain than sampling: it has its own scales.
     """
 
     previous: np.ndarray  # [V, r] f32
@@ -28,14 +28,15 @@ class PathCorrection(NamedTuple):
     scale: np.ndarray  # [2, K] f32, likewise
 
     def save(self, file: Path) -> None:
+        """Write the tables as a safetensors file."""
         file.write_bytes(
             serialize({name: np.ascontiguousarray(array) for name, array in self._asdict().items()})
         )
 
     @staticmethod
     def load(file: Path, vocab_size: int, num_predictors: int) -> "PathCorrection":
-        """Raises BundleError when the file is not a correction for this vocabulary and so many
-        predictors.
+        """Read a correction. Raises BundleError when the file is not a correction for this
+        vocabulary and so many predictors.
         """
         try:
             tensors = load_file(file)
@@ -58,7 +59,9 @@ class PathCorrection(NamedTuple):
         return PathCorrection(**tensors)
 
     def rank(self, root: int, guesses: Guesses, greedy: bool) -> Ranking:
-        (ids, logprobs), mode = guesses, 0 if greedy else 1
+        """Rank guesses given the token that each follows. Raises BundleError for unknown tokens."""
+        ids, logprobs = guesses
+        mode = 0 if greedy else 1
         depth = len(ids)
         if not 0 <= ids.min() <= ids.max() < len(self.following):
             got = f"token {ids.max() if ids.min() >= 0 else ids.min()}"
@@ -71,7 +74,7 @@ class PathCorrection(NamedTuple):
         first = following[0] @ self.previous[root] + base[0]  # [k]
         later = self.previous[ids[:-1]] @ following[1:].swapaxes(1, 2) + base[1:, None]  # [K-1, k, k]
         probabilities = [_normalized(first[None], mass[:1, None]), *_normalized(later, mass[1:, None, None])]
-        return Ranking([np.argsort(-each, -1) for each in probabilities], probabilities)
+        return Ranking([np.argsort(-rows, -1) for rows in probabilities], probabilities)
 
 
 def _normalized(scores: np.ndarray, mass: np.ndarray) -> np.ndarray:

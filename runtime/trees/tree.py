@@ -21,7 +21,7 @@ MAX_PASS_ROWS = 1024  # of one pass, pseudo rows included: a bound for buffers, 
 
 @dataclass(frozen=True)
 class TreeConfig:
-    """How a step's tree is made, and from which of its rows the next step's guesses come
+    """Rules by which a step's tree is made, and the rows that the next step's guesses come from
     (tree.json).
 
     kind "static": the same paths every step; a path is a tuple of ranks, (0, 1) = the second guess
@@ -52,6 +52,7 @@ class TreeConfig:
 
     @staticmethod
     def static(paths: list[tuple[int, ...]], draft_sources: int | None = None) -> "TreeConfig":
+        """A tree of the same paths at every step; a path is a tuple of ranks."""
         return TreeConfig("static", len(paths) + 1, draft_sources, paths=tuple(tuple(path) for path in paths))
 
     def pass_rows(self, num_predictors: int) -> int:
@@ -62,7 +63,9 @@ class TreeConfig:
         return max(self.rows + sources * num_predictors, 1 + num_predictors)
 
     def validate(self, num_predictors: int) -> None:
-        """Raises FirpError when the tree is malformed, or deeper than the predictors reach."""
+        """Check the rules. Raises FirpError when the tree is malformed, or deeper than the
+        predictors reach.
+        """
         numbers = [self.rows, *(n for n in (self.draft_sources, self.depth) if n is not None)]
         if not isinstance(self.paths, tuple) or not all(isinstance(path, tuple) for path in self.paths):
             raise FirpError(
@@ -121,6 +124,8 @@ class TreeConfig:
 
 
 class DraftTree(NamedTuple):
+    """Nodes of one tree in topological order; node 0 is the root."""
+
     tokens: list[int]  # [T] token ids
     parents: list[int]  # [T] index of each node's parent, always smaller than its own; -1 for the root
     depths: list[int]  # [T]
@@ -128,6 +133,7 @@ class DraftTree(NamedTuple):
 
 
 def root_only(token: int) -> DraftTree:
+    """A tree without drafts."""
     return DraftTree([token], [-1], [0], [1.0])
 
 
@@ -153,7 +159,8 @@ def _static_tree(
     paths: tuple[tuple[int, ...], ...], root: int, top_ids: np.ndarray, ranking: Ranking, max_depth: int
 ) -> DraftTree:
     tree = root_only(root)
-    node_of, listed = {(): 0}, [0]  # listed: each node's place in the guesses of its offset
+    node_of = {(): 0}
+    listed = [0]  # each node's place in the guesses of its offset
     for path in paths:
         depth, rank = len(path), path[-1]
         if depth > max_depth or rank >= top_ids.shape[1] or path[:-1] not in node_of:
@@ -182,7 +189,8 @@ def _dynamic_tree(
     tree = root_only(root)
     if rows == 1 or max_depth < 1:
         return tree
-    width, listed = top_ids.shape[1], [0]
+    width = top_ids.shape[1]
+    listed = [0]
     children = {0: ranking.children(1, 0)}  # node -> places and probabilities of its children
     heap = [(-children[0][1][0], 0, 1, 0)]  # (-path probability, parent, depth, rank)
     while heap and len(tree.tokens) < rows and -heap[0][0] >= config.least:
@@ -219,11 +227,9 @@ def merge_trees(trees: list[DraftTree], rows: int) -> DraftTree:
     for tree in trees:
         places = [0]
         for node in range(1, len(tree.tokens)):
-            parent, token, probability = (
-                places[tree.parents[node]],
-                tree.tokens[node],
-                tree.probabilities[node],
-            )
+            parent = places[tree.parents[node]]
+            token = tree.tokens[node]
+            probability = tree.probabilities[node]
             place = children[parent].get(token)
             if place is None:
                 place = children[parent][token] = grow(union, parent, token, probability)

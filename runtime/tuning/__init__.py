@@ -1,1 +1,1 @@
-"""What is fastest on this device, and the proof that drafted equals plain."""
+"""The fastest way to decode on this device, and the proof that drafted equals plain."""

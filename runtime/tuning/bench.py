@@ -25,12 +25,15 @@ class Rate(NamedTuple):
 
     @staticmethod
     def of(runs: list[Generation]) -> "Rate":
+        """Rates of these generations together."""
         stats = Stats.total(run.stats for run in runs)
         return Rate(stats.tokens_per_s, stats.ms_per_step, stats.tokens_per_step)
 
 
 @dataclass(frozen=True)
 class BenchResult:
+    """Plain and drafted rates on the same prompts, and where their tokens differ."""
+
     plain: Rate
     drafted: Rate
     speedup: float  # drafted over plain tokens/s, all prompts together
@@ -44,6 +47,7 @@ class BenchResult:
     cuda_graphs: dict[str, int] | None
 
     def to_json(self) -> dict[str, Any]:
+        """A JSON object, as `firp bench --json` prints it."""
         return {
             "plain": self.plain._asdict(),
             "drafted": self.drafted._asdict(),
@@ -51,7 +55,7 @@ class BenchResult:
             "speedup_quartiles": self.speedup_quartiles,
             "identical": not self.differences,
             "differing_prompts": len(self.differences),
-            "near_ties": [each._asdict() for each in self.differences if each.near_tie],
+            "near_ties": [difference._asdict() for difference in self.differences if difference.near_tie],
             "tokens": self.tokens,
             "backend": self.backend,
             "device": self.device,

@@ -21,7 +21,10 @@ from firp.runtime.trees.tree import TreeConfig, chain
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 CACHED_TOKENS = 256
 LONG_MATCH = 6  # drafts that a good match of prompt lookup may win
-TURNS, PASSES, WARM_UP = 5, 6, 3  # of each size
+# of each size
+TURNS = 5
+PASSES = 6
+WARM_UP = 3
 
 
 def measure_latency(engine: Engine, progress: Progress = silent) -> LatencyTable:
@@ -29,14 +32,13 @@ def measure_latency(engine: Engine, progress: Progress = silent) -> LatencyTable
     sizes take turns, so that a busy moment of the machine falls on all of them; the first passes of
     a turn fill the processor's caches and do not count.
     """
-    k, context, most, limits = (
-        engine.manifest.num_predictors,
-        engine.model.max_position_embeddings,
-        max(ROWS),
-        engine.limits,
-    )
+    k = engine.manifest.num_predictors
+    context = engine.model.max_position_embeddings
+    most = max(ROWS)
+    limits = engine.limits
     if limits:
-        context, most = min(context, limits.max_context), min(most, limits.max_rows)
+        context = min(context, limits.max_context)
+        most = min(most, limits.max_rows)
     cached = min(CACHED_TOKENS, context // 2)
     with engine.sessions.lend(Needs(cached, most + k, most)) as session:
         session.kv.fill(np.random.default_rng(0), cached)
@@ -70,7 +72,8 @@ def measure_latency(engine: Engine, progress: Progress = silent) -> LatencyTable
 
 def _worth_measuring(session: Session, counts: list[int], depth: int) -> tuple[int, ...]:
     """Row counts up to one that costs more than `depth` accepted drafts could win back."""
-    rows, total = [], []
+    rows = []
+    total = []
     for count in counts:
         for _ in range(WARM_UP):  # the second of a size may be captured as a CUDA graph, which takes long
             _pass_ms(session, count, draft=False)

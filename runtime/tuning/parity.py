@@ -18,9 +18,9 @@ from firp.runtime.trees.tree import TreeConfig
 
 
 class NearTie(NamedTuple):
-    """What rounding may turn. Another number of rows in a pass sums in another order, which moves
-    logits by a few units of the type's precision: about 1e-6 in float32, and in the half types by
-    their unit roundoff times the residual stream's magnitude.
+    """Limits of what rounding may turn. Another number of rows in a pass sums in another order,
+    which moves logits by a few units of the type's precision: about 1e-6 in float32, and in the
+    half types by their unit roundoff times the residual stream's magnitude.
     """
 
     logit_gap: float  # greedy: the two best logits are this close
@@ -36,11 +36,15 @@ NEAR_TIE = {
 
 
 class PlainRun(NamedTuple):
+    """Tokens of a plain run, with the margin of each."""
+
     tokens: list[int]
     margins: list[float]  # of each token's pick
 
 
 class Difference(NamedTuple):
+    """The first token at which a run leaves its plain run."""
+
     prompt: int  # index of the prompt
     position: int  # index of the first token that differs, in the generated tokens
     margin: float  # of the plain run's own pick there
@@ -64,10 +68,12 @@ class Comparison:
 
     @property
     def unexcused(self) -> list[Difference]:
+        """Differences that no near tie excuses."""
         return [difference for difference in self.differences if not difference.near_tie]
 
     @property
     def tokens_per_step(self) -> float:
+        """Tokens emitted for each decoding step; 1 before the first."""
         return self.decoded_tokens / self.steps if self.steps else 1.0
 
 
@@ -115,8 +121,8 @@ def compare(
 def first_difference(
     prompt: int, plain: PlainRun, other: list[int], params: SamplingParams, dtype: str
 ) -> Difference | None:
-    """Where another run of the same prompt leaves the plain run, and whether at a near tie; None
-    when it never does.
+    """The place where another run of the same prompt leaves the plain run, and whether at a near
+    tie; None when it never does.
     """
     if other == plain.tokens:
         return None
@@ -130,8 +136,8 @@ def first_difference(
 def compare_trees(
     engine: Engine, prompts: list[list[int]], params: list[SamplingParams], trees: dict[str, TreeConfig]
 ) -> list[Comparison]:
-    """Every prompt with every params and every tree; one plain run serves all trees. One Comparison
-    a tree.
+    """Compare every prompt with every params and every tree; one plain run serves all trees. One
+    Comparison a tree.
     """
     comparisons = {name: Comparison(name) for name in trees}
     for index, prompt in enumerate(prompts):

@@ -27,11 +27,12 @@ def tune(
     prompts: list[str | list[int]] | None = None,
     progress: Progress = silent,
 ) -> Choice:
-    """Measure latency against rows here, and pick the tree with the highest expected tokens a second.
+    """Measure latency against rows here, and pick the tree with the highest expected tokens a
+    second.
 
     prompts: decode these with the most promising trees and go by what those gave, instead of what
-    calibration promised. Raises FirpError when there is nothing to choose from, or the bundle cannot
-    be written.
+    calibration promised. Raises FirpError when there is nothing to choose from, or the bundle
+    cannot be written.
     """
     calibration = engine.bundle.calibration
     if calibration is None and not prompts:
@@ -42,7 +43,8 @@ def tune(
         )
     if prompts and text not in ("greedy", "sampled"):
         raise FirpError("prompts are decoded", got=f"--text {text}", expected="greedy or sampled")
-    k, limits = engine.manifest.num_predictors, engine.limits
+    k = engine.manifest.num_predictors
+    limits = engine.limits
     found = [
         candidate
         for candidate in (calibration.candidates if calibration else ())
@@ -62,8 +64,8 @@ def tune(
 def promising_trees(
     candidates: list[Candidate], latency: LatencyTable, num_predictors: int, text: str
 ) -> list[TreeConfig]:
-    """Trees worth trying on prompts: of each set of drafters the best by calibration, of each size of
-    a lookup tree one whose drafts must be worth a row here.
+    """Trees worth trying on prompts: of each set of drafters the best by calibration, of each size
+    of a lookup tree one whose drafts must be worth a row here.
     """
     least = latency.worth_of_a_row()
     trees = [TreeConfig.lookup(rows, least) for rows in LOOKUP_ROWS]
@@ -83,7 +85,7 @@ def promising_trees(
 def measured(
     engine: Engine, trees: list[TreeConfig], prompts: list[str | list[int]], text: str, progress: Progress
 ) -> list[Candidate]:
-    """What each tree gives on these prompts, by decoding them."""
+    """Decode these prompts with each tree, and tell what it gives."""
     params = SAMPLED if text == "sampled" else SamplingParams(NEW_TOKENS)
     requests = [engine.request(prompt, params) for prompt in prompts]
     found = []

@@ -6,7 +6,7 @@ import pytest
 from support.cuda_double import CudaDouble, cudaError_t
 
 from firp.runtime.backends import nvidia_library as tensorrt_library
-from firp.runtime.backends.cuda import load_cuda
+from firp.runtime.backends.cuda_runtime import load_cuda
 from firp.runtime.backends.nvidia_library import gpu_compute_capability
 from firp.runtime.errors import FirpError
 
