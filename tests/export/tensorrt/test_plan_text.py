@@ -84,7 +84,7 @@ def test_bfloat16_with_norms_on_queries_and_batches_launches(tmp_path):
     check_fusions(bundle, record, launches_per_layer=14)
 
 
-def test_a_lost_fusion_is_seen(half_bundle, tmp_path, monkeypatch):
+def test_a_lost_fusion_is_seen(half_bundle, tmp_path, monkeypatch, any_operator):
     """Attention with capped scores, written out: TensorRT-RTX does not fuse it, and the summary
     says what that costs.
     """

@@ -13,7 +13,7 @@ from firp.runtime.errors import FirpError
 from firp.runtime.passes import session as session_module
 from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree import DRAFTERS, TreeConfig
 from firp.runtime.tuning.parity import Comparison, compare, compare_trees, plain_run
 
 TREES = {
@@ -21,16 +21,25 @@ TREES = {
     "static": lambda m: TreeConfig.static([(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0)], m),
     "dynamic": lambda m: TreeConfig("dynamic", rows=12, draft_sources=m),
     "shallow": lambda m: TreeConfig("dynamic", rows=5, draft_sources=m, depth=2),
-    "sure": lambda m: TreeConfig("dynamic", rows=12, draft_sources=m, least=0.05),
-    "merged": lambda m: TreeConfig("dynamic", rows=12, draft_sources=m, drafters=("firp", "lookup")),
-    "lookup": lambda m: TreeConfig.lookup(rows=6 + (m or 0)),
 }
 SOURCES = (0, 1, 2, None)
+OTHERS = {
+    "lookup": TreeConfig.lookup(rows=8),
+    "lookup, sure drafts": TreeConfig.lookup(rows=8, least=0.2),
+    "sure drafts": TreeConfig("dynamic", rows=12, draft_sources=2, least=0.05),
+    "merged, draft pass": TreeConfig("dynamic", rows=12, draft_sources=0, drafters=DRAFTERS),
+    "merged": TreeConfig("dynamic", rows=12, draft_sources=2, drafters=DRAFTERS, least=0.02),
+}
 PARAMS = [
     SamplingParams(40, ignore_eos=True),
     SamplingParams(40, temperature=0.8, top_p=0.95, seed=1, ignore_eos=True),
     SamplingParams(40, temperature=1.2, top_k=5, seed=2),
 ]
+
+
+def all_trees():
+    firp = {f"{kind}, M={m}": make(m) for (kind, make), m in itertools.product(TREES.items(), SOURCES)}
+    return firp | OTHERS
 
 
 def random_prompts(engine, count):
@@ -41,7 +50,7 @@ def random_prompts(engine, count):
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral_window", "llama3_rope"])
 def test_drafted_equals_plain_on_random_models(family, family_bundle):
     engine = Engine.load(family_bundle(family)[1])
-    trees = {f"{kind}, M={m}": make(m) for (kind, make), m in itertools.product(TREES.items(), SOURCES)}
+    trees = all_trees()
     for comparison in compare_trees(engine, random_prompts(engine, 4), PARAMS, trees):
         assert comparison.differences == [], comparison.name
         assert comparison.tokens > 300
@@ -51,7 +60,7 @@ def test_drafted_equals_plain_on_the_demo_model(demo_engine, pytestconfig):
     prompts = read_prompts(pytestconfig.rootpath / "tests" / "demo_model" / "held_out_prompts.jsonl")[:6]
     encoded = [demo_engine.encode(prompt.text) for prompt in prompts]
     params = [SamplingParams(48), SamplingParams(48, temperature=0.8, top_p=0.95, seed=5)]
-    trees = {f"{kind}, M={m}": make(m) for (kind, make), m in itertools.product(TREES.items(), SOURCES)}
+    trees = all_trees()
     comparisons = {c.name: c for c in compare_trees(demo_engine, encoded, params, trees)}
     for comparison in comparisons.values():
         assert comparison.unexcused == [], comparison.name
