@@ -149,7 +149,9 @@ def _claimed(path: Path) -> Iterator[bool]:
 
 
 def _owner_lives(path: Path) -> bool:
-    """Tell whether the process that the name tells of may be alive: one on another host always may."""
+    """Tell whether the process that the name tells of may be alive: one on another host always
+    may.
+    """
     found = _LEFTOVER.fullmatch(path.name)
     if found["host"] not in (None, this_host()):
         return True

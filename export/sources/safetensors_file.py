@@ -27,7 +27,9 @@ class TensorRecord(NamedTuple):
 
 
 def read_checkpoint_tensors(path: Path) -> dict[str, TensorRecord]:
-    """Tensors of a model folder by name. Raises CheckpointError when a file is missing or damaged."""
+    """Tensors of a model folder by name. Raises CheckpointError when a file is missing or
+    damaged.
+    """
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
     if not index.is_file():
         if not single.is_file():

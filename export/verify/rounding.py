@@ -13,9 +13,10 @@ from firp.runtime.bundle.format import Manifest
 
 # How many times as far from float64 as Hugging Face in the same type a right graph may lie. Both
 # sum the same products in another order, so their distances are two draws of one kind: of 62
-# bundles measured (the demo model, SmolLM2-135M, 40 random models in float32 and 20 in float16, most
-# of them so sharp that a constant limit refused them) the farthest lay 2.3 times as far, the median
-# 1.2. The mildest seeded error (`tests/export/verify/test_mutations.py`) lies thousands of times as far.
+# bundles measured (the demo model, SmolLM2-135M, 40 random models in float32 and 20 in float16,
+# most of them so sharp that a constant limit refused them) the farthest lay 2.3 times as far, the
+# median 1.2. The mildest seeded error (`tests/export/verify/test_mutations.py`) lies thousands of
+# times as far.
 YARDSTICKS = 4.0
 # Half the spacing of 1.0: the largest relative error of one rounding. Added to the yardstick, so
 # that a model that Hugging Face happens to compute exactly leaves room for a few roundings.

@@ -17,9 +17,10 @@ from firp.runtime.trees.guesses import Guesses, Ranking
 
 
 class PathCorrection(NamedTuple):
-    """Tables that score guesses: a child x of a node holding u, at offset j, scores scale_j * log
-    q_j(x) + weight_j * previous[u] . following[x], renormalized over the candidates, which keep
-    their joint share of q_j. Greedy decoding is more certain than sampling: it has its own scales.
+    """Tables that score guesses. A child x of a node holding u, at offset j, scores
+    scale_j * log q_j(x) + weight_j * previous[u] . following[x], renormalized over the candidates,
+    which keep their joint share of q_j. Greedy decoding is more certain than sampling: it has its
+    own scales.
     """
 
     previous: np.ndarray  # [V, r] f32
