@@ -223,7 +223,8 @@ class _Run:
         """Tell the event; the place at which a run stops when it is cancelled."""
         self.tell(event)
         if self.cancel is not None and self.cancel.is_set():
-            kept = f", what was finished is kept in '{self.saved.path}'" if self.saved.stages else ""
+            some = self.saved.stages or event.training  # which is kept as soon as the error leaves it
+            kept = f", what was finished is kept in '{self.saved.path}'" if some else ""
             fix = (
                 "repeat the command with --resume to go on" if kept else "start again: no stage was finished"
             )
