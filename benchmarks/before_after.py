@@ -1,9 +1,9 @@
 """Two checkouts side by side: the time of a step outside the graphs, and every token.
 
-    python benchmarks/before_after.py OLD_CHECKOUT [--rounds 5]
+    python benchmarks/before_after.py OLD_CHECKOUT [--rounds 5] [--prompts 20]
 
 Each checkout exports the demo model with its own exporter, then decodes in a process of its own; the
-two take turns. OLD_CHECKOUT is a folder named `firp` (git worktree add DIR/firp COMMIT). Tokens: 20
+two take turns. OLD_CHECKOUT is a folder named `firp` (git worktree add DIR/firp COMMIT). Tokens:
 held-out prompts x 96, greedy and at temperature 0.8, plainly and with three trees.
 """
 
@@ -16,7 +16,6 @@ import tempfile
 from pathlib import Path
 
 import click
-from table import Result
 
 ROOT = Path(__file__).parent.parent
 WAYS = {"plain": None, "6 rows": (6, None), "16 rows": (16, None), "6 rows, draft pass": (6, 0)}
@@ -50,7 +49,7 @@ def run(checkout: Path, *arguments: str) -> str:
 
 
 def export(checkout: Path, bundle: Path) -> None:
-    model = str(ROOT / "tests" / "demo_model")
+    model = str(checkout / "tests" / "demo_model")  # each has the trees that its tuner knows
     options = ["--predictors", f"{model}/predictors", "--no-verify", "--no-tune"]
     run(checkout, "-m", "firp.cli", "export", model, "-o", str(bundle), *options)
 
@@ -58,10 +57,13 @@ def export(checkout: Path, bundle: Path) -> None:
 @click.command()
 @click.argument("old", type=click.Path(path_type=Path, exists=True))
 @click.option("--rounds", default=5, show_default=True)
-def main(old, rounds):
+@click.option("--prompts", "count", default=20, show_default=True)
+def main(old, rounds, count):
+    from table import Result  # of this checkout, and not for the processes that run the other
+
     if old.resolve().name != "firp":
         raise click.UsageError("the old checkout must be a folder named firp.")
-    lines = (ROOT / "tests" / "demo_model" / "held_out_prompts.jsonl").read_text("utf-8").splitlines()[:20]
+    lines = (ROOT / "tests" / "demo_model" / "held_out_prompts.jsonl").read_text("utf-8").splitlines()[:count]
     prompts = json.dumps([json.loads(line)["prompt"] for line in lines])
     with tempfile.TemporaryDirectory() as scratch:
         here = Path(scratch) / "firp"
@@ -89,8 +91,9 @@ def main(old, rounds):
         )
     tokens = [turn["tokens"] for runs in found.values() for turn in runs]
     same = all(other == tokens[0] for other in tokens)
-    count = sum(map(len, tokens[0]))
-    result.note(f"{count} tokens, {'all identical' if same else 'NOT identical'} in old and new.")
+    result.note(
+        f"{sum(map(len, tokens[0]))} tokens, {'all identical' if same else 'NOT identical'} in old and new."
+    )
     result.write()
     sys.exit(not same)
 

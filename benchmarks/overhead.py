@@ -13,7 +13,7 @@ from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.engine import Engine
 from firp.runtime.loop.decode import decode
 from firp.runtime.prompts import read_prompts
-from firp.runtime.sampling import SamplingParams
+from firp.runtime.sampling import Picker, SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 
 PROMPTS = Path(__file__).parent.parent / "tests" / "demo_model" / "held_out_prompts.jsonl"
@@ -46,14 +46,12 @@ def main(bundle, steps, rows):
             outside = []
             moved_ratio = []
             for prompt in read_prompts(PROMPTS):
-                ids = engine.encode(prompt.text)
-                session = engine.session(
-                    len(ids) + 400, max(len(ids), rows) + rows * engine.manifest.num_predictors
-                )
+                tree = TreeConfig("dynamic", rows, sources)
+                request = engine.request(prompt.text, params)
+                needs = request.needs(tree, engine.manifest.num_predictors)
+                session = engine.session(needs.capacity, needs.rows)
                 before = 0
-                for step in decode(
-                    session, ids, params, (), engine.drafter(TreeConfig("dynamic", rows, sources))
-                ):
+                for step in decode(session, request, engine.drafter(tree, not temperature), Picker(params)):
                     moved = session.kv.moved_bytes - before
                     before = session.kv.moved_bytes
                     if step.rows == rows:
