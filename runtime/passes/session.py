@@ -79,7 +79,8 @@ class Session:
         offsets = plan.offsets
         rows = len(tree.tokens)
         k = self.manifest.num_predictors
-        decoded = np.array([*plan.decoded, *range(rows, rows + len(sources) * offsets)])
+        tree_rows = plan.decoded
+        decoded = np.array([*tree_rows, *range(rows, rows + len(sources) * offsets)])
         if rows + len(sources) * k > self.rows or len(decoded) > self.decoded_rows:
             raise FirpError(
                 "pass larger than the session",
@@ -102,7 +103,7 @@ class Session:
                     hidden = self._pack(rows, len(sources), offsets)
                 self._write_bias(visible, positions)
         self._run_half("upper", hidden, len(depths), len(decoded), plan.recurs)
-        return self._read(plan, len(decoded))
+        return self._read(plan, tree_rows, len(decoded))
 
     def draft(self, row: int, offsets: int) -> Guesses:
         """A draft pass: the pseudo rows of one row of the last pass, the one committed last,
@@ -175,16 +176,15 @@ class Session:
         bias = self.buffers.bias(len(positions), self.kv.slots_in_view)
         self.memory.write_bias(bias, visible, positions, self.kv.length, self.model.sliding_window)
 
-    def _read(self, plan: PassPlan, decoded: int) -> Pass:
+    def _read(self, plan: PassPlan, tree_rows: tuple[int, ...], decoded: int) -> Pass:
         """Wait for the pass, and bring what was asked for."""
         buffers = self.buffers
-        tree_rows = len(plan.decoded)
         wanted = [buffers.top_ids[:decoded], buffers.top_logprobs[:decoded]]
         if plan.bring_logits:
-            wanted.append(buffers.logits[:tree_rows])
+            wanted.append(buffers.logits[: len(tree_rows)])
         top_ids, top_logprobs, *logits = self._wait(*wanted)
         found = logits[0] if logits else None
-        return Pass(found, top_ids, top_logprobs, plan.decoded, plan.sources, plan.offsets)
+        return Pass(found, top_ids, top_logprobs, tree_rows, plan.sources, plan.offsets)
 
     def _wait(self, *arrays: Any) -> tuple[np.ndarray, ...]:
         """Wait for everything asked for so far, and settle its times."""
