@@ -23,6 +23,7 @@ from firp.calib.training.heads import FirpPredictors
 from firp.calib.training.memory import memory_needed
 from firp.calib.training.options import TrainOptions
 from firp.calib.training.path_tables import PathTables
+from firp.calib.training.row_store import RowStore
 from firp.calib.training.trainer import Trainer
 from firp.export.sources.huggingface import open_checkpoint
 from firp.runtime.machine import peak_bytes
@@ -58,7 +59,9 @@ def one_case(folder: str, options: TrainOptions) -> None:
     heads = FirpPredictors(options.num_predictors, model.config.hidden_size)
     tables = PathTables(model.get_input_embeddings().weight, options.num_predictors, options.correction_rank)
     windows = np.random.default_rng(0).integers(0, model.config.vocab_size, (8, options.window))
-    Trainer(FrozenModel(model, layer, None), heads, tables, windows, options).run()
+    frozen = FrozenModel(model, layer, None)
+    with tempfile.TemporaryDirectory() as rows:
+        Trainer(frozen, heads, tables, RowStore(frozen, windows, Path(rows)), options).run()
     print(json.dumps(peak_bytes() - before))
 
 

@@ -10,6 +10,8 @@ only a draft pass after acceptance could use them.
 
 from abc import abstractmethod
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import click
 import torch
@@ -22,16 +24,40 @@ from firp.calib.replay.accuracy import accuracy
 from firp.calib.replay.evaluation import Evaluation
 from firp.calib.replay.replay import rank, record, replay
 from firp.calib.text.documents import ChatTemplate, load_documents, make_dataset
-from firp.calib.training.frozen_model import FrozenModel, RealRows
+from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.heads import FirpPredictors, Heads, at
 from firp.calib.training.options import TrainOptions
 from firp.calib.training.path_tables import PathTables
+from firp.calib.training.row_store import RowStore, StoredRows
 from firp.calib.training.trainer import Trainer
 from firp.runtime.console.options import Repeating
 from firp.runtime.loop.text import load_tokenizer
 from firp.runtime.trees.tree import TreeConfig
 
 LAYERS = (5, 6, 7)  # of the offsets, in the variant with a layer for each
+
+
+class TracedRows(NamedTuple):
+    """Real rows, and what only these variants look at."""
+
+    hidden: Tensor
+    final: Tensor
+    keys: dict
+    input_ids: Tensor  # [B, S]
+    states: list[Tensor]  # [B, S, D] as they enter each upper layer, and leave the last
+
+
+class TracedModel(FrozenModel):
+    def real_rows(self, input_ids: Tensor) -> TracedRows:
+        states: list[Tensor] = []
+        return TracedRows(*super().real_rows(input_ids, states), input_ids, states)
+
+
+class TracedStore(RowStore):
+    """Computes rows whenever they are asked for."""
+
+    def rows(self, chosen: Tensor) -> StoredRows:
+        return self._compute(self.windows[chosen])
 
 
 class TwoInputs(FirpPredictors):
@@ -42,13 +68,13 @@ class TwoInputs(FirpPredictors):
         self.second = nn.Parameter(torch.zeros(num_predictors, hidden_size, hidden_size))
 
     @abstractmethod
-    def other(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
+    def other(self, frozen: FrozenModel, real: TracedRows, anchors: Tensor) -> Tensor:
         """[B, A, D]."""
 
-    def forward(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
+    def final(self, frozen: FrozenModel, real: TracedRows, anchors: Tensor) -> Tensor:
         other = torch.einsum("kij,baj->baki", self.second, self.other(frozen, real, anchors))
         pseudo = self.map(at(real.hidden, anchors)) + other
-        return frozen.logits(frozen.pseudo_rows(pseudo, real, anchors))
+        return frozen.pseudo_rows(pseudo, real, anchors)
 
 
 class TwoPositions(TwoInputs):
@@ -83,10 +109,10 @@ class LowRank(Heads):
         self.down = nn.Parameter(torch.randn(num_predictors, inner, hidden_size) * hidden_size**-0.5)
         self.up = nn.Parameter(torch.zeros(num_predictors, hidden_size, inner))
 
-    def forward(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
+    def final(self, frozen: FrozenModel, real: TracedRows, anchors: Tensor) -> Tensor:
         hidden = at(real.hidden, anchors)
         pseudo = hidden[..., None, :] + torch.einsum("kij,kjl,bal->baki", self.up, self.down, hidden)
-        return frozen.logits(frozen.pseudo_rows(pseudo, real, anchors))
+        return frozen.pseudo_rows(pseudo, real, anchors)
 
 
 class Blind(FirpPredictors):
@@ -94,7 +120,7 @@ class Blind(FirpPredictors):
 
     layers: tuple[int, ...] | None = None  # of the offsets; None: the prediction layer
 
-    def forward(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
+    def final(self, frozen: FrozenModel, real: TracedRows, anchors: Tensor) -> Tensor:
         out = []
         for offset, weight in enumerate(self.weight):
             start = self.layers[offset] if self.layers else frozen.prediction_layer
@@ -103,7 +129,7 @@ class Blind(FirpPredictors):
             pseudo = at(states[0], anchors) @ weight.T
             # K = 1, and as far ahead as this offset is: the position is the anchor's plus offset +
             # 1
-            out.append(part.logits(_one_offset(part, pseudo, real, anchors, offset)))
+            out.append(_one_offset(part, pseudo, real, anchors, offset))
         return torch.stack(out, 2)
 
 
@@ -111,7 +137,9 @@ class LayerPerOffset(Blind):
     layers = LAYERS
 
 
-def _one_offset(frozen: FrozenModel, pseudo: Tensor, real: RealRows, anchors: Tensor, offset: int) -> Tensor:
+def _one_offset(
+    frozen: FrozenModel, pseudo: Tensor, real: TracedRows, anchors: Tensor, offset: int
+) -> Tensor:
     """Final states [B, A, D] of one pseudo row for each anchor."""
     decoder = frozen.model.model
     length = real.hidden.shape[1]
@@ -171,11 +199,12 @@ def main(layer, steps, only):
         if only and name not in only:
             continue
         split = min(LAYERS) if name == "layer per offset" else layer
-        frozen = FrozenModel(model, split, None)
+        frozen = TracedModel(model, split, None)
         torch.manual_seed(0)
         heads = heads_class(k, 256)
         tables = PathTables(model.get_input_embeddings().weight, k, options.correction_rank)
-        trainer = Trainer(frozen, heads, tables, dataset.training, replace(options, num_predictors=k))
+        rows = TracedStore(frozen, dataset.training, Path.cwd())
+        trainer = Trainer(frozen, heads, tables, rows, replace(options, num_predictors=k))
         trainer.run()
         top1 = " ".join(f"{share:.3f}" for share in accuracy(frozen, heads, dataset.held_out).top1)
         correction = evaluation.correction(trainer)

@@ -87,7 +87,7 @@ def test_export_trains_on_calibration_data(pytestconfig, tmp_path):
     )
     assert "goes with --calib-data" in fails("export", demo, "-o", tmp_path / "b", "--minutes", 1, status=2)
     assert list(tmp_path.iterdir()) == []
-    data = sorted((pytestconfig.rootpath / "runtime").rglob("*.py"))
+    data = sorted((pytestconfig.rootpath / "runtime" / "loop").glob("*.py"))
     result = firp(
         "export", demo, "-o", tmp_path / "b", "--minutes", 0.05, "--no-verify", "--calib-data", *data
     )
@@ -213,7 +213,7 @@ def test_several_values_may_follow_one_flag(demo_bundle):
     assert len(together.stdout.splitlines()) == 2
 
 
-def test_bench_and_verify_json(demo_bundle, pytestconfig, tmp_path):
+def test_bench_json(demo_bundle, pytestconfig, tmp_path):
     demo = pytestconfig.rootpath / "tests" / "demo_model"
     prompts = (demo / "held_out_prompts.jsonl").read_text().splitlines()[:2]
     (tmp_path / "prompts.jsonl").write_text("\n".join(prompts))
@@ -227,10 +227,16 @@ def test_bench_and_verify_json(demo_bundle, pytestconfig, tmp_path):
     assert result["tokens"] == 46
     assert result["drafted"]["tokens_per_step"] > 1
     assert result["plain"]["tokens_per_step"] == 1
-    report = json.loads(firp("verify", demo_bundle, "--json").stdout)
+
+
+def test_verify_says_what_it_checked(model, tmp_path):
+    bundle = tmp_path / "bundle"
+    predictors = make_predictors(tmp_path / "predictors", model)
+    assert firp("export", model, "-o", bundle, "--predictors", predictors, "--no-verify").returncode == 0
+    report = json.loads(firp("verify", bundle, "--json").stdout)
     assert report["passed"]
     assert {"name", "passed", "value", "limit"} == set(report["checks"][0])
-    result = firp("verify", demo_bundle, "--model", demo)
+    result = firp("verify", bundle, "--model", model)
     assert result.returncode == 0
     assert "plain = generate" in result.stdout
 

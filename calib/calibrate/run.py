@@ -29,6 +29,7 @@ from firp.calib.training.heads import EarlyExit, FirpPredictors, Heads, Medusa
 from firp.calib.training.memory import memory_errors
 from firp.calib.training.options import AUTO, TrainOptions
 from firp.calib.training.path_tables import PathTables
+from firp.calib.training.row_store import RowStore
 from firp.calib.training.saved_run import SavedRun
 from firp.calib.training.trainer import Trainer, TrainProgress
 from firp.export.bundle.predictor_dir import FORMAT_VERSION, MARKER, Accuracy, PredictorInfo, write_predictors
@@ -92,6 +93,7 @@ class _Run:
         self.saved = saved
         self.tell = tell
         self.cancel = cancel
+        self.rows: RowStore | None = None  # of the layer that trains
         self.progress("loading the model", 0, 1)
         dtype = getattr(torch, self.options.precision)
         try:
@@ -186,7 +188,7 @@ class _Run:
         heads = method(options.num_predictors, self.checkpoint.config.hidden_size).to(options.device)
         embeddings = self.model.get_input_embeddings().weight
         tables = PathTables(embeddings, options.num_predictors, options.correction_rank).to(options.device)
-        trainer = Trainer(frozen, heads, tables, dataset.training, options)
+        trainer = Trainer(frozen, heads, tables, self._rows(frozen, dataset), options)
         stage = _stage_name(trainer)
         if stage in self.saved.stages:
             trainer.restore(self.saved.stages[stage])
@@ -210,6 +212,13 @@ class _Run:
             if trainer.settled:
                 self._keep(trainer)
         return trainer
+
+    def _rows(self, frozen: FrozenModel, dataset: Dataset) -> RowStore:
+        """The real rows at this layer: heads that are compared there share them."""
+        if self.rows is None or self.rows.prediction_layer != frozen.prediction_layer:
+            self.rows = None  # gives its disk back before another takes it
+            self.rows = RowStore(frozen, dataset.training, self.request.output.parent)
+        return self.rows
 
     def _keep(self, trainer: Trainer) -> None:
         self.saved.stages[_stage_name(trainer)] = trainer.state()

@@ -24,7 +24,7 @@ _BATCH = 4
 def accuracy(frozen: FrozenModel, heads: Heads, windows: np.ndarray) -> Accuracy:
     hits = torch.zeros(len(TOP), heads.weight.shape[0])
     total = 0
-    for real, anchors, following in _batches(frozen, heads, windows):
+    for real, _, anchors, following in _batches(frozen, heads, windows):
         target = frozen.logits(at(real.final, following)).argmax(-1)  # [B, A, K]
         guessed = heads(frozen, real, anchors).topk(max(TOP), -1).indices == target[..., None]
         hits += torch.stack([guessed[..., :n].any(-1).sum((0, 1)) for n in TOP]).cpu()
@@ -41,9 +41,9 @@ def similarity(frozen: FrozenModel, heads: FirpPredictors, windows: np.ndarray) 
     """
     sums = 0
     batches = 0
-    for real, anchors, following in _batches(frozen, heads, windows[: MAX_WINDOWS // 4]):
+    for real, states, anchors, following in _batches(frozen, heads, windows[: MAX_WINDOWS // 4]):
         pseudo = frozen.pseudo_states(heads.map(at(real.hidden, anchors)), real, anchors)
-        truth = [at(state, following) for state in (*real.states, real.last)]
+        truth = [at(state, following) for state in states]
         pairs = zip(pseudo, truth, strict=True)
         sums += torch.stack(
             [F.cosine_similarity(a.float(), b.float(), dim=-1).mean((0, 1)) for a, b in pairs]
@@ -58,4 +58,5 @@ def _batches(frozen: FrozenModel, heads: Heads, windows: np.ndarray):
     for window in torch.from_numpy(windows[:MAX_WINDOWS]).split(_BATCH):
         ids = window.to(frozen.device)
         anchors = sample_anchors(ids, ANCHORS, k, generator)
-        yield frozen.real_rows(ids), anchors, targets(anchors, k)
+        states: list[torch.Tensor] = []
+        yield frozen.real_rows(ids, states), states, anchors, targets(anchors, k)

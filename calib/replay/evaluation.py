@@ -94,14 +94,28 @@ class Evaluation:
         are spread over the whole part.
         """
         chosen = _spread(self.dataset.held_out)
-        greedy, sampled = self._decoded(chosen)
+        greedy, sampled = (written[: len(chosen)] for written in self._decoded)
         return {
             "greedy": greedy,
             "sampled": sampled,
             "text": [TokenSequence(row, _prompt_tokens(chosen)) for row in chosen],
         }
 
-    def _decoded(self, windows: np.ndarray) -> tuple[list[TokenSequence], list[TokenSequence]]:
+    @cached_property
+    def fitting_sequences(self) -> tuple[list[TokenSequence], list[TokenSequence]]:
+        """Training prompts continued greedily and sampled: what scales are fitted on, so that
+        held-out text stays unseen.
+        """
+        count = len(_spread(self.dataset.held_out))
+        greedy, sampled = (written[count:] for written in self._decoded)
+        return greedy, sampled
+
+    @cached_property
+    def _decoded(self) -> tuple[list[TokenSequence], list[TokenSequence]]:
+        """Held-out prompts, then training prompts, continued greedily and sampled: in as few
+        batches as there can be.
+        """
+        windows = np.concatenate([_spread(self.dataset.held_out), _spread(self.dataset.training)])
         prompt_tokens = _prompt_tokens(windows)
         write = functools.partial(
             continue_prompts,
@@ -114,13 +128,6 @@ class Evaluation:
         )
         with threads_for(BATCH, self.model.config.hidden_size):
             return write(temperature=0.0), write(temperature=SAMPLING_TEMPERATURE)
-
-    @cached_property
-    def fitting_sequences(self) -> tuple[list[TokenSequence], list[TokenSequence]]:
-        """Training prompts continued greedily and sampled: what scales are fitted on, so that
-        held-out text stays unseen.
-        """
-        return self._decoded(_spread(self.dataset.training))
 
     def correction(self, trainer: Trainer) -> PathCorrection:
         """The path correction that the trainer learned, its scales fitted."""
@@ -225,13 +232,14 @@ class Evaluation:
 
     def _lookup(self) -> MethodFindings:
         found = {}
-        for text, sequences in self.sequences.items():
+        for name, sequences in self.sequences.items():
             plain = [
-                Drafted(sequence.tokens.tolist(), sequence.prompt_tokens, {}, {}) for sequence in sequences
+                Drafted(sequence.tokens.tolist(), sequence.prompt_tokens, {}, {}, {})
+                for sequence in sequences
             ]
             trees = [TreeConfig.lookup(rows) for rows in REPORT_ROWS]
             replays = [replay_drafter(plain, tree, 0) for tree in trees]
-            found[text] = tuple(round(replayed.tokens_per_step, 4) for replayed in replays)
+            found[name] = tuple(round(replayed.tokens_per_step, 4) for replayed in replays)
         return MethodFindings("prompt lookup", None, (), found, {})
 
 

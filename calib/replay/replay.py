@@ -19,7 +19,7 @@ from firp.calib.training.heads import Heads
 from firp.runtime.bundle.graph_spec import TOP_K
 from firp.runtime.trees.guesses import Guesses, Ranking, independent
 from firp.runtime.trees.path_correction import PathCorrection
-from firp.runtime.trees.tree import TreeConfig, build_tree, likely_ends, root_only
+from firp.runtime.trees.tree import DraftTree, TreeConfig, build_tree, likely_ends, root_only
 
 
 class Recorded(NamedTuple):
@@ -39,6 +39,24 @@ class Drafted(NamedTuple):
     prompt_tokens: int
     guesses: dict[int, Guesses]  # root position -> guesses of the row before it
     rankings: dict[int, Ranking]
+    grown: dict[tuple[int, int], DraftTree]  # (root position, deepest draft) -> the largest tree so far
+
+    def tree(self, root: int, config: TreeConfig) -> DraftTree:
+        """The tree at this root, no deeper than the text. A dynamic tree is the beginning of every
+        larger one of its depth, so the largest is grown once.
+        """
+        max_depth = len(self.tokens) - root - 2
+        if max_depth < 1:
+            return root_only(self.tokens[root])
+        inputs = self.tokens[root], self.guesses[root], self.rankings[root], max_depth
+        if config.kind == "static":
+            return build_tree(config, *inputs)
+        key = root, min(max_depth, config.depth or max_depth)
+        tree = self.grown.get(key)
+        if tree is None or len(tree.tokens) < config.rows:
+            rows = max(config.rows, 4 * len(tree.tokens) if tree else 16)
+            tree = self.grown[key] = build_tree(TreeConfig("dynamic", rows, None, config.depth), *inputs)
+        return tree.first(config.rows, config.least)
 
 
 class Replay(NamedTuple):
@@ -105,7 +123,7 @@ def rank(recorded: list[Recorded], correction: PathCorrection | None, greedy: bo
             else independent(found)
             for root, found in guesses.items()
         }
-        drafted.append(Drafted(sequence.tokens.tolist(), sequence.prompt_tokens, guesses, rankings))
+        drafted.append(Drafted(sequence.tokens.tolist(), sequence.prompt_tokens, guesses, rankings, {}))
     return drafted
 
 
@@ -153,10 +171,7 @@ def replay(
 
 def _outcome(drafted: Drafted, root: int, config: TreeConfig) -> Outcome:
     text = drafted.tokens
-    max_depth = len(drafted.tokens) - root - 2
-    tree = root_only(text[root])
-    if max_depth > 0:
-        tree = build_tree(config, text[root], drafted.guesses[root], drafted.rankings[root], max_depth)
+    tree = drafted.tree(root, config)
     end = 0
     for node in range(1, len(tree.tokens)):
         if tree.parents[node] == end and tree.tokens[node] == text[root + tree.depths[node]]:

@@ -1,11 +1,11 @@
 """Text that the model writes itself: drafts must match what it writes, not what people wrote.
 
 In: a Hugging Face model and prompts. Out: sequences of prompt and continuation, decoded in batches
-of prompts of equal length.
+of prompts of similar length: 32 sequences a pass are many times the tokens per second of one
+sequence, whatever decodes it.
 """
 
 import functools
-from collections import defaultdict
 from collections.abc import Callable
 from itertools import cycle, islice
 
@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from firp.calib.text.sequence import TokenSequence
 
-BATCH = 16
+BATCH = 32
 SAMPLING_TEMPERATURE = 0.8
 
 
@@ -33,9 +33,7 @@ def continue_prompts(
     """Continue each prompt by up to `new_tokens` tokens; an end-of-sequence token is kept and
     closes it. temperature 0: greedy.
     """
-    by_length = defaultdict(list)
-    for index, prompt in enumerate(prompts):
-        by_length[len(prompt)].append(index)
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     # its own defaults (penalties, top-k) are not what the runtime decodes with
     model.generation_config = GenerationConfig()
     sampling = (
@@ -47,21 +45,23 @@ def continue_prompts(
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        for indices in by_length.values():
-            for start in range(0, len(indices), BATCH):
-                chosen = indices[start : start + BATCH]
-                ids = torch.tensor([prompts[i] for i in chosen], device=model.device)
-                out = model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=new_tokens,
-                    eos_token_id=list(ends) or None,
-                    pad_token_id=ends[0] if ends else 0,
-                    **sampling,
-                )
-                for i, row in zip(chosen, out.cpu().numpy(), strict=True):
-                    written[i] = _closed(row, len(prompts[i]), ends)
-                progress(sum(text is not None for text in written), len(prompts))
+        for start in range(0, len(by_length), BATCH):
+            chosen = by_length[start : start + BATCH]
+            longest = len(prompts[chosen[-1]])
+            padding = [longest - len(prompts[i]) for i in chosen]
+            rows = [[0] * pad + prompts[i] for pad, i in zip(padding, chosen, strict=True)]
+            mask = [[0] * pad + [1] * (longest - pad) for pad in padding]
+            out = model.generate(
+                torch.tensor(rows, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
+                max_new_tokens=new_tokens,
+                eos_token_id=list(ends) or None,
+                pad_token_id=ends[0] if ends else 0,
+                **sampling,
+            )
+            for i, pad, row in zip(chosen, padding, out.cpu().numpy(), strict=True):
+                written[i] = _closed(row[pad:], len(prompts[i]), ends)
+            progress(sum(text is not None for text in written), len(prompts))
     return written
 
 

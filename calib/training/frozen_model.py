@@ -10,20 +10,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class RealRows(NamedTuple):
-    input_ids: Tensor  # [B, S]
-    states: list[Tensor]  # [B, S, D] at the input of the prediction layer and of every layer above it
-    last: Tensor  # [B, S, D] as they leave the last layer
+    """What draft heads see of rows that are decoded."""
+
+    hidden: Tensor  # [B, S, D] at the input of the prediction layer
     final: Tensor  # [B, S, D] after the final norm
     keys: dict[int, tuple[Tensor, Tensor]]  # upper layer -> keys, values [B, Hkv, S, Dh]
-
-    @property
-    def hidden(self) -> Tensor:
-        """[B, S, D] at the input of the prediction layer."""
-        return self.states[0]
 
 
 class _Recorder:
@@ -62,20 +58,22 @@ class FrozenModel(nn.Module):
         return self.model.device
 
     @torch.no_grad()
-    def real_rows(self, input_ids: Tensor) -> RealRows:
-        """Run the whole model on input_ids [B, S], without gradients."""
+    def real_rows(self, input_ids: Tensor, trace: list[Tensor] | None = None) -> RealRows:
+        """Run the whole model on input_ids [B, S], without gradients. trace: receives the rows
+        [B, S, D] as they enter each upper layer, and as they leave the last.
+        """
         positions = torch.arange(input_ids.shape[1], device=self.device)[None]
         bias = self._bias(positions[:, :, None] >= positions[:, None, :], positions, positions)
         decoder = self.model.model
         cache = _Recorder()
-        states = []
+        trace = [] if trace is None else trace
         rows = decoder.embed_tokens(input_ids)
         rope = decoder.rotary_emb(rows, position_ids=positions)
         for index, layer in enumerate(decoder.layers):
             if index == self.prediction_layer:
                 cache = _Recorder()
             if index >= self.prediction_layer:
-                states.append(rows)
+                trace.append(rows)
             rows = layer(
                 rows,
                 attention_mask=bias,
@@ -83,7 +81,8 @@ class FrozenModel(nn.Module):
                 past_key_values=cache,
                 position_embeddings=rope,
             )
-        return RealRows(input_ids, states, rows, decoder.norm(rows), cache.layers)
+        trace.append(rows)
+        return RealRows(trace[0], decoder.norm(rows), cache.layers)
 
     def pseudo_rows(self, pseudo: Tensor, real: RealRows, anchors: Tensor) -> Tensor:
         """Final hidden states [B, A, K, D] of pseudo rows [B, A, K, D] that follow anchors [B, A],
@@ -120,9 +119,11 @@ class FrozenModel(nn.Module):
             states.append(rows)
         return [state.reshape(pseudo.shape) for state in states]
 
-    def logits(self, final: Tensor) -> Tensor:
-        """[..., D] -> [..., V] float32."""
-        return self.model.lm_head(final).float()
+    def logits(self, final: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """[..., D] -> [..., V] float32; [..., C] of these tokens [C] alone, where they are given."""
+        if tokens is None:
+            return self.model.lm_head(final).float()
+        return F.linear(final, self.model.lm_head.weight[tokens]).float()
 
     def _bias(self, visible: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
         """The additive mask [B, 1, rows, keys] of what is visible, the sliding window included."""

@@ -25,8 +25,12 @@ class Heads(nn.Module, ABC):
         self.weight = nn.Parameter(torch.eye(hidden_size).repeat(num_predictors, 1, 1))  # [K, D, D]
 
     @abstractmethod
+    def final(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
+        """Final hidden states [B, A, K, D] of anchors [B, A], for the model's own lm_head."""
+
     def forward(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
         """Logits [B, A, K, V] f32 of anchors [B, A]."""
+        return frozen.logits(self.final(frozen, real, anchors))
 
     def map(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., K, D]."""
@@ -40,9 +44,8 @@ class FirpPredictors(Heads):
 
     method = "firp"
 
-    def forward(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
-        pseudo = self.map(at(real.hidden, anchors))
-        return frozen.logits(frozen.pseudo_rows(pseudo, real, anchors))
+    def final(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
+        return frozen.pseudo_rows(self.map(at(real.hidden, anchors)), real, anchors)
 
 
 class EarlyExit(Heads):
@@ -50,9 +53,9 @@ class EarlyExit(Heads):
 
     method = "early exit"
 
-    def forward(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
+    def final(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
         mapped = self.map(at(real.hidden, anchors))
-        return frozen.logits(frozen.model.model.norm(mapped.to(frozen.model.dtype)))
+        return frozen.model.model.norm(mapped.to(frozen.model.dtype))
 
 
 class Medusa(Heads):
@@ -66,9 +69,9 @@ class Medusa(Heads):
         super().__init__(num_predictors, hidden_size)
         nn.init.zeros_(self.weight)
 
-    def forward(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
+    def final(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
         final = at(real.final, anchors)
-        return frozen.logits((final[..., None, :] + F.silu(self.map(final))).to(frozen.model.dtype))
+        return (final[..., None, :] + F.silu(self.map(final))).to(frozen.model.dtype)
 
 
 def at(rows: Tensor, positions: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 
 from firp.calib.training.options import TrainOptions
+from firp.calib.training.row_store import TEACHER_TOP
+from firp.calib.training.shortlist import SAMPLED, WHOLE
 from firp.export.sources.checkpoint import Checkpoint
 from firp.runtime.bundle.graph_spec import TOP_K
 from firp.runtime.bundle.weight_table import weight_shapes
@@ -36,14 +38,18 @@ def memory_needed(checkpoint: Checkpoint, options: TrainOptions, prediction_laye
     saved_by_layer = 6 * c.hidden_size + 4 * inner + 4 * head + 4 * kv
     keys = window + anchors * o.num_predictors
     attention = o.batch * anchors * o.num_predictors * keys * (2 * c.attention.num_heads + 1)
+    compared = vocabulary = c.vocab_size
+    if vocabulary > WHOLE:
+        compared = min(vocabulary, o.batch * window * TEACHER_TOP + SAMPLED)
     weights = sum(map(math.prod, weight_shapes(c).values()))
     return {
         "model": weights * width,
         "predictors": o.num_predictors * c.hidden_size**2 * 4 * _ADAM_COPIES,
         "path correction": c.vocab_size * 4 * (2 * o.correction_rank * (_ADAM_COPIES + 1) + c.hidden_size),
-        "real rows": real * width * (upper * (c.hidden_size + 2 * kv) + 4 * c.hidden_size + 3 * inner),
+        "real rows": (real * upper * 2 * kv + window * (4 * c.hidden_size + 3 * inner)) * width
+        + window * vocabulary * 8,
         "pseudo rows": (pseudo * upper * saved_by_layer + upper * attention) * width,
-        "logits": pseudo * (c.vocab_size * 4 * _LOGITS_COPIES + TOP_K * o.correction_rank * 12),
+        "logits": pseudo * (compared * 4 * _LOGITS_COPIES + TOP_K * o.correction_rank * 12),
     }
 
 

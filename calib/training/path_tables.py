@@ -58,16 +58,19 @@ class PathTables(nn.Module):
         scores = self.previous(previous) @ self.following(following).T
         return F.cross_entropy(scores, torch.arange(len(following), device=scores.device))
 
-    def guess_losses(self, student: Tensor, teacher: Tensor, previous: Tensor) -> Tensor:
+    def guess_losses(
+        self, student: Tensor, teacher: Tensor, previous: Tensor, tokens: Tensor | None = None
+    ) -> Tensor:
         """Mean cross entropy in nats for each offset, [K], over the student's candidates.
 
-        student, teacher: log-probabilities [B, A, K, V]; previous: the token ids [B, A, K] that the
-        guesses follow.
+        student, teacher: log-probabilities [B, A, K, C] of tokens [C], None: of all; previous: the
+        token ids [B, A, K] that the guesses follow.
         """
-        scores, ids = student.topk(min(TOP_K, student.shape[-1]), -1)  # [B, A, K, k]
+        scores, places = student.topk(min(TOP_K, student.shape[-1]), -1)  # [B, A, K, k]
+        ids = places if tokens is None else tokens[places]
         correction = (self.following(ids) @ self.previous(previous)[..., None])[..., 0]
         scores = scores / self.log_temperature.exp()[:, None] + self.weight[:, None] * correction
-        target = teacher.gather(-1, ids).exp()
+        target = teacher.gather(-1, places).exp()
         target = target / target.sum(-1, keepdim=True).clamp_min(1e-6)
         return -(target * F.log_softmax(scores, -1)).sum(-1).mean((0, 1))
 

@@ -1,8 +1,10 @@
 """The training loop of draft heads and of the path correction, on a frozen model.
 
-In: a frozen model, windows of tokens, options. Out: trained heads and tables, and the loss curve.
+In: a frozen model, its real rows of windows of tokens, options. Out: trained heads and tables, and
+the loss curve.
 Loss of the heads: KL divergence from the model's own next-token distribution at token i + j to that
-of guess j of anchor i, summed over j, averaged over anchors (method.md, "Training the predictors").
+of guess j of anchor i, summed over j, averaged over anchors (method.md, "Training the predictors");
+over a shortlist of tokens where the vocabulary is large.
 The tables learn from the same guesses, which they do not change.
 """
 
@@ -12,15 +14,15 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.heads import Heads, at
 from firp.calib.training.options import TrainOptions
 from firp.calib.training.path_tables import PathTables
+from firp.calib.training.row_store import RowStore
+from firp.calib.training.shortlist import make_shortlist
 from firp.runtime.errors import FirpError
 
 CURVE_POINTS = 200
@@ -48,14 +50,15 @@ class Trainer:
         frozen: FrozenModel,
         heads: Heads,
         tables: PathTables,
-        windows: np.ndarray,
+        store: RowStore,
         options: TrainOptions,
     ):
         self.frozen = frozen
         self.heads = heads
         self.tables = tables
         self.options = options
-        self.windows = torch.from_numpy(windows)
+        self.store = store
+        self.windows = store.windows
         self.generator = torch.Generator().manual_seed(options.seed)
         self.optimizer = _optimizer(heads)
         self.table_optimizer = _optimizer(tables)
@@ -145,20 +148,27 @@ class Trainer:
         if len(self.order) < self.options.batch:
             self.order = torch.cat([self.order, torch.randperm(len(self.windows), generator=self.generator)])
         chosen, self.order = self.order[: self.options.batch], self.order[self.options.batch :]
-        return self.windows[chosen].to(self.frozen.device)
+        return chosen
 
-    def losses(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses of the heads and of the tables, [K] both."""
+    def losses(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses of the heads and of the tables on these windows [B], [K] both."""
         k = self.options.num_predictors
         with autocast(self.options):
-            real = self.frozen.real_rows(input_ids)
-            anchors = sample_anchors(input_ids, self.options.anchors, k, self.generator)
-            student = F.log_softmax(self.heads(self.frozen, real, anchors), -1)  # [B, A, K, V]
+            rows = self.store.rows(chosen)
+            real = rows.real
+            anchors = sample_anchors(self.windows[chosen], self.options.anchors, k, self.generator)
+            anchors = anchors.to(self.frozen.device)
             following = targets(anchors, k)
+            vocab_size = len(self.tables.embeddings)
+            shortlist = make_shortlist(at(rows.top_ids, following), vocab_size, self.generator)
+            final = self.heads.final(self.frozen, real, anchors)
+            student = shortlist.log_probabilities(self.frozen.logits(final, shortlist.tokens))  # [B, A, K, C]
             with torch.no_grad():
-                teacher = F.log_softmax(self.frozen.logits(at(real.final, following)), -1)
-        losses = F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1).mean((0, 1))
-        return losses, self.tables.guess_losses(student.detach(), teacher, at(input_ids, following))
+                logits = self.frozen.logits(at(real.final, following), shortlist.tokens)
+                teacher = logits - at(rows.log_total, following)[..., None]
+        losses = shortlist.divergence(teacher, student).mean((0, 1))
+        previous = at(self.windows[chosen].to(self.frozen.device), following)
+        return losses, self.tables.guess_losses(student.detach(), teacher, previous, shortlist.tokens)
 
     def state(self) -> dict[str, Any]:
         """Everything to go on from, on the CPU. What only further training needs is left out when

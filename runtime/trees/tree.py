@@ -131,6 +131,15 @@ class DraftTree(NamedTuple):
     depths: list[int]  # [T]
     probabilities: list[float]  # [T] of the path to each node, as the guesses see it
 
+    def first(self, rows: int, least: float) -> "DraftTree":
+        """Its beginning: at most so many nodes, and no draft less probable than `least`, where they
+        are in order of probability.
+        """
+        end = min(rows, len(self.tokens))
+        while end > 1 and self.probabilities[end - 1] < least:
+            end -= 1
+        return DraftTree(*(values[:end] for values in self))
+
 
 def root_only(token: int) -> DraftTree:
     """A tree without drafts."""

@@ -101,7 +101,9 @@ def drafted_text(seed: int, length: int = 400) -> list[Drafted]:
     )
     guesses = {root: Guesses(ids[root - 1], logprobs[root - 1]) for root in range(1, length - 1)}
     return [
-        Drafted(tokens.tolist(), 1, guesses, {root: independent(found) for root, found in guesses.items()})
+        Drafted(
+            tokens.tolist(), 1, guesses, {root: independent(found) for root, found in guesses.items()}, {}
+        )
     ]
 
 
@@ -190,12 +192,12 @@ def test_candidates_hold_every_set_of_drafters():
 
 
 def test_a_loop_is_copied_whole_and_fresh_text_not_at_all():
-    loop = Drafted([1, 2, 3, 4] * 10, 8, {}, {})
+    loop = Drafted([1, 2, 3, 4] * 10, 8, {}, {}, {})
     copied = replay_drafter([loop], TreeConfig.lookup(4), 0)
     assert copied.tokens == 31
     assert copied.steps == 8  # four tokens each
     assert copied.undrafted == 0
-    fresh = replay_drafter([Drafted(list(range(20)), 8, {}, {})], TreeConfig.lookup(4), 0)
+    fresh = replay_drafter([Drafted(list(range(20)), 8, {}, {}, {})], TreeConfig.lookup(4), 0)
     assert fresh.tokens_per_step == 1
     assert fresh.undrafted == 11
     assert fresh.steps == 11

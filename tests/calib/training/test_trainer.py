@@ -11,6 +11,7 @@ from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.heads import EarlyExit, FirpPredictors, Medusa, at
 from firp.calib.training.options import TrainOptions
 from firp.calib.training.path_tables import PathTables
+from firp.calib.training.row_store import RowStore
 from firp.calib.training.trainer import Trainer, sample_anchors, targets
 
 
@@ -77,13 +78,13 @@ def test_tables_learn_which_token_follows_which():
     assert np.corrcoef(center(scores)[common], center(pmi)[common])[0, 1] > 0.9
 
 
-def test_training_lowers_every_loss_and_leaves_the_model_alone(frozen):
+def test_training_lowers_every_loss_and_leaves_the_model_alone(frozen, tmp_path):
     before = {name: parameter.clone() for name, parameter in frozen.model.named_parameters()}
     windows = np.random.default_rng(0).integers(2, 12, (20, 40))  # few tokens, much to learn
     options = TrainOptions(minutes=None, steps=40, window=40, batch=2, anchors=16, correction_rank=8)
     torch.manual_seed(0)
     heads, tables = FirpPredictors(3, 64), PathTables(frozen.model.get_input_embeddings().weight, 3, 8)
-    trainer = Trainer(frozen, heads, tables, windows, options)
+    trainer = Trainer(frozen, heads, tables, RowStore(frozen, windows, tmp_path), options)
     trainer.run()
     (_, first), (last_step, last) = trainer.curve[0], trainer.curve[-1]
     assert last_step == 40
@@ -92,7 +93,7 @@ def test_training_lowers_every_loss_and_leaves_the_model_alone(frozen):
     assert tables.free_following.abs().max() > 0
 
 
-def test_the_correction_is_trained_without_touching_the_heads(frozen):
+def test_the_correction_is_trained_without_touching_the_heads(frozen, tmp_path):
     """The same seed, with tables of another rank: the predictors are the same, bit for bit."""
     windows = np.random.default_rng(0).integers(2, 190, (12, 40))
     weights = []
@@ -100,7 +101,8 @@ def test_the_correction_is_trained_without_touching_the_heads(frozen):
         options = TrainOptions(minutes=None, steps=5, window=40, batch=2, anchors=16, correction_rank=rank)
         torch.manual_seed(0)
         heads = FirpPredictors(3, 64)
-        Trainer(frozen, heads, PathTables(torch.randn(193, 64), 3, rank), windows, options).run()
+        store = RowStore(frozen, windows, tmp_path)
+        Trainer(frozen, heads, PathTables(torch.randn(193, 64), 3, rank), store, options).run()
         weights.append(heads.weight.detach().clone())
     assert torch.equal(*weights)
     assert not torch.equal(weights[0][0], torch.eye(64))
