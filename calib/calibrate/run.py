@@ -32,7 +32,14 @@ from firp.calib.training.path_tables import PathTables
 from firp.calib.training.row_store import RowStore
 from firp.calib.training.saved_run import SavedRun
 from firp.calib.training.trainer import Trainer, TrainProgress
-from firp.export.bundle.predictor_dir import FORMAT_VERSION, MARKER, Accuracy, PredictorInfo, write_predictors
+from firp.export.bundle.predictor_dir import (
+    FORMAT_VERSION,
+    MARKER,
+    STORED,
+    Accuracy,
+    PredictorInfo,
+    write_predictors,
+)
 from firp.export.target_folder import disk_errors, target_folder
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.errors import CheckpointError, FirpError
@@ -211,6 +218,7 @@ class _Run:
         finally:
             if trainer.settled:
                 self._keep(trainer)
+        heads.round_to(getattr(torch, STORED))  # what is measured is what will be stored
         return trainer
 
     def _rows(self, frozen: FrozenModel, dataset: Dataset) -> RowStore:

@@ -77,8 +77,8 @@ def write_text(
     """About so many tokens of continuations, up to half of them greedy, the others sampled. Prompts
     take turns; their last tokens are kept.
     """
-    kept = [ids[-(window // 4) :] for ids in prompts]
-    new_tokens = window - window // 4
+    kept = [ids[-(window // 2) :] for ids in prompts]
+    new_tokens = window - window // 2
     count = max(2, tokens // new_tokens)
     greedy = kept[: count // 2]
     sampled = list(islice(cycle(kept), count - len(greedy)))

@@ -32,6 +32,11 @@ class Heads(nn.Module, ABC):
         """Logits [B, A, K, V] f32 of anchors [B, A]."""
         return frozen.logits(self.final(frozen, real, anchors))
 
+    @torch.no_grad()
+    def round_to(self, dtype: torch.dtype) -> None:
+        """Round the matrices to what this type can say."""
+        self.weight.copy_(self.weight.to(dtype))
+
     def map(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., K, D]."""
         return torch.einsum("kij,...j->...ki", self.weight, hidden.to(self.weight.dtype))

@@ -24,7 +24,7 @@ class TrainOptions:
     accumulate: int = 1  # passes of one step
     anchors: int = 128  # draft sources sampled from each sequence
     learning_rate: float = 5e-3
-    own_tokens: int = 200_000  # that the model writes after prompts; a quarter of each window is prompt
+    own_tokens: int = 200_000  # that the model writes after prompts, which keep half a window at most
     correction_rank: int = 64  # of the path correction
     correction_learning_rate: float = 1e-2
     device: str = "cpu"

@@ -81,5 +81,6 @@ class PathTables(nn.Module):
         """
         ids = torch.arange(len(self.embeddings), device=self.embeddings.device)
         weight, scale = self.weight.expand(2, -1), (-self.log_temperature).exp().expand(2, -1)
-        tensors = self.previous(ids), self.following(ids), weight, scale
+        tables = (table(ids).half() for table in (self.previous, self.following))  # as they are stored
+        tensors = (*tables, weight, scale)
         return PathCorrection(*(tensor.float().cpu().numpy() for tensor in tensors))

@@ -29,6 +29,7 @@ FORMAT_VERSION = 1
 MARKER = "predictors.json"
 TENSOR_FILE = "predictors.safetensors"
 TENSOR_NAME = "predictors.weight"
+STORED = "bfloat16"  # type of the tensor as calibration writes it; any float type is read
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,11 @@ def write_predictors(
     correction: PathCorrection | None = None,
     calibration: Calibration | None = None,
 ) -> None:
-    """Write a predictor directory. weight: [K, D, D] f32. The folder exists; the caller makes it
-    appear whole.
+    """Write a predictor directory. weight: [K, D, D] f32, stored in bfloat16. The folder exists;
+    the caller makes it appear whole.
     """
     with disk_errors(folder):
-        weights.write_safetensors(folder / TENSOR_FILE, [weights.from_array(TENSOR_NAME, weight)], "float32")
+        weights.write_safetensors(folder / TENSOR_FILE, [weights.from_array(TENSOR_NAME, weight)], STORED)
         if correction:
             correction.save(folder / CORRECTION_NAME)
         if calibration:

@@ -13,8 +13,8 @@ A bundle is a directory. It MUST hold
     generation_config.json  `eos_token_id` (int, list or null) is what ends a sequence
 and, when `num_predictors` > 0, MUST hold
     predictors.onnx, predictors.safetensors, tree.json (a `TreeConfig`).
-It MAY hold path_correction.safetensors (float32: previous and following [V, r], weight and scale
-[2, K]; `PathCorrection`), calibration.json (`Calibration`: trees to choose from, with their
+It MAY hold path_correction.safetensors (`PathCorrection`: previous and following [V, r] float16,
+weight and scale [2, K] float32), calibration.json (`Calibration`: trees to choose from, with their
 expected tokens per step), tokenizer.json, tokenizer_config.json and chat_template.jinja. Without
 tokenizer.json it decodes token ids only. Every file but firp.json MUST be listed in `files` with
 its size and sha256; a file that is not listed is ignored. Files are regular files, no links, and

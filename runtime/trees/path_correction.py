@@ -15,6 +15,9 @@ from safetensors.numpy import save as serialize
 from firp.runtime.errors import BundleError
 from firp.runtime.trees.guesses import Guesses, Ranking
 
+# of the tensors in a file
+_DTYPES = {"previous": "float16", "following": "float16", "weight": "float32", "scale": "float32"}
+
 
 class PathCorrection(NamedTuple):
     """Tables that score guesses. A child x of a node holding u, at offset j, scores
@@ -29,9 +32,11 @@ class PathCorrection(NamedTuple):
     scale: np.ndarray  # [2, K] f32, likewise
 
     def save(self, file: Path) -> None:
-        """Write the tables as a safetensors file."""
+        """Write a safetensors file: tables in float16, scales in float32."""
         file.write_bytes(
-            serialize({name: np.ascontiguousarray(array) for name, array in self._asdict().items()})
+            serialize(
+                {name: np.ascontiguousarray(array, _DTYPES[name]) for name, array in self._asdict().items()}
+            )
         )
 
     @staticmethod
@@ -51,13 +56,16 @@ class PathCorrection(NamedTuple):
             "scale": (2, num_predictors),
         }
         found = {name: tensor.shape for name, tensor in tensors.items()}
-        if found != expected or any(tensor.dtype != np.float32 for tensor in tensors.values()):
-            raise BundleError(f"bad path correction in '{file}'", got=found, expected=f"float32 {expected}")
+        if found != expected:
+            raise BundleError(f"bad path correction in '{file}'", got=found, expected=expected)
+        types = {name: tensor.dtype.name for name, tensor in tensors.items()}
+        if types != _DTYPES:
+            raise BundleError(f"bad path correction in '{file}'", got=types, expected=_DTYPES)
         if not all(np.isfinite(tensor).all() for tensor in tensors.values()) or (tensors["scale"] <= 0).any():
             raise BundleError(
                 f"bad path correction in '{file}'", got="values that are not finite, or a scale of 0 or less"
             )
-        return PathCorrection(**tensors)
+        return PathCorrection(**{name: tensor.astype(np.float32) for name, tensor in tensors.items()})
 
     def rank(self, root: int, guesses: Guesses, greedy: bool) -> Ranking:
         """Rank guesses given the token that each follows. Raises BundleError for unknown tokens."""

@@ -88,12 +88,13 @@ class TestPredictorDirectory:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"previous": np.zeros((192, 4), np.float32)}, "bad path correction"),
-            ({"following": np.zeros((193, 5), np.float32)}, "bad path correction"),
+            ({"previous": np.zeros((192, 4), np.float16)}, "bad path correction"),
+            ({"following": np.zeros((193, 5), np.float16)}, "bad path correction"),
             ({"weight": np.ones(3, np.float32)}, "bad path correction"),
             ({"scale": np.zeros((2, 3), np.float32)}, "a scale of 0 or less"),
-            ({"previous": np.full((193, 4), np.nan, np.float32)}, "not finite"),
+            ({"previous": np.full((193, 4), np.nan, np.float16)}, "not finite"),
             ({"weight": np.ones((2, 3), np.float16)}, "float32"),
+            ({"previous": np.zeros((193, 4), np.float32)}, "float16"),
         ],
     )
     def test_a_bad_correction_is_refused(self, calibrated, change, message, tmp_path):
