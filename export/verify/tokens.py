@@ -15,6 +15,7 @@ from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import DRAFTERS, MAX_PASS_ROWS, TreeConfig
 from firp.runtime.tuning.parity import NEAR_TIE, compare_trees, first_difference, plain_run
 
+_LARGE = 200 << 20  # bytes of weights of a model whose passes take a user's time
 TEXTS = (
     "The quick brown fox jumps over the lazy dog. The dog",
     "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
@@ -39,17 +40,19 @@ def most_rows(engine: Engine) -> int:
 
 
 def plain_against_generate(name: str, engine: Engine, model: Any, prompts: list[list[int]]) -> Check:
-    """Runs that differ. One that parts at a near tie of the plain run is recorded and excused, as
-    rarely as `NEAR_TIE` allows.
+    """Runs that are not those of Hugging Face's greedy `generate`. One that parts at a near tie of
+    the plain run is recorded and excused, as rarely as `NEAR_TIE` allows.
     """
     dtype = engine.manifest.precision.compute
     count = min(32, engine.model.max_position_embeddings - max(map(len, prompts)))
     greedy = SamplingParams(max_new_tokens=count)
-    generated = _generate(model, prompts, count, engine.bundle.eos_token_ids)
+    runs = [plain_run(engine, prompt, greedy) for prompt in prompts]
+    ends = engine.bundle.eos_token_ids
+    picked = _generated_along(model, prompts, [run.tokens for run in runs], count, ends)
     wrong = 0
     near = []
-    for index, (prompt, theirs) in enumerate(zip(prompts, generated, strict=True)):
-        difference = first_difference(index, plain_run(engine, prompt, greedy), theirs, greedy, dtype)
+    for index, (run, theirs) in enumerate(zip(runs, picked, strict=True)):
+        difference = first_difference(index, run, theirs, greedy, dtype)
         wrong += difference is not None
         if difference and difference.near_tie:
             near.append(Tie("generate", difference))
@@ -57,20 +60,26 @@ def plain_against_generate(name: str, engine: Engine, model: Any, prompts: list[
     return Check(name, wrong == 0, wrong, 0, tuple(near))
 
 
-def _generate(model: Any, prompts: list[list[int]], count: int, eos: tuple[int, ...]) -> list[list[int]]:
-    """Hugging Face's greedy tokens of each prompt, all prompts in one batch, padded on the left."""
+def _generated_along(
+    model: Any, prompts: list[list[int]], runs: list[list[int]], count: int, ends: tuple[int, ...]
+) -> list[list[int]]:
+    """What greedy `generate` writes after each prompt, as far as it goes along with the run. One
+    pass finds it: the token that the model takes after the prompt, and after every token of the
+    run. Sequences are padded at their ends, which a causal model's rows do not see.
+    """
     import torch
-    from transformers import GenerationConfig
 
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    model.generation_config = GenerationConfig(
-        max_new_tokens=count, do_sample=False, eos_token_id=list(eos) or None, pad_token_id=0
-    )
-    runs = model.generate(ids, attention_mask=mask)[:, longest:].tolist()
-    ends = [next((at + 1 for at, token in enumerate(run) if token in eos), len(run)) for run in runs]
-    return [run[:end] for run, end in zip(runs, ends, strict=True)]
+    sequences = [prompt + run for prompt, run in zip(prompts, runs, strict=True)]
+    longest = max(map(len, sequences))
+    ids = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in sequences])
+    with torch.no_grad():
+        picked = model(input_ids=ids, use_cache=False).logits.argmax(-1).tolist()
+    generated = []
+    for row, prompt, run in zip(picked, prompts, runs, strict=True):
+        after = row[len(prompt) - 1 : len(prompt) + len(run)][:count]
+        end = next((at + 1 for at, token in enumerate(after) if token in ends), len(after))
+        generated.append(after[:end])
+    return generated
 
 
 def trees_to_check(engine: Engine) -> dict[str, TreeConfig]:
@@ -96,7 +105,8 @@ def drafted_against_plain(engine: Engine) -> Iterator[Check]:
     most = engine.limits.max_rows if engine.limits else MAX_PASS_ROWS
     trees = {name: tree for name, tree in trees.items() if tree.pass_rows(k) <= most}
     prompts = [prompt for group in prompts_by_kind(engine, 2, 16).values() for prompt in group]
-    params = [SamplingParams(40), SamplingParams(40, temperature=0.8, top_p=0.95, seed=1)]
+    count = 40 if engine.manifest.files["model.safetensors"].size < _LARGE else 16
+    params = [SamplingParams(count), SamplingParams(count, temperature=0.8, top_p=0.95, seed=1)]
     for comparison in compare_trees(engine, prompts, params, trees):
         name = f"drafted = plain, {comparison.name}"
         yield Check(name, not comparison.unexcused, len(comparison.unexcused), 0)
