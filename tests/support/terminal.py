@@ -11,7 +11,7 @@ import time
 
 from support.command_line import FIRP
 
-SECONDS = 60.0  # that a text may take to appear
+SECONDS = 30.0  # that a text may take to appear
 
 
 class Terminal:
@@ -54,8 +54,9 @@ class Terminal:
 
     def end(self):
         """Wait until the command ends; its exit status."""
-        while self._read(SECONDS):
-            pass
+        deadline = time.monotonic() + SECONDS
+        while self._read(deadline - time.monotonic()):
+            assert time.monotonic() < deadline, f"still there: {self.screen[-400:]!r}"
         os.close(self._master)
         return self.process.wait(SECONDS)
 

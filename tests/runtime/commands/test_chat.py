@@ -133,6 +133,7 @@ def test_lines_that_are_pasted_are_one_message(terminal, paste):
     chat.wait_for(PROMPT)
     chat.type("/stats\n")
     chat.wait_for("1 turns, ")
+    chat.wait_for(PROMPT)
     chat.type("\x04")
     assert chat.end() == 0
 
@@ -150,6 +151,7 @@ def test_ctrl_c_ends_an_answer_but_not_the_conversation(terminal):
     chat.wait_for(PROMPT)
     chat.type("/stats\n")
     chat.wait_for("1 turns, ")
+    chat.wait_for(PROMPT)
     chat.type("\x04")
     assert chat.end() == 0
 
@@ -169,6 +171,7 @@ def test_the_end_of_the_context_is_one_line_and_the_program_goes_on(terminal):
 def test_sigterm_ends_the_program(terminal):
     chat = terminal()
     chat.process.send_signal(signal.SIGTERM)
+    chat.type("\n")  # Python handles a signal that comes right before it waits for a key after that key
     chat.wait_for("error: interrupted")
     assert chat.end() == 1
 
