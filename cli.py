@@ -28,6 +28,10 @@ COMMANDS = {
         "Train predictors and path correction for MODEL, calibrate draft trees, and report what they "
         "are worth.",
     ),
+    "chat": (
+        "firp.runtime.commands.chat",
+        "Talk with BUNDLE in the terminal; what was said stays in its cache.",
+    ),
     "demo": (
         "firp.calib.commands.demo",
         "Export the demo model, verify it, decode with and without drafts, and compare.",

@@ -2,32 +2,41 @@
 
     engine = Engine.load("bundle")
     print(engine.generate("def add(a, b):", SamplingParams(max_new_tokens=32)).text)
+    print(engine.chat([{"role": "user", "content": "What is gravity?"}]).text)
 
 An `Engine` holds graphs and weights and may be shared between threads; every request gets a session
 of its own.
 """
 
+import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from firp.runtime.backends.interface import Backend
 from firp.runtime.backends.registry import backend_factory
 from firp.runtime.bundle.calibration import Choice
 from firp.runtime.bundle.format import Bundle, load_bundle
 from firp.runtime.bundle.limits import Limits
+from firp.runtime.chat.conversation import Conversation
+from firp.runtime.chat.encoder import ChatEncoder
+from firp.runtime.chat.messages import check_messages, is_messages
 from firp.runtime.drafters.interface import Drafter
 from firp.runtime.drafters.make import make_drafter
 from firp.runtime.errors import FirpError, PromptError
 from firp.runtime.loop.decode import Step, decode
-from firp.runtime.loop.generation import Chunk, Generation, Stats, collect
-from firp.runtime.loop.text import TextStream, encode_text, load_tokenizer
+from firp.runtime.loop.generation import Chunk, Generation, collect
+from firp.runtime.loop.stream import stream_chunks
+from firp.runtime.loop.text import encode_text, load_tokenizer
 from firp.runtime.passes.pass_plan import PREFILL_ROWS
 from firp.runtime.passes.pool import SessionPool
 from firp.runtime.passes.request import Needs, Request, check_prompt
 from firp.runtime.passes.session import Session
 from firp.runtime.sampling import Picker, SamplingParams, integer
 from firp.runtime.trees.tree import TreeConfig
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token ids, or messages
 
 
 class Engine:
@@ -81,15 +90,33 @@ class Engine:
         """
         return None if self.choice and not self.choice.drafts else self.best_tree
 
-    def encode(self, prompt: str | Sequence[int]) -> list[int]:
-        """Token ids of a prompt, checked: of text, or of a list, a tuple or an array [T] of them.
-        Raises PromptError.
+    @property
+    def context(self) -> int:
+        """Tokens that a session holds at most: the model's context, or what the engines hold."""
+        context = self.model.max_position_embeddings
+        return min(context, self.limits.max_context) if self.limits else context
+
+    @functools.cached_property
+    def chat_encoder(self) -> ChatEncoder:
+        """What makes token ids of messages. Raises PromptError where the bundle has no chat template
+        or no tokenizer.
+        """
+        files, folder = self.manifest.files, self.bundle.path
+        return ChatEncoder.from_files(
+            lambda name: (folder / name).read_bytes() if name in files else None, self.tokenizer
+        )
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, checked: of text, of messages, or of a list, a tuple or an array
+        [T] of them. Raises PromptError.
         """
         context = self.model.max_position_embeddings
         return check_prompt(self._tokens(prompt), self.model.vocab_size, context)
 
-    def _tokens(self, prompt: str | Sequence[int]) -> Sequence[int]:
-        """Token ids of a prompt: those of its text, or as given."""
+    def _tokens(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None = None) -> Sequence[int]:
+        """Token ids of a prompt: those of its text or its messages, or as given."""
+        if is_messages(prompt):
+            return self.chat_encoder.encode(prompt, tools)
         if not isinstance(prompt, str):
             return prompt
         if not prompt:
@@ -98,10 +125,17 @@ class Engine:
             raise PromptError("the bundle has no tokenizer", got="a text prompt", expected="input_ids")
         return encode_text(self.tokenizer, prompt)
 
-    def request(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Request:
-        """A prompt (text, or a list, a tuple or an array [T] of token ids) and how to continue it,
-        checked once. Raises PromptError for a prompt that cannot be decoded, FirpError for params
-        that this bundle cannot serve.
+    def request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Request:
+        """A prompt and how to continue it, checked once.
+
+        prompt: text, a list, a tuple or an array [T] of token ids, or messages, which go through the
+        chat template; tools: JSON schemas of functions, for messages alone. Raises PromptError for
+        a prompt that cannot be decoded, FirpError for params that this bundle cannot serve.
         """
         if params is not None and not isinstance(params, SamplingParams):
             raise FirpError("bad params", got=f"{params!r:.60}", expected="SamplingParams, or None")
@@ -109,9 +143,15 @@ class Engine:
         if params.stop and self.tokenizer is None:
             raise FirpError("stop strings need a tokenizer", got="a bundle without one")
         context = self.model.max_position_embeddings
-        return Request.checked(
-            self._tokens(prompt), params, self._ends(params), self.model.vocab_size, context
-        )
+        if tools is not None and not is_messages(prompt):
+            raise FirpError("tools go with messages", got=f"{prompt!r:.60}", fix="leave out the tools")
+        tokens = self._tokens(prompt, tools)
+        ends = self._ends(params, is_messages(prompt))
+        return Request.checked(tokens, params, ends, self.model.vocab_size, context)
+
+    def needs(self, request: Request, tree: TreeConfig | None) -> Needs:
+        """Sizes that a request needs of a session, decoded with this tree; None: plainly."""
+        return request.needs(tree, self.manifest.num_predictors)
 
     def session(self, capacity: int, rows: int = PREFILL_ROWS) -> Session:
         """A `Session`: for one caller, who decodes any number of sequences with it, one after the
@@ -141,7 +181,7 @@ class Engine:
         Raises FirpError at once where the tree, or the request, does not fit.
         """
         drafter = self.drafter(tree, request.params.temperature == 0)
-        needs = request.needs(tree, self.manifest.num_predictors)
+        needs = self.needs(request, tree)
         self.sessions.check(needs)
         return self._steps(request, needs, drafter, picker or Picker(request.params))
 
@@ -149,67 +189,81 @@ class Engine:
         with self.sessions.lend(needs) as session:
             yield from decode(session, request, drafter, picker)
 
-    def _ends(self, params: SamplingParams) -> frozenset[int]:
-        """Tokens that end a sequence: those of the bundle, and the stop strings that are special
-        tokens (never text).
+    def _ends(self, params: SamplingParams, of_messages: bool) -> frozenset[int]:
+        """Tokens that end a sequence: those of the bundle, after messages the tokenizer's own too,
+        and the stop strings that are special tokens (never text).
         """
         special = {token.content: i for i, token in self._added_tokens.items() if token.special}
         stops = frozenset(special[stop] for stop in params.stop if stop in special)
-        return stops if params.ignore_eos else stops.union(self.bundle.eos_token_ids)
+        turn = self.chat_encoder.ends if of_messages else ()
+        return stops if params.ignore_eos else stops.union(self.bundle.eos_token_ids, turn)
 
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         params: SamplingParams | None = None,
         plain: bool = False,
         tree: TreeConfig | None = None,
         cancel: threading.Event | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Iterator[Chunk]:
         """Yield what each step adds, then a closing chunk with the finish reason.
 
-        prompt: text, or token ids; plain: decode one token a pass; tree: instead of the tuned one;
-        cancel: when set, the stream closes after the current step. Raises PromptError at once for a
-        prompt that cannot be decoded.
+        prompt and tools: as for `request`; plain: decode one token a pass; tree: instead of the
+        tuned one; cancel: when set, the stream closes after the current step. Raises PromptError at
+        once for a prompt that cannot be decoded.
         """
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise FirpError("bad cancel", got=f"{cancel!r:.60}", expected="a threading.Event, or None")
+        chosen = self._chosen(plain, tree)
+        request = self.request(prompt, params, tools)
+        return stream_chunks(request, self.steps(request, chosen), self.tokenizer, cancel)
+
+    def _chosen(self, plain: bool, tree: TreeConfig | None) -> TreeConfig | None:
+        """The tree to decode with; None: plainly."""
         if plain and tree is not None:
             raise FirpError(
                 "plain decoding has no tree", got=f"{tree!r:.60}", fix="leave out the tree, or plain"
             )
-        request = self.request(prompt, params)
-        chosen = None if plain else tree or self.tree
-        return self._stream(request, self.steps(request, chosen), cancel)
+        return None if plain else tree or self.tree
 
-    def _stream(
-        self, request: Request, steps: Iterator[Step], cancel: threading.Event | None
-    ) -> Iterator[Chunk]:
-        tokenizer = self.tokenizer
-        text = TextStream(tokenizer, request.params.stop, list(request.prompt)) if tokenizer else None
-        stats = Stats(prompt_tokens=len(request.prompt))
-        reason = None
-        for step in steps:
-            stats = stats.after(step)
-            tokens = []
-            released = ""
-            for token in step.tokens:
-                tokens.append(token)
-                released += text.push(token) if text else ""
-                if text and text.stopped:
-                    break
-            yield Chunk(tokens, released if text else None, None, stats)
-            reason = "stop" if text and text.stopped else step.finish_reason
-            if reason is None and cancel is not None and cancel.is_set():
-                reason = "cancelled"
-            if reason:
-                break
-        rest = text.finish() if text else None
-        if text and text.stopped:
-            reason = "stop"  # a stop string that only the held-back text completed
-        yield Chunk([], rest, reason, stats)
-
-    def generate(
-        self, prompt: str | Sequence[int], params: SamplingParams | None = None, **options
-    ) -> Generation:
+    def generate(self, prompt: Prompt, params: SamplingParams | None = None, **options) -> Generation:
         """Decode one request to its end. `options`: as for `stream`."""
         return collect(self.stream(prompt, params, **options))
+
+    def stream_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options,
+    ) -> Iterator[Chunk]:
+        """Stream the answer to messages: dicts of "role" and "content". `options`: as for `stream`.
+        Raises PromptError at once for messages that are none, and where there is no chat template.
+        """
+        return self.stream(check_messages(messages), params, tools=tools, **options)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options,
+    ) -> Generation:
+        """Answer messages, as `stream_chat` does, to the end."""
+        return collect(self.stream_chat(messages, params, tools, **options))
+
+    def conversation(
+        self,
+        params: SamplingParams | None = None,
+        system: str | None = None,
+        plain: bool = False,
+        tree: TreeConfig | None = None,
+    ) -> Conversation:
+        """Turns on one session that keeps its cache. system: the first message; plain, tree: as for
+        `stream`. Raises FirpError where the bundle cannot chat, or the tree does not fit.
+        """
+        chosen = self._chosen(plain, tree)
+        self.drafter(chosen)
+        self.chat_encoder  # noqa: B018 - a bundle that cannot chat says so now
+        return Conversation(self, params or SamplingParams(), system, chosen)

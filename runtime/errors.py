@@ -38,6 +38,10 @@ class PromptError(FirpError):
     """A prompt, or a file of prompts, cannot be used."""
 
 
+class ContextFullError(PromptError):
+    """A prompt fills the context, so that no token can follow it."""
+
+
 class SessionBusyError(FirpError):
     """A second caller entered a session that is already decoding."""
 

@@ -1,31 +1,42 @@
 """Prompt files: one JSON object a line.
 
-In: a file. Out: its `Prompt`s, text or token ids, or one line that names the line that is wrong.
+In: a file. Out: its `Prompt`s: text, token ids or messages; or one line that names the line that is
+wrong.
 """
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from firp.runtime.chat.messages import check_messages
 from firp.runtime.errors import PromptError
+
+_KINDS = ("prompt", "input_ids", "messages")  # keys of which a line has one
 
 
 class Prompt(NamedTuple):
-    """One line of a prompt file; exactly one of `text` and `input_ids` is set."""
+    """One line of a prompt file; exactly one of `text`, `input_ids` and `messages` is set."""
 
     id: str
     text: str | None = None
     input_ids: list[int] | None = None
+    messages: list[dict[str, Any]] | None = None
 
     @property
-    def content(self) -> str | list[int]:
-        """The text, or the token ids."""
-        return self.input_ids if self.text is None else self.text
+    def content(self) -> str | list[int] | list[dict[str, Any]]:
+        """The text, the token ids or the messages."""
+        return next(item for item in (self.text, self.input_ids, self.messages) if item is not None)
+
+    def as_chat(self) -> "Prompt":
+        """A text as what a user says; token ids and messages stay as they are."""
+        if self.text is None:
+            return self
+        return Prompt(self.id, messages=[{"role": "user", "content": self.text}])
 
 
 def read_prompts(path: Path | str) -> list[Prompt]:
-    """Prompts of a JSON-lines file: {"prompt": str} or {"input_ids": [int]} a line, optional "id"
-    (default: the line number).
+    """Prompts of a JSON-lines file: {"prompt": str}, {"input_ids": [int]} or {"messages": [{"role",
+    "content"}]} a line, optional "id" (default: the line number).
 
     Raises PromptError naming the line. Blank lines are skipped.
     """
@@ -48,12 +59,12 @@ def read_prompts(path: Path | str) -> list[Prompt]:
 
 
 def _parse_prompt(line: str, where: str, default_id: str) -> Prompt:
-    expected = '{"prompt": str} or {"input_ids": [int, ...]}, optional "id"'
+    expected = '{"prompt": str}, {"input_ids": [int, ...]} or {"messages": [...]}, optional "id"'
     try:
         data = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise PromptError(f"malformed prompt at {where}", got=f"{error!s:.80}", expected=expected) from error
-    if not isinstance(data, dict) or len({"prompt", "input_ids"} & set(data)) != 1:
+    if not isinstance(data, dict) or len(set(_KINDS) & set(data)) != 1:
         raise PromptError(f"malformed prompt at {where}", got=line[:60], expected=expected)
     text, ids = data.get("prompt"), data.get("input_ids")
     if "prompt" in data and not isinstance(text, str):
@@ -62,6 +73,11 @@ def _parse_prompt(line: str, where: str, default_id: str) -> Prompt:
         raise PromptError(
             f"malformed prompt at {where}", got=f"input_ids {ids!r:.40}", expected="a list of integers"
         )
+    if "messages" in data:
+        try:
+            return Prompt(str(data.get("id", default_id)), messages=check_messages(data["messages"]))
+        except PromptError as error:
+            raise PromptError(f"{error.what} at {where}", got=error.got, expected=error.expected) from error
     if text == "" or ids == []:
         raise PromptError(f"empty prompt at {where}", expected="at least one token")
     return Prompt(str(data.get("id", default_id)), text, ids)

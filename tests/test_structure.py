@@ -14,14 +14,15 @@ HOUSES = ("runtime", "export", "calib")  # a house imports those before it, and 
 FLOORS = {
     "runtime": (
         {"errors", "progress"},
-        {"machine", "extras", "prompts", "sampling", "console"},
+        {"machine", "extras", "sampling", "console"},
         {"trees"},
         {"bundle"},
         {"backends"},
         {"passes"},
         {"drafters"},
         {"loop"},
-        {"engine"},
+        {"chat"},
+        {"engine", "prompts"},
         {"tuning"},
         {"commands"},
     ),

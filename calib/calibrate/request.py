@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from firp.calib.replay.layer_sweep import layers_to_try
-from firp.calib.text.documents import ChatTemplate, load_documents
+from firp.calib.text.documents import load_documents
 from firp.calib.text.tokens import check_ids, encode_prompts, model_tokenizer
 from firp.calib.training.device import available_memory, check_device
 from firp.calib.training.memory import require_training_memory
@@ -21,6 +21,8 @@ from firp.export.sources.checkpoint import Checkpoint
 from firp.export.sources.huggingface import open_checkpoint
 from firp.export.target_folder import check_target
 from firp.runtime.bundle.calibration import LatencyTable
+from firp.runtime.chat.template import ChatTemplate
+from firp.runtime.engine import Prompt
 from firp.runtime.errors import FirpError
 
 # options that a resumed run may change
@@ -35,7 +37,7 @@ class CalibrationRequest:
     output: Path
     data: tuple[Path, ...] = ()  # text files, .jsonl, directories
     # the model continues these, and trains on what it wrote
-    prompts: tuple[list[int], ...] | tuple[str, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
     options: TrainOptions = field(default_factory=TrainOptions)
     latency: LatencyTable | None = None  # of the target device; None: measured here, where this is a CPU
     resume: bool = False
@@ -70,10 +72,9 @@ def prepare(request: CalibrationRequest) -> Prepared:
             got="no data",
             expected="text files, or prompts that the model continues",
         )
-    documents = (
-        load_documents(list(request.data), tokenizer, ChatTemplate(request.model)) if request.data else []
-    )
-    prompts = encode_prompts(request.prompts, tokenizer)
+    chat = ChatTemplate.from_folder(request.model)
+    documents = load_documents(list(request.data), tokenizer, chat) if request.data else []
+    prompts = encode_prompts(request.prompts, tokenizer, chat)
     check_ids([*documents, *prompts], checkpoint.config.vocab_size)
     _check_latency(request.latency, checkpoint)
     return Prepared(checkpoint, default_layer, documents, prompts)

@@ -5,7 +5,6 @@ In: the demo model of a checkout. Out: a bundle; text and a table on stdout. The
 when a token differs.
 """
 
-import sys
 from pathlib import Path
 
 import click
@@ -13,6 +12,7 @@ import click
 from firp.calib.commands.export import export
 from firp.runtime.commands.shown import print_choice
 from firp.runtime.console.options import PATH
+from firp.runtime.console.step_marks import StepMarks
 from firp.runtime.console.tables import print_table, results
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError, FirpError
@@ -69,26 +69,6 @@ def run_demo(engine: Engine, prompts: list[str], params: SamplingParams) -> None
         print_choice(engine.choice)
     if not _same(runs):
         raise CheckFailedError("drafted decoding differs from plain", expected="the same tokens")
-
-
-class StepMarks:
-    """Streams text so that the tokens of one step stand together: colours on a terminal, bars
-    elsewhere.
-    """
-
-    _STYLES = ("\x1b[36m", "\x1b[33m")
-
-    def __init__(self):
-        self._colours = sys.stdout.isatty()
-        self._step = 0
-
-    def write(self, text: str) -> None:
-        """Print what one step released."""
-        if not text:
-            return
-        style = self._STYLES[self._step % 2]
-        print(f"{style}{text}\x1b[0m" if self._colours else f"{text}│", end="", flush=True)
-        self._step += 1
 
 
 def _same(runs: dict[bool, list[Generation]]) -> bool:

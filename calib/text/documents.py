@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from firp.runtime.chat.template import ChatTemplate
 from firp.runtime.errors import FirpError
 from firp.runtime.loop.text import check_text
 
@@ -25,37 +26,9 @@ class Dataset(NamedTuple):
     tokens: int  # in all documents
 
 
-class ChatTemplate:
-    """Renders `messages` as the model was trained to see them. Raises FirpError when the model has
-    no template.
-    """
-
-    def __init__(self, model_dir: Path):
-        self._model_dir = model_dir
-        self._tokenizer = None
-
-    def render(self, messages: list, where: str) -> str:
-        from transformers import AutoTokenizer
-
-        if self._tokenizer is None:
-            try:
-                self._tokenizer = AutoTokenizer.from_pretrained(self._model_dir, local_files_only=True)
-            except Exception as error:  # whatever its readers raise
-                raise FirpError(
-                    "the model's tokenizer does not load", got=f"{error}".splitlines()[0][:200]
-                ) from error
-        if not self._tokenizer.chat_template:
-            fix = 'give lines with "text", or a model with a chat_template'
-            raise FirpError("the model has no chat template", got=f"messages at {where}", fix=fix)
-        try:
-            return self._tokenizer.apply_chat_template(messages, tokenize=False)
-        except Exception as error:  # a template is a program of its own
-            raise FirpError(f"bad messages at {where}", got=f"{error}"[:200]) from error
-
-
-def load_documents(paths: list[Path], tokenizer: Tokenizer, chat: ChatTemplate) -> list[list[int]]:
-    """Token ids of every document, in order. Raises FirpError for what cannot be read or is not
-    text.
+def load_documents(paths: list[Path], tokenizer: Tokenizer, chat: ChatTemplate | None) -> list[list[int]]:
+    """Token ids of every document, in order. chat: renders lines with `messages`; None where the
+    model has none. Raises FirpError for what cannot be read or is not text.
     """
     documents = []
     texts = []
@@ -153,7 +126,7 @@ def is_text(file: Path) -> bool:
     return True
 
 
-def _texts(file: Path, chat: ChatTemplate) -> Iterator[str]:
+def _texts(file: Path, chat: ChatTemplate | None) -> Iterator[str]:
     try:
         content = file.read_text("utf-8-sig")
     except OSError as error:
@@ -170,7 +143,7 @@ def _texts(file: Path, chat: ChatTemplate) -> Iterator[str]:
             yield _line_text(line, f"line {number} of '{file}'", chat)
 
 
-def _line_text(line: str, where: str, chat: ChatTemplate) -> str:
+def _line_text(line: str, where: str, chat: ChatTemplate | None) -> str:
     try:
         item = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -178,7 +151,13 @@ def _line_text(line: str, where: str, chat: ChatTemplate) -> str:
     if isinstance(item, dict) and isinstance(item.get("text"), str):
         return check_text(item["text"])
     if isinstance(item, dict) and isinstance(item.get("messages"), list):
-        return check_text(chat.render(item["messages"], where))
+        if chat is None:
+            fix = 'give lines with "text", or a model with a chat_template'
+            raise FirpError("the model has no chat template", got=f"messages at {where}", fix=fix)
+        try:
+            return check_text(chat.render(item["messages"]))
+        except FirpError as error:
+            raise FirpError(f"{error.what} at {where}", got=error.got, expected=error.expected) from error
     raise FirpError(
         "no text in calibration data", got=f"{line[:60]!r} at {where}", expected='"text" or "messages"'
     )

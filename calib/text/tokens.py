@@ -9,8 +9,12 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from firp.runtime.chat.encoder import ChatEncoder
+from firp.runtime.chat.messages import is_messages
+from firp.runtime.chat.template import ChatTemplate
+from firp.runtime.engine import Prompt
 from firp.runtime.errors import CheckpointError, FirpError
-from firp.runtime.loop.text import check_text, load_tokenizer
+from firp.runtime.loop.text import encode_text, load_tokenizer
 
 
 def model_tokenizer(model_dir: Path) -> Tokenizer:
@@ -23,14 +27,25 @@ def model_tokenizer(model_dir: Path) -> Tokenizer:
     return load_tokenizer(file)
 
 
-def encode_prompts(prompts: Iterable[str | list[int]], tokenizer: Tokenizer) -> list[list[int]]:
-    """Token ids of every prompt; one that is ids already stays as it is. Raises FirpError for text
-    that is not Unicode.
+def encode_prompts(
+    prompts: Iterable[Prompt], tokenizer: Tokenizer, chat: ChatTemplate | None
+) -> list[list[int]]:
+    """Token ids of every prompt: of text, of messages with what begins an answer; ids stay as they
+    are. chat: renders messages; None where the model has no template. Raises FirpError for text
+    that is not Unicode, and for messages that cannot be rendered.
     """
-    return [
-        tokenizer.encode(check_text(prompt)).ids if isinstance(prompt, str) else list(prompt)
-        for prompt in prompts
-    ]
+    return [_encode(prompt, tokenizer, chat) for prompt in prompts]
+
+
+def _encode(prompt: Prompt, tokenizer: Tokenizer, chat: ChatTemplate | None) -> list[int]:
+    if isinstance(prompt, str):
+        return encode_text(tokenizer, prompt)
+    if not is_messages(prompt):
+        return list(prompt)
+    if chat is None:
+        fix = "give texts, or a model with a chat_template"
+        raise FirpError("the model has no chat template", got="a prompt with messages", fix=fix)
+    return ChatEncoder(chat, tokenizer).encode(prompt)
 
 
 def check_ids(texts: Iterable[list[int]], vocab_size: int) -> None:

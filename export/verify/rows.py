@@ -60,10 +60,10 @@ class SessionRows:
 
     def run(self, sample: Sample) -> StageRows:
         """Run one sample in every stage."""
-        self.session.kv.length = 0
+        self.session.rewind(0)
         prefill = self._pass(chain(sample.prompt), keep=True)
         tree = self._pass(sample.tree, keep=False)
-        self.session.kv.length = 0
+        self.session.rewind(0)
         half = max(1, len(sample.prompt) // 2)
         pieces = [sample.prompt[:half], *([token] for token in sample.prompt[half:])]
         decode = [self._pass(chain(piece), keep=True) for piece in pieces]

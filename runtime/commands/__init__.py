@@ -1,1 +1,1 @@
-"""The commands generate, tune, bench and inspect: options in, text or JSON out."""
+"""The commands generate, chat, tune, bench and inspect: options in, text or JSON out."""

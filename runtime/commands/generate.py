@@ -22,14 +22,17 @@ from firp.runtime.sampling import SamplingParams
 @click.argument("bundle", type=PATH)
 @click.option("--prompt", multiple=True, help="Texts to continue.")
 @click.option(
-    "--prompts", type=PATH, help="File with one JSON object a line: prompt or input_ids, optional id."
+    "--prompts",
+    type=PATH,
+    help="File with one JSON object a line: prompt, input_ids or messages, optional id.",
 )
+@click.option("--chat", is_flag=True, help="Every text is what a user says, through the chat template.")
 @sampling_options
 @click.option("--stop", multiple=True, help="End before any of these texts.")
 @click.option("--plain", is_flag=True, help="One token a pass, no drafts.")
 @backend_option(BACKENDS)
 @json_option("Print one JSON object a prompt.")
-def generate(bundle, prompt, prompts, stop, plain, backend, as_json, **sampling):
+def generate(bundle, prompt, prompts, chat, stop, plain, backend, as_json, **sampling):
     """Continue prompts from BUNDLE; drafted decoding gives the same tokens as plain decoding, in
     fewer passes.
     """
@@ -39,6 +42,7 @@ def generate(bundle, prompt, prompts, stop, plain, backend, as_json, **sampling)
     requests = (
         read_prompts(prompts) if prompts else [Prompt(str(i), text) for i, text in enumerate(prompt, 1)]
     )
+    requests = [request.as_chat() for request in requests] if chat else requests
     engine = Engine.load(bundle, backend)
     if not plain and (remark := tuning_remark(engine)):
         messages.print(remark)

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: what they do to a command that is starting, and to one that decodes.
+"""Ctrl-C and SIGTERM: what they do to a command that is starting, to one that decodes, and to one
+that converses.
 
 In: signals. Out: the end of the process with one line, or an event that a loop looks at.
 """
@@ -29,7 +30,19 @@ def quit_on_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def cancel_on_interrupt() -> Iterator[threading.Event]:
+def end_on_terminate() -> Iterator[None]:
+    """SIGTERM ends the command with one line and status 1, where Ctrl-C alone does not."""
+
+    def end(*_) -> None:
+        os.write(2, b"error: interrupted\n")
+        raise SystemExit(1)
+
+    with _handling(end, (signal.SIGTERM,)):
+        yield
+
+
+@contextmanager
+def cancel_on_interrupt(signals: tuple[signal.Signals, ...] = SIGNALS) -> Iterator[threading.Event]:
     """An event that Ctrl-C or SIGTERM sets, so that a request ends after its current step and its
     tokens are kept.
     """
@@ -39,20 +52,22 @@ def cancel_on_interrupt() -> Iterator[threading.Event]:
         cancel.set()
         restore()  # a second one interrupts at once
 
-    with _handling(first) as restore:
+    with _handling(first, signals) as restore:
         yield cancel
 
 
 @contextmanager
-def _handling(handler: Callable) -> Iterator[Callable[[], None]]:
-    """A handler for both signals; yields what puts the ones before it back."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+def _handling(
+    handler: Callable, signals: tuple[signal.Signals, ...] = SIGNALS
+) -> Iterator[Callable[[], None]]:
+    """A handler for these signals; yields what puts the ones before it back."""
+    before = {number: signal.getsignal(number) for number in signals}
 
     def restore() -> None:
         for number, previous in before.items():
             signal.signal(number, previous)
 
-    for number in SIGNALS:
+    for number in signals:
         signal.signal(number, handler)
     try:
         yield restore

@@ -40,18 +40,25 @@ class Step(NamedTuple):
     accept_length: int  # accepted drafts, the bonus token not counted
     finish_reason: str | None  # set in the last step: "stop" or "length"
     times: StepTimes
+    reused_tokens: int = 0  # of the prompt, that the cache held already; in the first step
 
 
-def decode(session: Session, request: Request, drafter: Drafter, picker: Picker) -> Iterator[Step]:
+def decode(
+    session: Session, request: Request, drafter: Drafter, picker: Picker, reuse: bool = False
+) -> Iterator[Step]:
     """Decode one request to its end: a token that ends the text, its limit, or the session's
     capacity. The consumer may stop at any time.
+
+    reuse: keep what the session has cached, as far as the prompt begins with the same tokens.
     """
     with session.exclusive():
         sequence = Sequence(request, session.kv.capacity)
         logits = session.memory.free_reads or picker.needs_logits
         clock = _Clock(session)
+        known = session.known_prefix(sequence.tokens) if reuse else 0
+        session.rewind(known)
         prefill(session, sequence, drafter, picker, logits)
-        yield Step(sequence.tokens[-1:], 0, 0, sequence.finish_reason, clock.lap())
+        yield Step(sequence.tokens[-1:], 0, 0, sequence.finish_reason, clock.lap(), known)
         while sequence.finish_reason is None:
             clock.start()
             # a step emits one token more than it accepts
@@ -67,13 +74,12 @@ def decode(session: Session, request: Request, drafter: Drafter, picker: Picker)
 
 
 def prefill(session: Session, sequence: Sequence, drafter: Drafter, picker: Picker, logits: bool) -> None:
-    """Fill an empty cache with the prompt, in as few passes as fit, and emit the first token.
-    logits: whether to bring those of its last row to the host.
+    """Fill the cache with what it lacks of the prompt, in as few passes as fit, and emit the first
+    token. logits: whether to bring those of its last row to the host.
     """
-    session.kv.length = 0
     prompt = sequence.tokens
     offsets = drafter.prompt_offsets if sequence.remaining > 1 else 0
-    for start in range(0, len(prompt), session.prefill_rows):
+    for start in range(session.kv.length, len(prompt), session.prefill_rows):
         tokens = prompt[start : start + session.prefill_rows]
         last = len(tokens) - 1
         drafts = offsets if start + len(tokens) == len(prompt) else 0

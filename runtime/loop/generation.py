@@ -17,6 +17,7 @@ class Stats:
     """
 
     prompt_tokens: int = 0
+    reused_tokens: int = 0  # of them, that a conversation's cache held already
     steps: int = 0  # decoding passes, the prefill not counted
     decoded_tokens: int = 0  # emitted by those steps, with what the last one emitted past a stop string
     # [d]: steps that accepted at least d + 1 drafts
@@ -48,7 +49,7 @@ class Stats:
     def after(self, step: Step) -> "Stats":
         """Statistics with one step more."""
         if step.rows == 0:
-            return replace(self, prefill_ms=step.times.total_ms)
+            return replace(self, prefill_ms=step.times.total_ms, reused_tokens=step.reused_tokens)
         return replace(
             self,
             steps=self.steps + 1,
@@ -65,6 +66,7 @@ class Stats:
         for part in parts:
             total = Stats(
                 prompt_tokens=total.prompt_tokens + part.prompt_tokens,
+                reused_tokens=total.reused_tokens + part.reused_tokens,
                 steps=total.steps + part.steps,
                 decoded_tokens=total.decoded_tokens + part.decoded_tokens,
                 accepted_by_depth=_sum_by_place(total.accepted_by_depth, part.accepted_by_depth),

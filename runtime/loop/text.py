@@ -27,13 +27,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a text. Raises PromptError when it is no Unicode, or the tokenizer fails on
-    it.
+def encode_text(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True) -> list[int]:
+    """Token ids of a text. add_special_tokens: those that the tokenizer puts around a text, such as
+    BOS. Raises PromptError when it is no Unicode, or the tokenizer fails on it.
     """
     check_text(text)
     with _tokenizer_errors(lambda reason: PromptError("the tokenizer fails on this prompt", got=reason)):
-        return tokenizer.encode(text).ids
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from firp.runtime.errors import PromptError
+from firp.runtime.errors import ContextFullError, PromptError
 from firp.runtime.passes.pass_plan import PREFILL_ROWS
 from firp.runtime.sampling import SamplingParams, integer
 from firp.runtime.trees.tree import TreeConfig
@@ -54,7 +54,8 @@ class Request:
 
 def check_prompt(prompt: Sequence[int], vocab_size: int, context_tokens: int) -> list[int]:
     """The token ids of a prompt as a list: a list, a tuple or an array [T] of integers. Raises
-    PromptError for a prompt that cannot be decoded.
+    PromptError for a prompt that cannot be decoded, and its ContextFullError for one that is too
+    long.
     """
     ids = prompt.tolist() if hasattr(prompt, "tolist") else prompt  # numpy's own numbers wrap around
     if not isinstance(ids, Sequence) or isinstance(prompt, str | bytes | bytearray | memoryview):
@@ -68,7 +69,7 @@ def check_prompt(prompt: Sequence[int], vocab_size: int, context_tokens: int) ->
                 "token id out of range", got=f"{given!r:.60}", expected=f"0 to {vocab_size - 1}"
             )
     if len(tokens) >= context_tokens:
-        raise PromptError(
+        raise ContextFullError(
             "prompt longer than the context",
             got=f"{len(tokens)} tokens",
             expected=f"at most {context_tokens - 1}",

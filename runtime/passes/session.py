@@ -6,8 +6,9 @@ belongs to one caller; its graphs are shared.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,8 @@ class Session:
         top_k = graphs["upper"].spec.output("top_ids").shape[-1]
         self.buffers = Buffers(manifest, memory, capacity, rows, decoded_rows, top_k)
         self.kv = self.buffers.kv
+        self.tokens: list[int] = []  # whose keys and values the cache holds, as far as passes put them there
+        self._pass_tokens: list[int] = []  # of the last pass
         self._lock = threading.Lock()
         self._marks: list[tuple[str, Any, Any]] = []
         # milliseconds by graph name, and of copies, of everything that has been waited for
@@ -88,6 +91,7 @@ class Session:
                 expected=f"at most {self.rows}, {self.decoded_rows} decoded",
             )
         visible, depths = layout(tree.parents, tree.depths, list(sources), offsets)
+        self._pass_tokens = tree.tokens
         with self._timed(COPIES):
             self._write("input_ids", np.array(tree.tokens, np.int64))
             positions = self._write_positions(depths + self.kv.length)
@@ -132,6 +136,19 @@ class Session:
         """Keep the keys and values of these rows of the last pass, in this order."""
         with self._timed(COPIES):
             self.kv.commit(rows)
+        self.tokens += [self._pass_tokens[row] for row in rows]
+
+    def rewind(self, length: int) -> None:
+        """Keep the first `length` cached tokens, and forget the others."""
+        self.kv.length = length
+        del self.tokens[length:]
+
+    def known_prefix(self, prompt: Sequence[int]) -> int:
+        """Count the first tokens of a prompt that are in the cache already; never all of them,
+        since its last row has to be computed.
+        """
+        pairs = zip(self.tokens, prompt[:-1], strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def hidden_states(self, rows: int) -> np.ndarray:
         """[rows, D] f32: the first rows of the last pass at the prediction layer."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from firp.runtime.engine import Engine
+from firp.runtime.engine import Engine, Prompt
 from firp.runtime.errors import FirpError
 from firp.runtime.loop.generation import Generation, Stats
 from firp.runtime.sampling import SamplingParams
@@ -63,7 +63,7 @@ class BenchResult:
         }
 
 
-def bench(engine: Engine, prompts: list[str | list[int]], params: SamplingParams) -> BenchResult:
+def bench(engine: Engine, prompts: list[Prompt], params: SamplingParams) -> BenchResult:
     """Decode every prompt both ways, each way first on every other prompt. Raises FirpError when
     there is nothing to compare.
     """
@@ -75,12 +75,13 @@ def bench(engine: Engine, prompts: list[str | list[int]], params: SamplingParams
             expected="drafts",
             fix="export with --predictors, or choose drafts by lookup with firp tune --prompts",
         )
-    encoded = [engine.encode(prompt) for prompt in prompts]
+    for prompt in prompts:
+        engine.request(prompt, params)  # all are checked before the first is decoded
     warm_up = SamplingParams(max_new_tokens=min(8, params.max_new_tokens))
-    engine.generate(encoded[0], warm_up, plain=True)
-    engine.generate(encoded[0], warm_up, tree=tree)
+    engine.generate(prompts[0], warm_up, plain=True)
+    engine.generate(prompts[0], warm_up, tree=tree)
     plain_runs, drafted_runs = [], []
-    for index, prompt in enumerate(encoded):
+    for index, prompt in enumerate(prompts):
         if index % 2 == 0:
             plain_runs.append(engine.generate(prompt, params, plain=True))
         drafted_runs.append(engine.generate(prompt, params, tree=tree))
@@ -106,7 +107,7 @@ def bench(engine: Engine, prompts: list[str | list[int]], params: SamplingParams
         speedup=drafted.tokens_per_s / plain.tokens_per_s,
         speedup_quartiles=[float(q) for q in np.quantile(ratios, (0.25, 0.5, 0.75))],
         differences=[
-            _difference(engine, index, encoded[index], params, plain_run.token_ids, drafted_run.token_ids)
+            _difference(engine, index, prompts[index], params, plain_run.token_ids, drafted_run.token_ids)
             for index, (plain_run, drafted_run) in enumerate(pairs)
             if plain_run.token_ids != drafted_run.token_ids
         ],
@@ -120,7 +121,7 @@ def bench(engine: Engine, prompts: list[str | list[int]], params: SamplingParams
 def _difference(
     engine: Engine,
     index: int,
-    prompt: list[int],
+    prompt: Prompt,
     params: SamplingParams,
     plain: list[int],
     drafted: list[int],

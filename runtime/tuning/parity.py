@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from firp.runtime.engine import Engine
+from firp.runtime.engine import Engine, Prompt
 from firp.runtime.sampling import Picker, SamplingParams, margin
 from firp.runtime.trees.tree import TreeConfig
 
@@ -90,7 +90,7 @@ class MarginPicker(Picker):
         return super().__call__(logits, position)
 
 
-def plain_run(engine: Engine, prompt: list[int], params: SamplingParams) -> PlainRun:
+def plain_run(engine: Engine, prompt: Prompt, params: SamplingParams) -> PlainRun:
     """Decode one prompt plainly."""
     picker = MarginPicker(params)
     steps = engine.steps(engine.request(prompt, params), picker=picker)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from firp.runtime.bundle.calibration import TEXTS, Calibration, Candidate, Choice, LatencyTable
 from firp.runtime.bundle.format import MANIFEST_NAME, read_manifest, write_manifest
-from firp.runtime.engine import Engine
+from firp.runtime.engine import Engine, Prompt
 from firp.runtime.errors import FirpError
 from firp.runtime.progress import Progress, silent
 from firp.runtime.sampling import SamplingParams
@@ -24,7 +24,7 @@ SAMPLED = SamplingParams(NEW_TOKENS, temperature=0.8)
 def tune(
     engine: Engine,
     text: str = TEXTS[0],
-    prompts: list[str | list[int]] | None = None,
+    prompts: list[Prompt] | None = None,
     progress: Progress = silent,
 ) -> Choice:
     """Measure latency against rows here, and pick the tree with the highest expected tokens a
@@ -83,7 +83,7 @@ def promising_trees(
 
 
 def measured(
-    engine: Engine, trees: list[TreeConfig], prompts: list[str | list[int]], text: str, progress: Progress
+    engine: Engine, trees: list[TreeConfig], prompts: list[Prompt], text: str, progress: Progress
 ) -> list[Candidate]:
     """Decode these prompts with each tree, and tell what it gives."""
     params = SAMPLED if text == "sampled" else SamplingParams(NEW_TOKENS)

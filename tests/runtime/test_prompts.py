@@ -18,6 +18,13 @@ from firp.runtime.prompts import read_prompts
         ("[1, 2]\n", "line 1"),
         ('{"prompt": ""}\n', "empty prompt at .* line 1"),
         ('{"input_ids": []}\n', "empty prompt at .* line 1"),
+        ('{"messages": []}\n', "no messages at .* line 1"),
+        ('{"messages": "hi"}\n', "bad messages at .* line 1"),
+        ('{"messages": [{"role": "x", "content": "y"}]}\n', "unknown role of message 1 at .* line 1.*system"),
+        (
+            '{"prompt": "a", "messages": [{"role": "user", "content": "y"}]}\n',
+            "malformed prompt at .* line 1",
+        ),
         ("[" * 100_000, "malformed prompt at .* line 1"),
         ("\n\n", "no prompts"),
     ],
@@ -45,3 +52,16 @@ def test_prompts_keep_their_ids(tmp_path):
         ("x", "a\u2028b", None),
         ("3", None, [1, 2]),
     ]
+
+
+def test_messages_are_prompts_and_a_text_may_become_one(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"messages": [{"role": "user", "content": "a"}]}\n{"prompt": "b"}\n{"input_ids": [5]}\n')
+    prompts = read_prompts(file)
+    assert [prompt.content for prompt in prompts] == [[{"role": "user", "content": "a"}], "b", [5]]
+    assert [prompt.as_chat().content for prompt in prompts] == [
+        [{"role": "user", "content": "a"}],
+        [{"role": "user", "content": "b"}],
+        [5],
+    ]
+    assert [prompt.as_chat().id for prompt in prompts] == ["1", "2", "3"]

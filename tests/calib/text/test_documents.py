@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from firp.calib.text.documents import ChatTemplate, load_documents, make_dataset, split_prompts
+from firp.calib.text.documents import load_documents, make_dataset, split_prompts
+from firp.calib.text.tokens import encode_prompts
+from firp.runtime.chat.template import ChatTemplate
 from firp.runtime.errors import FirpError
 from firp.runtime.loop.text import load_tokenizer
 
@@ -20,7 +22,7 @@ def read(demo):
     tokenizer = load_tokenizer(demo / "tokenizer.json")
 
     def load(*paths, model=demo):
-        documents = load_documents(list(paths), tokenizer, ChatTemplate(model))
+        documents = load_documents(list(paths), tokenizer, ChatTemplate.from_folder(model))
         return [tokenizer.decode(ids) for ids in documents]
 
     return load
@@ -61,7 +63,7 @@ def test_messages_go_through_the_chat_template(read, demo, tmp_path):
     )
     assert read(tmp_path / "chat.jsonl", model=model) == ["<user>hi\n<assistant>ho\n"]
     (model / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(FirpError, match="bad messages at line 1.*roles must alternate"):
+    with pytest.raises(FirpError, match="refuses these messages at line 1.*roles must alternate"):
         read(tmp_path / "chat.jsonl", model=model)
 
 
@@ -113,3 +115,16 @@ def test_half_a_surrogate_pair_is_refused(read, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "\\ud83d"}')
     with pytest.raises(FirpError, match="lone surrogate"):
         read(tmp_path / "a.jsonl")
+
+
+def test_prompts_with_messages_end_with_what_begins_an_answer(demo):
+    tokenizer = load_tokenizer(demo / "tokenizer.json")
+    chat = ChatTemplate(
+        "<|endoftext|>{{ messages[0].content }}{% if add_generation_prompt %}{{ '\\n>' }}{% endif %}"
+    )
+    messages = [{"role": "user", "content": "hi"}]
+    text, ids, answer = encode_prompts(["hi", [5, 6], messages], tokenizer, chat)
+    assert (text, ids) == (tokenizer.encode("hi").ids, [5, 6])
+    assert answer == [0, *tokenizer.encode("hi\n>", add_special_tokens=False).ids]
+    with pytest.raises(FirpError, match="no chat template"):
+        encode_prompts([messages], tokenizer, None)

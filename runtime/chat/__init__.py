@@ -1,0 +1,1 @@
+"""Conversations: messages, the template that makes text of them, and a cache that goes with them."""

@@ -1,0 +1,49 @@
+"""Messages as token ids, and the tokens that end an answer.
+
+In: the files of a bundle, and its tokenizer. Out: what transformers' `apply_chat_template` gives
+with `add_generation_prompt`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from firp.runtime.chat.template import ChatTemplate
+from firp.runtime.errors import PromptError
+from firp.runtime.loop.text import encode_text
+
+
+class ChatEncoder:
+    """A chat template with its tokenizer. `ends`: the tokenizer's own end-of-sequence token, which
+    ends an answer beside those of generation_config.json.
+    """
+
+    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer):
+        self.template = template
+        self._tokenizer = tokenizer
+        end = tokenizer.token_to_id(template.eos_token) if template.eos_token else None
+        self.ends = frozenset(() if end is None else (end,))
+
+    @classmethod
+    def from_files(cls, read: Callable[[str], bytes | None], tokenizer: Tokenizer | None) -> "ChatEncoder":
+        """read: the content of a bundle's file by its name, None where it has no such file. Raises
+        PromptError where messages cannot be encoded, for want of a template or a tokenizer.
+        """
+        template = ChatTemplate.from_files(read)
+        if template is None or tokenizer is None:
+            missing = "chat template" if template is None else "tokenizer"
+            raise PromptError(
+                f"the bundle has no {missing}", got="messages", fix="give a text, or export an instruct model"
+            )
+        return cls(template, tokenizer)
+
+    def encode(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """Token ids of the messages, and of what begins an answer. tools: JSON schemas of functions.
+        Raises PromptError.
+        """
+        text = self.template.render(messages, tools, add_generation_prompt=True)
+        # the template writes the special tokens itself
+        return encode_text(self._tokenizer, text, add_special_tokens=False)
