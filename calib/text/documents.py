@@ -5,13 +5,15 @@ every text file below is read and others are passed over. Out: `Dataset`.
 """
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from firp.export.sources.checkpoint import Checkpoint
 from firp.runtime.errors import FirpError
 from firp.runtime.loop.text import check_text
 
@@ -30,16 +32,14 @@ class ChatTemplate:
     no template.
     """
 
-    def __init__(self, model_dir: Path):
-        self._model_dir = model_dir
+    def __init__(self, checkpoint: Checkpoint):
+        self._checkpoint = checkpoint
         self._tokenizer = None
 
     def render(self, messages: list, where: str) -> str:
-        from transformers import AutoTokenizer
-
         if self._tokenizer is None:
             try:
-                self._tokenizer = AutoTokenizer.from_pretrained(self._model_dir, local_files_only=True)
+                self._tokenizer = self._load()
             except Exception as error:  # whatever its readers raise
                 raise FirpError(
                     "the model's tokenizer does not load", got=f"{error}".splitlines()[0][:200]
@@ -51,6 +51,16 @@ class ChatTemplate:
             return self._tokenizer.apply_chat_template(messages, tokenize=False)
         except Exception as error:  # a template is a program of its own
             raise FirpError(f"bad messages at {where}", got=f"{error}"[:200]) from error
+
+    def _load(self) -> Any:
+        """transformers' tokenizer, which reads a folder: one with what the checkpoint holds."""
+        from transformers import AutoTokenizer
+
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(self._checkpoint.raw_config), "utf-8")
+            for name in self._checkpoint.companions:
+                (Path(folder) / name).write_bytes(self._checkpoint.companion(name))
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def load_documents(paths: list[Path], tokenizer: Tokenizer, chat: ChatTemplate) -> list[list[int]]:
