@@ -171,7 +171,7 @@ def test_tied_head_that_differs_is_an_error_and_an_equal_one_is_not(tmp_path):
                     "rope_theta": 1e4,
                     "factor": 2.0,
                     "short_factor": [1.0] * 16,
-                    "long_factor": [1.0] * 16,
+                    "long_factor": [2.0] * 16,
                 },
             ),
             "unsupported rope",
