@@ -26,12 +26,6 @@ def assemble(
 ) -> Checkpoint:
     """A checkpoint whose every tensor is there, has its shape and is used. Raises CheckpointError."""
     config = architecture.config
-    if config.num_hidden_layers > len(tensors):
-        raise CheckpointError(
-            f"tensors missing in '{path}'",
-            got=f"{len(tensors)} tensors",
-            expected=f"{config.num_hidden_layers} layers",
-        )
     names = architecture.family.names
     weights = tuple(Weight(name, shape, names.sources(name)) for name, shape in weight_shapes(config).items())
     checkpoint = Checkpoint(path, config, weights, tensors, eos_token_ids, raw_config, companions)

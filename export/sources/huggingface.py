@@ -25,6 +25,12 @@ def read_model_directory(path: Path) -> Checkpoint:
     raw = _read_config(path)
     found = architecture(raw, str(path / "config.json"))
     tensors = read_checkpoint_tensors(path)
+    if found.config.num_hidden_layers > len(tensors):
+        raise CheckpointError(
+            f"tensors missing in '{path}'",
+            got=f"{len(tensors)} tensors",
+            expected=f"{found.config.num_hidden_layers} layers",
+        )
     eos = _eos_token_ids(path, raw, found.config.vocab_size)
     companions = {name: path / name for name in COMPANIONS if os.path.lexists(path / name)}
     return assemble(path, raw, found, tensors, eos, companions)

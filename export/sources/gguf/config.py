@@ -126,7 +126,7 @@ def transformers_dictionary(path: Path, file: GgufFile) -> dict[str, Any]:
         "vocab_size": _vocab_size(data, file),
         "hidden_size": hidden_size,
         "intermediate_size": data.integer("feed_forward_length"),
-        "num_hidden_layers": data.integer("block_count"),
+        "num_hidden_layers": _num_layers(data, file),
         "num_attention_heads": heads,
         "num_key_value_heads": data.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,
@@ -153,12 +153,20 @@ def _vocab_size(data: Metadata, file: GgufFile) -> int:
     told = {"vocab_size": data.integer("vocab_size", rows), "tokens": rows if tokens is None else len(tokens)}
     for what, size in told.items():
         if size != rows:
-            raise CheckpointError(
-                f"metadata and tensors of '{data.path}' disagree",
-                got=f"{what} {size}",
-                expected=f"{rows}, the rows of token_embd.weight",
-            )
+            raise _disagreement(data, f"{what} {size}", f"{rows}, the rows of token_embd.weight")
     return rows
+
+
+def _num_layers(data: Metadata, file: GgufFile) -> int:
+    """Layers that there can be tensors of: nothing is made of a number that is too large."""
+    layers = data.integer("block_count")
+    if layers > len(file.tensors):
+        raise _disagreement(data, f"block_count {layers}", f"at most {len(file.tensors)}, the tensors")
+    return layers
+
+
+def _disagreement(data: Metadata, got: str, expected: str) -> CheckpointError:
+    return CheckpointError(f"metadata and tensors of '{data.path}' disagree", got=got, expected=expected)
 
 
 def _rope_parameters(data: Metadata, file: GgufFile, head_dim: int) -> dict[str, Any]:
