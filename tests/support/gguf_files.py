@@ -149,7 +149,7 @@ def _llama3_factors(config: Any) -> np.ndarray:
     return np.array(factors, np.float32)
 
 
-def tokenizer_metadata(tokenizer: Tokenizer, model: str, pre: str, **keys: Any) -> dict[str, Any]:
+def tokenizer_metadata(tokenizer: Tokenizer, model: str, pre: str, /, **keys: Any) -> dict[str, Any]:
     """The keys of a BPE tokenizer, as the converter writes them. keys: more of `tokenizer.ggml.*`;
     None leaves one out.
     """

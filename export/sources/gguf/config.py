@@ -150,7 +150,9 @@ def _vocab_size(data: Metadata, file: GgufFile) -> int:
         raise CheckpointError("no embedding", got=f"'{data.path}' without token_embd.weight, a matrix")
     rows = embedding.shape[0]
     tokens = file.metadata.get("tokenizer.ggml.tokens")
-    told = {"vocab_size": data.integer("vocab_size", rows), "tokens": rows if tokens is None else len(tokens)}
+    told = {"vocab_size": data.integer("vocab_size", rows)}
+    if isinstance(tokens, list):
+        told["tokens"] = len(tokens)
     for what, size in told.items():
         if size != rows:
             raise _disagreement(data, f"{what} {size}", f"{rows}, the rows of token_embd.weight")
