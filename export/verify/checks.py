@@ -53,7 +53,6 @@ def verify(
     checks = [Check("file hashes", True, 0, 0)] if check_hashes else []  # loading raises for a wrong one
     steps: list[Step] = []
     if model:
-        progress("reading the model", 0, None)
         checkpoint = open_checkpoint(model)
         _check_source(engine, checkpoint)
         progress("loading the Hugging Face model", 0, None)
