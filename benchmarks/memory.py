@@ -25,7 +25,7 @@ from firp.calib.training.options import TrainOptions
 from firp.calib.training.path_tables import PathTables
 from firp.calib.training.row_store import RowStore
 from firp.calib.training.trainer import Trainer
-from firp.export.sources.huggingface import open_checkpoint
+from firp.export.sources.open import open_checkpoint
 from firp.runtime.machine import peak_bytes
 
 SIZES = {  # hidden, intermediate, layers, heads, key/value heads, vocabulary

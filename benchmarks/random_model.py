@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from firp.export.bundle.predictor_dir import FORMAT_VERSION, Accuracy, PredictorInfo, write_predictors
-from firp.export.sources.huggingface import open_checkpoint
+from firp.export.sources.open import open_checkpoint
 
 SHAPES = {  # as LlamaConfig names them
     "tiny": {

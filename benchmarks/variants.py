@@ -30,8 +30,8 @@ from firp.calib.training.options import TrainOptions
 from firp.calib.training.path_tables import PathTables
 from firp.calib.training.row_store import RowStore, StoredRows
 from firp.calib.training.trainer import Trainer
+from firp.export.sources.open import open_checkpoint
 from firp.runtime.console.options import Repeating
-from firp.runtime.loop.text import load_tokenizer
 from firp.runtime.trees.tree import TreeConfig
 
 LAYERS = (5, 6, 7)  # of the offsets, in the variant with a layer for each
@@ -185,9 +185,8 @@ VARIANTS = {
 def main(layer, steps, only):
     options = TrainOptions(minutes=None, steps=steps)
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    documents = load_documents(
-        list(standard_library()), load_tokenizer(MODEL / "tokenizer.json"), ChatTemplate(MODEL)
-    )
+    checkpoint = open_checkpoint(MODEL)
+    documents = load_documents(list(standard_library()), checkpoint.tokenizer(), ChatTemplate(checkpoint))
     dataset = make_dataset(documents, options.window, 0)
     evaluation = Evaluation(model, dataset, options, (0,), lambda *_: None)
     result = Result("variants", "What else the predictors could be")

@@ -16,6 +16,7 @@ EXTRAS = {
     "tensorrt_rtx": ("tensorrt-rtx",),
     "torch": ("export",),
     "transformers": ("export",),
+    "gguf": ("export",),
     "onnx_ir": ("export", "profile", "tensorrt", "tensorrt-rtx"),
     "ml_dtypes": ("export", "profile", "tensorrt", "tensorrt-rtx"),
     "onnx": ("profile", "export"),

@@ -25,6 +25,8 @@ DEMO_MODEL = Path(__file__).parent / "demo_model"
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and gpu_compute_capability() is None:
         pytest.skip("no CUDA device")
+    if item.get_closest_marker("real") and not Path(os.environ.get("FIRP_REAL_MODEL", "")).is_file():
+        pytest.skip("FIRP_REAL_MODEL names no file")
 
 
 @pytest.fixture(scope="session")

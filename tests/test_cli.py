@@ -248,7 +248,10 @@ def test_verify_refuses_another_model(demo_bundle, model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["export", "absent", "-o", "OUT"], "no such model directory"),
+        (
+            ["export", "absent", "-o", "OUT"],
+            "no such model | got 'absent', expected a Hugging Face model directory, or a GGUF file",
+        ),
         (
             ["export", "MODEL", "-o", "OUT", "--prediction-layer", "4"],
             "prediction layer out of range | got 4, expected 1 to 3",

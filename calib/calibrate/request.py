@@ -1,7 +1,7 @@
 """What a calibration is asked for, checked before it starts.
 
-In: `CalibrationRequest`. Out: `Prepared`, which is everything that the model directory and the data
-say; or a FirpError, with nothing written.
+In: `CalibrationRequest`. Out: `Prepared`, which is everything that the model and the data say; or a
+FirpError, with nothing written.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from firp.calib.training.memory import require_training_memory
 from firp.calib.training.options import AUTO, TrainOptions
 from firp.export.bundle.predictor_dir import MARKER
 from firp.export.sources.checkpoint import Checkpoint
-from firp.export.sources.huggingface import open_checkpoint
+from firp.export.sources.open import open_checkpoint
 from firp.export.target_folder import check_target
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.chat.template import ChatTemplate
@@ -33,7 +33,7 @@ RESUMABLE_CHANGES = ("learning_rate", "batch", "accumulate", "anchors")
 class CalibrationRequest:
     """What to calibrate, on what, and where to."""
 
-    model: Path
+    model: Path  # a Hugging Face directory, or a GGUF file
     output: Path
     data: tuple[Path, ...] = ()  # text files, .jsonl, directories
     # the model continues these, and trains on what it wrote
@@ -65,14 +65,14 @@ def prepare(request: CalibrationRequest) -> Prepared:
     _check_window(checkpoint, options)
     check_device(options.device)
     require_training_memory(checkpoint, options, lowest, available_memory(options.device))
-    tokenizer = model_tokenizer(request.model)
+    tokenizer = model_tokenizer(checkpoint)
     if not request.data and not request.prompts:
         raise FirpError(
             "nothing to calibrate on",
             got="no data",
             expected="text files, or prompts that the model continues",
         )
-    chat = ChatTemplate.from_folder(request.model)
+    chat = ChatTemplate.from_files(checkpoint.companion)
     documents = load_documents(list(request.data), tokenizer, chat) if request.data else []
     prompts = encode_prompts(request.prompts, tokenizer, chat)
     check_ids([*documents, *prompts], checkpoint.config.vocab_size)

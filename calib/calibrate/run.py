@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from firp.calib.calibrate.request import CalibrationRequest, Prepared, identity, prepare
 from firp.calib.replay.evaluation import Evaluated, Evaluation
@@ -41,8 +40,9 @@ from firp.export.bundle.predictor_dir import (
     write_predictors,
 )
 from firp.export.target_folder import disk_errors, target_folder
+from firp.export.weights.torch_model import torch_model
 from firp.runtime.bundle.calibration import LatencyTable
-from firp.runtime.errors import CheckpointError, FirpError
+from firp.runtime.errors import FirpError
 
 
 class CalibrationEvent(NamedTuple):
@@ -103,11 +103,7 @@ class _Run:
         self.rows: RowStore | None = None  # of the layer that trains
         self.progress("loading the model", 0, 1)
         dtype = getattr(torch, self.options.precision)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(request.model, dtype=dtype, local_files_only=True)
-        except (OSError, ValueError, ImportError) as error:
-            raise CheckpointError("the model does not load", got=str(error).splitlines()[0][:200]) from error
-        self.model = model.to(self.options.device)
+        self.model = torch_model(self.checkpoint, dtype).to(self.options.device)
 
     def finish(self) -> PredictorInfo:
         dataset = self._dataset()
@@ -126,7 +122,7 @@ class _Run:
         if self.options.baselines:  # the same steps, whatever time they take
             options = replace(options, steps=trainers[0].step, minutes=None)
             trainers += [self._train(method, layer, dataset, options) for method in (Medusa, EarlyExit)]
-        evaluated = evaluation.findings(trainers, self.request.model.resolve().name, swept, latency)
+        evaluated = evaluation.findings(trainers, self.checkpoint.name, swept, latency)
         with target_folder(self.request.output, MARKER) as folder:
             info = self._write(folder, trainers[0], dataset, evaluated)
         self.saved.remove()
@@ -255,7 +251,7 @@ class _Run:
             prediction_layer=layer,
             hidden_size=self.checkpoint.config.hidden_size,
             correction_rank=self.options.correction_rank,
-            model_name=self.request.model.resolve().name,
+            model_name=self.checkpoint.name,
             model_fingerprint=self.checkpoint.fingerprint(),
             training=training,
             held_out=held_out,

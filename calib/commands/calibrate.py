@@ -68,8 +68,8 @@ _training_options = options_from(
 @click.option("--resume", is_flag=True, help="Go on with the calibration that was interrupted.")
 @json_option("Print report.json.")
 def calibrate(model, output, data, from_model, latency, resume, as_json, **options):
-    """Train predictors and path correction for MODEL, calibrate draft trees, and report what they
-    are worth.
+    """Train predictors and path correction for MODEL, a Hugging Face directory or a GGUF file,
+    calibrate draft trees, and report what they are worth.
     """
     if not data and not from_model:
         raise click.UsageError("give --data, --from-model, or both.")

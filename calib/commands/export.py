@@ -57,7 +57,7 @@ from firp.runtime.tuning.tune import tune as choose_tree
 def export(
     model, output, predictors, calib_data, minutes, prediction_layer, dtype, verify, tune, engine, force
 ):
-    """Turn the Hugging Face model directory MODEL into a bundle."""
+    """Turn MODEL, a Hugging Face directory or a GGUF file, into a bundle."""
     with quit_on_interrupt():
         from firp.calib.calibrate.request import CalibrationRequest
         from firp.export.bundle.writer import ExportOptions, export_bundle, prepare

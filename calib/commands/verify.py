@@ -33,7 +33,7 @@ these outputs are built for it and not kept, which takes as long as firp build."
 @click.option(
     "--model",
     type=PATH,
-    help="The model directory it came from: compares with Hugging Face too.",
+    help="The directory or GGUF file it came from: compares with Hugging Face too.",
 )
 @click.option("--layers", is_flag=True, help=_LAYERS_HELP)
 @backend_option(BACKENDS)

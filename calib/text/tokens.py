@@ -1,30 +1,30 @@
 """Texts and token ids for a model, by its own tokenizer.
 
-In: a model directory, prompts. Out: lists of token ids that the model has embeddings for, or a
+In: a checkpoint, prompts. Out: lists of token ids that the model has embeddings for, or a
 FirpError.
 """
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from firp.export.sources.checkpoint import TOKENIZER, Checkpoint
 from firp.runtime.chat.encoder import ChatEncoder
 from firp.runtime.chat.messages import is_messages
 from firp.runtime.chat.template import ChatTemplate
 from firp.runtime.engine import Prompt
 from firp.runtime.errors import CheckpointError, FirpError
-from firp.runtime.loop.text import encode_text, load_tokenizer
+from firp.runtime.loop.text import encode_text
 
 
-def model_tokenizer(model_dir: Path) -> Tokenizer:
-    """The tokenizer of a model directory. Raises CheckpointError where it has none."""
-    file = model_dir / "tokenizer.json"
-    if not file.is_file():
+def model_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer of a model. Raises CheckpointError where it has none."""
+    tokenizer = checkpoint.tokenizer()
+    if tokenizer is None:
         raise CheckpointError(
-            "the model has no tokenizer", got=f"'{model_dir}' without tokenizer.json", fix="add it"
+            "the model has no tokenizer", got=f"'{checkpoint.path}' without {TOKENIZER}", fix="add it"
         )
-    return load_tokenizer(file)
+    return tokenizer
 
 
 def encode_prompts(

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from firp.export.sources.checkpoint import Checkpoint
-from firp.export.sources.safetensors_file import TensorRecord, read_safetensors
+from firp.export.sources.safetensors_file import read_safetensors
+from firp.export.sources.tensor_record import TensorRecord
 from firp.export.target_folder import disk_errors
 from firp.export.weights import stream as weights
 from firp.runtime.bundle.calibration import Calibration, read_calibration
@@ -96,7 +97,7 @@ def open_predictors(path: Path, checkpoint: Checkpoint) -> Predictors:
         raise CheckpointError(
             "predictors of another model",
             got=f"'{info.model_name}' ({info.model_fingerprint[:12]})",
-            expected=f"'{checkpoint.path.name}' ({fingerprint[:12]})",
+            expected=f"'{checkpoint.name}' ({fingerprint[:12]})",
             fix="train predictors for this model with firp calibrate",
         )
     tensors = read_safetensors(path / TENSOR_FILE)

@@ -1,4 +1,4 @@
-"""Writes a bundle from a model directory: weights, graphs, tree, tokenizer, manifest.
+"""Writes a bundle from a model: weights, graphs, tree, tokenizer, manifest.
 
 In: `ExportOptions`. Out: a bundle that appears whole or not at all: it is written to a folder
 beside the target, verified there, and renamed when complete. Interrupted or failed, the target
@@ -7,7 +7,6 @@ stays as it was.
 
 import dataclasses
 import functools
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from firp.export.graphs.predictors import PREDICTORS_WEIGHT
 from firp.export.graphs.write import write_graphs
 from firp.export.leftovers import repair
 from firp.export.sources.checkpoint import Checkpoint, Weight
-from firp.export.sources.huggingface import open_checkpoint
-from firp.export.sources.safetensors_file import TensorRecord
+from firp.export.sources.open import open_checkpoint
+from firp.export.sources.tensor_record import TensorRecord
 from firp.export.target_folder import check_target, disk_errors, target_folder
 from firp.export.weights import stream as weights
 from firp.export.weights.rope import rope_tables
@@ -39,21 +38,19 @@ from firp.runtime.bundle.json_fields import read_json, to_json, write_json
 from firp.runtime.bundle.model_config import Precision
 from firp.runtime.bundle.weight_table import ROPE_TABLES
 from firp.runtime.errors import CheckpointError, FirpError
-from firp.runtime.loop.text import load_tokenizer
 from firp.runtime.progress import Progress, silent
 from firp.runtime.trees.tree import TreeConfig
 
 _GRAPHS_BYTES = 4 << 20  # more than the graphs and records of a bundle take
-COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 Verify = Callable[[Path], dict[str, Any]]  # bundle folder -> record; raises when a check fails
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """A model directory, where its bundle goes, and what goes into it."""
+    """A model, where its bundle goes, and what goes into it."""
 
-    model: Path
+    model: Path  # a Hugging Face directory, or a GGUF file
     output: Path
     predictors: Path | None = None
     prediction_layer: int | None = None  # None: that of the predictors, or three quarters of the layers
@@ -109,8 +106,7 @@ def prepare(options: ExportOptions, verify: bool) -> Prepared:
             fix="add --no-verify, or export float32 or float16",
         )
     checkpoint = open_checkpoint(options.model)
-    if os.path.lexists(options.model / "tokenizer.json"):
-        load_tokenizer(options.model / "tokenizer.json")
+    checkpoint.tokenizer()
     predictors = open_predictors(options.predictors, checkpoint) if options.predictors else None
     layer = _split(checkpoint, predictors, options.prediction_layer)
     if predictors:
@@ -184,12 +180,11 @@ def _write(
     records = _write_weights(folder, options, precision.weights, checkpoint, predictors, progress)
     num_predictors = predictors.info.num_predictors if predictors else 0
     graphs = write_graphs(folder, checkpoint.config, layer, num_predictors, precision, records)
-    for name in COPIED:
-        if (options.model / name).is_file():
-            shutil.copyfile(options.model / name, folder / name)
+    for name in checkpoint.companions:
+        (folder / name).write_bytes(checkpoint.companion(name))
     write_json(folder / "generation_config.json", {"eos_token_id": list(checkpoint.eos_token_ids)})
     source = {
-        "model": checkpoint.path.resolve().name,
+        "model": checkpoint.name,
         "fingerprint": checkpoint.fingerprint(),
         "predictors": None,
     }
@@ -245,7 +240,7 @@ def _write_weights(
         stacked = Weight(PREDICTORS_WEIGHT, (k * size, size), (TENSOR_NAME,))
         files["predictors.safetensors"] = [weights.from_checkpoint(stacked, {TENSOR_NAME: predictors.tensor})]
     total = sum(weights.size_bytes(file_weights, dtype) for file_weights in files.values())
-    _check_disk(total + _bytes_beside_weights(options, predictors), shutil.disk_usage(folder).free)
+    _check_disk(total + _bytes_beside_weights(checkpoint, predictors), shutil.disk_usage(folder).free)
     records = {}
     done = 0
     for name, file_weights in files.items():
@@ -255,12 +250,11 @@ def _write_weights(
     return records
 
 
-def _bytes_beside_weights(options: ExportOptions, predictors: Predictors | None) -> int:
-    """Size of the files that are copied, and about that of the graphs."""
-    copied = [options.model / name for name in COPIED] + (
-        list(predictors.files.values()) if predictors else []
-    )
-    return sum(file.stat().st_size for file in copied if file.is_file()) + _GRAPHS_BYTES
+def _bytes_beside_weights(checkpoint: Checkpoint, predictors: Predictors | None) -> int:
+    """Size of the files that are taken along, and about that of the graphs."""
+    companions = sum(len(checkpoint.companion(name)) for name in checkpoint.companions)
+    files = predictors.files.values() if predictors else ()
+    return companions + sum(file.stat().st_size for file in files) + _GRAPHS_BYTES
 
 
 def _check_disk(needed: int, free: int) -> None:

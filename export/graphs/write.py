@@ -11,7 +11,7 @@ import onnx_ir as ir
 from firp.export.graphs.builder import GraphBuilder, onnx_dtype
 from firp.export.graphs.halves import lower, upper
 from firp.export.graphs.predictors import predictors
-from firp.export.sources.safetensors_file import TensorRecord
+from firp.export.sources.tensor_record import TensorRecord
 from firp.runtime.bundle.graph_spec import GraphSpec, TensorSpec, graph_specs, layers_of
 from firp.runtime.bundle.model_config import ModelConfig, Precision
 

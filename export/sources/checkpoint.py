@@ -1,17 +1,25 @@
 """A checkpoint, whatever it was read from.
 
-In: what a source found: the model's blueprint, its tensors by the source's own names, and which of
-them our weights are made of. Out: `Checkpoint`. No tensor is read here, except to identify it.
+In: what a source found: the model's blueprint, its tensors by Hugging Face's names, which of them
+our weights are made of, and what lies beside them. Out: `Checkpoint`. No tensor is read here, except
+to identify it.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from firp.export.sources.safetensors_file import TensorRecord
+from tokenizers import Tokenizer
+
+from firp.export.sources.tensor_record import TensorRecord
 from firp.runtime.bundle.model_config import ModelConfig
 from firp.runtime.errors import CheckpointError
+from firp.runtime.loop.text import parse_tokenizer
+
+TOKENIZER = "tokenizer.json"
+COMPANIONS = (TOKENIZER, "tokenizer_config.json", "chat_template.jinja")  # that a bundle takes along
 
 
 class Weight(NamedTuple):
@@ -31,8 +39,30 @@ class Checkpoint:
     path: Path
     config: ModelConfig
     weights: tuple[Weight, ...]  # in the order of the bundle's file
-    tensors: dict[str, TensorRecord]  # by the source's names
+    tensors: dict[str, TensorRecord]  # by Hugging Face's names
     eos_token_ids: tuple[int, ...]
+    raw_config: dict[str, Any]  # what config.json says, or would say
+    companions: Mapping[str, Path | bytes]  # those of COMPANIONS that there are: a file, or its content
+
+    @property
+    def name(self) -> str:
+        """The file name of what it was read from, links followed."""
+        return self.path.resolve().name
+
+    def companion(self, name: str) -> bytes | None:
+        """The content of one of COMPANIONS; None where the model has none. Raises CheckpointError."""
+        found = self.companions.get(name)
+        if not isinstance(found, Path):
+            return found
+        try:
+            return found.read_bytes()
+        except OSError as error:
+            raise CheckpointError("cannot read", got=f"'{found}': {error.strerror}") from error
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer; None where it has none. Raises BundleError when it does not load."""
+        content = self.companion(TOKENIZER)
+        return None if content is None else parse_tokenizer(content, str(self.path / TOKENIZER))
 
     def prediction_layer(self, requested: int | None) -> int:
         """The layer to split at: the requested one, or three quarters of the way up. Raises
@@ -46,13 +76,22 @@ class Checkpoint:
         return max(1, layers * 3 // 4) if requested is None else requested
 
     def fingerprint(self) -> str:
-        """Identifies the weights: sha256 over every tensor's name, dtype, shape and first 4 KiB (a
+        """Identifies the weights: sha256 over every tensor's name, storage, shape and first 4 KiB (a
         quick look, not a proof).
         """
         digest = hashlib.sha256()
         for name, record in sorted(self.tensors.items()):
-            digest.update(f"{name} {record.dtype} {record.shape}".encode())
+            digest.update(f"{name} {record.storage} {record.shape}".encode())
             with record.file.open("rb") as file:
                 file.seek(record.offset)
                 digest.update(file.read(min(4096, record.nbytes)))
         return digest.hexdigest()
+
+
+def transformers_config(raw: dict[str, Any]) -> Any:
+    """transformers' configuration of a model, from what config.json says. Raises whatever its
+    validation raises.
+    """
+    from transformers import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[raw["model_type"]].from_dict(raw)

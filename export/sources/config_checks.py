@@ -20,14 +20,16 @@ _SIZES = (
 )
 
 
-def check_config(config: Any) -> None:
-    """Check a configuration. Raises CheckpointError for a field that the graphs cannot follow."""
+def check_config(config: Any, where: str) -> None:
+    """Check a configuration. where: its file, for errors. Raises CheckpointError for a field that the
+    graphs cannot follow.
+    """
     for name in _SIZES:
-        _check_size(name, getattr(config, name))
+        _check_size(where, name, getattr(config, name))
     heads = head_dim(config)
-    _check_size("head_dim", heads)
+    _check_size(where, "head_dim", heads)
     if not 0 < config.rms_norm_eps < 1:
-        raise _bad("rms_norm_eps", config.rms_norm_eps, "between 0 and 1")
+        raise _bad(where, "rms_norm_eps", config.rms_norm_eps, "between 0 and 1")
     if config.num_hidden_layers < 2:
         raise CheckpointError("too few layers to split", got=config.num_hidden_layers, expected="at least 2")
     if config.num_attention_heads % config.num_key_value_heads:
@@ -36,21 +38,25 @@ def check_config(config: Any) -> None:
             got=f"{config.num_attention_heads} query, {config.num_key_value_heads} key/value heads",
         )
     if heads % 2:
-        raise _bad("head_dim", heads, "an even number, for rotary embedding turns pairs")
+        raise _bad(where, "head_dim", heads, "an even number, for rotary embedding turns pairs")
     if config.max_position_embeddings < LEAST_CONTEXT:
-        raise _bad("max_position_embeddings", config.max_position_embeddings, f"at least {LEAST_CONTEXT}")
+        raise _bad(
+            where, "max_position_embeddings", config.max_position_embeddings, f"at least {LEAST_CONTEXT}"
+        )
 
 
-def check_window(window: Any) -> None:
-    """Check a sliding window. Raises CheckpointError for one that no layer can have."""
+def check_window(window: Any, where: str) -> None:
+    """Check a sliding window. where: its file, for errors. Raises CheckpointError for one that no layer
+    can have.
+    """
     if window is not None and not (isinstance(window, int) and window >= LEAST_WINDOW):
-        raise _bad("sliding_window", window, f"at least {LEAST_WINDOW}, or null")
+        raise _bad(where, "sliding_window", window, f"at least {LEAST_WINDOW}, or null")
 
 
-def _check_size(name: str, value: Any) -> None:
+def _check_size(where: str, name: str, value: Any) -> None:
     if not isinstance(value, int) or value < 1:
-        raise _bad(name, value, "a positive integer")
+        raise _bad(where, name, value, "a positive integer")
 
 
-def _bad(name: str, value: Any, expected: str) -> CheckpointError:
-    return CheckpointError(f"bad {name} in config.json", got=value, expected=expected)
+def _bad(where: str, name: str, value: Any, expected: str) -> CheckpointError:
+    return CheckpointError(f"bad {name} in '{where}'", got=value, expected=expected)

@@ -8,22 +8,13 @@ end.
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from firp.export.sources.tensor_record import TensorRecord
 from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
 from firp.runtime.errors import CheckpointError
 
 _DTYPES = {DTYPES[name].safetensors: DTYPES[name] for name in MODEL_DTYPES}  # that weights may have
-
-
-class TensorRecord(NamedTuple):
-    """The place of one tensor in a file. `offset` counts bytes from the beginning of the file."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
 
 
 def read_checkpoint_tensors(path: Path) -> dict[str, TensorRecord]:

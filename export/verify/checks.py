@@ -1,7 +1,7 @@
 """Proof that a bundle says what the model says: Hugging Face against ONNX, and drafted against
 plain decoding.
 
-In: a bundle folder and, for the first part, the model directory it came from. Out: a `Report` of
+In: a bundle folder and, for the first part, the model it came from. Out: a `Report` of
 `Check`s; nothing is only a warning. Hidden states and logits are compared with the Hugging Face
 model in float64, in prefill, in chained decoding and over a random tree; plain tokens with its
 `generate`.
@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from firp.export.sources.huggingface import open_checkpoint
+from firp.export.sources.checkpoint import Checkpoint
+from firp.export.sources.open import open_checkpoint
 from firp.export.verify.report import Check, Report
 from firp.export.verify.rounding import distance, judge, scaled_difference, value_limit
 from firp.export.verify.rows import Rows, Sample, SessionRows, StageRows, random_sample
@@ -38,12 +39,12 @@ class Step(NamedTuple):
 
 def verify(
     bundle: Path,
-    model_dir: Path | None,
+    model: Path | None,
     progress: Progress = silent,
     check_hashes: bool = True,
     engine: Engine | None = None,
 ) -> Report:
-    """Run every check that applies: against Hugging Face when `model_dir` is given, against ONNX
+    """Run every check that applies: against Hugging Face when `model` is given, against ONNX
     Runtime on the CPU when `engine` runs elsewhere, drafted against plain when there are drafts.
     engine: of this bundle; None: on the CPU. Raises FirpError when something cannot be loaded.
     """
@@ -51,10 +52,11 @@ def verify(
     engine = engine or Engine.load(bundle, check_hashes=check_hashes)
     checks = [Check("file hashes", True, 0, 0)] if check_hashes else []  # loading raises for a wrong one
     steps: list[Step] = []
-    if model_dir:
-        _check_source(engine, model_dir)
+    if model:
+        checkpoint = open_checkpoint(model)
+        _check_source(engine, checkpoint)
         progress("loading the Hugging Face model", 0, None)
-        steps += _against_hugging_face(engine, model_dir)
+        steps += _against_hugging_face(engine, checkpoint)
     # which ONNX Runtime cannot run on a CPU
     if engine.backend.name != "cpu" and engine.manifest.precision.compute != "bfloat16":
         steps += _against_onnx_runtime(engine)
@@ -65,22 +67,21 @@ def verify(
     return Report(checks)
 
 
-def _check_source(engine: Engine, model_dir: Path) -> None:
-    checkpoint = open_checkpoint(model_dir)
+def _check_source(engine: Engine, checkpoint: Checkpoint) -> None:
     source = engine.manifest.source
     if checkpoint.fingerprint() != source["fingerprint"]:
         raise CheckpointError(
             "the bundle was made from another model",
-            got=f"'{model_dir}'",
+            got=f"'{checkpoint.path}'",
             expected=f"'{source['model']}' as exported",
         )
 
 
-def verify_or_fail(bundle: Path, model_dir: Path, progress: Progress = silent) -> dict[str, Any]:
+def verify_or_fail(bundle: Path, model: Path, progress: Progress = silent) -> dict[str, Any]:
     """The record for the manifest. Raises CheckFailedError naming the first check beyond its
     limit.
     """
-    report = verify(bundle, model_dir, progress, check_hashes=False)
+    report = verify(bundle, model, progress, check_hashes=False)
     failed = next((check for check in report.checks if not check.passed), None)
     if failed:
         raise CheckFailedError(
@@ -101,10 +102,10 @@ def _samples(engine: Engine) -> dict[str, list[Sample]]:
     }
 
 
-def _against_hugging_face(engine: Engine, model_dir: Path) -> Iterator[Step]:
+def _against_hugging_face(engine: Engine, checkpoint: Checkpoint) -> Iterator[Step]:
     from firp.export.verify.reference import load_model
 
-    model = load_model(model_dir, engine.manifest.precision.compute)
+    model = load_model(checkpoint, engine.manifest.precision.compute)
     for kind, samples in _samples(engine).items():
         yield Step(f"values of {kind} tokens", partial(_values_against_float64, engine, model, kind, samples))
     for kind, prompts in prompts_by_kind(engine, 3, 16).items():

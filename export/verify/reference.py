@@ -1,29 +1,27 @@
 """The Hugging Face model as the truth: in float64, and once more in the bundle's own type, whose
 distance from float64 is what rounding costs.
 
-In: a model directory, the bundle's type, samples. Out: the model with weights as the bundle stores
+In: a checkpoint, the bundle's type, samples. Out: the model with weights as the bundle stores
 them, and its `StageRows` computed in any type, with the weights of one module at a time in it.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM
 
+from firp.export.sources.checkpoint import Checkpoint
 from firp.export.verify.rows import Rows, Sample, StageRows
+from firp.export.weights.torch_model import torch_model
 
 
-def load_model(path: Path, dtype: str) -> Any:
+def load_model(checkpoint: Checkpoint, dtype: str) -> Any:
     """The model in float32, its weights rounded to `dtype`: what the format costs is no error of
     the graphs.
     """
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, attn_implementation="eager", local_files_only=True
-    ).eval()
+    model = torch_model(checkpoint, torch.float32, "eager")
     stored = getattr(torch, dtype)
     if stored != torch.float32:
         for parameter in model.parameters():

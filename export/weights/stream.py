@@ -1,8 +1,8 @@
-"""Streams weights from one safetensors file to another, a few megabytes at a time.
+"""Streams weights from a checkpoint's files to a safetensors file, a few megabytes at a time.
 
 In: the bundle's `Weight` list and the checkpoint's tensor table. Out: a safetensors file and where
-in it each weight lies. Joins, dtype conversion and the check for NaN happen on the way; nothing
-larger than a chunk is ever in memory.
+in it each weight lies. Decoding, joins, dtype conversion and the check for NaN happen on the way;
+nothing larger than a chunk is ever in memory.
 """
 
 import json
@@ -15,7 +15,8 @@ import ml_dtypes
 import numpy as np
 
 from firp.export.sources.checkpoint import Weight
-from firp.export.sources.safetensors_file import TensorRecord
+from firp.export.sources.gguf.blocks import block_sizes, dequantize
+from firp.export.sources.tensor_record import TensorRecord
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.errors import CheckpointError
 
@@ -58,18 +59,39 @@ def read_chunks(name: str, record: TensorRecord) -> Iterator[np.ndarray]:
     """A tensor's values, flat, in its own dtype. Raises CheckpointError for a value that is not
     finite.
     """
-    dtype = numpy_dtype(record.dtype)
+    unit = _unit_bytes(record)
+    values_bytes = math.prod(record.shape) * numpy_dtype(record.dtype).itemsize
+    units = _CHUNK_BYTES * record.nbytes // (values_bytes * unit) if values_bytes else 1
+    step = max(1, units) * unit
     with record.file.open("rb", buffering=0) as file:
         file.seek(record.offset)
-        for start in range(0, record.nbytes, _CHUNK_BYTES):
-            chunk = np.empty(min(_CHUNK_BYTES, record.nbytes - start) // dtype.itemsize, dtype)
-            if file.readinto(memoryview(chunk.view(np.uint8))) != chunk.nbytes:
+        for start in range(0, record.nbytes, step):
+            content = np.empty(min(step, record.nbytes - start), np.uint8)
+            if file.readinto(memoryview(content)) != content.nbytes:
                 raise CheckpointError("truncated weight file", got=f"'{record.file}' ends inside {name}")
+            chunk = _decode(content, record)
             if not _finite(chunk, record.dtype):
                 raise CheckpointError(
                     f"{name} holds NaN or infinity", got=f"'{record.file}'", fix="use an undamaged checkpoint"
                 )
             yield chunk
+
+
+def _unit_bytes(record: TensorRecord) -> int:
+    """Bytes of the smallest piece of a tensor that can be decoded alone."""
+    if record.paired_heads:
+        return record.nbytes // record.paired_heads
+    return block_sizes(record.blocks).nbytes if record.blocks else numpy_dtype(record.dtype).itemsize
+
+
+def _decode(content: np.ndarray, record: TensorRecord) -> np.ndarray:
+    """Values of whole units, flat and in Hugging Face's order."""
+    values = dequantize(content, record.blocks) if record.blocks else content.view(numpy_dtype(record.dtype))
+    if record.paired_heads:
+        rows = record.shape[0] // record.paired_heads
+        width = math.prod(record.shape[1:])
+        values = values.reshape(-1, rows // 2, 2, width).swapaxes(1, 2).reshape(-1)
+    return values
 
 
 def _finite(chunk: np.ndarray, dtype: str) -> bool:

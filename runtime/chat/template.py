@@ -5,14 +5,12 @@ In: chat_template.jinja and tokenizer_config.json, as bytes. Out: what transform
 when a template is rendered.
 """
 
-import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from firp.runtime.chat.messages import check_messages
-from firp.runtime.errors import BundleError, FirpError, PromptError
+from firp.runtime.errors import BundleError, PromptError
 
 TEMPLATE_NAME = "chat_template.jinja"
 CONFIG_NAME = "tokenizer_config.json"
@@ -44,11 +42,6 @@ class ChatTemplate:
         if text is not None:
             templates = {"default": _text(text, TEMPLATE_NAME)}
         return cls(templates, _special_tokens(config)) if templates else None
-
-    @classmethod
-    def from_folder(cls, folder: Path) -> "ChatTemplate | None":
-        """The template of a model directory; None where it has none."""
-        return cls.from_files(functools.partial(_read_file, folder))
 
     @property
     def eos_token(self) -> str | None:
@@ -97,15 +90,6 @@ def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
     return (
         message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
     )
-
-
-def _read_file(folder: Path, name: str) -> bytes | None:
-    try:
-        return (folder / name).read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise FirpError(f"cannot read {name}", got=f"'{folder}': {error.strerror}") from error
 
 
 def _text(raw: bytes, name: str) -> str:

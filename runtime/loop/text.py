@@ -19,9 +19,20 @@ _CONTEXT_TOKENS = 8  # of the prompt, decoded before the first new token
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Raises BundleError when the file is no tokenizer."""
-    with _tokenizer_errors(lambda reason: BundleError("tokenizer does not load", got=f"'{path}': {reason}")):
-        tokenizer = Tokenizer.from_file(str(path))
+    """The tokenizer in a file. Raises BundleError when the file is none."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BundleError("tokenizer does not load", got=f"'{path}': {error.strerror}") from error
+    return parse_tokenizer(content, str(path))
+
+
+def parse_tokenizer(content: bytes, where: str) -> Tokenizer:
+    """The tokenizer that a tokenizer.json holds. where: its place, for errors. Raises BundleError when
+    it holds none.
+    """
+    with _tokenizer_errors(lambda reason: BundleError("tokenizer does not load", got=f"'{where}': {reason}")):
+        tokenizer = Tokenizer.from_buffer(content)
     tokenizer.no_truncation()  # what the file was saved with would cut prompts silently
     tokenizer.no_padding()
     return tokenizer

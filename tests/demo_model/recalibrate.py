@@ -21,10 +21,9 @@ from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.heads import FirpPredictors
 from firp.calib.training.options import TrainOptions
 from firp.export.bundle.predictor_dir import open_predictors
-from firp.export.sources.huggingface import open_checkpoint
+from firp.export.sources.open import open_checkpoint
 from firp.runtime.bundle.calibration import Calibration
 from firp.runtime.bundle.json_fields import to_json, write_json
-from firp.runtime.loop.text import load_tokenizer
 from firp.runtime.trees.path_correction import PathCorrection
 
 HERE = Path(__file__).parent
@@ -44,7 +43,7 @@ def main(data):
     heads = FirpPredictors(k, info.hidden_size)
     heads.load_state_dict({"weight": load_file(FOLDER / "predictors.safetensors")["predictors.weight"]})
     options = TrainOptions(num_predictors=k)
-    documents = load_documents(list(data), load_tokenizer(HERE / "tokenizer.json"), ChatTemplate(HERE))
+    documents = load_documents(list(data), checkpoint.tokenizer(), ChatTemplate(checkpoint))
     end = checkpoint.eos_token_ids[0] if checkpoint.eos_token_ids else None
     dataset = make_dataset(documents, min(options.window, window), end, ([], []))
     evaluation = Evaluation(model, dataset, options, checkpoint.eos_token_ids, lambda *_: None)

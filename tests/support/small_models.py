@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from firp.calib.training.heads import FirpPredictors
-from firp.export.sources.huggingface import open_checkpoint
+from firp.export.sources.open import open_checkpoint
 
 _SMALL = {
     "vocab_size": 193,
@@ -59,12 +59,21 @@ CONFIGS = {
 }
 
 
-def make_model(folder: Path, family: str, dtype: torch.dtype = torch.float32, **save_options) -> Path:
+def make_model(
+    folder: Path,
+    family: str,
+    dtype: torch.dtype = torch.float32,
+    changes: dict | None = None,
+    **save_options,
+) -> Path:
     """A random checkpoint whose logits differ clearly from token to token; biases and norms are
-    random too.
+    random too. changes: fields of the family's configuration.
     """
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[family]))
+    config = copy.deepcopy(CONFIGS[family])
+    for name, value in (changes or {}).items():
+        setattr(config, name, value)
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias") or "norm" in name:

@@ -19,7 +19,7 @@ from firp.calib.text.continuations import continue_prompts
 from firp.calib.training.options import TrainOptions
 from firp.calib.training.trainer import Trainer
 from firp.export.bundle.writer import ExportOptions, export_bundle
-from firp.export.sources.huggingface import open_checkpoint
+from firp.export.sources.open import open_checkpoint
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.errors import FirpError

@@ -7,6 +7,7 @@ import pytest
 
 from firp.calib.text.documents import load_documents, make_dataset, split_prompts
 from firp.calib.text.tokens import encode_prompts
+from firp.export.sources.open import open_checkpoint
 from firp.runtime.chat.template import ChatTemplate
 from firp.runtime.errors import FirpError
 from firp.runtime.loop.text import load_tokenizer
@@ -22,7 +23,8 @@ def read(demo):
     tokenizer = load_tokenizer(demo / "tokenizer.json")
 
     def load(*paths, model=demo):
-        documents = load_documents(list(paths), tokenizer, ChatTemplate.from_folder(model))
+        chat = ChatTemplate.from_files(open_checkpoint(model).companion)
+        documents = load_documents(list(paths), tokenizer, chat)
         return [tokenizer.decode(ids) for ids in documents]
 
     return load
@@ -52,8 +54,8 @@ def test_files_lines_and_directories(read, tmp_path):
 def test_messages_go_through_the_chat_template(read, demo, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        (model / name).write_bytes((demo / name).read_bytes())
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (model / name).symlink_to(demo / name)
     lines = [{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}]
     (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(FirpError, match="no chat template.*line 1"):

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.heads import FirpPredictors
 from firp.export.bundle.writer import ExportOptions, export_bundle
-from firp.export.sources.huggingface import open_checkpoint
+from firp.export.sources.open import open_checkpoint
 from firp.runtime.engine import Engine
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.trees.tree import chain

@@ -11,7 +11,7 @@ from support.small_models import make_model
 
 from firp.calib.training.memory import memory_needed
 from firp.calib.training.options import TrainOptions
-from firp.export.sources.huggingface import open_checkpoint
+from firp.export.sources.open import open_checkpoint
 from firp.runtime.bundle.weight_table import weight_shapes
 
 OPTIONS = TrainOptions(minutes=None, steps=2, batch=4, anchors=100, window=256)

@@ -10,7 +10,7 @@ from support.small_models import make_model, make_predictors
 
 from firp.export.bundle.predictor_dir import open_predictors, write_predictors
 from firp.export.bundle.writer import ExportOptions, export_bundle
-from firp.export.sources.huggingface import open_checkpoint
+from firp.export.sources.open import open_checkpoint
 from firp.runtime.bundle.calibration import Calibration, Candidate
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.errors import CheckpointError, FirpError

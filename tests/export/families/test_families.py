@@ -9,7 +9,7 @@ from support.small_models import CONFIGS, make_model
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
-from firp.export.sources.huggingface import open_checkpoint
+from firp.export.sources.open import open_checkpoint
 from firp.export.sources.safetensors_file import read_safetensors
 from firp.export.verify.checks import verify
 from firp.export.weights.rope import rope_tables

@@ -6,6 +6,7 @@ import torch
 from support.small_models import CONFIGS, make_model
 from transformers import AutoModelForCausalLM
 
+from firp.export.sources.open import open_checkpoint
 from firp.export.verify.reference import computing_in, load_model, model_rows
 from firp.export.verify.rows import Sample, random_sample
 from firp.runtime.trees.tree import DraftTree
@@ -23,13 +24,15 @@ def assert_same(ours, theirs):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return load_model(make_model(tmp_path_factory.mktemp("reference") / "model", "qwen3"), "float32")
+    return load_model(
+        open_checkpoint(make_model(tmp_path_factory.mktemp("reference") / "model", "qwen3")), "float32"
+    )
 
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_modules_in_double_one_by_one_are_the_whole_model_in_double(family, tmp_path):
     path = make_model(tmp_path / "model", family)
-    model, ids = load_model(path, "float32"), torch.arange(2, 42).reshape(2, 20)
+    model, ids = load_model(open_checkpoint(path), "float32"), torch.arange(2, 42).reshape(2, 20)
     with torch.no_grad(), computing_in(model, torch.float64):
         ours = model(ids, output_hidden_states=True, use_cache=False)
     whole = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
@@ -92,7 +95,8 @@ def test_a_tree_is_its_paths(model):
 
 def test_weights_are_rounded_as_the_bundle_stores_them(tmp_path):
     path = make_model(tmp_path / "model", "llama")
-    full, rounded = load_model(path, "float32"), load_model(path, "float16")
+    checkpoint = open_checkpoint(path)
+    full, rounded = load_model(checkpoint, "float32"), load_model(checkpoint, "float16")
     for a, b in zip(full.parameters(), rounded.parameters(), strict=True):
         assert torch.equal(a.half().float(), b)
         assert not torch.equal(a, b)

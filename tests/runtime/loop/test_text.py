@@ -170,10 +170,11 @@ def test_a_panic_while_decoding_is_one_line():
 
 
 def test_a_panic_while_loading_is_one_line(tmp_path, monkeypatch):
-    def from_file(_):
+    def from_buffer(_):
         raise Panic("called `Option::unwrap()` on a `None` value")
 
-    monkeypatch.setattr(text_module, "Tokenizer", SimpleNamespace(from_file=from_file))
+    monkeypatch.setattr(text_module, "Tokenizer", SimpleNamespace(from_buffer=from_buffer))
+    (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="tokenizer does not load.*tokenizer.json.*unwrap"):
         load_tokenizer(tmp_path / "tokenizer.json")
 

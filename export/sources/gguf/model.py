@@ -1,0 +1,38 @@
+"""A GGUF file as a `Checkpoint`.
+
+In: one file, or the first of several parts. Out: the blueprint, where every tensor lies, and the
+tokenizer as Hugging Face's files. Its quantized tensors stay as they are until they are streamed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from firp.export.sources.architecture import architecture
+from firp.export.sources.assemble import assemble
+from firp.export.sources.checkpoint import Checkpoint
+from firp.export.sources.gguf.config import transformers_dictionary
+from firp.export.sources.gguf.file import read_gguf_file
+from firp.export.sources.gguf.names import renamed
+from firp.export.sources.gguf.tokenizer import tokenizer_files
+from firp.export.sources.gguf.vocabulary import Vocabulary
+from firp.runtime.extras import require
+
+
+def read_gguf(path: Path) -> Checkpoint:
+    """Read and check a GGUF file: its architecture, its tensor types and its tokenizer are supported,
+    and every tensor is there, has its shape and is used.
+
+    Raises CheckpointError, one message for each way it can be wrong.
+    """
+    require("a GGUF file", ("gguf",))
+    file = read_gguf_file(path)
+    config: dict[str, Any] = transformers_dictionary(path, file)
+    found = architecture(config, str(path))
+    vocabulary = Vocabulary.read(path, file.metadata)
+    ends = vocabulary.ends() if vocabulary else ()
+    config |= {
+        "eos_token_id": list(ends) or None,
+        "bos_token_id": vocabulary.ids.get("bos_token_id") if vocabulary else None,
+    }
+    companions = tokenizer_files(vocabulary) if vocabulary else {}
+    return assemble(path, config, found, renamed(file.tensors, config), ends, companions)

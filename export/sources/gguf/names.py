@@ -1,0 +1,49 @@
+"""Tensors of a GGUF file under Hugging Face's names.
+
+In: tensors by GGUF's names, and the configuration. Out: the same records by Hugging Face's names, those
+of queries and keys marked where llama.cpp's converter moved their rows.
+"""
+
+import re
+from typing import Any
+
+from firp.export.sources.gguf.config import ROPE_FACTORS
+from firp.export.sources.tensor_record import TensorRecord
+
+_MODULES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_LAYER_MODULES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_LAYER = re.compile(r"blk\.(\d+)\.(\w+)")
+# Families whose rotary embedding llama.cpp computes on neighbouring rows, as Meta wrote Llama, where
+# Hugging Face pairs row i with row i + head_dim / 2: its converter moves the rows of queries and keys.
+_PAIRED = ("llama", "mistral")
+
+
+def renamed(tensors: dict[str, TensorRecord], config: dict[str, Any]) -> dict[str, TensorRecord]:
+    """Tensors by Hugging Face's names; one that has none there keeps its own."""
+    heads = {}
+    if config["model_type"] in _PAIRED:
+        heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    found = {}
+    for name, record in tensors.items():
+        if name == ROPE_FACTORS:  # a part of the configuration
+            continue
+        module, _, kind = name.rpartition(".")
+        layer = _LAYER.fullmatch(module)
+        if layer and layer[2] in _LAYER_MODULES:
+            record = record._replace(paired_heads=heads.get(layer[2]))
+            found[f"model.layers.{layer[1]}.{_LAYER_MODULES[layer[2]]}.{kind}"] = record
+        else:
+            found[f"{_MODULES[module]}.{kind}" if module in _MODULES else name] = record
+    return found

@@ -1,0 +1,290 @@
+"""Tokenizers of GGUF files: the ids of the tokenizer that the file was written from, or a refusal."""
+
+import json
+import random
+import re
+
+import pytest
+from support.gguf_files import WIDE, tokenizer_metadata, write_gguf
+from support.small_models import make_model
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer
+
+from firp.export.bundle.writer import ExportOptions, export_bundle
+from firp.export.sources.gguf.pre_tokenizers import CUTS
+from firp.export.sources.gguf.tokenizer import tokenizer_files
+from firp.export.sources.gguf.vocabulary import Vocabulary
+from firp.export.sources.open import open_checkpoint
+from firp.runtime.engine import Engine
+from firp.runtime.errors import CheckpointError
+
+PIECES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "don't I'LL we've he'd THEY'RE it's",
+    "def f(x):\n\tif x >= 10:\n        return x**2  # squared\n\n\nprint(f'{a_b}')",
+    "1234567890 3.14 ١٢٣ ²³ Ⅷ ½ 2024-11-26",
+    "Привет, мир! Ёж и Ґанок",
+    "你好，世界。今天天气不错！",
+    "こんにちは世界、カタカナｶﾀｶﾅ",
+    "안녕하세요 세계",
+    "مرحبا بالعالم، كيف الحال؟",
+    "שלום עולם",
+    "नमस्ते दुनिया क्षि",
+    "สวัสดีชาวโลก",
+    "Γειά σου Κόσμε Ὦ ὕδωρ",
+    "Xin chào thế giới",
+    "e\u0301 é ﬁ ﬀ ß ẞ İ ı K Å Ω",
+    "🙂👩‍👩‍👧‍👦🏳️‍🌈 ❤️",
+    "  leading", "trailing   ", "\t\ttabs\n\n\n  mixed \r\n", "\u00a0nbsp\u2009thin\u3000wide",
+    "\x00\x01\x7f\u200b\ufeff", " " * 17, "\n" * 5, "a/b\\c@d#e $5 100% [x]{y}<z> ~`|^",
+    "ÀÉÎõü CamelCaseWord", "<|im_start|>user\nHi<|im_end|>\n", "<|im_start|", "x<|im_end|>y <tool> z</tool>",
+    "<|endoftext|>", "<s></s>",
+)  # fmt: skip
+CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+PLAIN = ("<tool>", "</tool>")
+_ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPELL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+GPT2 = SPELL | {"use_regex": True}
+DIGITS = {"type": "Digits", "individual_digits": True}
+
+
+def split(pattern):
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+# What the tokenizer.json of each family's own models says
+ORIGINAL = {
+    "gpt-2": [GPT2],
+    "smollm": [DIGITS, GPT2],
+    "starcoder": [DIGITS, GPT2],
+    "refact": [DIGITS, GPT2],
+    "llama-bpe": [split(_ENDINGS + _WORDS.replace("DIGITS", "{1,3}")), SPELL],
+    "llama3": [split(_ENDINGS + _WORDS.replace("DIGITS", "{1,3}")), SPELL],
+    "llama-v3": [split(_ENDINGS + _WORDS.replace("DIGITS", "{1,3}")), SPELL],
+    "qwen2": [split(_ENDINGS + _WORDS.replace("DIGITS", "")), SPELL],
+    "tekken": [
+        split(
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+            r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        ),
+        SPELL,
+    ],
+    "deepseek-coder": [
+        *map(split, ["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥\u0800-一가-\ud7ff]+"]), DIGITS, SPELL
+    ],
+}  # fmt: skip
+NORMALIZER = {"qwen2": {"type": "NFC"}}
+IGNORES_MERGES = ("llama-bpe", "llama3", "llama-v3", "tekken")
+
+
+def texts(count=500):
+    rng = random.Random(0)
+    found = list(PIECES)
+    while len(found) < count:
+        found.append("".join(rng.choice(PIECES) + rng.choice((" ", "\n", "", "7")) for _ in range(5)))
+    return found[:count]
+
+
+def trained(pre):
+    """A tokenizer as a family's own tokenizer.json is built, learned from the pieces."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=pre in IGNORES_MERGES))
+    state = json.loads(tokenizer.to_str())
+    state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": ORIGINAL[pre]}
+    state["normalizer"] = NORMALIZER.get(pre)
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, initial_alphabet=alphabet, special_tokens=list(CONTROL), show_progress=False
+    )
+    tokenizer.train_from_iterator(PIECES * 2, trainer)
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in PLAIN])
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def imported(tmp_path, metadata):
+    """The files that firp makes of metadata, and the tokenizer in them."""
+    vocabulary = Vocabulary.read(tmp_path / "model.gguf", metadata)
+    files = tokenizer_files(vocabulary)
+    return files, Tokenizer.from_str(files["tokenizer.json"].decode())
+
+
+@pytest.mark.parametrize("pre", ORIGINAL)
+def test_byte_level_ids_are_those_of_the_original(pre, tmp_path):
+    original = trained(pre)
+    metadata = tokenizer_metadata(original, "gpt2", pre, add_bos_token=False)
+    _, found = imported(tmp_path, metadata)
+    for text in texts():
+        assert found.encode(text).ids == original.encode(text).ids, text
+    ids = [id for text in texts(50) for id in original.encode(text).ids]
+    assert found.decode(ids, skip_special_tokens=True) == original.decode(ids, skip_special_tokens=True)
+
+
+def test_every_way_to_cut_has_an_original():
+    """But DeepSeek's list of alphabets, which is its own definition: here are its pieces. The last
+    pattern cuts Greek with accents out again, as everything from U+0800 to U+4E00.
+    """
+    assert CUTS.keys() - ORIGINAL.keys() == {"deepseek-llm"}
+    pieces = CUTS["deepseek-llm"].pre_tokenizer.pre_tokenize_str("Ab Привет ὕδωρ，123 你好abc\n x")
+    expected = ["Ab", " Привет", " ", "ὕ", "δωρ", "，", "1", "2", "3", " ", "你好", "abc", "\n", " x"]
+    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    assert [piece for piece, _ in pieces] == [spell.pre_tokenize_str(text)[0][0] for text in expected]
+
+
+def test_the_ways_to_cut_differ():
+    """On these texts: else a wrong one would pass for right."""
+    names = ("gpt-2", "smollm", "llama-bpe", "qwen2", "tekken", "deepseek-llm", "deepseek-coder")
+    found = {str([CUTS[pre].pre_tokenizer.pre_tokenize_str(text) for text in PIECES]) for pre in names}
+    assert len(found) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("pre", "flag", "begins"),
+    [
+        ("llama-bpe", None, True),
+        ("llama-bpe", False, False),
+        ("qwen2", None, False),
+        ("qwen2", True, True),
+    ],
+)
+def test_texts_begin_with_bos_where_hugging_face_puts_it(pre, flag, begins, tmp_path):
+    original = trained(pre)
+    flags = {} if flag is None else {"add_bos_token": flag}
+    metadata = tokenizer_metadata(original, "gpt2", pre, bos_token_id=1, eos_token_id=2, **flags)
+    files, found = imported(tmp_path, metadata)
+    assert (found.encode("a b").ids[0] == 1) == begins
+    assert found.encode("a b", add_special_tokens=False).ids == original.encode("a b").ids
+    assert json.loads(files["tokenizer_config.json"])["add_bos_token"] == begins
+
+
+def sentencepiece_metadata(**keys):
+    """A vocabulary as SentencePiece's BPE has it: three control tokens, bytes, pieces with scores that
+    fall, then characters.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="always")
+    trainer = trainers.BpeTrainer(vocab_size=900, show_progress=False)
+    tokenizer.train_from_iterator([text for text in PIECES[:15] if "<" not in text], trainer)
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    pieces = ["".join(pair) for pair in merges]
+    characters = sorted({character for pair in merges for part in pair for character in part})
+    pieces += [character for character in characters if character not in pieces]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces, "<tool>"]
+    kinds = [2, 3, 3, *[6] * 256, *[1] * len(pieces), 4]
+    scores = [0.0] * 259 + [-float(rank) for rank in range(len(pieces))] + [0.0]
+    found = {
+        "model": "llama",
+        "pre": "default",
+        "tokens": tokens,
+        "token_type": kinds,
+        "scores": scores,
+        "unknown_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return {f"tokenizer.ggml.{key}": value for key, value in (found | keys).items()}
+
+
+def test_sentencepiece_ids_are_those_of_transformers(tmp_path):
+    metadata = sentencepiece_metadata()
+    size = len(metadata["tokenizer.ggml.tokens"])
+    model = make_model(tmp_path / "model", "llama", changes={"vocab_size": size})
+    write_gguf(tmp_path / "model.gguf", model, tokenizer=metadata)
+    theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
+    ours = open_checkpoint(tmp_path / "model.gguf").tokenizer()
+    for text in texts():
+        assert ours.encode(text).ids == theirs(text)["input_ids"], text
+    ids = [id for text in texts(50) for id in ours.encode(text).ids]
+    assert ours.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True)
+
+
+def test_sentencepiece_without_a_space_before(tmp_path):
+    _, with_space = imported(tmp_path, sentencepiece_metadata())
+    _, without = imported(tmp_path, sentencepiece_metadata(add_space_prefix=False, add_bos_token=False))
+    assert with_space.encode("The").tokens[:2] == ["<s>", "▁The"]
+    assert "".join(without.encode("The").tokens) == "The"
+
+
+def test_a_bundle_holds_tokenizer_and_chat_template(tmp_path):
+    original = trained("smollm")
+    template = "{% for m in messages %}{{ bos_token + m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    metadata = tokenizer_metadata(
+        original, "gpt2", "smollm", bos_token_id=1, eos_token_id=2, padding_token_id=2, add_bos_token=False
+    )
+    size = len(metadata["tokenizer.ggml.tokens"])
+    model = make_model(tmp_path / "model", "llama", changes={"vocab_size": size, **WIDE})
+    write_gguf(tmp_path / "model.gguf", model, "Q8_0", metadata | {"tokenizer.chat_template": template})
+    export_bundle(ExportOptions(tmp_path / "model.gguf", tmp_path / "bundle"))
+    theirs, engine = AutoTokenizer.from_pretrained(tmp_path / "bundle"), Engine.load(tmp_path / "bundle")
+    for text in texts(60):
+        assert theirs(text)["input_ids"] == original.encode(text).ids == engine.tokenizer.encode(text).ids
+    messages = [{"role": "user", "content": "hi"}]
+    assert theirs.apply_chat_template(messages, tokenize=False) == "<|im_start|>user: hi<|im_end|>"
+    assert (theirs.bos_token, theirs.eos_token) == ("<|im_start|>", "<|im_end|>")
+    assert theirs.pad_token == "<|im_end|>"
+    assert engine.bundle.eos_token_ids == (2, 0)  # and <|endoftext|>, by its text
+
+
+def test_padding_tokens_of_the_converter_are_no_tokens(tmp_path):
+    original = trained("qwen2")
+    metadata = tokenizer_metadata(original, "gpt2", "qwen2")
+    size = len(metadata["tokenizer.ggml.tokens"])
+    metadata["tokenizer.ggml.tokens"] += [f"[PAD{size}]", f"[PAD{size + 1}]"]
+    metadata["tokenizer.ggml.token_type"] += [5, 5]
+    _, found = imported(tmp_path, metadata)
+    assert found.get_vocab_size() == size
+    assert found.encode(f"[PAD{size}]").ids == original.encode(f"[PAD{size}]").ids
+
+
+@pytest.mark.parametrize(
+    ("keys", "ends"),
+    [
+        ({"eos_token_id": 0}, (0, 2)),
+        ({"eos_token_id": 2}, (2, 0)),
+        ({"eos_token_id": 5, "eot_token_id": 6, "eom_token_id": 7}, (5, 6, 7, 0, 2)),
+        ({}, (0, 2)),
+    ],
+)
+def test_ends_of_a_text_and_of_a_turn(keys, ends, tmp_path):
+    metadata = tokenizer_metadata(trained("gpt-2"), "gpt2", "gpt-2", **keys)
+    assert Vocabulary.read(tmp_path / "x.gguf", metadata).ends() == ends
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pre": "default"}, "unsupported pre-tokenizer.*'default'.*expected one of gpt-2"),
+        ({"pre": "bloom"}, "unsupported pre-tokenizer.*'bloom'"),
+        ({"pre": None}, "unsupported pre-tokenizer.*None"),
+        ({"model": "t5"}, "unsupported tokenizer model.*'t5'.*gpt2, llama"),
+        ({"model": "bert"}, "unsupported tokenizer model.*'bert'"),
+        ({"model": 5}, "bad tokenizer.ggml.model"),
+        ({"merges": None}, "no tokenizer.ggml.merges"),
+        ({"merges": ["a b c"]}, "bad tokenizer.ggml.merges.*a b c"),
+        ({"merges": ["nothing here"]}, "makes no tokenizer"),
+        ({"tokens": ["a", "a"]}, "bad tokenizer.ggml.tokens.*got 2 with 1 different"),
+        ({"tokens": None}, "bad tokenizer.ggml.tokens"),
+        ({"tokens": [1, 2]}, "bad tokenizer.ggml.tokens"),
+        ({"token_type": [1, 1]}, "bad tokenizer.ggml.token_type.*got 2 for"),
+        ({"eos_token_id": 100_000}, "bad tokenizer.ggml.eos_token_id.*100000"),
+        ({"add_bos_token": True, "bos_token_id": None}, "no bos_token_id or eos_token_id to add"),
+        ({"model": "llama", "merges": None}, "scores that order no merges"),
+    ],
+)
+def test_what_makes_no_exact_tokenizer_is_refused(changes, message, tmp_path):
+    metadata = tokenizer_metadata(trained("gpt-2"), "gpt2", "gpt-2", **changes)
+    metadata = {key: value for key, value in metadata.items() if value is not None}
+    with pytest.raises(CheckpointError) as caught:
+        imported(tmp_path, metadata)
+    assert re.search(message, str(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_a_tokenizer_has_none(tmp_path):
+    model = make_model(tmp_path / "model", "llama")
+    write_gguf(tmp_path / "model.gguf", model, changes={"tokenizer.ggml.model": "none"})
+    checkpoint = open_checkpoint(tmp_path / "model.gguf")
+    assert checkpoint.tokenizer() is None
+    assert checkpoint.eos_token_ids == ()
