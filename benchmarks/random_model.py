@@ -13,6 +13,7 @@ import numpy as np
 
 from firp.export.bundle.predictor_dir import FORMAT_VERSION, Accuracy, PredictorInfo, write_predictors
 from firp.export.sources.open import open_checkpoint
+from firp.export.weights.fingerprint import fingerprint
 
 SHAPES = {  # as LlamaConfig names them
     "tiny": {
@@ -72,7 +73,7 @@ def make_predictors(folder: Path, model: Path, num_predictors: int = 3) -> Path:
         hidden_size=config.hidden_size,
         correction_rank=0,
         model_name=model.name,
-        model_fingerprint=checkpoint.fingerprint(),
+        model_fingerprint=fingerprint(checkpoint),
         training={},
         held_out=Accuracy((), (), (), (), 0),
     )

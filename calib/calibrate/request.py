@@ -20,6 +20,7 @@ from firp.export.bundle.predictor_dir import MARKER
 from firp.export.sources.checkpoint import Checkpoint
 from firp.export.sources.open import open_checkpoint
 from firp.export.target_folder import check_target
+from firp.export.weights.fingerprint import fingerprint
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.chat.template import ChatTemplate
 from firp.runtime.engine import Prompt
@@ -111,4 +112,4 @@ def identity(request: CalibrationRequest, prepared: Prepared) -> dict[str, Any]:
     }
     data = hashlib.sha256(json.dumps([prepared.documents, prepared.prompts]).encode()).hexdigest()
     latency = asdict(request.latency) if request.latency else None
-    return {"model": prepared.checkpoint.fingerprint(), "data": data, "latency": latency, **options}
+    return {"model": fingerprint(prepared.checkpoint), "data": data, "latency": latency, **options}

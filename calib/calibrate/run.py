@@ -40,6 +40,7 @@ from firp.export.bundle.predictor_dir import (
     write_predictors,
 )
 from firp.export.target_folder import disk_errors, target_folder
+from firp.export.weights.fingerprint import fingerprint
 from firp.export.weights.torch_model import torch_model
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.errors import FirpError
@@ -252,7 +253,7 @@ class _Run:
             hidden_size=self.checkpoint.config.hidden_size,
             correction_rank=self.options.correction_rank,
             model_name=self.checkpoint.name,
-            model_fingerprint=self.checkpoint.fingerprint(),
+            model_fingerprint=fingerprint(self.checkpoint),
             training=training,
             held_out=held_out,
         )

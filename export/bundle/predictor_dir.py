@@ -20,13 +20,14 @@ from firp.export.sources.safetensors_file import read_safetensors
 from firp.export.sources.tensor_record import TensorRecord
 from firp.export.target_folder import disk_errors
 from firp.export.weights import stream as weights
+from firp.export.weights.fingerprint import fingerprint
 from firp.runtime.bundle.calibration import Calibration, read_calibration
 from firp.runtime.bundle.format import CALIBRATION_NAME, CORRECTION_NAME
 from firp.runtime.bundle.json_fields import from_json, read_json, to_json, write_json
 from firp.runtime.errors import BundleError, CheckpointError
 from firp.runtime.trees.path_correction import PathCorrection
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MARKER = "predictors.json"
 TENSOR_FILE = "predictors.safetensors"
 TENSOR_NAME = "predictors.weight"
@@ -55,7 +56,7 @@ class PredictorInfo:
     hidden_size: int  # D
     correction_rank: int  # of the path correction; 0: there is none
     model_name: str
-    model_fingerprint: str  # Checkpoint.fingerprint of the model they were trained on
+    model_fingerprint: str  # fingerprint of the model they were trained on
     training: dict[str, Any]  # data, steps, seed, minutes
     held_out: Accuracy
 
@@ -92,12 +93,12 @@ def open_predictors(path: Path, checkpoint: Checkpoint) -> Predictors:
             got=info.prediction_layer,
             expected=f"1 to {config.num_hidden_layers - 1}",
         )
-    fingerprint = checkpoint.fingerprint()
-    if info.model_fingerprint != fingerprint:
+    found = fingerprint(checkpoint)
+    if info.model_fingerprint != found:
         raise CheckpointError(
             "predictors of another model",
             got=f"'{info.model_name}' ({info.model_fingerprint[:12]})",
-            expected=f"'{checkpoint.name}' ({fingerprint[:12]})",
+            expected=f"'{checkpoint.name}' ({found[:12]})",
             fix="train predictors for this model with firp calibrate",
         )
     tensors = read_safetensors(path / TENSOR_FILE)

@@ -23,6 +23,7 @@ from firp.export.sources.open import open_checkpoint
 from firp.export.sources.tensor_record import TensorRecord
 from firp.export.target_folder import check_target, disk_errors, target_folder
 from firp.export.weights import stream as weights
+from firp.export.weights.fingerprint import fingerprint
 from firp.export.weights.rope import rope_tables
 from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
 from firp.runtime.bundle.engine_record import ENGINES_FOLDER, engine_folders
@@ -185,7 +186,7 @@ def _write(
     write_json(folder / "generation_config.json", {"eos_token_id": list(checkpoint.eos_token_ids)})
     source = {
         "model": checkpoint.name,
-        "fingerprint": checkpoint.fingerprint(),
+        "fingerprint": fingerprint(checkpoint),
         "predictors": None,
     }
     if predictors:

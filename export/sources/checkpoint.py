@@ -1,11 +1,9 @@
 """A checkpoint, whatever it was read from.
 
 In: what a source found: the model's blueprint, its tensors by Hugging Face's names, which of them
-our weights are made of, and what lies beside them. Out: `Checkpoint`. No tensor is read here, except
-to identify it.
+our weights are made of, and what lies beside them. Out: `Checkpoint`. No tensor is read here.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,18 +72,6 @@ class Checkpoint:
                 "prediction layer out of range", got=requested, expected=f"1 to {layers - 1}"
             )
         return max(1, layers * 3 // 4) if requested is None else requested
-
-    def fingerprint(self) -> str:
-        """Identifies the weights: sha256 over every tensor's name, storage, shape and first 4 KiB (a
-        quick look, not a proof).
-        """
-        digest = hashlib.sha256()
-        for name, record in sorted(self.tensors.items()):
-            digest.update(f"{name} {record.storage} {record.shape}".encode())
-            with record.file.open("rb") as file:
-                file.seek(record.offset)
-                digest.update(file.read(min(4096, record.nbytes)))
-        return digest.hexdigest()
 
 
 def transformers_config(raw: dict[str, Any]) -> Any:

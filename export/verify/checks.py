@@ -25,6 +25,7 @@ from firp.export.verify.tokens import (
     plain_against_generate,
     prompts_by_kind,
 )
+from firp.export.weights.fingerprint import fingerprint
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError, CheckpointError
 from firp.runtime.progress import Progress, silent
@@ -69,7 +70,7 @@ def verify(
 
 def _check_source(engine: Engine, checkpoint: Checkpoint) -> None:
     source = engine.manifest.source
-    if checkpoint.fingerprint() != source["fingerprint"]:
+    if fingerprint(checkpoint) != source["fingerprint"]:
         raise CheckpointError(
             "the bundle was made from another model",
             got=f"'{checkpoint.path}'",

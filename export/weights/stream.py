@@ -59,10 +59,22 @@ def read_chunks(name: str, record: TensorRecord) -> Iterator[np.ndarray]:
     """A tensor's values, flat, in its own dtype. Raises CheckpointError for a value that is not
     finite.
     """
-    unit = _unit_bytes(record)
     values_bytes = math.prod(record.shape) * numpy_dtype(record.dtype).itemsize
-    units = _CHUNK_BYTES * record.nbytes // (values_bytes * unit) if values_bytes else 1
-    step = max(1, units) * unit
+    yield from _read(name, record, _CHUNK_BYTES * record.nbytes // max(1, values_bytes))
+
+
+def first_values(name: str, record: TensorRecord, count: int) -> np.ndarray:
+    """The first values of a tensor, `count` or all that there are, in its own dtype. Raises
+    CheckpointError for a value that is not finite.
+    """
+    step = -(-count * record.nbytes // max(1, math.prod(record.shape)))
+    return next(_read(name, record, step), np.empty(0, numpy_dtype(record.dtype)))[:count]
+
+
+def _read(name: str, record: TensorRecord, step: int) -> Iterator[np.ndarray]:
+    """Values of about `step` bytes of the file at a time: of whole units, at least one."""
+    unit = _unit_bytes(record)
+    step = max(1, -(-step // unit)) * unit
     with record.file.open("rb", buffering=0) as file:
         file.seek(record.offset)
         for start in range(0, record.nbytes, step):

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 from firp.calib.training.heads import FirpPredictors
 from firp.export.sources.open import open_checkpoint
+from firp.export.weights.fingerprint import fingerprint
 
 _SMALL = {
     "vocab_size": 193,
@@ -92,14 +93,14 @@ def make_predictors(folder: Path, model: Path, num_predictors: int = 3, predicti
         {"predictors.weight": weight + torch.randn_like(weight) * 0.02}, folder / "predictors.safetensors"
     )
     info = {
-        "format_version": 1,
+        "format_version": 2,
         "method": "firp",
         "num_predictors": num_predictors,
         "prediction_layer": prediction_layer,
         "hidden_size": checkpoint.config.hidden_size,
         "correction_rank": 0,
         "model_name": model.name,
-        "model_fingerprint": checkpoint.fingerprint(),
+        "model_fingerprint": fingerprint(checkpoint),
         "training": {},
         "held_out": {"top1": [], "top3": [], "top5": [], "top10": [], "guesses": 0},
     }

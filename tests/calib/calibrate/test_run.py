@@ -20,6 +20,7 @@ from firp.calib.training.options import TrainOptions
 from firp.calib.training.trainer import Trainer
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.open import open_checkpoint
+from firp.export.weights.fingerprint import fingerprint
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.errors import FirpError
@@ -75,7 +76,7 @@ def test_it_learns_and_its_directory_makes_a_bundle(demo, text, tmp_path):
     assert sum(curve[-1][1]) < sum(curve[0][1]) - 0.5
     assert curve[-1][0] == 40
     assert info.training["steps"] == 40
-    assert info.model_fingerprint == open_checkpoint(demo).fingerprint()
+    assert info.model_fingerprint == fingerprint(open_checkpoint(demo))
     for shares in (info.held_out.top1, info.held_out.top10):
         assert len(shares) == 3
         assert all(0 <= share <= 1 for share in shares)

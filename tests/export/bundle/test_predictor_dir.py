@@ -31,7 +31,7 @@ class TestPredictorDirectory:
             ({"prediction_layer": 4}, "a layer that the model lacks"),
             ({"num_predictors": 2}, "does not match predictors.json"),
             ({"model_fingerprint": "0" * 64}, "predictors of another model"),
-            ({"format_version": 2}, "unsupported predictors"),
+            ({"format_version": 3}, "unsupported predictors"),
             ({"method": "medusa"}, "unsupported predictors.*medusa"),
             ({"correction_rank": 8}, "unreadable path correction"),
             ({"correction_rank": -1}, "unsupported predictors"),

@@ -12,6 +12,7 @@ from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.gguf.blocks import BLOCKS
 from firp.export.sources.open import open_checkpoint
 from firp.export.verify.checks import verify
+from firp.export.weights.fingerprint import fingerprint
 from firp.export.weights.stream import read_chunks
 from firp.export.weights.torch_model import torch_model
 from firp.runtime.engine import Engine
@@ -113,12 +114,18 @@ def test_the_oracle_of_a_file_is_the_model_of_the_directory(tmp_path):
         torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
 
 
+def test_a_file_and_the_directory_with_its_values_have_one_fingerprint(tmp_path):
+    model = make_model(tmp_path / "model", "llama")
+    write_gguf(tmp_path / "model.gguf", model)
+    assert fingerprint(open_checkpoint(tmp_path / "model.gguf")) == fingerprint(open_checkpoint(model))
+
+
 def test_a_fingerprint_tells_files_apart(tmp_path):
     model = make_model(tmp_path / "model", "qwen2", changes=WIDE)
     prints = set()
     for kind in ("F32", "F16", "Q4_0", "Q4_1"):
         write_gguf(tmp_path / "model.gguf", model, kind)
-        prints.add(open_checkpoint(tmp_path / "model.gguf").fingerprint())
+        prints.add(fingerprint(open_checkpoint(tmp_path / "model.gguf")))
     assert len(prints) == 4
 
 
@@ -145,9 +152,11 @@ def test_scales_that_are_not_finite_are_named(tmp_path):
     assert not (tmp_path / "bundle").exists()
 
 
-def test_a_bundle_is_verified_against_its_own_file_alone(tmp_path):
-    model = make_model(tmp_path / "model", "llama")
-    write_gguf(tmp_path / "model.gguf", model)
-    export_bundle(ExportOptions(tmp_path / "model.gguf", tmp_path / "bundle"))
-    with pytest.raises(CheckpointError, match="made from another model.*'.*model'.*'model.gguf'"):
-        verify(tmp_path / "bundle", model)
+def test_a_bundle_is_verified_against_what_holds_its_values_alone(tmp_path):
+    model = make_model(tmp_path / "model", "qwen2", changes=WIDE)
+    for kind in ("F32", "Q4_0"):
+        write_gguf(tmp_path / f"{kind}.gguf", model, kind)
+        export_bundle(ExportOptions(tmp_path / f"{kind}.gguf", tmp_path / kind))
+    assert verify(tmp_path / "F32", model).passed
+    with pytest.raises(CheckpointError, match="made from another model.*'.*model'.*'Q4_0.gguf'"):
+        verify(tmp_path / "Q4_0", model)
