@@ -8,15 +8,26 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # as type checkers read it; `typing` itself is left to those who need it
 if TYPE_CHECKING:
+    from firp.runtime.chat.conversation import Conversation
     from firp.runtime.engine import Engine
     from firp.runtime.errors import FirpError
     from firp.runtime.loop.generation import Chunk, Generation, Stats
     from firp.runtime.sampling import SamplingParams
     from firp.runtime.trees.tree import TreeConfig
 
-__all__ = ["Chunk", "Engine", "FirpError", "Generation", "SamplingParams", "Stats", "TreeConfig"]
+__all__ = [
+    "Chunk",
+    "Conversation",
+    "Engine",
+    "FirpError",
+    "Generation",
+    "SamplingParams",
+    "Stats",
+    "TreeConfig",
+]
 _HOMES = {
     "Chunk": "firp.runtime.loop.generation",
+    "Conversation": "firp.runtime.chat.conversation",
     "Engine": "firp.runtime.engine",
     "FirpError": "firp.runtime.errors",
     "Generation": "firp.runtime.loop.generation",

@@ -12,18 +12,19 @@ from jinja2 import nodes, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.visitor import NodeTransformer
 
-from firp.runtime.chat.meter import MAX_TEXT, TemplateLimitError, check_width, measure, spend
+from firp.runtime.chat.meter import ELEMENT, MAX_TEXT, TemplateLimitError, check_width, measure, spend
 
 _LAZY = {"attr", "count", "d", "default", "first", "last", "length", "map", "random", "reject", "rejectattr"}
 _LAZY |= {"select", "selectattr", "max", "min"}
 _COPYING = {"dictsort", "groupby", "items", "list", "reverse", "sort", "unique"}
 _NO_METHODS = {"encode", "to_bytes", "translate"}  # that could make what is not counted
+_SHORT = 16  # elements that the step itself pays for
 _WIDE = {"%": re.compile(r"%[^a-zA-Z%]*(\d{4}|\*)"), "{": re.compile(r"\{[^{}]*(:[^{}]*\d{4}|\{)")}
 
 
 class Counting(NodeTransformer):
-    """Sends through a filter of ours what Jinja compiles to plain Python: turns of a loop, `~`, and
-    slices; text of the template is written like a value.
+    """Sends through a filter of ours what Jinja compiles to plain Python: turns of a loop, `~`,
+    slices, and long lists; text of the template is written like a value.
     """
 
     def visit_For(self, node: nodes.For) -> nodes.For:
@@ -38,6 +39,18 @@ class Counting(NodeTransformer):
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
         self.generic_visit(node)
         return _filtered(node, "counted_copy") if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_List(self, node: nodes.List) -> nodes.Expr:
+        self.generic_visit(node)
+        return _filtered(node, "counted_copy") if len(node.items) > _SHORT else node
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Expr:
+        self.generic_visit(node)
+        return _filtered(node, "counted_copy") if len(node.items) > _SHORT else node
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:
+        self.generic_visit(node)
+        return _filtered(node, "counted_copy") if node.ctx == "load" and len(node.items) > _SHORT else node
 
     def visit_TemplateData(self, node: nodes.TemplateData) -> nodes.Const:
         return nodes.Const(node.data, lineno=node.lineno).set_environment(node.environment)
@@ -59,8 +72,13 @@ def _join(values: list) -> str:
     return "".join(map(str, values))
 
 
-def _copy(value: Any) -> Any:
-    spend(len(value) if isinstance(value, str) else 8 * len(value) if isinstance(value, list | tuple) else 0)
+def count_made(value: Any) -> Any:
+    """Count a value that was made, by its own length, and give it back."""
+    if isinstance(value, str | list | tuple | dict):
+        spend(
+            len(value)
+            * (1 if isinstance(value, str) else 4 * ELEMENT if isinstance(value, dict) else ELEMENT)
+        )
     return value
 
 
@@ -72,7 +90,7 @@ def count_output(context: Any, value: Any) -> Any:
 
 
 # filters that `Counting` puts into a template
-INSERTED = {"counted_turns": _turns, "counted_join": _join, "counted_copy": _copy}
+INSERTED = {"counted_turns": _turns, "counted_join": _join, "counted_copy": count_made}
 
 
 def counted(name: str, function: Callable) -> Callable:
@@ -86,7 +104,7 @@ def counted(name: str, function: Callable) -> Callable:
         value, *others = args[first:]
         others += kwargs.values()
         if name in _COPYING:
-            spend(8 * len(value) if hasattr(value, "__len__") else 0)
+            spend(ELEMENT * len(value) if hasattr(value, "__len__") else 0)
         elif name == "join" and not isinstance(value, str | list | tuple):
             value = list(_turns(value))
             args = (*args[:first], value, *args[first + 1 :])
@@ -127,14 +145,13 @@ def check_format(text: str, sign: str, values: Any) -> int:
     return size
 
 
-def check_method(owner: Any, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def check_method(owner: Any, name: str, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
     """Look at the call of a method before it makes anything; its arguments, read where they were
     lazy.
     """
     if name in _NO_METHODS:
         raise SecurityError(f"{name} is not offered to templates")
     if not isinstance(owner, str):
-        spend(8 * len(owner) if name == "copy" else 0)
         return args
     if name == "join" and len(args) == 1:
         args = (list(_turns(args[0])),)
@@ -142,9 +159,10 @@ def check_method(owner: Any, name: str, args: tuple[Any, ...]) -> tuple[Any, ...
     elif name == "replace":
         spend(_replaced(owner, *args))
     elif name in ("center", "ljust", "rjust", "zfill", "expandtabs"):
-        check_width(*args)
+        widths = [arg for arg in (*args, *named.values()) if isinstance(arg, int)]
+        check_width(*widths)
         tabs = owner.count("\t") if name == "expandtabs" else 1
-        spend(len(owner) + tabs * max((arg for arg in args if isinstance(arg, int)), default=8))
+        spend(len(owner) + tabs * max(widths, default=8))
     else:
         spend(8 * len(owner) if "split" in name else len(owner))
     return args
@@ -152,13 +170,13 @@ def check_method(owner: Any, name: str, args: tuple[Any, ...]) -> tuple[Any, ...
 
 def _check_add(left: Any, right: Any) -> None:
     if isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
-        spend((len(left) + len(right)) * (1 if isinstance(left, str) else 8))
+        spend((len(left) + len(right)) * (1 if isinstance(left, str) else ELEMENT))
 
 
 def _check_multiply(left: Any, right: Any) -> None:
     for sequence, times in ((left, right), (right, left)):
         if isinstance(sequence, str | list | tuple) and isinstance(times, int):
-            spend(len(sequence) * max(times, 0) * (1 if isinstance(sequence, str) else 8))
+            spend(len(sequence) * max(times, 0) * (1 if isinstance(sequence, str) else ELEMENT))
     if isinstance(left, int) and isinstance(right, int):
         _check_bits(left.bit_length() + right.bit_length())
 

@@ -11,7 +11,8 @@ from contextvars import ContextVar
 from typing import Any
 
 MAX_TEXT = 1 << 23  # characters of one text, and of everything that is rendered
-MAX_WORK = 1 << 29  # characters that a rendering may make in all, list elements counted as 8
+MAX_WORK = 1 << 28  # characters that a rendering may make in all
+ELEMENT = 16  # characters that an element of a list counts for; one of a dict counts for four of them
 MAX_WIDTH = 100_000  # of padding and indentation; exponents and precisions too
 SECONDS = 5.0  # of this thread's processor time
 _STEP = 16  # what a call or one turn of a loop counts

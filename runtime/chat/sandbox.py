@@ -24,6 +24,7 @@ from firp.runtime.chat.counting import (
     Counting,
     check_format,
     check_method,
+    count_made,
     count_output,
     counted,
 )
@@ -72,8 +73,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         spend()
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str | int | bytes | list | dict):
-            args = check_method(owner, __obj.__name__, args)
-        return super().call(__context, __obj, *args, **kwargs)
+            args = check_method(owner, __obj.__name__, args, kwargs)
+        return count_made(super().call(__context, __obj, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """`str.format` in the sandbox, without widths that make gigabytes."""

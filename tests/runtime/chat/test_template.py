@@ -173,6 +173,11 @@ DOUBLED = "{% set ns = namespace(x='abc') %}{% for i in range(99) %}{% set ns.x 
         "{{ 'a'.center(10**9) }}",
         "{{ 'a'.zfill(10**12) }}",
         "{{ ('\t' * 9999).expandtabs(99999) }}",
+        "{{ ('\t' * 9999).expandtabs(tabsize=99999) }}",
+        "{% set ns = namespace(x=0) %}{% for i in range(9999) %}"
+        "{% set ns.x = [ns.x, dict.fromkeys(range(99999))] %}{% endfor %}",
+        "{% set ns = namespace(x=0) %}{% for i in range(99999) %}"
+        "{% set ns.x = [ns.x, [" + "1," * 9999 + "]] %}{% endfor %}",
         "{{ 'a' | center(10**9) }}",
         "{{ 'a' | indent(10**9, true) }}",
         "{{ messages | tojson(indent=10**9) }}",
