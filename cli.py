@@ -25,8 +25,8 @@ COMMANDS = {
     ),
     "calibrate": (
         "firp.calib.commands.calibrate",
-        "Train predictors and path correction for MODEL, calibrate draft trees, and report what they "
-        "are worth.",
+        "Train predictors and path correction for MODEL, a Hugging Face directory or a GGUF file, "
+        "calibrate draft trees, and report what they are worth.",
     ),
     "chat": (
         "firp.runtime.commands.chat",
@@ -36,7 +36,10 @@ COMMANDS = {
         "firp.calib.commands.demo",
         "Export the demo model, verify it, decode with and without drafts, and compare.",
     ),
-    "export": ("firp.calib.commands.export", "Turn the Hugging Face model directory MODEL into a bundle."),
+    "export": (
+        "firp.calib.commands.export",
+        "Turn MODEL, a Hugging Face directory or a GGUF file, into a bundle.",
+    ),
     "generate": (
         "firp.runtime.commands.generate",
         "Continue prompts from BUNDLE; drafted decoding gives the same tokens as plain decoding, in "

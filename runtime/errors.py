@@ -27,7 +27,7 @@ class FirpError(Exception):
 
 
 class CheckpointError(FirpError):
-    """The model directory, or the predictor directory, cannot be used."""
+    """The model, or the predictor directory, cannot be used."""
 
 
 class BundleError(FirpError):

@@ -12,6 +12,7 @@ import sys
 
 import pytest
 from support.command_line import FIRP, TALKATIVE, fails, firp, start, wait_for
+from support.gguf_files import write_gguf
 from support.small_models import make_model, make_predictors
 
 
@@ -239,6 +240,17 @@ def test_verify_says_what_it_checked(model, tmp_path):
     result = firp("verify", bundle, "--model", model)
     assert result.returncode == 0
     assert "plain = generate" in result.stdout
+
+
+def test_a_gguf_file_goes_through_export_and_verify(model, tmp_path):
+    write_gguf(tmp_path / "model.gguf", model, "F16")
+    result = firp("export", tmp_path / "model.gguf", "-o", tmp_path / "bundle")
+    assert "verified: " in result.stderr
+    assert firp("verify", tmp_path / "bundle", "--model", tmp_path / "model.gguf").returncode == 0
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(4))
+    line = fails("export", tmp_path / "bad.gguf", "-o", tmp_path / "other")
+    assert "unsupported GGUF version" in line
+    assert not (tmp_path / "other").exists()
 
 
 def test_verify_refuses_another_model(demo_bundle, model):

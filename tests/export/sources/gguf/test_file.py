@@ -231,6 +231,12 @@ def test_a_part_of_another_model_is_refused(model, tmp_path):
     assert "part of another model" in refused(parts[0])
 
 
+def test_the_package_is_loaded_for_gguf_files_alone(model):
+    code = "import sys; from firp.export.sources.open import open_checkpoint; open_checkpoint(sys.argv[1])"
+    command = [sys.executable, "-c", f"import sys; sys.modules['gguf'] = None; {code}", model]
+    subprocess.run(command, check=True)
+
+
 def test_without_the_package_one_line_says_what_to_install(content, tmp_path, monkeypatch):
     monkeypatch.setattr("firp.runtime.extras.find_spec", lambda name: None if name == "gguf" else True)
     (tmp_path / "model.gguf").write_bytes(content)
