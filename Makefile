@@ -1,9 +1,10 @@
 # make demo: set up and run the main job end to end.  make test: lint and all tests.
+# make test-real: the tests on SmolLM2, which is fetched.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test test-real clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,5 +21,8 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
+test-real: $(VENV)/installed
+	FIRP_REAL_MODEL=$$($(BIN)/python -m firp.calib.commands.fetch) $(BIN)/pytest -m real
+
 clean:
-	rm -rf $(VENV) demo-bundle build *.egg-info
+	rm -rf $(VENV) demo-bundle demo-model build *.egg-info

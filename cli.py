@@ -34,7 +34,7 @@ COMMANDS = {
     ),
     "demo": (
         "firp.calib.commands.demo",
-        "Export the demo model, verify it, decode with and without drafts, and compare.",
+        "Export an LLM, verify it, answer with and without drafts, and compare.",
     ),
     "export": (
         "firp.calib.commands.export",
