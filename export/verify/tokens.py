@@ -48,7 +48,7 @@ def plain_against_generate(name: str, engine: Engine, model: Any, prompts: list[
     greedy = SamplingParams(max_new_tokens=count)
     runs = [plain_run(engine, prompt, greedy) for prompt in prompts]
     ends = engine.bundle.eos_token_ids
-    picked = _generated_along(model, prompts, [run.tokens for run in runs], count, ends)
+    picked = generated_along(model, prompts, [run.tokens for run in runs], count, ends)
     wrong = 0
     near = []
     for index, (run, theirs) in enumerate(zip(runs, picked, strict=True)):
@@ -60,7 +60,7 @@ def plain_against_generate(name: str, engine: Engine, model: Any, prompts: list[
     return Check(name, wrong == 0, wrong, 0, tuple(near))
 
 
-def _generated_along(
+def generated_along(
     model: Any, prompts: list[list[int]], runs: list[list[int]], count: int, ends: tuple[int, ...]
 ) -> list[list[int]]:
     """What greedy `generate` writes after each prompt, as far as it goes along with the run. One
