@@ -45,7 +45,7 @@ def read_gguf_file(path: Path) -> GgufFile:
     """
     found = _read_header(path)
     count = found.metadata.get("split.count", 1)
-    if count == 1:
+    if count in (0, 1):  # 0 is what joining the parts of a file leaves
         return found
     named = _PART.fullmatch(path.name)
     if named is None or int(named["count"]) != count:
