@@ -4,7 +4,6 @@ In: a file, and the other parts of one that was split. Out: `GgufFile`. Little-e
 versions 2 and 3 are read. Nothing in a file is believed before it is checked against the file's size.
 """
 
-import itertools
 import math
 import mmap
 import re
@@ -45,7 +44,7 @@ def read_gguf_file(path: Path) -> GgufFile:
     """
     found = _read_header(path)
     count = found.metadata.get("split.count", 1)
-    if count == 1:
+    if count in (0, 1):  # 0 is what joining the parts of a file leaves
         return found
     named = _PART.fullmatch(path.name)
     if named is None or int(named["count"]) != count:
@@ -114,13 +113,13 @@ class _Header:
     def read(self) -> GgufFile:
         tensor_count, value_count = self._scalar("Q"), self._scalar("Q")
         metadata: dict[str, Any] = {}
-        for _ in itertools.repeat(None, self._count(value_count, 13)):
+        for _ in range(self._count(value_count, 13)):
             key = self._string()
             if key in metadata:
                 raise self._damaged(f"{key} twice")
             metadata[key] = self._value(self._scalar("I"))
         places: dict[str, tuple] = {}
-        for _ in itertools.repeat(None, self._count(tensor_count, 24)):
+        for _ in range(self._count(tensor_count, 24)):
             name = self._string()
             if name in places:
                 raise self._damaged(f"{name} twice")

@@ -193,6 +193,7 @@ def test_metadata_that_cannot_be_right_is_refused(changes, message, model, tmp_p
     "changes",
     [
         {LLAMA + "expert_count": 0},
+        {"split.count": 0, "split.no": 0},
         {LLAMA + "attention.head_count_kv": 2, LLAMA + "attention.key_length": None},
         {LLAMA + "vocab_size": None, LLAMA + "rope.dimension_count": None},
         {LLAMA + "rope.scaling.type": "none", LLAMA + "rope.scaling.finetuned": False},
