@@ -74,11 +74,10 @@ def _join(values: list) -> str:
 
 def count_made(value: Any) -> Any:
     """Count a value that was made, by its own length, and give it back."""
-    if isinstance(value, str | list | tuple | dict):
-        spend(
-            len(value)
-            * (1 if isinstance(value, str) else 4 * ELEMENT if isinstance(value, dict) else ELEMENT)
-        )
+    if isinstance(value, str):
+        spend(len(value))
+    elif isinstance(value, list | tuple | dict):
+        spend(len(value) * ELEMENT * (4 if isinstance(value, dict) else 1))
     return value
 
 

@@ -28,7 +28,8 @@ class ChatEncoder:
     @classmethod
     def from_files(cls, read: Callable[[str], bytes | None], tokenizer: Tokenizer | None) -> "ChatEncoder":
         """read: the content of a bundle's file by its name, None where it has no such file. Raises
-        PromptError where messages cannot be encoded, for want of a template or a tokenizer.
+        PromptError where messages cannot be encoded, for want of a template or a tokenizer, and
+        BundleError for a template that is none.
         """
         template = ChatTemplate.from_files(read)
         if template is None or tokenizer is None:
@@ -36,6 +37,7 @@ class ChatEncoder:
             raise PromptError(
                 f"the bundle has no {missing}", got="messages", fix="give a text, or export an instruct model"
             )
+        template.check()
         return cls(template, tokenizer)
 
     def encode(

@@ -48,6 +48,10 @@ class ChatTemplate:
         """The text of the token that ends a turn, by tokenizer_config.json."""
         return self.special_tokens.get("eos_token")
 
+    def check(self) -> None:
+        """Raises BundleError for a template that is none."""
+        self._compiled(for_tools=False)
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -3,10 +3,10 @@
 import threading
 
 import pytest
-from support.chat_bundles import add_chat, small_chat_bundle
+from support.chat_bundles import add_chat, small_chat_bundle, small_tokenizer
 
 from firp.runtime.engine import Engine
-from firp.runtime.errors import ContextFullError, FirpError, PromptError, SessionBusyError
+from firp.runtime.errors import BundleError, ContextFullError, FirpError, PromptError, SessionBusyError
 from firp.runtime.passes.session import Session
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import DRAFTERS, TreeConfig
@@ -193,6 +193,12 @@ def test_a_bundle_that_cannot_chat_says_so(demo_engine, family_bundle):
         demo_engine.chat([{"role": "user", "content": "hi"}])
     with pytest.raises(FirpError, match="plain decoding has no tree"):
         demo_engine.conversation(plain=True, tree=TreeConfig())
+
+
+def test_a_malformed_template_is_found_before_the_first_turn(family_bundle, tmp_path):
+    bundle = add_chat(family_bundle("llama")[1], tmp_path / "b", "{% if %}", small_tokenizer())
+    with pytest.raises(BundleError, match="bad chat template.*line 1"):
+        Engine.load(bundle).conversation()
 
 
 def test_stateless_requests_never_reuse(small, rows):
