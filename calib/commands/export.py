@@ -3,6 +3,7 @@ trained first.
 """
 
 import tempfile
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from firp.runtime.console.interrupts import quit_on_interrupt
 from firp.runtime.console.options import PATH, Repeating
 from firp.runtime.console.progress import messages, progress_bar
 from firp.runtime.engine import Engine
+from firp.runtime.machine import peak_bytes
 from firp.runtime.tuning.tune import tune as choose_tree
 
 
@@ -74,6 +76,7 @@ def export(
         raise click.UsageError("--minutes goes with --calib-data.")
     if engine:
         check_buildable(BuildOptions(engine), dtype)  # before anything is written
+    started = time.monotonic()
     with tempfile.TemporaryDirectory() if calib_data else nullcontext() as scratch:
         options = ExportOptions(model, output, predictors, prediction_layer, dtype, force=force)
         if calib_data:
@@ -88,7 +91,7 @@ def export(
         with progress_bar() as bar:
             check = (lambda folder: verify_or_fail(folder, model, bar.update)) if verify else None
             manifest = export_bundle(options, check, bar.update)
-    _report(output, manifest)
+    _report(output, manifest, time.monotonic() - started)
     if manifest.num_predictors and tune and CALIBRATION_NAME in manifest.files and dtype != "bfloat16":
         with progress_bar() as bar:
             print_choice(choose_tree(Engine.load(output, check_hashes=False), progress=bar.update))
@@ -96,12 +99,14 @@ def export(
         build_after_export(output, engine)
 
 
-def _report(output: Path, manifest) -> None:
+def _report(output: Path, manifest, seconds: float) -> None:
     """Say what was written."""
     size = sum(entry.size for entry in manifest.files.values()) / 2**20
+    peak = peak_bytes()
+    memory = f", {peak / 2**30:.1f} GiB of memory at the peak" if peak else ""
     messages.print(
         f"wrote {output}: {manifest.precision.weights}, split at layer {manifest.prediction_layer}, "
-        f"{size:.1f} MiB"
+        f"{size:.1f} MiB; {seconds:.0f} s{memory}"
     )
     if manifest.verification:
         checks = f"{len(manifest.verification['checks'])} checks, {count_ties(manifest.verification)}"
