@@ -18,7 +18,7 @@ import click
 from table import Result
 
 from firp.export.sources.open import open_checkpoint
-from firp.export.verify.reference import load_model
+from firp.export.verify.reference import Reference
 from firp.export.verify.tokens import generated_along
 from firp.runtime.engine import Engine
 from firp.runtime.prompts import read_prompts
@@ -45,7 +45,7 @@ def load(bundle, model):
 
         torch.set_num_threads(1)
         engine = Engine.load(bundle, threads=1, check_hashes=False)
-        _loaded[bundle] = engine, load_model(open_checkpoint(model), engine.manifest.precision.compute)
+        _loaded[bundle] = engine, Reference(open_checkpoint(model), engine.manifest.precision.compute)
     return _loaded[bundle]
 
 

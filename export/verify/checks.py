@@ -104,21 +104,14 @@ def _samples(engine: Engine) -> dict[str, list[Sample]]:
 
 
 def _against_hugging_face(engine: Engine, checkpoint: Checkpoint) -> Iterator[Step]:
-    from firp.export.verify.reference import load_model
+    from firp.export.verify.reference import Reference
 
-    model = load_model(checkpoint, engine.manifest.precision.compute)
-    for kind, samples in _samples(engine).items():
-        yield Step(f"values of {kind} tokens", partial(_values_against_float64, engine, model, kind, samples))
-    for kind, prompts in prompts_by_kind(engine, 3, 16).items():
-        name = f"plain = generate, {kind} tokens"
-        yield Step(name, partial(_one, plain_against_generate, name, engine, model, prompts))
+    reference = Reference(checkpoint, engine.manifest.precision.compute)
+    yield Step("values against float64", partial(_values_against_float64, engine, reference))
+    yield Step("plain = generate", partial(_generate, engine, reference))
 
 
-def _one(check: Callable[..., Check], *arguments: Any) -> list[Check]:
-    return [check(*arguments)]
-
-
-def _values_against_float64(engine: Engine, model: Any, kind: str, samples: list[Sample]) -> list[Check]:
+def _values_against_float64(engine: Engine, reference: Any) -> list[Check]:
     """The engine's distance from the model in float64, with that of the model in the bundle's own
     type as the yardstick.
     """
@@ -126,19 +119,32 @@ def _values_against_float64(engine: Engine, model: Any, kind: str, samples: list
 
     from firp.export.verify.reference import model_rows
 
+    samples = _samples(engine)
+    every = [sample for group in samples.values() for sample in group]
     dtype = engine.manifest.precision.compute
     layer = engine.manifest.prediction_layer
-    truth = model_rows(model, layer, samples, torch.float64)
-    yardstick = model_rows(model, layer, samples, getattr(torch, dtype))
+    truth = model_rows(reference, layer, every, torch.float64)
+    yardstick = model_rows(reference, layer, every, getattr(torch, dtype))
     session = SessionRows(engine, most_rows(engine))
-    ours = [session.run(sample) for sample in samples]
+    ours = [session.run(sample) for sample in every]
     checks = []
-    for stage in StageRows._fields:
-        for part in Rows._fields:
-            true = _values(truth, stage, part)
-            found, theirs = (distance(_values(side, stage, part), true) for side in (ours, yardstick))
-            checks.append(judge(f"{stage} {part}, {kind} tokens", found, theirs, dtype))
+    end = 0
+    for kind, group in samples.items():
+        start, end = end, end + len(group)
+        sides = [side[start:end] for side in (ours, yardstick, truth)]
+        for stage in StageRows._fields:
+            for part in Rows._fields:
+                found, theirs, true = (_values(side, stage, part) for side in sides)
+                name = f"{stage} {part}, {kind} tokens"
+                checks.append(judge(name, distance(found, true), distance(theirs, true), dtype))
     return checks
+
+
+def _generate(engine: Engine, reference: Any) -> list[Check]:
+    return [
+        plain_against_generate(f"plain = generate, {kind} tokens", engine, reference, prompts)
+        for kind, prompts in prompts_by_kind(engine, 3, 16).items()
+    ]
 
 
 def _values(samples: list[StageRows], stage: str, part: str) -> list[np.ndarray]:

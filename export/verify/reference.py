@@ -1,12 +1,12 @@
 """The Hugging Face model as the truth: in float64, and once more in the bundle's own type, whose
 distance from float64 is what rounding costs.
 
-In: a checkpoint, the bundle's type, samples. Out: the model with weights as the bundle stores
-them, and its `StageRows` computed in any type, with the weights of one module at a time in it.
+In: a checkpoint, the bundle's type, samples. Out: their `StageRows`, computed in any type. Weights
+are read from the checkpoint as their module runs, rounded as the bundle stores them, and forgotten
+after it: what the format costs is no error of the graphs, and memory holds one module.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import contextlib
 from typing import Any
 
 import torch
@@ -14,23 +14,55 @@ from torch.overrides import TorchFunctionMode
 
 from firp.export.sources.checkpoint import Checkpoint
 from firp.export.verify.rows import Rows, Sample, StageRows
-from firp.export.weights.torch_model import torch_model
+from firp.export.weights.torch_model import empty_model, read_tensor
 
 
-def load_model(checkpoint: Checkpoint, dtype: str) -> Any:
-    """The model in float32, its weights rounded to `dtype`: what the format costs is no error of
-    the graphs.
-    """
-    model = torch_model(checkpoint, torch.float32, "eager")
-    stored = getattr(torch, dtype)
-    if stored != torch.float32:
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(stored).float()
-    return model
+class Reference:
+    """The model of a checkpoint, its weights rounded to `stored`."""
+
+    def __init__(self, checkpoint: Checkpoint, stored: str):
+        self.model = empty_model(checkpoint, torch.float32, "eager")
+        self._tensors = checkpoint.tensors
+        self._embeddings = checkpoint.weights[0].sources[0]  # which a tied head shares
+        self._stored = getattr(torch, stored)
+        self._dtype = torch.float32
+        self._empty: dict[tuple[torch.nn.Module, str], torch.nn.Parameter] = {}
+        for name, module in self.model.named_modules():
+            if any(True for _ in module.parameters(recurse=False)):
+                module.register_forward_pre_hook(self._loader(name))
+                module.register_forward_hook(self._forget, always_call=True)
+            if isinstance(module, torch.nn.Embedding):  # a few rows of a large table
+                module.register_forward_hook(lambda *call: call[-1].to(self._dtype))
+
+    def run(self, input_ids: torch.Tensor, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+        """What the model says of ids [N, L], computed in `dtype`. options: of transformers'
+        `forward`.
+        """
+        self._dtype = dtype
+        double = _StayingDouble() if dtype == torch.float64 else contextlib.nullcontext()
+        with torch.no_grad(), double:
+            return self.model(input_ids=input_ids, use_cache=False, **options)
+
+    def _loader(self, prefix: str) -> Any:
+        def load(module: torch.nn.Module, _: Any) -> None:
+            table = isinstance(module, torch.nn.Embedding)
+            for name, empty in module.named_parameters(recurse=False):
+                source = f"{prefix}.{name}" if f"{prefix}.{name}" in self._tensors else self._embeddings
+                values = read_tensor(source, self._tensors[source], torch.float32)
+                values = values.to(self._stored).to(torch.float32 if table else self._dtype)
+                self._empty[module, name] = empty
+                module._parameters[name] = torch.nn.Parameter(values, requires_grad=False)
+
+        return load
+
+    def _forget(self, module: torch.nn.Module, *_: Any) -> None:
+        for name in module._parameters:
+            if (module, name) in self._empty:
+                module._parameters[name] = self._empty.pop((module, name))
 
 
 def model_rows(
-    model: Any, prediction_layer: int, samples: list[Sample], dtype: torch.dtype
+    reference: Reference, prediction_layer: int, samples: list[Sample], dtype: torch.dtype
 ) -> list[StageRows]:
     """Rows that the model computes in `dtype`, a `StageRows` for each sample. The prompt's rows are
     the same in prefill and in decoding: these are two ways to one value.
@@ -46,8 +78,7 @@ def model_rows(
         sequences += [sample.prompt + [sample.tree.tokens[node] for node in path] for path in _paths(sample)]
     longest = max(map(len, sequences))
     ids = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in sequences])  # [N, L]
-    with torch.no_grad(), computing_in(model, dtype):
-        out = model(input_ids=ids, use_cache=False, output_hidden_states=True)
+    out = reference.run(ids, dtype, output_hidden_states=True)
     states, logits = out.hidden_states[prediction_layer], out.logits  # [N, L, D], [N, L, V]
     if dtype != torch.float64:  # numpy has no bfloat16
         states, logits = states.float(), logits.float()
@@ -73,41 +104,6 @@ def _paths(sample: Sample) -> list[list[int]]:
             path.insert(0, parents[path[0]])
         paths.append(path)
     return paths
-
-
-@contextmanager
-def computing_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
-    """Let a float32 `model` compute in `dtype` inside the block. A module's own weights are in it
-    only while the module runs, so memory grows by the largest module, and the weights come back
-    bit for bit.
-    """
-    if dtype == torch.float32:
-        yield
-        return
-    stored: dict[torch.nn.Parameter, torch.Tensor] = {}
-
-    def convert(module: torch.nn.Module, _: Any) -> None:
-        for parameter in module.parameters(recurse=False):
-            stored[parameter] = parameter.data
-            parameter.data = parameter.data.to(dtype)
-
-    def restore(module: torch.nn.Module, *_: Any) -> None:
-        for parameter in module.parameters(recurse=False):
-            parameter.data = stored.pop(parameter)
-
-    hooks = []
-    for module in model.modules():
-        if isinstance(module, torch.nn.Embedding):  # a few rows of a large table
-            hooks.append(module.register_forward_hook(lambda *call: call[-1].to(dtype)))
-        elif any(True for _ in module.parameters(recurse=False)):
-            hooks.append(module.register_forward_pre_hook(convert))
-            hooks.append(module.register_forward_hook(restore, always_call=True))
-    try:
-        with _StayingDouble():
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class _StayingDouble(TorchFunctionMode):

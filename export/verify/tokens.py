@@ -1,6 +1,6 @@
 """Tokens that must be the same: plain decoding and Hugging Face's `generate`, drafted and plain.
 
-In: an engine, and the Hugging Face model. Out: `Check`s that count the runs that differ.
+In: an engine, and the `Reference`. Out: `Check`s that count the runs that differ.
 """
 
 import math
@@ -39,7 +39,7 @@ def most_rows(engine: Engine) -> int:
     return engine.limits.max_rows if engine.limits else 64
 
 
-def plain_against_generate(name: str, engine: Engine, model: Any, prompts: list[list[int]]) -> Check:
+def plain_against_generate(name: str, engine: Engine, reference: Any, prompts: list[list[int]]) -> Check:
     """Runs that are not those of Hugging Face's greedy `generate`. One that parts at a near tie of
     the plain run is recorded and excused, as rarely as `NEAR_TIE` allows.
     """
@@ -48,7 +48,7 @@ def plain_against_generate(name: str, engine: Engine, model: Any, prompts: list[
     greedy = SamplingParams(max_new_tokens=count)
     runs = [plain_run(engine, prompt, greedy) for prompt in prompts]
     ends = engine.bundle.eos_token_ids
-    picked = generated_along(model, prompts, [run.tokens for run in runs], count, ends)
+    picked = generated_along(reference, prompts, [run.tokens for run in runs], count, ends)
     wrong = 0
     near = []
     for index, (run, theirs) in enumerate(zip(runs, picked, strict=True)):
@@ -61,7 +61,7 @@ def plain_against_generate(name: str, engine: Engine, model: Any, prompts: list[
 
 
 def generated_along(
-    model: Any, prompts: list[list[int]], runs: list[list[int]], count: int, ends: tuple[int, ...]
+    reference: Any, prompts: list[list[int]], runs: list[list[int]], count: int, ends: tuple[int, ...]
 ) -> list[list[int]]:
     """What greedy `generate` writes after each prompt, as far as it goes along with the run. One
     pass finds it: the token that the model takes after the prompt, and after every token of the
@@ -72,8 +72,7 @@ def generated_along(
     sequences = [prompt + run for prompt, run in zip(prompts, runs, strict=True)]
     longest = max(map(len, sequences))
     ids = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in sequences])
-    with torch.no_grad():
-        picked = model(input_ids=ids, use_cache=False).logits.argmax(-1).tolist()
+    picked = reference.run(ids).logits.argmax(-1).tolist()
     generated = []
     for row, prompt, run in zip(picked, prompts, runs, strict=True):
         after = row[len(prompt) - 1 : len(prompt) + len(run)][:count]

@@ -14,23 +14,32 @@ from firp.export.sources.tensor_record import TensorRecord
 from firp.export.weights.stream import read_chunks
 
 
-def torch_model(checkpoint: Checkpoint, dtype: torch.dtype, attention: str | None = None) -> Any:
-    """The model on the CPU, its weights in `dtype`. attention: transformers' name of how it is
-    computed; None: its own choice. Raises CheckpointError for a weight that is not finite.
+def torch_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    """The model on the CPU, its weights in `dtype`. Raises CheckpointError for a weight that is not
+    finite.
+    """
+    model = empty_model(checkpoint, dtype)
+    used = [name for weight in checkpoint.weights for name in weight.sources]
+    state = {name: read_tensor(name, checkpoint.tensors[name], dtype) for name in used}
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    return model
+
+
+def empty_model(checkpoint: Checkpoint, dtype: torch.dtype, attention: str | None = None) -> Any:
+    """The model without memory for its weights. attention: transformers' name of how it is computed;
+    None: its own choice.
     """
     config = transformers_config(checkpoint.raw_config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-    used = [name for weight in checkpoint.weights for name in weight.sources]
-    state = {name: _read(name, checkpoint.tensors[name], dtype) for name in used}
-    model.load_state_dict(state, strict=False, assign=True)
-    model.tie_weights()
     rotary = model.model.rotary_emb  # holds no weights, but what it computed when it was made
     model.model.rotary_emb = type(rotary)(config)
     return model.eval()
 
 
-def _read(name: str, record: TensorRecord, dtype: torch.dtype) -> torch.Tensor:
+def read_tensor(name: str, record: TensorRecord, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of the checkpoint in `dtype`. Raises CheckpointError for a value that is not finite."""
     values = torch.empty(math.prod(record.shape), dtype=dtype)
     done = 0
     for chunk in read_chunks(name, record):

@@ -15,8 +15,8 @@ def test_progress_names_each_step_and_how_far_it_is(family_bundle):
     assert seen == [
         ("loading the bundle", 0, None),
         ("loading the Hugging Face model", 0, None),
-        ("verifying: values of random tokens", 0, 3),
-        ("verifying: plain = generate, random tokens", 1, 3),
+        ("verifying: values against float64", 0, 3),
+        ("verifying: plain = generate", 1, 3),
         ("verifying: drafted against plain decoding", 2, 3),
     ]
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.open import open_checkpoint
 from firp.export.verify.checks import verify
-from firp.export.verify.reference import load_model, model_rows
+from firp.export.verify.reference import Reference, model_rows
 from firp.export.verify.rounding import YARDSTICKS
 from firp.export.verify.rows import SessionRows, random_sample
 from firp.runtime.engine import Engine
@@ -88,9 +88,8 @@ def test_massive_activations_are_no_error(tmp_path):
     export_bundle(ExportOptions(tmp_path / "model", tmp_path / "bundle", prediction_layer=2))
     engine = Engine.load(tmp_path / "bundle")
     sample = random_sample(np.random.default_rng(0).integers(0, 193, 48).tolist(), 193, 256)
-    (theirs,) = model_rows(
-        load_model(open_checkpoint(tmp_path / "model"), "float32"), 2, [sample], torch.float32
-    )
+    reference = Reference(open_checkpoint(tmp_path / "model"), "float32")
+    (theirs,) = model_rows(reference, 2, [sample], torch.float32)
     ours, theirs = SessionRows(engine, 64).run(sample).prefill.hidden_states, theirs.prefill.hidden_states
     assert np.abs(theirs).max() > 20_000
     assert np.max(np.abs(ours - theirs) / np.maximum(1, np.abs(theirs) / 16)) > 1e-4

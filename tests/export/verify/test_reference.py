@@ -7,7 +7,7 @@ from support.small_models import CONFIGS, make_model
 from transformers import AutoModelForCausalLM
 
 from firp.export.sources.open import open_checkpoint
-from firp.export.verify.reference import computing_in, load_model, model_rows
+from firp.export.verify.reference import Reference, model_rows
 from firp.export.verify.rows import Sample, random_sample
 from firp.runtime.trees.tree import DraftTree
 
@@ -23,8 +23,8 @@ def assert_same(ours, theirs):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return load_model(
+def reference(tmp_path_factory):
+    return Reference(
         open_checkpoint(make_model(tmp_path_factory.mktemp("reference") / "model", "qwen3")), "float32"
     )
 
@@ -32,9 +32,8 @@ def model(tmp_path_factory):
 @pytest.mark.parametrize("family", CONFIGS)
 def test_modules_in_double_one_by_one_are_the_whole_model_in_double(family, tmp_path):
     path = make_model(tmp_path / "model", family)
-    model, ids = load_model(open_checkpoint(path), "float32"), torch.arange(2, 42).reshape(2, 20)
-    with torch.no_grad(), computing_in(model, torch.float64):
-        ours = model(ids, output_hidden_states=True, use_cache=False)
+    ids = torch.arange(2, 42).reshape(2, 20)
+    ours = Reference(open_checkpoint(path), "float32").run(ids, torch.float64, output_hidden_states=True)
     whole = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
     for parameter in whole.parameters():
         parameter.data = parameter.data.double()
@@ -49,54 +48,57 @@ def test_modules_in_double_one_by_one_are_the_whole_model_in_double(family, tmp_
         assert_same(a, b)
 
 
-def test_weights_come_back_bit_for_bit(model):
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    with torch.no_grad(), computing_in(model, torch.float16):
-        assert model(torch.tensor([[5, 6]])).logits.dtype == torch.float16
-    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
-    with torch.no_grad():
-        assert model(torch.tensor([[5, 6]])).logits.dtype == torch.float32
+def held(reference):
+    """Weights that have memory, and their types."""
+    return {name: p.dtype for name, p in reference.model.named_parameters() if not p.is_meta}
 
 
-def test_weights_come_back_after_an_error(model):
-    with pytest.raises(IndexError), computing_in(model, torch.float64):
-        model(torch.tensor([[1_000_000]]))
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_every_type_is_computed_in_and_no_weight_is_left(dtype, reference):
+    assert reference.run(torch.tensor([[5, 6]]), dtype).logits.dtype == dtype
+    assert held(reference) == {}
 
 
-def test_one_module_at_a_time_is_in_double(model):
-    wide = []
+def test_no_weight_is_left_after_an_error(reference):
+    with pytest.raises(IndexError):
+        reference.run(torch.tensor([[1_000_000]]), torch.float64)
+    assert held(reference) == {}
 
-    def count(*_):
-        wide.append({n for n, p in model.named_parameters() if p.dtype == torch.float64})
 
-    with computing_in(model, torch.float64):
-        hooks = [module.register_forward_hook(count, prepend=True) for module in model.modules()]
-        with torch.no_grad():
-            model(torch.tensor([[5, 6]]))
+def test_one_module_at_a_time_is_in_memory(reference):
+    seen = []
+    hooks = [
+        module.register_forward_hook(lambda *_: seen.append(held(reference)), prepend=True)
+        for module in reference.model.modules()
+    ]
+    reference.run(torch.tensor([[5, 6]]), torch.float64)
     for hook in hooks:
         hook.remove()
-    assert max(map(len, wide)) == 1  # a weight; this model has no biases
+    assert max(map(len, seen)) == 1  # a weight; this model has no biases
+    assert {dtype for found in seen for dtype in found.values()} == {torch.float32, torch.float64}
 
 
-def test_a_tree_is_its_paths(model):
+def test_a_tree_is_its_paths(reference):
     """Of a tree with branches, each row is the last of a sequence: prompt, ancestors, itself."""
     tree = DraftTree([7, 8, 9, 10, 11], [-1, 0, 0, 1, 1], [0, 1, 1, 2, 2], [1.0] * 5)
     samples = [Sample([3, 4, 5], tree), random_sample([5, 6, 7, 8, 9], 193, 256)]
-    found = model_rows(model, 2, samples, torch.float64)
-    with torch.no_grad(), computing_in(model, torch.float64):
-        for path, row in (([7], 0), ([7, 8], 1), ([7, 9], 2), ([7, 8, 10], 3), ([7, 8, 11], 4)):
-            out = model(torch.tensor([[3, 4, 5, *path]]), output_hidden_states=True)
-            assert_same(found[0].tree.logits[row], out.logits[0, -1])
-            assert_same(found[0].tree.hidden_states[row], out.hidden_states[2][0, -1])
-        out = model(torch.tensor([[5, 6, 7, 8, 9]]))
+    found = model_rows(reference, 2, samples, torch.float64)
+    for path, row in (([7], 0), ([7, 8], 1), ([7, 9], 2), ([7, 8, 10], 3), ([7, 8, 11], 4)):
+        out = reference.run(torch.tensor([[3, 4, 5, *path]]), torch.float64, output_hidden_states=True)
+        assert_same(found[0].tree.logits[row], out.logits[0, -1])
+        assert_same(found[0].tree.hidden_states[row], out.hidden_states[2][0, -1])
+    out = reference.run(torch.tensor([[5, 6, 7, 8, 9]]), torch.float64)
     assert_same(found[1].prefill.logits, out.logits[0])
 
 
 def test_weights_are_rounded_as_the_bundle_stores_them(tmp_path):
     path = make_model(tmp_path / "model", "llama")
-    checkpoint = open_checkpoint(path)
-    full, rounded = load_model(checkpoint, "float32"), load_model(checkpoint, "float16")
-    for a, b in zip(full.parameters(), rounded.parameters(), strict=True):
-        assert torch.equal(a.half().float(), b)
-        assert not torch.equal(a, b)
+    ids = torch.tensor([[5, 6, 7]])
+    found = Reference(open_checkpoint(path), "float16").run(ids).logits
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        exact = model(ids).logits
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half())
+        torch.testing.assert_close(found, model(ids).logits, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found, exact, rtol=1e-5, atol=1e-5)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from firp.export.sources.open import open_checkpoint
 from firp.export.verify import tokens
+from firp.export.verify.reference import Reference
 from firp.export.verify.tokens import plain_against_generate
 from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
@@ -17,13 +19,9 @@ COUNT = 32
 
 
 @pytest.fixture
-def model_and_engine(family_bundle):
-    def load(family):
-        folder, bundle = family_bundle(family)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-        return model.eval(), Engine.load(bundle)
-
-    return load
+def reference_and_engine(family_bundle):
+    folder, bundle = family_bundle("llama")
+    return Reference(open_checkpoint(folder), "float32"), Engine.load(bundle)
 
 
 def prompts_of(engine):
@@ -32,8 +30,10 @@ def prompts_of(engine):
 
 
 @pytest.mark.parametrize("family", ["llama", "llama3_rope", "mistral_window", "qwen2", "qwen3"])
-def test_plain_decoding_is_generate(family, model_and_engine):
-    model, engine = model_and_engine(family)
+def test_plain_decoding_is_generate(family, family_bundle):
+    folder, bundle = family_bundle(family)
+    engine = Engine.load(bundle)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     settings = GenerationConfig(max_new_tokens=COUNT, do_sample=False, eos_token_id=1, pad_token_id=0)
     for prompt in prompts_of(engine):
         ids = torch.tensor([prompt])
@@ -42,15 +42,15 @@ def test_plain_decoding_is_generate(family, model_and_engine):
         assert ours.token_ids == theirs[0, len(prompt) :].tolist()
 
 
-def test_right_runs_pass(model_and_engine):
-    model, engine = model_and_engine("llama")
-    check = plain_against_generate("plain", engine, model, prompts_of(engine))
+def test_right_runs_pass(reference_and_engine):
+    reference, engine = reference_and_engine
+    check = plain_against_generate("plain", engine, reference, prompts_of(engine))
     assert (check.passed, check.value, check.near_ties) == (True, 0, ())
 
 
 @pytest.mark.parametrize("wrong", ["a token", "ends early", "goes on"])
-def test_a_wrong_run_is_found(wrong, model_and_engine, monkeypatch):
-    model, engine = model_and_engine("llama")
+def test_a_wrong_run_is_found(wrong, reference_and_engine, monkeypatch):
+    reference, engine = reference_and_engine
     prompts = prompts_of(engine)
     real = tokens.plain_run
 
@@ -65,5 +65,5 @@ def test_a_wrong_run_is_found(wrong, model_and_engine, monkeypatch):
         return PlainRun(found, margins)
 
     monkeypatch.setattr(tokens, "plain_run", run)
-    check = plain_against_generate("plain", engine, model, prompts[:1])
+    check = plain_against_generate("plain", engine, reference, prompts[:1])
     assert (check.passed, check.value) == (False, 1)
