@@ -22,6 +22,8 @@ from firp.export.sources.open import open_checkpoint
 from firp.export.target_folder import check_target
 from firp.export.weights.fingerprint import fingerprint
 from firp.runtime.bundle.calibration import LatencyTable
+from firp.runtime.chat.encoder import ChatEncoder
+from firp.runtime.chat.messages import is_messages
 from firp.runtime.chat.template import ChatTemplate
 from firp.runtime.engine import Prompt
 from firp.runtime.errors import FirpError
@@ -51,6 +53,7 @@ class Prepared(NamedTuple):
     default_layer: int  # the prediction layer asked for; the usual one where a sweep chooses
     documents: list[list[int]]  # token ids of each
     prompts: list[list[int]]  # likewise, those that the model continues
+    ends: tuple[int, ...]  # tokens that end what it writes
 
 
 def prepare(request: CalibrationRequest) -> Prepared:
@@ -78,7 +81,10 @@ def prepare(request: CalibrationRequest) -> Prepared:
     prompts = encode_prompts(request.prompts, tokenizer, chat)
     check_ids([*documents, *prompts], checkpoint.config.vocab_size)
     _check_latency(request.latency, checkpoint)
-    return Prepared(checkpoint, default_layer, documents, prompts)
+    ends = checkpoint.eos_token_ids
+    if chat and any(map(is_messages, request.prompts)):
+        ends += tuple(sorted(ChatEncoder(chat, tokenizer).ends.difference(ends)))
+    return Prepared(checkpoint, default_layer, documents, prompts, ends)
 
 
 def _check_window(checkpoint: Checkpoint, options: TrainOptions) -> None:

@@ -109,7 +109,7 @@ class _Run:
     def finish(self) -> PredictorInfo:
         dataset = self._dataset()
         evaluation = Evaluation(
-            self.model, dataset, self.options, self.checkpoint.eos_token_ids, self.progress
+            self.model, dataset, self.options, self.prepared.ends, self.progress
         )
         layer = self.prepared.default_layer
         latency = self._latency(layer)
@@ -130,7 +130,7 @@ class _Run:
         return info
 
     def _dataset(self) -> Dataset:
-        ends = self.checkpoint.eos_token_ids
+        ends = self.prepared.ends
         window = min(self.options.window, self.checkpoint.config.max_position_embeddings)
         own_text = self.saved.stage("own text", self._own_text) if self.prepared.prompts else ([], [])
         return make_dataset(self.prepared.documents, window, ends[0] if ends else None, own_text)
@@ -142,7 +142,7 @@ class _Run:
             self.model,
             window=min(self.options.window, self.checkpoint.config.max_position_embeddings),
             seed=self.options.seed,
-            ends=self.checkpoint.eos_token_ids,
+            ends=self.prepared.ends,
             progress=self.progress,
         )
         training, held_out = split_prompts(self.prepared.prompts)
