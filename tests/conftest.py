@@ -86,3 +86,9 @@ def any_operator(monkeypatch):
             return True
 
     monkeypatch.setattr(onnx_weights, "OPERATORS", Any())
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """The file of SmolLM2-135M-Instruct; what needs it has the marker `real`."""
+    return Path(os.environ["FIRP_REAL_MODEL"])

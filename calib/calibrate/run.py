@@ -108,9 +108,7 @@ class _Run:
 
     def finish(self) -> PredictorInfo:
         dataset = self._dataset()
-        evaluation = Evaluation(
-            self.model, dataset, self.options, self.prepared.ends, self.progress
-        )
+        evaluation = Evaluation(self.model, dataset, self.options, self.prepared.ends, self.progress)
         layer = self.prepared.default_layer
         latency = self._latency(layer)
         swept: tuple[LayerFindings, ...] = ()

@@ -2,10 +2,8 @@
 skipped.
 """
 
-import os
 import random
 import shutil
-from pathlib import Path
 
 import pytest
 from support.mutations import MUTATIONS
@@ -18,20 +16,15 @@ pytestmark = pytest.mark.real
 
 
 @pytest.fixture(scope="module")
-def file():
-    return Path(os.environ["FIRP_REAL_MODEL"])
-
-
-@pytest.fixture(scope="module")
-def bundle(file, tmp_path_factory):
+def bundle(real_model, tmp_path_factory):
     bundle = tmp_path_factory.mktemp("real") / "bundle"
-    export_bundle(ExportOptions(file, bundle))
+    export_bundle(ExportOptions(real_model, bundle))
     return bundle
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS.keys())
-def test_a_seeded_error_is_caught(mutation, file, bundle, tmp_path, any_operator):
+def test_a_seeded_error_is_caught(mutation, real_model, bundle, tmp_path, any_operator):
     mutation(shutil.copytree(bundle, tmp_path / "bundle"), random.Random(0))
     with pytest.raises(CheckFailedError, match="verification failed"):
-        verify_or_fail(tmp_path / "bundle", file)
+        verify_or_fail(tmp_path / "bundle", real_model)
     shutil.rmtree(tmp_path / "bundle")  # half a gigabyte each

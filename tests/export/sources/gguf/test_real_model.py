@@ -1,8 +1,5 @@
 """SmolLM2-135M-Instruct from its file: FIRP_REAL_MODEL names it; without it, these tests are skipped."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -25,25 +22,22 @@ PUBLISHED = {
 
 
 @pytest.fixture(scope="module")
-def file():
-    return Path(os.environ["FIRP_REAL_MODEL"])
-
-
-@pytest.fixture(scope="module")
-def bundle(file, tmp_path_factory):
+def bundle(real_model, tmp_path_factory):
     bundle = tmp_path_factory.mktemp("real") / "bundle"
-    export_bundle(ExportOptions(file, bundle), lambda folder: verify_or_fail(folder, file))
+    export_bundle(ExportOptions(real_model, bundle), lambda folder: verify_or_fail(folder, real_model))
     return bundle
 
 
-def test_ids_are_those_of_the_published_tokenizer(file):
-    tokenizer = open_checkpoint(file).tokenizer()
+def test_ids_are_those_of_the_published_tokenizer(real_model):
+    tokenizer = open_checkpoint(real_model).tokenizer()
     assert {text: tokenizer.encode(text).ids for text in PUBLISHED} == PUBLISHED
 
 
-def test_a_verified_bundle_answers_as_transformers_does(file, bundle):
+def test_a_verified_bundle_answers_as_transformers_does(real_model, bundle):
     engine = Engine.load(bundle)
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        real_model.parent, gguf_file=real_model.name, dtype=torch.float32
+    ).eval()
     for question in QUESTIONS:
         prompt = engine.tokenizer.encode(
             f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
