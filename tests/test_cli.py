@@ -397,7 +397,7 @@ def test_interrupted_generation_keeps_its_tokens(demo_bundle, tmp_path):
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert re.search(r"^error: interrupted \| got \d+ tokens of prompt \d+$", stderr, re.M), stderr
-    *whole, last = [json.loads(line) for line in stdout.splitlines()]
+    *whole, last = [first, *map(json.loads, stdout.splitlines())]
     assert all(result["token_ids"] == first["token_ids"] for result in whole)
     assert last["token_ids"] == first["token_ids"][: len(last["token_ids"])]
 

@@ -2,27 +2,48 @@
 
 import re
 
-from firp.calib.commands.demo import StepMarks, run_demo
+import pytest
+from support.chat_bundles import add_chat
+
+from firp.calib.commands import demo
+from firp.calib.commands.demo import run_demo
+from firp.calib.commands.fetch import NotToBeHadError
+from firp.runtime.console.step_marks import StepMarks
 from firp.runtime.engine import Engine
+from firp.runtime.prompts import Prompt
 from firp.runtime.sampling import SamplingParams
 
 
 def test_the_demo_marks_steps_and_ends_with_the_comparison(demo_engine, capsys):
-    run_demo(demo_engine, ["class Node:\n    def __repr__(self):\n        return"], SamplingParams(24))
+    prompt = Prompt("class", text="class Node:\n    def __repr__(self):\n        return")
+    run_demo(demo_engine, [prompt], SamplingParams(24))
     out = capsys.readouterr().out
-    plain, drafted = out.split("── drafted")
+    plain, drafted = out.split("── class: drafted")
     marked = drafted.split("│")
     assert len(marked) > 8
-    assert "│" not in plain.split("── plain")[1]
-    rows = {
-        row[0]: row[1:]
-        for row in re.findall(r"│ (plain|drafted)\s+│\s+(\d+) │\s+(\d+) │\s+([\d.]+) │\s+(\w*) │", out)
-    }
-    assert rows["plain"][1] == "23"
-    assert float(rows["plain"][2]) == 1
-    assert int(rows["drafted"][1]) < 23
-    assert float(rows["drafted"][2]) > 1.2
-    assert rows["drafted"][3] == "yes"
+    assert "│" not in plain.split("── class: plain")[1]
+    rows = re.findall(r"│ (\w+)\s+│\s+(\d+) │\s+(\d+) │\s+([\d.]+)x │\s+([\d.]+) │\s+(\w+) │", out)
+    assert [row[0] for row in rows] == ["class", "all"]
+    for _, plain_rate, drafted_rate, speed, per_step, identical in rows:
+        assert float(speed) == pytest.approx(int(drafted_rate) / int(plain_rate), abs=0.02)
+        assert float(per_step) > 1.2
+        assert identical == "yes"
+
+
+def test_messages_are_shown_as_the_question_and_the_answer(demo_bundle, tmp_path, capsys):
+    engine = Engine.load(add_chat(demo_bundle, tmp_path / "bundle"))
+    run_demo(engine, [Prompt("question", messages=[{"role": "user", "content": "Why?"}])], SamplingParams(6))
+    assert capsys.readouterr().out.count("Why?\n\n") == 2
+
+
+def test_the_small_model_is_shown_where_no_other_can_be_had(monkeypatch, capsys):
+    def cannot(*_):
+        raise NotToBeHadError("cannot fetch it", got="no network")
+
+    monkeypatch.setattr(demo, "fetch", cannot)
+    shown = demo._llm()
+    assert shown.model.name == "demo_model"
+    assert "cannot fetch it | got no network. The small model is shown instead." in capsys.readouterr().err
 
 
 def test_marks_separate_the_steps(capsys):

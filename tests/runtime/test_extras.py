@@ -43,7 +43,8 @@ def test_every_module_of_an_extra_is_in_the_table(project):
 
 
 def test_the_base_has_no_onnx_runtime(project):
-    assert modules(project["dependencies"]) == {"numpy", "tokenizers", "safetensors", "click", "rich"}
+    base = {"numpy", "tokenizers", "safetensors", "click", "rich", "jinja2"}
+    assert modules(project["dependencies"]) == base
 
 
 @pytest.mark.parametrize(

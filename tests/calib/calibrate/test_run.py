@@ -151,8 +151,8 @@ def test_the_model_writes_its_own_data(demo, tmp_path):
 def test_bfloat16_and_accumulation(demo, text, tmp_path):
     calibrate(request_for(demo, tmp_path / "a", text, precision="bfloat16", accumulate=2))
     weight = weights_of(tmp_path / "a")["predictors.weight"]
-    assert weight.dtype == torch.float32
-    assert not torch.equal(weight[0], torch.eye(256))
+    assert weight.dtype == torch.bfloat16
+    assert not torch.equal(weight[0], torch.eye(256, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("failure", ["divergence", "interrupt"])
