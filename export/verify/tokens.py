@@ -15,7 +15,7 @@ from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import DRAFTERS, MAX_PASS_ROWS, TreeConfig
 from firp.runtime.tuning.parity import NEAR_TIE, compare_trees, first_difference, plain_run
 
-_LARGE = 200 << 20  # bytes of weights of a model whose passes take a user's time
+_LARGE = 200 << 20  # bytes of weights
 TEXTS = (
     "The quick brown fox jumps over the lazy dog. The dog",
     "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
@@ -34,6 +34,11 @@ def prompts_by_kind(engine: Engine, count: int, length: int) -> dict[str, list[l
     return kinds
 
 
+def _is_large(engine: Engine) -> bool:
+    """Whether a pass takes a user's time; then fewer tokens are decoded."""
+    return engine.manifest.files["model.safetensors"].size > _LARGE
+
+
 def most_rows(engine: Engine) -> int:
     """Rows of the largest pass that decodes them all."""
     return engine.limits.max_rows if engine.limits else 64
@@ -44,7 +49,8 @@ def plain_against_generate(name: str, engine: Engine, reference: Any, prompts: l
     the plain run is recorded and excused, as rarely as `NEAR_TIE` allows.
     """
     dtype = engine.manifest.precision.compute
-    count = min(32, engine.model.max_position_embeddings - max(map(len, prompts)))
+    longest = 16 if _is_large(engine) else 32
+    count = min(longest, engine.model.max_position_embeddings - max(map(len, prompts)))
     greedy = SamplingParams(max_new_tokens=count)
     runs = [plain_run(engine, prompt, greedy) for prompt in prompts]
     ends = engine.bundle.eos_token_ids
@@ -103,8 +109,8 @@ def drafted_against_plain(engine: Engine) -> Iterator[Check]:
     trees = trees_to_check(engine)
     most = engine.limits.max_rows if engine.limits else MAX_PASS_ROWS
     trees = {name: tree for name, tree in trees.items() if tree.pass_rows(k) <= most}
-    prompts = [prompt for group in prompts_by_kind(engine, 2, 16).values() for prompt in group]
-    count = 40 if engine.manifest.files["model.safetensors"].size < _LARGE else 16
+    each, count = (1, 12) if _is_large(engine) else (2, 40)
+    prompts = [prompt for group in prompts_by_kind(engine, each, 16).values() for prompt in group]
     params = [SamplingParams(count), SamplingParams(count, temperature=0.8, top_p=0.95, seed=1)]
     for comparison in compare_trees(engine, prompts, params, trees):
         name = f"drafted = plain, {comparison.name}"
