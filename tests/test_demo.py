@@ -41,7 +41,7 @@ def test_the_small_model_is_shown_where_no_other_can_be_had(monkeypatch, capsys)
         raise NotToBeHadError("cannot fetch it", got="no network")
 
     monkeypatch.setattr(demo, "fetch", cannot)
-    shown = demo._llm()
+    shown = demo.llm_or_small()
     assert shown.model.name == "demo_model"
     assert "cannot fetch it | got no network. The small model is shown instead." in capsys.readouterr().err
 

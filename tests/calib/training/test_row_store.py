@@ -51,7 +51,7 @@ def test_windows_without_room_on_the_disk_are_computed_each_time(room, frozen, t
     expected = RowStore(frozen, WINDOWS, tmp_path).rows(torch.tensor([0, 1, 2]))
     window_bytes = sum(tensor.nbytes for tensor in expected.tensors()) // 3
     usage = shutil.disk_usage(tmp_path)
-    free = int((room + 0.5) * window_bytes / row_store._DISK_SHARE)
+    free = int((room + 0.5) * window_bytes / row_store.DISK_SHARE)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=free))
     store = RowStore(frozen, WINDOWS, tmp_path)
     for _ in range(2):
