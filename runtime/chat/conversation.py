@@ -43,7 +43,8 @@ class Decoder(Protocol):
 class Conversation:
     """Turns of a user and the model; made by `Engine.conversation`, for one caller.
 
-    `messages` holds what was said so far, and may be changed between turns.
+    `messages` holds what was said so far, and may be changed between turns; `session` is the one that
+    turns run on, None before the first.
     """
 
     def __init__(self, decoder: Decoder, params: SamplingParams, system: str | None, tree: TreeConfig | None):
@@ -51,7 +52,7 @@ class Conversation:
         self._params = params
         self._system = system
         self._tree = tree
-        self._session: Session | None = None
+        self.session: Session | None = None
         self._turn: Iterator[Chunk] | None = None
         self.reset()
 
@@ -76,7 +77,7 @@ class Conversation:
     @property
     def cached_tokens(self) -> int:
         """Tokens that the cache holds."""
-        return len(self._session.tokens) if self._session else 0
+        return len(self.session.tokens) if self.session else 0
 
     def send(self, text: str, cancel: threading.Event | None = None) -> Iterator[Chunk]:
         """Yield the answer as it comes, like `Engine.stream`; message and answer join `messages`.
@@ -112,11 +113,11 @@ class Conversation:
         """The session, or one of twice the size, with an empty cache, where it became too small."""
         needs = self._decoder.needs(request, self._tree)
         capacity = min(needs.capacity, self._decoder.context)
-        if self._session is None or self._session.kv.capacity < capacity:
-            self._session = None  # its memory is free before more is taken
+        if self.session is None or self.session.kv.capacity < capacity:
+            self.session = None  # its memory is free before more is taken
             capacity = min(max(2 * capacity, FIRST_CAPACITY), self._decoder.context)
-            self._session = self._decoder.session(capacity, max(PREFILL_ROWS, needs.rows))
-        return self._session
+            self.session = self._decoder.session(capacity, max(PREFILL_ROWS, needs.rows))
+        return self.session
 
     def _answer(
         self,

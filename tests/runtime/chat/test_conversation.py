@@ -128,13 +128,13 @@ def test_a_conversation_that_outgrows_its_session_gets_a_larger_one(small, rows,
     engine = small("llama")
     conversation = engine.conversation(SamplingParams(4, ignore_eos=True))
     list(conversation.send("a"))
-    before = conversation._session.kv.capacity
+    before = conversation.session.kv.capacity
     text = "b" * before
     messages = [*conversation.messages, {"role": "user", "content": text}]
     rows.clear()
     chunks = list(conversation.send(text))
     assert sum(rows) == chunks[-1].stats.prompt_tokens  # all of it, once
-    assert conversation._session.kv.capacity > before
+    assert conversation.session.kv.capacity > before
     expected = engine.chat(messages, SamplingParams(4, ignore_eos=True)).token_ids
     assert [token for chunk in chunks for token in chunk.token_ids] == expected
 
@@ -214,7 +214,7 @@ def test_a_session_in_use_is_refused_and_the_turn_goes_on(small):
     conversation = small("llama").conversation(SamplingParams(8, ignore_eos=True))
     turn = conversation.send("abc")
     tokens = list(next(turn).token_ids)
-    with pytest.raises(SessionBusyError), conversation._session.exclusive():
+    with pytest.raises(SessionBusyError), conversation.session.exclusive():
         pass
     tokens += [token for chunk in turn for token in chunk.token_ids]
     assert len(tokens) == 8
