@@ -152,7 +152,11 @@ def _one_offset(
     for index in range(frozen.prediction_layer, len(decoder.layers)):
         past = _Past(*real.keys[index])
         rows = decoder.layers[index](
-            rows, attention_mask=bias, position_ids=positions, past_key_values=past, position_embeddings=rope
+            rows,
+            attention_mask=bias,
+            position_ids=positions,
+            position_embeddings=rope,
+            **{frozen.cache_name: past},
         )
     return decoder.norm(rows)
 

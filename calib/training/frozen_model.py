@@ -6,6 +6,7 @@ prediction layer, and the final states of pseudo rows that attend to the real ro
 (method.md, "Training the predictors").
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -52,6 +53,9 @@ class FrozenModel(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.prediction_layer = prediction_layer
         self.window = sliding_window
+        parameters = inspect.signature(type(model.model.layers[0]).forward).parameters
+        # transformers renamed it in its fifth version
+        self.cache_name = "cache" if "cache" in parameters else "past_key_values"
 
     @property
     def device(self) -> torch.device:
@@ -78,7 +82,7 @@ class FrozenModel(nn.Module):
                 rows,
                 attention_mask=bias,
                 position_ids=positions,
-                past_key_values=cache,
+                **{self.cache_name: cache},
                 position_embeddings=rope,
             )
         trace.append(rows)
@@ -113,7 +117,7 @@ class FrozenModel(nn.Module):
                 rows,
                 attention_mask=bias,
                 position_ids=positions,
-                past_key_values=cache,
+                **{self.cache_name: cache},
                 position_embeddings=rope,
             )
             states.append(rows)
