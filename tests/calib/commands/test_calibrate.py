@@ -1,6 +1,7 @@
 """`firp calibrate`, and `firp export` that calibrates, as a user runs them."""
 
 import json
+import re
 import signal
 
 from support.command_line import TALKATIVE, fails, firp, start, wait_for
