@@ -81,8 +81,8 @@ def compare_graphs(
     """Raises FirpError when a graph cannot be run, or when `cancel` is set."""
     manifest, cancel = bundle.manifest, cancel or threading.Event()
     points = comparison_points(manifest.model.max_position_embeddings, target.limits)
-    for name, spec in manifest.graphs.items():
-        path, feeds = bundle.graph_path(name), _feeds(spec, manifest, points)
+    for name, spec in target.graphs.items():
+        path, feeds = bundle.graph_path(spec), _feeds(spec, manifest, points)
         for form in (AS_IT_RUNS, WITH_LAYERS) if manifest.layers(name) else (AS_IT_RUNS,):
             if cancel.is_set():
                 raise FirpError("interrupted", got=f"the comparison of {name} was cancelled")

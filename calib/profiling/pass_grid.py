@@ -57,7 +57,7 @@ class PassTime:
 def check_grid(target: Target, manifest: Manifest, points: Iterable[Point]) -> None:
     """Raises FirpError when the backend cannot run one of them."""
     for point in points:
-        for name, spec in manifest.graphs.items():
+        for name, spec in target.graphs.items():
             dims = dimensions(name, point, manifest.num_predictors)
             target.check(name, {tensor.name: tensor.sizes(dims) for tensor in spec.inputs})
 
@@ -87,8 +87,8 @@ def measure_grid(
     """
     points = list(points)
     measured = []
-    for done, (name, spec) in enumerate(manifest.graphs.items()):
-        progress(f"measuring {name}", done, len(manifest.graphs))
+    for done, (name, spec) in enumerate(target.graphs.items()):
+        progress(f"measuring {name}", done, len(target.graphs))
         of_graph = {point if spec.cache else point._replace(cached_tokens=0) for point in points}
         times = _graph_times(
             target, name, spec, manifest, sorted(of_graph, key=lambda p: (p.batch, p.cached_tokens, p.rows))
@@ -111,7 +111,7 @@ def measure_grid(
                     share,
                 )
             )
-    progress("measured", len(manifest.graphs), len(manifest.graphs))
+    progress("measured", len(target.graphs), len(target.graphs))
     return tuple(measured)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from firp.calib.targets.cost import Point, dimensions
 from firp.runtime.bundle.format import Manifest
-from firp.runtime.bundle.graph_spec import GraphSpec
+from firp.runtime.bundle.graph_spec import PREFIX, GraphSpec
 
 WARM_UP, ITERATIONS = 5, 50
 _RTX = "POLYGRAPHY_USE_TENSORRT_RTX=1 "
@@ -18,6 +18,8 @@ def polygraphy_script(bundle: Path, manifest: Manifest, point: Point, largest: P
     """A script of the command lines. point: whose pass is run; largest: what TensorRT's plans are
     to hold.
     """
+    # of the two forms of a graph the one whose inputs may hold any values
+    graphs = manifest.graphs_for(PREFIX).values()
     lines = [
         "#!/bin/sh",
         "# The graphs of a firp bundle in polygraphy, for one point: "
@@ -25,25 +27,21 @@ def polygraphy_script(bundle: Path, manifest: Manifest, point: Point, largest: P
         f"cd {shlex.quote(str(bundle.resolve()))} || exit 1",
         "",
         "# What the graphs are made of",
-        *(f"polygraphy inspect model {name}.onnx --show layers" for name in manifest.graphs),
+        *(f"polygraphy inspect model {spec.file} --show layers" for spec in graphs),
         "",
         "# Latency with ONNX Runtime: the average that is logged at the end",
-        *(onnxruntime_line(spec, manifest, point) for spec in manifest.graphs.values()),
+        *(onnxruntime_line(spec, manifest, point) for spec in graphs),
         "",
         "# Engines of TensorRT-RTX: built with or without a GPU, run with one",
         "plans=$(mktemp -d) && trap 'rm -rf \"$plans\"' EXIT",
-        *(
-            line
-            for spec in manifest.graphs.values()
-            for line in tensorrt_lines(spec, manifest, point, largest)
-        ),
+        *(line for spec in graphs for line in tensorrt_lines(spec, manifest, point, largest)),
     ]
     return "\n".join(lines) + "\n"
 
 
 def onnxruntime_line(spec: GraphSpec, manifest: Manifest, point: Point) -> str:
     return _line(
-        f"polygraphy run {spec.name}.onnx --onnxrt {_timed()}",
+        f"polygraphy run {spec.file} --onnxrt {_timed()}",
         _shapes(spec, manifest, point),
         _ranges(spec, manifest, point),
     )
@@ -54,7 +52,7 @@ def tensorrt_lines(spec: GraphSpec, manifest: Manifest, point: Point, largest: P
     # TensorRT has no fused attention in float32: it may take attention apart there
     flags = "--decomposable-attentions " if manifest.precision.compute == "float32" else ""
     plan = f'"$plans"/{spec.name}.plan'
-    build = f"{_RTX}polygraphy convert {spec.name}.onnx --convert-to trt {flags}-o {plan}"
+    build = f"{_RTX}polygraphy convert {spec.file} --convert-to trt {flags}-o {plan}"
     limits = ("min", smallest), ("opt", point), ("max", largest)
     ranges = [
         f"--trt-{name}-shapes {_values(_named_shapes(spec, manifest, limit))}" for name, limit in limits

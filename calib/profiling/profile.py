@@ -162,9 +162,9 @@ def _layer_profiles(
         if p.batch == 1 and p.cached_tokens in (cached_tokens, 0)
     }
     found = []
-    head = head_nodes(bundle.graph_path("upper"))
-    for done, (name, spec) in enumerate(bundle.manifest.graphs.items()):
-        progress(f"profiling layers of {name}", done, len(bundle.manifest.graphs))
+    head = head_nodes(bundle.graph_path(target.graphs["upper"]))
+    for done, (name, spec) in enumerate(target.graphs.items()):
+        progress(f"profiling layers of {name}", done, len(target.graphs))
         feeds = FeedMaker(spec, bundle.manifest, 1, cached_tokens)
         for rows in layer_rows:
             layers = target.layer_times(
@@ -176,5 +176,5 @@ def _layer_profiles(
                 found.append(
                     LayerProfile(name, rows, cached_tokens, total, unprofiled.get((name, rows)), kinds)
                 )
-    progress("profiled layers", len(bundle.manifest.graphs), len(bundle.manifest.graphs))
+    progress("profiled layers", len(target.graphs), len(target.graphs))
     return tuple(found)

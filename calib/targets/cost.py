@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.format import Manifest
-from firp.runtime.bundle.graph_spec import TensorSpec
+from firp.runtime.bundle.graph_spec import PREFIX, TensorSpec
 from firp.runtime.bundle.weight_table import head_name, layer_shapes, weight_shapes
 
 
@@ -74,13 +74,17 @@ class Roofline:
 def dimensions(graph: str, point: Point, num_predictors: int) -> dict[str, int]:
     """The sizes behind the shape letters. Every row is decoded, and every row is a draft source."""
     rows = point.rows
+    cached = point.cached_tokens
     pass_rows = rows * (1 + num_predictors) if graph == "predictors" else rows
-    return {"B": point.batch, "P": point.cached_tokens, "T": rows, "M": rows, "R": pass_rows, "G": rows}
+    return {
+        "B": point.batch, "P": cached, "S": cached + rows, "T": rows, "M": rows, "R": pass_rows, "G": rows,
+    }  # fmt: skip
 
 
 def pass_cost(manifest: Manifest, graph: str, point: Point) -> Cost:
     """The cost of one pass of a graph."""
-    spec, model = manifest.graphs[graph], manifest.model
+    model = manifest.model
+    spec = manifest.graphs_for(PREFIX)[graph]  # which names what is read and what is written
     letters, layers = dimensions(graph, point, manifest.num_predictors), manifest.layers(graph)
     tensors = (*spec.inputs, *spec.outputs)
     cache = _bytes((*spec.past, *spec.new), letters)

@@ -9,7 +9,9 @@ import numpy as np
 from firp.calib.targets.cost import Point, dimensions
 from firp.runtime.backends.host import attention_bias
 from firp.runtime.bundle.format import Manifest
-from firp.runtime.bundle.graph_spec import GraphSpec
+from firp.runtime.bundle.graph_spec import HOST_INPUTS, PREFIX, GraphSpec
+from firp.runtime.passes.buffers import GROUPED_FROM, head_inputs
+from firp.runtime.trees.tree import MAX_PASS_ROWS
 
 
 class FeedMaker:
@@ -22,7 +24,8 @@ class FeedMaker:
         self._model = manifest.model
         self._k = manifest.num_predictors
         self._rng = np.random.default_rng(0)
-        dims = dimensions(spec.name, Point(1, cached_tokens, batch), self._k)
+        self._heads = head_inputs(manifest.model.attention)
+        dims = dimensions(spec.name, Point(MAX_PASS_ROWS, cached_tokens, batch), self._k)
         self._past = {
             tensor.name: self._normal(tensor.sizes(dims), tensor.dtype) * 0.1 for tensor in spec.past
         }
@@ -38,13 +41,22 @@ class FeedMaker:
         for tensor in self._spec.inputs:
             shape = tensor.sizes(dims)
             if tensor.name in self._past:
-                made[tensor.name] = self._past[tensor.name][:cached]
+                whole = self._past[tensor.name]
+                made[tensor.name] = (
+                    whole[:cached]
+                    if self._spec.cache == PREFIX
+                    else np.ascontiguousarray(whole[:, :, : cached + rows])
+                )
             elif tensor.name == "input_ids":
                 made[tensor.name] = self._rng.integers(0, self._model.vocab_size, shape)
             elif tensor.name == "hidden_states":
                 made[tensor.name] = self._normal(shape, tensor.dtype)
             elif tensor.name == "attention_bias":
                 made[tensor.name] = np.repeat(self._causal(positions, tensor.dtype), batch, axis=0)
+            elif tensor.name == "write_at":
+                made[tensor.name] = np.full(batch, cached)
+            elif tensor.name in HOST_INPUTS:
+                made[tensor.name] = self._heads[rows >= GROUPED_FROM][tensor.name]
             else:
                 # source_rows, logits_rows
                 of_a_sequence = positions if tensor.name == "position_ids" else np.arange(rows)
@@ -54,7 +66,8 @@ class FeedMaker:
     def _causal(self, positions: np.ndarray, dtype: str) -> np.ndarray:
         rows, cached = len(positions), int(positions[0])
         bias = np.empty((rows, cached + rows), numpy_dtype(dtype))
-        attention_bias(np.tri(rows, dtype=bool), positions, cached, self._model.sliding_window, bias)
+        window = self._model.sliding_window
+        attention_bias(np.tri(rows, dtype=bool), positions, cached, cached, window, bias)
         return bias[None, None]
 
     def _normal(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 
 from firp.calib.targets.cost import Peaks
 from firp.calib.targets.layer_times import LayerTime
+from firp.runtime.bundle.graph_spec import GraphSpec
 from firp.runtime.bundle.limits import Limits
 from firp.runtime.engine import Engine
 
@@ -25,6 +26,7 @@ class Target(Protocol):
     """Polygraphy's runners on one backend."""
 
     device: str
+    graphs: Mapping[str, GraphSpec]  # by name, as this backend runs them
     limits: Limits | None  # what its plans hold; None where nothing is built for a size
 
     def engine(self) -> Engine:

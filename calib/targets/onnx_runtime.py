@@ -2,9 +2,8 @@
 
 In: a bundle. Out: milliseconds of a pass, the times of a graph's nodes, and what its layers give.
 On the CPU the sessions are those of the runtime: the same options, the same threads. `pass_ms` is
-polygraphy's `last_inference_time`: the run and the outputs it allocates, without polygraphy's
-checks of the inputs, which would double a pass of a small model. On CUDA the copies of inputs and
-outputs are in it.
+polygraphy's `last_inference_time` of a run whose inputs lie on the device and whose outputs stay
+there: the cache in its place, the others in memory of the session.
 """
 
 import tempfile
@@ -36,6 +35,7 @@ class OnnxTarget:
         self._backend = OnnxRuntimeBackend() if backend == "cpu" else OnnxRuntimeCudaBackend()
         self._engine = Engine(bundle, self._backend, check_hashes=False)
         self.device = self._backend.device
+        self.graphs = bundle.manifest.graphs
         self.limits = None
         if bundle.manifest.precision.compute == "bfloat16":
             raise FirpError(
@@ -58,9 +58,9 @@ class OnnxTarget:
     @contextmanager
     def timer(self, graph: str) -> Iterator[Callable[[Feed], float]]:
         """A function that runs one pass and says how many milliseconds it took."""
-        from polygraphy.backend.onnxrt import OnnxrtRunner
+        from firp.calib.targets.in_place_runner import InPlaceRunner
 
-        with OnnxrtRunner(self._session(graph)) as runner:
+        with InPlaceRunner(self._session(graph), self.graphs[graph]) as runner:
 
             def pass_ms(feed: Feed) -> float:
                 runner.infer(feed, check_inputs=False)  # `FeedMaker` follows the declaration
@@ -74,14 +74,17 @@ class OnnxTarget:
         """
         if self._backend.name != "cpu":
             return []
+        from firp.calib.targets.in_place_runner import bound_feed
+
         with tempfile.TemporaryDirectory() as folder:
             options = self._backend.options()
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / graph)
-            path = self._engine.bundle.graph_path(graph)
+            path = self._engine.bundle.graph_path(self.graphs[graph])
             session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            binding = bound_feed(session, self.graphs[graph], feed)
             for _ in range(warm_up + passes):
-                session.run(None, feed)
+                session.run_with_iobinding(binding)
             return read_onnxruntime_profile(Path(session.end_profiling()), warm_up)
 
     def runner(
@@ -97,8 +100,8 @@ class OnnxTarget:
         session = self._session(graph)
         if not layer_outputs:
             return OnnxrtRunner(session)
-        path = self._engine.bundle.graph_path(graph)
-        declared = tuple(tensor.name for tensor in self._engine.manifest.graphs[graph].outputs)
+        path = self._engine.bundle.graph_path(self.graphs[graph])
+        declared = tuple(tensor.name for tensor in self.graphs[graph].outputs)
         options = self._backend.options()
         provider = session.get_providers()[0]
         return OnnxrtRunner(

@@ -25,7 +25,7 @@ from firp.runtime.backends.tensor_rt import TensorRTBackend, new_context
 from firp.runtime.bundle.dtypes import DTYPES, to_storage
 from firp.runtime.bundle.engine_record import find_engine_folder, fitting_profile
 from firp.runtime.bundle.format import Bundle
-from firp.runtime.bundle.graph_spec import GraphSpec
+from firp.runtime.bundle.graph_spec import PREFIX, GraphSpec
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.machine import available_bytes
@@ -43,6 +43,7 @@ class TensorRTTarget:
         self._runtime = TensorRTBackend(backend)
         self._trt = self._runtime.library
         self.device = self._runtime.device
+        self.graphs = bundle.manifest.graphs_for(PREFIX)
         self._bundle = bundle
         self._backend = backend
         self._engines = find_engine_folder(
@@ -103,11 +104,11 @@ class TensorRTTarget:
         plan = BytesFromPath(str(self._engines.plan_path(graph)))
         if layer_outputs:
             manifest = self._bundle.manifest
-            path = self._bundle.graph_path(graph)
+            path = self._bundle.graph_path(self.graphs[graph])
             require_build_memory(manifest, {graph: graph_weight_bytes(path)}, available_bytes())
             here = BuildFor(self._trt, (self._runtime.compute_capability,), None)
             profiles = self._engines.record.profiles[graph]
-            plan = build_plan(here, path, manifest.graphs[graph], profiles, report, cancel, layer_outputs)
+            plan = build_plan(here, path, self.graphs[graph], profiles, report, cancel, layer_outputs)
         return TrtRunner(EngineFromBytes(plan), optimization_profile=0)
 
     @contextmanager
@@ -122,7 +123,7 @@ class TensorRTTarget:
         if profiler:
             context.profiler = profiler
         profiles = self._engines.record.profiles[graph]
-        on_device = _DeviceFeed(self._bundle.manifest.graphs[graph])
+        on_device = _DeviceFeed(self.graphs[graph])
         with TrtRunner(context, optimization_profile=0) as runner, on_device:
             chosen = 0
 

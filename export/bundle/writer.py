@@ -35,6 +35,7 @@ from firp.runtime.bundle.format import (
     sha256_file,
     write_manifest,
 )
+from firp.runtime.bundle.graph_spec import CACHE_CONTRACTS, IN_PLACE
 from firp.runtime.bundle.json_fields import read_json, to_json, write_json
 from firp.runtime.bundle.model_config import Precision
 from firp.runtime.bundle.weight_table import ROPE_TABLES
@@ -180,7 +181,10 @@ def _write(
     precision = Precision.uniform(options.dtype)
     records = _write_weights(folder, options, precision.weights, checkpoint, predictors, progress)
     num_predictors = predictors.info.num_predictors if predictors else 0
-    graphs = write_graphs(folder, checkpoint.config, layer, num_predictors, precision, records)
+    graphs = {
+        contract: write_graphs(folder, checkpoint.config, layer, num_predictors, precision, records, contract)
+        for contract in CACHE_CONTRACTS
+    }
     for name in checkpoint.companions:
         (folder / name).write_bytes(checkpoint.companion(name))
     write_json(folder / "generation_config.json", {"eos_token_id": list(checkpoint.eos_token_ids)})
@@ -212,7 +216,7 @@ def _write(
         prediction_layer=layer,
         num_predictors=num_predictors,
         precision=precision,
-        graphs=graphs,
+        graphs=graphs[IN_PLACE],
         files=entries,
         written_by={name: version(name) for name in ("firp", "onnx_ir", "transformers")},
         source=source,

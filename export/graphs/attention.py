@@ -1,8 +1,8 @@
 """The attention of one layer as ONNX nodes.
 
-In: normed rows and the cache views of one layer. Out: attended rows and this pass's new keys and
-values. The shapes of the cache follow the "prefix" contract: a graph reads past [P, B, Hkv, Dh] and
-returns new [rows, B, Hkv, Dh].
+In: normed rows and the cache of one layer. Out: attended rows, and the cache as the graph gives it
+back. What stands between new keys and values and the attention over all of them is the cache
+contract (`firp.runtime.bundle.graph_spec`): rows written into a buffer, or joined to a view.
 """
 
 from typing import NamedTuple
@@ -10,13 +10,12 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from firp.export.graphs.builder import GraphBuilder
+from firp.runtime.bundle.graph_spec import IN_PLACE
 from firp.runtime.bundle.weight_table import ROPE_TABLES
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer, [slots, B, Hkv, Dh]: the past that goes in, or the new rows
-    that come out.
-    """
+    """Keys and values of one layer, as they go in or come out."""
 
     key: ir.Value
     value: ir.Value
@@ -27,14 +26,20 @@ class PassContext:
     shapes to reshape to.
     """
 
-    def __init__(self, b: GraphBuilder, like: ir.Value, position_ids: ir.Value, attention_bias: ir.Value):
+    def __init__(self, b: GraphBuilder, like: ir.Value, inputs: dict[str, ir.Value], contract: str):
         c = b.config.attention
-        self.position_ids = position_ids
-        self.bias = attention_bias
+        self.position_ids = inputs["position_ids"]
+        self.bias = inputs["attention_bias"]
         self.cos, self.sin = (b.weights[name] for name in ROPE_TABLES)
-        self.query_shape = b.batch_shape(like, c.num_heads, c.head_dim)
-        self.kv_shape = b.batch_shape(like, c.num_key_value_heads, c.head_dim)
+        heads = [c.num_heads, c.num_key_value_heads, c.num_key_value_heads]
+        self.heads = heads
+        self.qkv_shape = b.batch_shape(like, sum(heads), c.head_dim)
         self.scale = b.scalar(c.head_dim**-0.5)
+        self.contract = contract
+        if contract == IN_PLACE:
+            self.write_at = inputs["write_at"]
+            self.query_shape = inputs["query_shape"]
+            self.bias = b.op("Tile", self.bias, inputs["bias_repeats"])
 
     def rotate(self, b: GraphBuilder, heads: ir.Value) -> ir.Value:
         """Rotate [B, H, T, Dh] by its rows' positions."""
@@ -44,26 +49,44 @@ class PassContext:
 def attention(
     b: GraphBuilder, layer: str, rows: ir.Value, shared: PassContext, past: LayerCache
 ) -> tuple[ir.Value, LayerCache]:
-    """Attend within one layer: rows [B*T, D] -> (rows [B*T, D], new keys and values [T, B, Hkv,
-    Dh]).
-    """
+    """Attend within one layer: rows [B*T, D] -> (rows [B*T, D], the cache after them)."""
     c = b.config.attention
-    sizes = [c.query_size, c.key_value_size, c.key_value_size]
-    query, key, value = b.split(b.linear(rows, f"{layer}.qkv_proj"), sizes)
-    query = b.op("Reshape", query, shared.query_shape)  # [B, T, H, Dh]
-    key = b.op("Reshape", key, shared.kv_shape)  # [B, T, Hkv, Dh]
-    value = b.op("Reshape", value, shared.kv_shape)
+    joined = b.op("Reshape", b.linear(rows, f"{layer}.qkv_proj"), shared.qkv_shape)  # [B, T, H+2Hkv, Dh]
+    query, key, value = b.split(b.op("Transpose", joined, perm=[0, 2, 1, 3]), shared.heads, axis=1)
     if c.qk_norm:
         query, key = b.norm(query, f"{layer}.q_norm"), b.norm(key, f"{layer}.k_norm")
-    query = shared.rotate(b, b.op("Transpose", query, perm=[0, 2, 1, 3]))  # [B, H, T, Dh]
-    # on the rows: a scale inside Attention makes TensorRT multiply all keys
-    query = b.op("Mul", query, shared.scale)
-    key = shared.rotate(b, b.op("Transpose", key, perm=[0, 2, 1, 3]))
-    new = LayerCache(b.op("Transpose", key, perm=[2, 0, 1, 3]), b.op("Transpose", value, perm=[1, 0, 2, 3]))
+    # on the rows: a scale inside Attention is also multiplied with all keys
+    query = b.op("Mul", shared.rotate(b, query), shared.scale)  # [B, H, T, Dh]
+    new = LayerCache(shared.rotate(b, key), value)  # [B, Hkv, T, Dh] each
+    attend = _attend_in_place if shared.contract == IN_PLACE else _attend_to_prefix
+    attended, cache = attend(b, query, new, shared, past)  # [B, H, T, Dh]
+    attended = b.rows(b.op("Transpose", attended, perm=[0, 2, 1, 3]), c.query_size)
+    return b.linear(attended, f"{layer}.o_proj"), cache
+
+
+def _attend_in_place(
+    b: GraphBuilder, query: ir.Value, new: LayerCache, shared: PassContext, past: LayerCache
+) -> tuple[ir.Value, LayerCache]:
+    """Write the new rows into the buffers [B, Hkv, S, Dh], and attend to these."""
+    c = b.config.attention
+    buffers = LayerCache(
+        *(
+            b.op("TensorScatter", buffer, rows, shared.write_at, axis=2)
+            for buffer, rows in zip(past, new, strict=True)
+        )
+    )
+    query = b.op("Reshape", query, shared.query_shape)
+    attended = b.op("Attention", query, *buffers, shared.bias, scale=1.0)
+    return b.op("Reshape", attended, b.ints([0, c.num_heads, -1, c.head_dim])), buffers
+
+
+def _attend_to_prefix(
+    b: GraphBuilder, query: ir.Value, new: LayerCache, shared: PassContext, past: LayerCache
+) -> tuple[ir.Value, LayerCache]:
+    """Attend to views [P, B, Hkv, Dh] and the new rows, which are given back [T, B, Hkv, Dh]."""
+    rows = LayerCache(*(b.op("Transpose", heads, perm=[2, 0, 1, 3]) for heads in new))
     keys, values = (
         b.op("Transpose", b.op("Concat", before, rows_now, axis=0), perm=[1, 2, 0, 3])  # [B, Hkv, P+T, Dh]
-        for before, rows_now in zip(past, new, strict=True)
+        for before, rows_now in zip(past, rows, strict=True)
     )
-    attended = b.op("Attention", query, keys, values, shared.bias, scale=1.0)  # [B, H, T, Dh]
-    attended = b.rows(b.op("Transpose", attended, perm=[0, 2, 1, 3]), c.query_size)
-    return b.linear(attended, f"{layer}.o_proj"), new
+    return b.op("Attention", query, keys, values, shared.bias, scale=1.0), rows

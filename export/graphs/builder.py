@@ -40,11 +40,10 @@ class GraphBuilder:
             value.name = output
         return value
 
-    def split(self, value: ir.Value, sizes: list[int]) -> list[ir.Value]:
-        """Split a value along its last axis."""
-        return list(
-            self.tape.op_multi_out("Split", [value, self.ints(sizes)], {"axis": -1}, num_outputs=len(sizes))
-        )
+    def split(self, value: ir.Value, sizes: list[int], axis: int = -1) -> list[ir.Value]:
+        """Split a value along an axis."""
+        inputs = [value, self.ints(sizes)]
+        return list(self.tape.op_multi_out("Split", inputs, {"axis": axis}, num_outputs=len(sizes)))
 
     def ints(self, values: list[int]) -> ir.Value:
         """A constant int64 vector, made once."""

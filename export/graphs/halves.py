@@ -16,12 +16,14 @@ from firp.runtime.bundle.weight_table import head_name, layer_name
 LAYER_OUTPUTS = ("attention_out", "out")
 
 
-def lower(b: GraphBuilder, inputs: dict[str, ir.Value], layers: range) -> dict[str, ir.Value]:
+def lower(
+    b: GraphBuilder, inputs: dict[str, ir.Value], layers: range, spec: GraphSpec
+) -> dict[str, ir.Value]:
     """Build the lower half: token ids [B, T] to hidden states [B, T, D] and new cache rows."""
     ids = inputs["input_ids"]
     size = b.config.hidden_size
     stream = b.rows(b.op("Gather", b.weights["embed_tokens.weight"], ids), size)  # [B*T, D]
-    stream, caches = _layers(b, stream, ids, inputs, layers)
+    stream, caches = _layers(b, stream, ids, inputs, layers, spec.cache)
     return {"hidden_states": b.op("Reshape", stream, b.batch_shape(ids, size)), **caches}
 
 
@@ -31,7 +33,7 @@ def upper(
     """Build the upper half: hidden states [B, R, D] to logits, top lists and new cache rows."""
     hidden = inputs["hidden_states"]
     c = b.config
-    stream, caches = _layers(b, b.rows(hidden, c.hidden_size), hidden, inputs, layers)
+    stream, caches = _layers(b, b.rows(hidden, c.hidden_size), hidden, inputs, layers, spec.cache)
     stream = b.op("Reshape", stream, b.batch_shape(hidden, c.hidden_size))  # [B, R, D]
     decoded = b.gather_rows(stream, inputs["logits_rows"])  # [B, G, D]
     rows = b.norm(b.rows(decoded, c.hidden_size), "norm")
@@ -53,13 +55,18 @@ def upper(
 
 
 def _layers(
-    b: GraphBuilder, stream: ir.Value, like: ir.Value, inputs: dict[str, ir.Value], layers: range
+    b: GraphBuilder,
+    stream: ir.Value,
+    like: ir.Value,
+    inputs: dict[str, ir.Value],
+    layers: range,
+    contract: str,
 ) -> tuple[ir.Value, dict[str, ir.Value]]:
     """Run several layers. like: its first two axes are B and the rows of a sequence."""
-    shared = PassContext(b, like, inputs["position_ids"], inputs["attention_bias"])
+    shared = PassContext(b, like, inputs, contract)
     caches = {}
     for index in layers:
-        names = cache_names([index])
+        names = cache_names([index], contract)
         past = LayerCache(*(inputs[name.past] for name in names))
         stream, new = _decoder_layer(b, index, stream, shared, past)
         caches |= {name.new: value for name, value in zip(names, new, strict=True)}
@@ -69,7 +76,7 @@ def _layers(
 def _decoder_layer(
     b: GraphBuilder, index: int, stream: ir.Value, shared: PassContext, past: LayerCache
 ) -> tuple[ir.Value, LayerCache]:
-    """Run one layer: stream [B*T, D] -> (stream [B*T, D], new keys and values [T, B, Hkv, Dh])."""
+    """Run one layer: stream [B*T, D] -> (stream [B*T, D], the cache after them)."""
     layer = layer_name(index)
     attended, new = attention(b, layer, b.norm(stream, f"{layer}.input_norm"), shared, past)
     after_attention, after_mlp = (f"{layer}.{output}" for output in LAYER_OUTPUTS)

@@ -26,11 +26,12 @@ def write_graphs(
     num_predictors: int,
     precision: Precision,
     records: dict[str, TensorRecord],
+    contract: str,
 ) -> dict[str, GraphSpec]:
-    """Write <name>.onnx for every graph; weights stay where `records` says, as external data.
-    Returns the declarations.
+    """Write the file of every graph with a cache of this contract, and of the predictors; weights
+    stay where `records` says, as external data. Returns the declarations.
     """
-    specs = graph_specs(config, prediction_layer, num_predictors, precision)
+    specs = graph_specs(config, prediction_layer, num_predictors, precision, contract)
     for name, spec in specs.items():
         weights = _ExternalWeights(folder, records)
         builder = GraphBuilder(config, precision.compute, weights)
@@ -39,7 +40,7 @@ def write_graphs(
         if name == "predictors":
             outputs = predictors(builder, inputs)
         elif name == "lower":
-            outputs = lower(builder, inputs, layers)
+            outputs = lower(builder, inputs, layers, spec)
         else:
             outputs = upper(builder, inputs, layers, spec)
         for tensor in spec.outputs:
@@ -55,7 +56,7 @@ def write_graphs(
             opset_imports={"": OPSET},
             name=name,
         )
-        ir.save(ir.Model(graph, ir_version=IR_VERSION, producer_name="firp"), folder / f"{name}.onnx")
+        ir.save(ir.Model(graph, ir_version=IR_VERSION, producer_name="firp"), folder / spec.file)
     return specs
 
 

@@ -31,6 +31,7 @@ from firp.runtime.bundle.engine_record import (
     source_hashes,
 )
 from firp.runtime.bundle.format import MANIFEST_NAME, Bundle, FileEntry, Manifest, load_bundle, read_manifest
+from firp.runtime.bundle.graph_spec import PREFIX
 from firp.runtime.bundle.json_fields import to_json, write_json
 from firp.runtime.bundle.limits import Limits
 from firp.runtime.errors import BundleError, FirpError
@@ -75,7 +76,8 @@ def build_engines(
     if output.is_dir() and not options.force:
         raise FirpError("these engines are built already", got=f"'{output}'", fix="replace them with --force")
     _check_own_files(output)
-    weights = {name: graph_weight_bytes(loaded.graph_path(name)) for name in manifest.graphs}
+    graphs = manifest.graphs_for(PREFIX)
+    weights = {name: graph_weight_bytes(loaded.graph_path(spec)) for name, spec in graphs.items()}
     require_build_memory(manifest, weights, available_bytes())
     check_disk(manifest, weights, shutil.disk_usage(bundle).free)
     with target_folder(output, RECORD_NAME, options.force) as folder:
@@ -244,17 +246,16 @@ def _build_all(
     cancel: threading.Event | None,
 ) -> EngineRecord:
     manifest = bundle.manifest
+    graphs = manifest.graphs_for(PREFIX)
     progress = progress or silent
     cancel = cancel or threading.Event()
-    profiles = {
-        name: graph_profiles(spec, manifest.num_predictors, limits) for name, spec in manifest.graphs.items()
-    }
+    profiles = {name: graph_profiles(spec, manifest.num_predictors, limits) for name, spec in graphs.items()}
     plans = {}
     seconds = {}
     done = 0
     total = sum(weights.values())
     reset_peak()
-    for name, spec in manifest.graphs.items():
+    for name, spec in graphs.items():
         started = time.perf_counter()
         before = done
         size = weights[name]
@@ -263,7 +264,7 @@ def _build_all(
             progress(f"building {name}", before + int(share * size), total)
 
         report(0.0)
-        plan = build_plan(build_for, bundle.graph_path(name), spec, profiles[name], report, cancel)
+        plan = build_plan(build_for, bundle.graph_path(spec), spec, profiles[name], report, cancel)
         (folder / f"{name}.plan").write_bytes(plan)
         plans[name] = FileEntry(plan.nbytes, hashlib.sha256(plan).hexdigest())
         del plan  # before the next half is built
@@ -276,9 +277,7 @@ def _build_all(
         compute_capabilities=build_for.compute_capabilities,
         limits=limits,
         profiles=profiles,
-        built_from={
-            file: sha for name in manifest.graphs for file, sha in source_hashes(manifest, name).items()
-        },
+        built_from={file: sha for name in graphs for file, sha in source_hashes(manifest, name).items()},
         plans=plans,
         build_seconds=seconds,
         peak_bytes=peak_bytes() or 0,

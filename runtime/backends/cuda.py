@@ -61,15 +61,12 @@ class DeviceArray:
 
 
 class CudaMemory:
-    """Arrays and the stream of one session. reuses_bindings: show graphs a rounded number of cached
-    slots, so that few sizes occur and CUDA graphs can be replayed.
-    """
+    """Arrays and the stream of one session."""
 
     free_reads = False
 
-    def __init__(self, cuda: ModuleType, stream: Any = None, reuses_bindings: bool = True):
+    def __init__(self, cuda: ModuleType, stream: Any = None):
         self.cuda = cuda
-        self.reuses_bindings = reuses_bindings
         self._owned: list[tuple[Callable, Any]] = []
         self.stream = self._own(cuda.cudaStreamDestroy, new_stream(cuda)) if stream is None else stream
         weakref.finalize(self, _release, cuda, self.stream, self._owned)
@@ -81,6 +78,7 @@ class CudaMemory:
         self._next_event = 0
         self._workspace_bytes = 0
         self._workspace: DeviceArray | None = None
+        self._spare: DeviceArray | None = None  # to spread blocks through
         self.counters = dict.fromkeys(GRAPH_RUNS, 0)
 
     def zeros(self, shape: tuple[int, ...], dtype: type, purpose: str) -> DeviceArray:
@@ -117,7 +115,13 @@ class CudaMemory:
         self._call(self.cuda.cudaMemcpyAsync, array.address, staged, array.nbytes, kind, self.stream)
 
     def write_bias(
-        self, array: DeviceArray, visible: np.ndarray, positions: np.ndarray, cached: int, window: int | None
+        self,
+        array: DeviceArray,
+        visible: np.ndarray,
+        positions: np.ndarray,
+        cached: int,
+        first: int,
+        window: int | None,
     ) -> None:
         """Write the additive mask of a pass. Cached slots that every row sees are cleared on the
         device; only the columns after them cross the bus.
@@ -128,7 +132,7 @@ class CudaMemory:
         clear = cached if window is None else 0
         size = array.dtype.itemsize
         host = np.empty((rows, keys - clear), array.dtype)
-        attention_bias(visible, positions, cached - clear, window, host)
+        attention_bias(visible, positions, cached - clear, first - clear, window, host)
         cuda = self.cuda
         pitch = keys * size
         width = (keys - clear) * size
@@ -161,6 +165,38 @@ class CudaMemory:
             )
             start += count
 
+    def move_slots(self, array: DeviceArray, slots: Sequence[int], start: int) -> None:
+        """Move one slot after the other, for a run of them may overlap its target."""
+        kind = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        width = math.prod(array.shape[2:]) * array.dtype.itemsize
+        pitch = array.shape[1] * width
+        for target, slot in enumerate(slots, start):
+            to, origin = array.address + target * width, array.address + slot * width
+            copy = self.cuda.cudaMemcpy2DAsync
+            self._call(copy, to, pitch, origin, pitch, width, array.shape[0], kind, self.stream)
+
+    def clear_slots(self, array: DeviceArray, start: int, stop: int) -> None:
+        width = math.prod(array.shape[2:]) * array.dtype.itemsize
+        first = array.address + start * width
+        size = (stop - start) * width
+        fill = self.cuda.cudaMemset2DAsync
+        self._call(fill, first, array.shape[1] * width, 0, size, array.shape[0], self.stream)
+
+    def spread(self, array: DeviceArray, blocks: int, before: int, after: int, used: int, width: int) -> None:
+        """Through a block elsewhere: a block may overlap its target."""
+        cuda = self.cuda
+        size = width * array.dtype.itemsize
+        if self._spare is None or self._spare.nbytes < used * size:
+            self._spare = self.zeros((array.nbytes // blocks,), np.uint8, "one block of keys or values")
+        kind = cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        for block in reversed(range(blocks)):
+            source = array.address + block * before * size
+            target = array.address + block * after * size
+            for to, origin in ((self._spare.address, source), (target, self._spare.address)):
+                self._call(cuda.cudaMemcpyAsync, to, origin, used * size, kind, self.stream)
+            gap = (after - used) * size
+            self._call(cuda.cudaMemsetAsync, target + used * size, 0, gap, self.stream)
+
     def read(self, *arrays: DeviceArray) -> tuple[np.ndarray, ...]:
         kind = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         places = self._download.places([array.nbytes for array in arrays])
@@ -177,10 +213,11 @@ class CudaMemory:
 
     def slots_in_view(self, cached: int, capacity: int) -> int:
         """Slots shown to a graph: the next multiple of 64, or of an eighth to a quarter of their
-        number: at most 63, or a quarter, more than are cached.
+        number: at most 63, or a quarter, more than are cached. So few sizes occur, and CUDA graphs
+        can be replayed.
         """
-        if not self.reuses_bindings or not cached:
-            return cached
+        if not cached:
+            return 0
         step = max(_SMALLEST_BUCKET, 1 << max(0, cached.bit_length() - 3))
         return min(-(-cached // step) * step, capacity)
 

@@ -17,7 +17,6 @@ class HostMemory:
     at in place.
     """
 
-    reuses_bindings = False  # every pass sees another number of cached slots
     free_reads = True
 
     def __init__(self):
@@ -40,12 +39,31 @@ class HostMemory:
         array[...] = values
 
     def write_bias(
-        self, array: np.ndarray, visible: np.ndarray, positions: np.ndarray, cached: int, window: int | None
+        self,
+        array: np.ndarray,
+        visible: np.ndarray,
+        positions: np.ndarray,
+        cached: int,
+        first: int,
+        window: int | None,
     ) -> None:
-        attention_bias(visible, positions, cached, window, array[0, 0])
+        attention_bias(visible, positions, cached, first, window, array[0, 0])
 
     def move_rows(self, source: np.ndarray, rows: Sequence[int], target: np.ndarray, start: int) -> None:
         target[:, start : start + len(rows)] = source[:, rows]
+
+    def move_slots(self, array: np.ndarray, slots: Sequence[int], start: int) -> None:
+        array[:, start : start + len(slots)] = array[:, slots]
+
+    def clear_slots(self, array: np.ndarray, start: int, stop: int) -> None:
+        array[:, start:stop] = 0
+
+    def spread(self, array: np.ndarray, blocks: int, before: int, after: int, used: int, width: int) -> None:
+        for block in reversed(range(blocks)):
+            start = block * after * width
+            source = block * before * width
+            array[start : start + used * width] = array[source : source + used * width]
+            array[start + used * width : start + after * width] = 0
 
     def read(self, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         return arrays
@@ -61,21 +79,22 @@ class HostMemory:
 
 
 def attention_bias(
-    visible: np.ndarray, positions: np.ndarray, cached: int, window: int | None, out: np.ndarray
+    visible: np.ndarray, positions: np.ndarray, cached: int, first: int, window: int | None, out: np.ndarray
 ) -> None:
-    """Write the additive mask of one pass into out [R, S+R]: 0 where a row sees a key, the dtype's
-    lowest value where not.
+    """Write the additive mask of one pass into out [R, columns]: 0 where a row sees a key, the
+    dtype's lowest value where not.
 
-    visible: [R, R] from `layout`; positions: [R] absolute. The first `cached` of the S slots hold
-    the positions of their number, the others nothing. A sliding window hides keys whose position is
-    `window` or more behind the row's.
+    visible: [R, R] from `layout`; positions: [R] absolute. The first `cached` columns hold the
+    positions of their number, R from `first` on the rows of the pass, the others nothing. A sliding
+    window hides keys whose position is `window` or more behind the row's.
     """
     hidden = lowest(out.dtype)
-    slots = out.shape[1] - out.shape[0]
+    end = first + len(positions)
     out[:, :cached] = 0
-    out[:, cached:slots] = hidden
+    out[:, cached:first] = hidden
+    out[:, end:] = hidden
     if window is not None:
         visible = visible & (positions[:, None] - positions[None, :] < window)
         for row, position in enumerate(positions.tolist()):
             out[row, : max(0, min(cached, position - window + 1))] = hidden
-    np.copyto(out[:, slots:], np.where(visible, out.dtype.type(0), hidden))
+    np.copyto(out[:, first:end], np.where(visible, out.dtype.type(0), hidden))

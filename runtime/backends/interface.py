@@ -34,8 +34,6 @@ class Array(Protocol):
 class Memory(Protocol):
     """Arrays that graphs read and write, and the order of work on them."""
 
-    # whether passes of the same sizes run on the same arrays, so that a `Binding` is worth keeping
-    reuses_bindings: bool
     free_reads: bool  # whether reading copies nothing, so that the loop may look at all it likes
     counters: dict[str, int]  # how runs were made, by the names in `LoadedGraphs.counters`
 
@@ -51,12 +49,29 @@ class Memory(Protocol):
         """Copy from the host; `values` may change as soon as the call returns."""
 
     def write_bias(
-        self, array: Array, visible: np.ndarray, positions: np.ndarray, cached: int, window: int | None
+        self,
+        array: Array,
+        visible: np.ndarray,
+        positions: np.ndarray,
+        cached: int,
+        first: int,
+        window: int | None,
     ) -> None:
-        """`firp.runtime.backends.host.attention_bias` into an array [1, 1, R, S+R]."""
+        """`firp.runtime.backends.host.attention_bias` into an array [1, 1, R, columns]."""
 
     def move_rows(self, source: Array, rows: Sequence[int], target: Array, start: int) -> None:
         """target[:, start:start+n] = source[:, rows]; the two do not overlap."""
+
+    def move_slots(self, array: Array, slots: Sequence[int], start: int) -> None:
+        """array[:, start:start+n] = array[:, slots]; slots ascend, none lies before its target."""
+
+    def clear_slots(self, array: Array, start: int, stop: int) -> None:
+        """array[:, start:stop] = 0."""
+
+    def spread(self, array: Array, blocks: int, before: int, after: int, used: int, width: int) -> None:
+        """Move blocks of `before` slots apart, within a flat array, so that each has `after`: the
+        first `used` slots of each are kept, the others are zeros. width: values of a slot.
+        """
 
     def read(self, *arrays: Array) -> tuple[np.ndarray, ...]:
         """Wait for everything asked for so far; the arrays on the host, valid until the next

@@ -3,11 +3,12 @@ to the caller's own arrays.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import onnxruntime as ort
 
 from firp.runtime.backends.cuda import CudaMemory
@@ -45,9 +46,9 @@ class OnnxRuntimeBackend:
         options = _session_options()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
-        # Three graphs take turns, each with threads of its own: threads that spin after a run would
-        # slow the next graph down.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Three graphs take turns, each with threads of its own: these spin while their graph runs,
+        # for it has a hundred pieces of work for them, and stop with it.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         return options
 
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
@@ -99,7 +100,7 @@ class OnnxRuntimeCudaBackend:
         return _load(self.library, bundle, self.options(), providers, "cuda", self.run_options)
 
     def memory(self) -> CudaMemory:
-        return CudaMemory(self.cuda, self.stream, reuses_bindings=False)
+        return CudaMemory(self.cuda, self.stream)
 
 
 def _session_options() -> ort.SessionOptions:
@@ -113,7 +114,7 @@ def _load(
 ) -> LoadedGraphs:
     graphs = {}
     for name, spec in bundle.manifest.graphs.items():
-        path = bundle.graph_path(name)
+        path = bundle.graph_path(spec)
         try:
             session = library.InferenceSession(path, options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
@@ -190,6 +191,16 @@ class OnnxRuntimeGraph:
         return OnnxRuntimeRunner(self)
 
 
+class _Place(NamedTuple):
+    """Where the array of a tensor lies."""
+
+    name: str
+    output: bool
+    device: str
+    shape: tuple[int, ...]
+    address: int
+
+
 class OnnxRuntimeRunner:
     """One binding, kept; an array whose address and shape are those of the last run costs no
     rebinding.
@@ -202,11 +213,21 @@ class OnnxRuntimeRunner:
         self._types = {
             tensor.name: _element_type(tensor) for tensor in (*self._spec.inputs, *self._spec.outputs)
         }
-        self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}
+        self._bound: dict[str, _Place] = {}
 
     def run(self, binding: Binding) -> None:
-        self._bind(self._spec.inputs, binding.inputs, self._binding.bind_input)
-        self._bind(self._spec.outputs, binding.outputs, self._binding.bind_output)
+        if binding.prepared is None:
+            binding.prepared = [
+                *self._places(self._spec.inputs, binding.inputs, output=False),
+                *self._places(self._spec.outputs, binding.outputs, output=True),
+            ]
+        bound = self._bound
+        for place in binding.prepared:
+            name = place.name
+            if bound.get(name) is not place and bound.get(name) != place:
+                bind = self._binding.bind_output if place.output else self._binding.bind_input
+                bind(name, place.device, 0, self._types[name], list(place.shape), place.address)
+            bound[name] = place
         try:
             self._graph.native.run_with_iobinding(self._binding, self._graph.run_options)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
@@ -214,20 +235,17 @@ class OnnxRuntimeRunner:
             fix = "export the model again, or lower what the request needs"
             raise FirpError(f"the {self._spec.name} graph does not run", got=reason, fix=fix) from error
 
-    def _bind(self, tensors: tuple[TensorSpec, ...], arrays: Mapping[str, Array], bind) -> None:
-        bound = self._bound
-        types = self._types
-        on_host = self._graph.device == "cpu"
+    def _places(
+        self, tensors: tuple[TensorSpec, ...], arrays: Mapping[str, Array], output: bool
+    ) -> Iterator[_Place]:
         for tensor in tensors:
-            name = tensor.name
-            array = arrays[name]
-            key = (array.__array_interface__["data"][0] if on_host else array.address, array.shape)
-            if bound.get(name) == key:
-                continue
+            array = arrays[tensor.name]
             if array.dtype != DTYPES[tensor.dtype].storage:
-                raise ValueError(f"{name}: got {array.dtype} array, expected {tensor.dtype}")
-            bind(name, self._graph.device, 0, types[name], list(key[1]), key[0])
-            bound[name] = key
+                raise ValueError(f"{tensor.name}: got {array.dtype} array, expected {tensor.dtype}")
+            on_host = isinstance(array, np.ndarray)
+            address = array.__array_interface__["data"][0] if on_host else array.address
+            device = "cpu" if on_host else self._graph.device
+            yield _Place(tensor.name, output, device, array.shape, address)
 
 
 def _element_type(tensor: TensorSpec) -> Any:

@@ -18,7 +18,7 @@ from firp.runtime.backends.nvidia_library import load_library
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.engine_record import RECORD_NAME, Profile, find_engine_folder, fitting_profile
 from firp.runtime.bundle.format import Bundle
-from firp.runtime.bundle.graph_spec import GraphSpec
+from firp.runtime.bundle.graph_spec import PREFIX, GraphSpec
 from firp.runtime.errors import BundleError, FirpError
 
 MAX_CUDA_GRAPHS = 64  # of one engine in one session; sizes beyond are enqueued each time
@@ -43,7 +43,7 @@ class TensorRTBackend:
         runtime = self.library.Runtime(self.library.Logger(self.library.Logger.ERROR))
         graphs = {}
         build = f"firp build {bundle.path} --backend {self.name} --force"
-        for name, spec in bundle.manifest.graphs.items():
+        for name, spec in bundle.manifest.graphs_for(PREFIX).items():
             path = folder.plan_path(name)
             engine = runtime.deserialize_cuda_engine(path.read_bytes())
             if engine is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from firp.runtime.bundle.format import Bundle, FileEntry, Manifest, sha256_file
+from firp.runtime.bundle.graph_spec import PREFIX
 from firp.runtime.bundle.json_fields import from_json, read_json
 from firp.runtime.bundle.limits import Limits
 from firp.runtime.bundle.onnx_weights import weight_file
@@ -88,7 +89,8 @@ def folder_name(backend: str, library_version: str, compute_capabilities: tuple[
 
 def source_hashes(manifest: Manifest, graph: str) -> dict[str, str]:
     """The files that a graph's plan is made from."""
-    return {name: manifest.files[name].sha256 for name in (f"{graph}.onnx", weight_file(graph))}
+    file = manifest.graphs_for(PREFIX)[graph].file
+    return {name: manifest.files[name].sha256 for name in (file, weight_file(graph))}
 
 
 def read_record(folder: Path, build: str) -> EngineRecord:
@@ -166,12 +168,13 @@ def find_engine_folder(
 
 def _check_whole(folder: EngineFolder, manifest: Manifest, build: str, check_hashes: bool) -> None:
     record = folder.record
-    if set(record.plans) != set(manifest.graphs) or set(record.profiles) != set(manifest.graphs):
+    graphs = manifest.graphs_for(PREFIX)
+    if set(record.plans) != set(graphs) or set(record.profiles) != set(graphs):
         raise BundleError(
-            "engines of another bundle", got=sorted(record.plans), expected=sorted(manifest.graphs), fix=build
+            "engines of another bundle", got=sorted(record.plans), expected=sorted(graphs), fix=build
         )
     for graph, entry in record.plans.items():
-        ranks = {tensor.name: len(tensor.shape) for tensor in manifest.graphs[graph].inputs}
+        ranks = {tensor.name: len(tensor.shape) for tensor in graphs[graph].inputs}
         for profile in record.profiles[graph]:
             # a profile: the smallest, the likeliest and the largest shape of each input
             if any(

@@ -1,4 +1,4 @@
-"""The bundle format, version 2: what the exporter writes and every backend reads.
+"""The bundle format, version 3: what the exporter writes and every backend reads.
 
 In: a bundle directory. Out: a validated `Bundle` (manifest + tree), or a BundleError before any
 graph is loaded.
@@ -7,8 +7,10 @@ A bundle is a directory. It MUST hold
     firp.json               the manifest below and `sha256`, the digest of its other keys
                             (`manifest_digest`); keys that this
                             version does not know are refused
-    lower.onnx upper.onnx   graphs as declared in the manifest; their weights are external data in
-                            model.safetensors
+    lower.onnx upper.onnx   graphs as declared in the manifest, with caches in place; their weights
+                            are external data in model.safetensors
+    lower.prefix.onnx upper.prefix.onnx
+                            the same for TensorRT, with prefix caches (`Manifest.graphs_for`)
     model.safetensors       every weight once, in the layout the graphs use
     generation_config.json  `eos_token_id` (int, list or null) is what ends a sequence
 and, when `num_predictors` > 0, MUST hold
@@ -30,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from firp.runtime.bundle.calibration import Calibration, Choice, read_calibration
-from firp.runtime.bundle.graph_spec import CACHE_CONTRACTS, GraphSpec, graph_specs, layers_of
+from firp.runtime.bundle.graph_spec import CACHE_CONTRACTS, IN_PLACE, GraphSpec, graph_specs, layers_of
 from firp.runtime.bundle.json_fields import from_json, read_json, to_json, write_json
 from firp.runtime.bundle.model_config import ModelConfig, Precision
 from firp.runtime.bundle.onnx_weights import check_weights, weight_file
@@ -40,7 +42,7 @@ from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.trees.tree import TreeConfig
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_NAME = "firp.json"
 CORRECTION_NAME = "path_correction.safetensors"
 CALIBRATION_NAME = "calibration.json"
@@ -71,6 +73,12 @@ class Manifest:
     source: dict[str, Any]  # the checkpoint and predictors it came from: names, fingerprint, training record
     verification: dict[str, Any] | None  # the record of `firp verify`; None: never verified
 
+    def graphs_for(self, contract: str) -> dict[str, GraphSpec]:
+        """The graphs that decode with caches of this contract."""
+        if contract == IN_PLACE:
+            return self.graphs
+        return graph_specs(self.model, self.prediction_layer, self.num_predictors, self.precision, contract)
+
     def layers(self, graph: str) -> range:
         """The layers that a graph runs; none for the predictors."""
         return layers_of(graph, self.model, self.prediction_layer)
@@ -87,9 +95,9 @@ class Bundle:
     calibration: Calibration | None  # None when they were never calibrated
     eos_token_ids: tuple[int, ...]
 
-    def graph_path(self, name: str) -> Path:
+    def graph_path(self, spec: GraphSpec) -> Path:
         """Path of a graph's ONNX file."""
-        return self.path / f"{name}.onnx"
+        return self.path / spec.file
 
 
 def load_bundle(path: Path | str, check_hashes: bool = True) -> Bundle:
@@ -180,7 +188,7 @@ def read_manifest(path: Path) -> Manifest:
             f"{MANIFEST_NAME} does not declare the graphs of its model", fix="export the model again"
         )
     needed = {"model.safetensors", "generation_config.json"}
-    needed |= {f"{name}.onnx" for name in manifest.graphs}
+    needed |= {spec.file for contract in CACHE_CONTRACTS for spec in manifest.graphs_for(contract).values()}
     needed |= {"predictors.safetensors", "tree.json"} if manifest.num_predictors else set()
     for choice in manifest.choices.values():
         choice.tree.validate(manifest.num_predictors)
@@ -214,8 +222,9 @@ def _check_files(path: Path, manifest: Manifest, check_hashes: bool) -> None:
                 expected=f"{entry.sha256[:12]}…",
                 fix="copy the bundle again, or export it again",
             )
-    for graph in manifest.graphs:
-        check_weights(files[f"{graph}.onnx"], files[weight_file(graph)])
+    specs = {spec.file: name for c in CACHE_CONTRACTS for name, spec in manifest.graphs_for(c).items()}
+    for file, graph in specs.items():
+        check_weights(files[file], files[weight_file(graph)])
 
 
 def eos_token_ids(config: Any, vocab_size: int, where: str) -> tuple[int, ...]:

@@ -3,8 +3,8 @@
 In: a ModelConfig, the prediction layer, the number of predictors, the precision. Out: one GraphSpec
 a graph, the single declaration that exporter, manifest, backends, docs and tests read.
 
-Shape letters: B batch, T rows of a pass, P cached tokens in view, M draft sources, R = T + M*K, G
-rows decoded to logits.
+Shape letters: B batch, T rows of a pass, P cached tokens in view, S slots of a buffer, M draft
+sources, R = T + M*K, G rows decoded to logits.
 """
 
 import re
@@ -15,11 +15,18 @@ from typing import Any, NamedTuple
 from firp.runtime.bundle.model_config import ModelConfig, Precision
 
 TOP_K = 64  # guesses listed for each row: the path correction re-ranks them, so many more than a tree is wide
-# What a graph and its caller agree on about keys and values. "prefix": views of the cached slots go
-# in, [P, B, Hkv, Dh], and those of this pass's rows come out, [rows, B, Hkv, Dh].
+# What a graph and its caller agree on about keys and values.
+# "in place": one buffer a tensor goes in and comes out, [B, Hkv, S, Dh], bound to one address; the
+# graph writes this pass's rows into its slots from `write_at` on, and copies nothing.
+# "prefix": views of the cached slots go in, [P, B, Hkv, Dh], and this pass's rows come out,
+# [rows, B, Hkv, Dh].
+IN_PLACE = "in place"
 PREFIX = "prefix"
-CACHE_CONTRACTS = (PREFIX,)
-_CACHE_NAME = re.compile(r"(past|new)_(?:key|value)\.(\d+)\b")
+CACHE_CONTRACTS = (IN_PLACE, PREFIX)
+_OUTPUT = {IN_PLACE: "present", PREFIX: "new"}
+# inputs that say how to compute, not what with: shapes, which lie in host memory on every device
+HOST_INPUTS = ("query_shape", "bias_repeats")
+_CACHE_NAME = re.compile(r"(past|present|new)_(?:key|value)\.(\d+)\b")
 
 
 class CacheNames(NamedTuple):
@@ -29,10 +36,10 @@ class CacheNames(NamedTuple):
     new: str
 
 
-def cache_names(layers: Iterable[int]) -> list[CacheNames]:
+def cache_names(layers: Iterable[int], contract: str) -> list[CacheNames]:
     """Names of cached tensors: for each layer that of its keys, then that of its values."""
     return [
-        CacheNames(f"past_{part}.{layer}", f"new_{part}.{layer}")
+        CacheNames(f"past_{part}.{layer}", f"{_OUTPUT[contract]}_{part}.{layer}")
         for layer in layers
         for part in ("key", "value")
     ]
@@ -79,6 +86,11 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    @property
+    def file(self) -> str:
+        """Name of the graph's ONNX file in a bundle."""
+        return f"{self.name}.prefix.onnx" if self.cache == PREFIX else f"{self.name}.onnx"
+
     def output(self, name: str) -> TensorSpec:
         """The declared output of that name."""
         return next(spec for spec in self.outputs if spec.name == name)
@@ -104,27 +116,31 @@ def layers_of(graph: str, config: ModelConfig, prediction_layer: int) -> range:
 
 
 def graph_specs(
-    config: ModelConfig, prediction_layer: int, num_predictors: int, precision: Precision
+    config: ModelConfig,
+    prediction_layer: int,
+    num_predictors: int,
+    precision: Precision,
+    contract: str = IN_PLACE,
 ) -> dict[str, GraphSpec]:
-    """The declarations of all graphs that a bundle with `num_predictors` holds (none: no predictors
-    graph).
+    """The declarations of all graphs that decode a bundle with `num_predictors` (none: no
+    predictors graph), by the cache contract of one backend.
     """
     compute = precision.compute
     size = config.hidden_size
     past, new = {}, {}
     for graph, rows in (("lower", "T"), ("upper", "R")):
-        names = cache_names(layers_of(graph, config, prediction_layer))
-        heads = ("B", config.attention.num_key_value_heads, config.attention.head_dim)
-        past[graph] = [TensorSpec(name.past, precision.cache, ("P", *heads)) for name in names]
-        new[graph] = [TensorSpec(name.new, precision.cache, (rows, *heads)) for name in names]
+        names = cache_names(layers_of(graph, config, prediction_layer), contract)
+        before, after = (_cache_shape(config, contract, slots) for slots in ("P", rows))
+        past[graph] = [TensorSpec(name.past, precision.cache, before) for name in names]
+        new[graph] = [TensorSpec(name.new, precision.cache, after) for name in names]
     listed = min(TOP_K, config.vocab_size)
     specs = {
         "lower": GraphSpec(
             "lower",
-            PREFIX,
+            contract,
             (
                 TensorSpec("input_ids", "int64", ("B", "T")),
-                *_attention_inputs("T", compute),
+                *_attention_inputs("T", compute, contract),
                 *past["lower"],
             ),
             (TensorSpec("hidden_states", compute, ("B", "T", size)), *new["lower"]),
@@ -140,10 +156,10 @@ def graph_specs(
         ),
         "upper": GraphSpec(
             "upper",
-            PREFIX,
+            contract,
             (
                 TensorSpec("hidden_states", compute, ("B", "R", size)),
-                *_attention_inputs("R", compute),
+                *_attention_inputs("R", compute, contract),
                 TensorSpec("logits_rows", "int64", ("B", "G")),
                 *past["upper"],
             ),
@@ -160,6 +176,21 @@ def graph_specs(
     return specs
 
 
-def _attention_inputs(rows: str, dtype: str) -> tuple[TensorSpec, TensorSpec]:
+def _cache_shape(config: ModelConfig, contract: str, slots: str) -> tuple[Any, ...]:
+    """slots: the letter of the prefix contract; a buffer has S of them before and after a pass."""
+    heads, size = config.attention.num_key_value_heads, config.attention.head_dim
+    return ("B", heads, "S", size) if contract == IN_PLACE else (slots, "B", heads, size)
+
+
+def _attention_inputs(rows: str, dtype: str, contract: str) -> list[TensorSpec]:
     positions = TensorSpec("position_ids", "int64", ("B", rows))
-    return positions, TensorSpec("attention_bias", dtype, ("B", 1, rows, f"P+{rows}"))
+    if contract == PREFIX:
+        return [positions, TensorSpec("attention_bias", dtype, ("B", 1, rows, f"P+{rows}"))]
+    return [
+        positions,
+        TensorSpec("attention_bias", dtype, ("B", 1, rows, "S")),
+        TensorSpec("write_at", "int64", ("B",)),  # slot of the first row
+        # how Attention sees the heads of queries, and how often it repeats the mask for that:
+        # [0, H, -1, Dh] and ones, or [0, Hkv, -1, Dh] and H/Hkv times the rows
+        *(TensorSpec(name, "int64", (4,)) for name in HOST_INPUTS),
+    ]

@@ -20,7 +20,7 @@ from firp.runtime.errors import BundleError
 OPERATORS = frozenset({
     "Add", "Attention", "Cast", "Concat", "Gather", "GatherND",
     "Gemm", "LogSoftmax", "Mul", "RMSNormalization", "Reshape", "RotaryEmbedding",
-    "Shape", "Sigmoid", "Split", "TopK", "Transpose", "Unsqueeze",
+    "Shape", "Sigmoid", "Split", "TensorScatter", "Tile", "TopK", "Transpose", "Unsqueeze",
 })  # fmt: skip
 MOST_BYTES = 64 << 20  # of a graph's file, its weights not counted
 

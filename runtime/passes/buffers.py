@@ -1,7 +1,7 @@
 """The arrays of one session, and which of them each run of a graph reads and writes.
 
-In: a manifest, the memory that its graphs reach, the largest pass. Out: arrays, and a `Binding` for
-every size of run. Bindings whose sizes come again are kept, where the memory says that it pays.
+In: a manifest, the contract of its caches, the memory that its graphs reach, the largest pass. Out:
+arrays, and a `Binding` for every size of run. Bindings whose sizes come again are kept.
 """
 
 from enum import Enum
@@ -12,11 +12,14 @@ import numpy as np
 from firp.runtime.backends.interface import Array, Binding, Memory
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.format import Manifest
-from firp.runtime.bundle.graph_spec import cache_names
-from firp.runtime.passes.kv_cache import KVCache
+from firp.runtime.bundle.graph_spec import HOST_INPUTS, IN_PLACE, cache_names
+from firp.runtime.bundle.model_config import AttentionConfig
+from firp.runtime.passes.in_place_cache import STEP
+from firp.runtime.passes.kv_cache import make_cache
 
 MAX_BINDINGS = 256  # kept for passes to come, with what a runner prepared for them
-INDICES = ("input_ids", "position_ids", "source_rows", "logits_rows")
+INDICES = ("input_ids", "position_ids", "source_rows", "logits_rows", "write_at")
+GROUPED_FROM = 2  # rows: fewer attend by the heads of queries, more by those of keys
 
 
 class Hidden(Enum):
@@ -33,6 +36,7 @@ class HalfKey(NamedTuple):
 
     graph: str
     slots: int  # of the cache, in view
+    columns: int  # of the mask
     hidden: Hidden
     rows: int
     decoded: int = 0  # rows decoded to logits
@@ -52,7 +56,14 @@ class Buffers:
     """
 
     def __init__(
-        self, manifest: Manifest, memory: Memory, capacity: int, rows: int, decoded_rows: int, top_k: int
+        self,
+        manifest: Manifest,
+        contract: str,
+        memory: Memory,
+        capacity: int,
+        rows: int,
+        decoded_rows: int,
+        top_k: int,
     ):
         model = manifest.model
         precision = manifest.precision
@@ -60,37 +71,50 @@ class Buffers:
         dtype = DTYPES[precision.compute].storage
         self.num_predictors = manifest.num_predictors
         self.memory = memory
-        row_shape = (1, model.attention.num_key_value_heads, model.attention.head_dim)
+        row_shape = (model.attention.num_key_value_heads, model.attention.head_dim)
         cache_dtype = DTYPES[precision.cache].storage
-        self.kv = KVCache(memory, model.num_hidden_layers, capacity, rows, row_shape, cache_dtype)
-        self._slabs = {graph: _slab_names(manifest.layers(graph)) for graph in ("lower", "upper")}
+        layers = model.num_hidden_layers
+        self.kv = make_cache(contract, memory, layers, capacity, rows, row_shape, cache_dtype)
+        self._slabs = {graph: _slab_names(manifest.layers(graph), contract) for graph in ("lower", "upper")}
+        self._heads = head_inputs(model.attention) if contract == IN_PLACE else {}
         self.hidden: dict[Hidden, Array] = {  # [rows, D] each
             name: zeros((1 if name is Hidden.SOURCE else rows, model.hidden_size), dtype, "hidden states")
             for name in Hidden
         }
-        self._bias = zeros((rows * (capacity + rows),), dtype, "attention mask")
+        self._bias = zeros((rows * (capacity + rows + STEP),), dtype, "attention mask")
         self.logits = zeros((decoded_rows, model.vocab_size), np.float32, "logits")
         self.top_ids = zeros((decoded_rows, top_k), np.int64, "guesses")
         self.top_logprobs = zeros((decoded_rows, top_k), np.float32, "guesses")
         self.indices: dict[str, Array] = {name: zeros((rows,), np.int64, "indices") for name in INDICES}
         self._bindings: dict[HalfKey | PredictorsKey, Binding] = {}
+        self._slots = 0  # in view of the kept bindings, where buffers grow
 
     @property
     def kept_bindings(self) -> int:
         """Number of bindings that are kept."""
         return len(self._bindings)
 
-    def bias(self, rows: int, slots: int) -> Array:
-        """The additive mask of a pass, [1, 1, rows, slots + rows], a view."""
-        return self._bias[: rows * (slots + rows)].reshape(1, 1, rows, slots + rows)
+    def bias(self, rows: int, columns: int) -> Array:
+        """The additive mask of a pass, [1, 1, rows, columns], a view."""
+        return self._bias[: rows * columns].reshape(1, 1, rows, columns)
+
+    def slabs(self, graph: str) -> range:
+        """The slabs that a graph writes."""
+        names = self._slabs[graph]
+        return range(names[0][2], names[-1][2] + 1)
 
     def binding(self, key: HalfKey | PredictorsKey, recurs: bool) -> Binding:
         """The arrays of a run."""
+        half = isinstance(key, HalfKey)
+        if half and self._heads and key.slots != self._slots:  # the buffers have grown
+            self._slots = key.slots
+            self._bindings = {
+                kept: b for kept, b in self._bindings.items() if isinstance(kept, PredictorsKey)
+            }
         binding = self._bindings.get(key)
         if binding is None:
-            half = isinstance(key, HalfKey)
             binding = self._bind_half(key) if half else self._bind_predictors(key)
-            if recurs and self.memory.reuses_bindings and len(self._bindings) < MAX_BINDINGS:
+            if recurs and len(self._bindings) < MAX_BINDINGS:
                 binding.repeats = True
                 self._bindings[key] = binding
         return binding
@@ -107,8 +131,11 @@ class Buffers:
         states = batch_of_one(self.hidden[key.hidden][: key.rows])
         inputs = {
             "position_ids": batch_of_one(self.indices["position_ids"][: key.rows]),
-            "attention_bias": self.bias(key.rows, key.slots),
+            "attention_bias": self.bias(key.rows, key.columns),
         }
+        if self._heads:
+            inputs["write_at"] = self.indices["write_at"][:1]
+            inputs |= self._heads[key.rows >= GROUPED_FROM]
         outputs: dict[str, Array] = {}
         if key.graph == "lower":
             inputs["input_ids"] = batch_of_one(self.indices["input_ids"][: key.rows])
@@ -120,8 +147,7 @@ class Buffers:
             outputs["top_ids"] = batch_of_one(self.top_ids[: key.decoded])
             outputs["top_logprobs"] = batch_of_one(self.top_logprobs[: key.decoded])
         for past, new, slab in self._slabs[key.graph]:
-            inputs[past] = self.kv.past(slab, key.slots)
-            outputs[new] = self.kv.new(slab, key.rows)
+            inputs[past], outputs[new] = self.kv.arrays(slab, key.slots, key.rows)
         return Binding(inputs, outputs)
 
 
@@ -130,6 +156,24 @@ def batch_of_one(array: Array) -> Array:
     return array.reshape(1, *array.shape)
 
 
-def _slab_names(layers: range) -> list[tuple[str, str, int]]:
+def _slab_names(layers: range, contract: str) -> list[tuple[str, str, int]]:
     """Graph input, graph output and slab of the cache, for the keys and values of each layer."""
-    return [(names.past, names.new, slab) for slab, names in enumerate(cache_names(layers), 2 * layers.start)]
+    names = cache_names(layers, contract)
+    return [(name.past, name.new, slab) for slab, name in enumerate(names, 2 * layers.start)]
+
+
+def head_inputs(attention: AttentionConfig) -> dict[bool, dict[str, np.ndarray]]:
+    """How Attention sees queries: head by head, or (True) the rows of all heads that share a key's
+    head as one, which is faster for several rows: keys are then packed once for all of them.
+    """
+    group = attention.num_heads // attention.num_key_value_heads
+    seen = {False: (attention.num_heads, 1), True: (attention.num_key_value_heads, group)}
+    return {
+        grouped: {
+            name: np.array(values, np.int64)
+            for name, values in zip(
+                HOST_INPUTS, ([0, heads, -1, attention.head_dim], [1, 1, repeats, 1]), strict=True
+            )
+        }
+        for grouped, (heads, repeats) in seen.items()
+    }

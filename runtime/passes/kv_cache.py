@@ -1,77 +1,68 @@
-"""The keys and values of one sequence, by the "prefix" contract: graphs read views of the first
-slots and write their rows into a scratch, and only accepted rows enter the cache.
+"""The keys and values of one sequence: what a session asks of them, by whichever contract its
+graphs keep (`firp.runtime.bundle.graph_spec`).
 
-[2N, S, B, Hkv, Dh], token-major: slab 2i holds the keys of layer i, slab 2i + 1 its values; slot s
-of a slab belongs to position s.
+In: a session's passes. Out: the arrays that a graph reads and writes for each slab: slab 2i holds
+the keys of layer i, slab 2i + 1 its values. Slots [0, length) are the decided tokens, whole at all
+times; slot s belongs to position s. Nothing that was rejected is ever visible.
 """
 
-import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from firp.runtime.backends.interface import Array, Memory
-from firp.runtime.bundle.dtypes import to_storage
+from firp.runtime.bundle.graph_spec import IN_PLACE
+from firp.runtime.passes.cache_view import View
+from firp.runtime.passes.in_place_cache import InPlaceCache
+from firp.runtime.passes.prefix_cache import PrefixCache
 
 
-class KVCache:
-    """Slabs of one sequence. capacity: S, in tokens; rows: the most rows of one pass; row_shape:
-    (B, Hkv, Dh).
-    """
+class KVCache(Protocol):
+    """Slabs of one sequence."""
 
-    def __init__(
-        self,
-        memory: Memory,
-        layers: int,
-        capacity: int,
-        rows: int,
-        row_shape: tuple[int, int, int],
-        dtype: type,
-    ):
-        self.memory = memory
-        self.capacity = capacity
-        self._row_shape = row_shape
-        self.slots = memory.zeros((2 * layers, capacity, *row_shape), dtype, "keys and values")
-        self.scratch = memory.zeros((2 * layers, rows, *row_shape), dtype, "keys and values of a pass")
-        self.length = 0  # P: slots in use
-        self.moved_bytes = 0  # by commits since the cache was made
+    capacity: int  # tokens that it may hold
+    length: int  # P: tokens that it holds
+    moved_bytes: int  # by commits since the cache was made
 
-    @property
-    def slots_in_view(self) -> int:
-        """S of a pass: the slots in use, and on some devices empty ones after them, which the mask
-        hides.
+    def reserve(self, rows: int) -> None:
+        """Make room for a pass of so many rows after the cached tokens."""
+
+    def view(self, rows: int) -> View:
+        """What a pass of so many rows sees."""
+
+    def begin(self, slabs: range, rows: int) -> None:
+        """A graph is about to write so many rows into these slabs."""
+
+    def arrays(self, slab: int, slots: int, rows: int) -> tuple[Array, Array]:
+        """The input and the output of a graph for one slab."""
+
+    def commit(self, rows: Sequence[int]) -> None:
+        """Append these rows of the last pass, ascending; the others are forgotten. Raises ValueError
+        beyond the capacity.
         """
-        return self.memory.slots_in_view(self.length, self.capacity)
 
-    def past(self, slab: int, slots: int) -> Array:
-        """Keys or values of the first slots, [slots, B, Hkv, Dh], a view."""
-        return self.slots[slab][:slots]
-
-    def new(self, slab: int, rows: int) -> Array:
-        """Keys or values of a pass's rows, [rows, B, Hkv, Dh], a view that a graph writes."""
-        return self.scratch[slab][:rows]
+    def rewind(self, length: int) -> None:
+        """Keep the first `length` cached tokens alone."""
 
     def clear(self) -> None:
         """Forget everything."""
-        self.memory.clear(self.slots)
-        self.length = 0
 
     def fill(self, rng: np.random.Generator, length: int) -> None:
         """Put noise in the first `length` slots, to time passes with."""
-        for slab in range(self.slots.shape[0]):
-            target = self.past(slab, length)
-            noise = 0.1 * rng.standard_normal(target.shape, np.float32)
-            self.memory.write(target, to_storage(noise, target.dtype))
-        self.length = length
 
-    def commit(self, rows: Sequence[int]) -> None:
-        """Append these rows of the last pass, in this order; the others are forgotten."""
-        end = self.length + len(rows)
-        if end > self.capacity:
-            raise ValueError(
-                f"commit of {len(rows)} rows at {self.length} exceeds the capacity of {self.capacity}"
-            )
-        self.memory.move_rows(self.scratch, rows, self.slots, self.length)
-        self.length = end
-        row_bytes = self.slots.shape[0] * math.prod(self._row_shape) * self.slots.dtype.itemsize
-        self.moved_bytes += len(rows) * row_bytes
+
+def make_cache(
+    contract: str,
+    memory: Memory,
+    layers: int,
+    capacity: int,
+    rows: int,
+    row_shape: tuple[int, int],
+    dtype: np.dtype,
+) -> KVCache:
+    """A cache by the contract. capacity: in tokens; rows: the most rows of one pass; row_shape: (Hkv,
+    Dh).
+    """
+    kind = InPlaceCache if contract == IN_PLACE else PrefixCache
+    return kind(memory, layers, capacity, rows, row_shape, dtype)

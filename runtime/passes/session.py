@@ -47,8 +47,9 @@ class Session:
         self.decoded_rows = decoded_rows
         self.prefill_rows = min(PREFILL_ROWS, rows - manifest.num_predictors)
         self._runners = {name: graph.runner(memory) for name, graph in graphs.items()}
-        top_k = graphs["upper"].spec.output("top_ids").shape[-1]
-        self.buffers = Buffers(manifest, memory, capacity, rows, decoded_rows, top_k)
+        upper = graphs["upper"].spec
+        top_k = upper.output("top_ids").shape[-1]
+        self.buffers = Buffers(manifest, upper.cache, memory, capacity, rows, decoded_rows, top_k)
         self.kv = self.buffers.kv
         self.tokens: list[int] = []  # whose keys and values the cache holds, as far as passes put them there
         self._pass_tokens: list[int] = []  # of the last pass
@@ -93,6 +94,7 @@ class Session:
         visible, depths = layout(tree.parents, tree.depths, list(sources), offsets)
         self._pass_tokens = tree.tokens
         with self._timed(COPIES):
+            self._reserve(len(depths))
             self._write("input_ids", np.array(tree.tokens, np.int64))
             positions = self._write_positions(depths + self.kv.length)
             self._write("logits_rows", decoded)
@@ -117,6 +119,7 @@ class Session:
         with self._timed(COPIES):
             source = batch_of_one(hidden[Hidden.SOURCE])
             self.memory.move_rows(batch_of_one(hidden[Hidden.LOWER]), [row], source, 0)
+            self._reserve(offsets)
             # the row's own position is that of the last cached token
             positions = self._write_positions(np.arange(offsets) + self.kv.length)
             self._write("logits_rows", np.arange(offsets))
@@ -140,7 +143,7 @@ class Session:
 
     def rewind(self, length: int) -> None:
         """Keep the first `length` cached tokens, and forget the others."""
-        self.kv.length = length
+        self.kv.rewind(length)
         del self.tokens[length:]
 
     def known_prefix(self, prompt: Sequence[int]) -> int:
@@ -174,9 +177,17 @@ class Session:
 
     def _run_half(self, graph: str, hidden: Hidden, rows: int, decoded: int, recurs: bool) -> None:
         """Run one half of the model on views of the cache."""
+        view = self.kv.view(rows)
+        with self._timed(COPIES):
+            self.kv.begin(self.buffers.slabs(graph), rows)
         with self._timed(graph):
-            key = HalfKey(graph, self.kv.slots_in_view, hidden, rows, decoded)
+            key = HalfKey(graph, view.slots, view.columns, hidden, rows, decoded)
             self._runners[graph].run(self.buffers.binding(key, recurs))
+
+    def _reserve(self, rows: int) -> None:
+        """Make room in the cache for the rows of a pass."""
+        self.kv.reserve(rows)
+        self._write("write_at", np.array([self.kv.length]))
 
     def _write(self, name: str, values: np.ndarray) -> None:
         self.memory.write(self.buffers.indices[name][: len(values)], values)
@@ -190,8 +201,10 @@ class Session:
         return positions
 
     def _write_bias(self, visible: np.ndarray, positions: np.ndarray) -> None:
-        bias = self.buffers.bias(len(positions), self.kv.slots_in_view)
-        self.memory.write_bias(bias, visible, positions, self.kv.length, self.model.sliding_window)
+        view = self.kv.view(len(positions))
+        bias = self.buffers.bias(len(positions), view.columns)
+        window = self.model.sliding_window
+        self.memory.write_bias(bias, visible, positions, self.kv.length, view.first, window)
 
     def _read(self, plan: PassPlan, tree_rows: tuple[int, ...], decoded: int) -> Pass:
         """Wait for the pass, and bring what was asked for."""

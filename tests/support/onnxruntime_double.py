@@ -12,6 +12,8 @@ import numpy as np
 import onnxruntime as ort
 from support.cuda_double import DeviceError, cudaError_t
 
+from firp.runtime.bundle.graph_spec import HOST_INPUTS
+
 CUDA = "CUDAExecutionProvider"
 
 
@@ -59,8 +61,9 @@ class Session:
         def run():
             real = self.session.io_binding()
             for bind, arrays in ((real.bind_input, inputs), (real.bind_output, outputs)):
-                for name, (kind, shape, address) in arrays.items():
-                    cuda.need(cuda.device, address, math.prod(shape) * np.dtype(kind).itemsize)
+                for name, (device, kind, shape, address) in arrays.items():
+                    if device == "cuda":
+                        cuda.need(cuda.device, address, math.prod(shape) * np.dtype(kind).itemsize)
                     bind(name, "cpu", 0, kind, shape, address)
             try:
                 self.session.run_with_iobinding(real)
@@ -75,9 +78,10 @@ class Binding:
         self.inputs, self.outputs = {}, {}
 
     def bind_input(self, name, device, index, kind, shape, address):
-        assert (device, index) == ("cuda", 0)
-        self.inputs[name] = kind, shape, address
+        assert device == ("cpu" if name in HOST_INPUTS else "cuda")
+        assert index == 0
+        self.inputs[name] = device, kind, shape, address
 
     def bind_output(self, name, device, index, kind, shape, address):
         assert (device, index) == ("cuda", 0)
-        self.outputs[name] = kind, shape, address
+        self.outputs[name] = device, kind, shape, address

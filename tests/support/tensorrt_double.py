@@ -29,6 +29,7 @@ from firp.runtime.bundle.engine_record import (
     source_hashes,
 )
 from firp.runtime.bundle.format import FileEntry, load_bundle, sha256_file
+from firp.runtime.bundle.graph_spec import PREFIX
 from firp.runtime.bundle.json_fields import to_json, write_json
 from firp.runtime.bundle.limits import Limits
 
@@ -207,16 +208,15 @@ class Context:
 def write_engines(bundle, limits=None, backend="tensorrt-rtx", capability="8.9", version=VERSION):
     """What `firp build` would leave, with plans that the double runs."""
     limits, manifest = limits or Limits(256, 1, 64), bundle.manifest
+    graphs = manifest.graphs_for(PREFIX)
     folder = bundle.path / ENGINES_FOLDER / folder_name(backend, version, (capability,))
     folder.mkdir(parents=True)
-    profiles = {
-        name: graph_profiles(spec, manifest.num_predictors, limits) for name, spec in manifest.graphs.items()
-    }
+    profiles = {name: graph_profiles(spec, manifest.num_predictors, limits) for name, spec in graphs.items()}
     plans, sources = {}, {}
-    for name in manifest.graphs:
+    for name, spec in graphs.items():
         plan = {
             "graph": name,
-            "onnx": str(bundle.graph_path(name)),
+            "onnx": str(bundle.graph_path(spec)),
             "profiles": [profile.shapes for profile in profiles[name]],
         }
         path = folder / f"{name}.plan"

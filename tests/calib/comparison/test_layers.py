@@ -17,6 +17,7 @@ import polygraphy.backend.trt as polygraphy_trt
 import pytest
 import torch
 from polygraphy.backend.base import BaseRunner
+from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.datatype import DataType
 from support.command_line import fails, firp
 from support.small_models import make_model
@@ -32,14 +33,16 @@ from firp.calib.comparison.layers import (
     difference,
     reference_runner,
 )
-from firp.calib.targets.layer_outputs import layer_of, layer_outputs
+from firp.calib.targets.layer_outputs import layer_of, layer_outputs, make_session, with_outputs
 from firp.calib.targets.onnx_runtime import OnnxTarget
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.safetensors_file import read_safetensors
 from firp.export.tensorrt.build import BuildOptions, build_engines
 from firp.runtime.backends.nvidia_library import gpu_compute_capability, load_library
+from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from firp.runtime.bundle.engine_record import find_engine_folder
 from firp.runtime.bundle.format import Bundle, load_bundle
+from firp.runtime.bundle.graph_spec import PREFIX
 from firp.runtime.bundle.limits import Limits
 from firp.runtime.errors import CheckFailedError, FirpError
 
@@ -144,7 +147,7 @@ def test_a_graph_without_names_and_a_cancelled_comparison(bundle):
     with pytest.raises(
         FirpError, match=r"does not name its layers' outputs . got no layers.2.attention_out.*Fix: export"
     ):
-        layer_outputs(bundle.graph_path("lower"), range(3))
+        layer_outputs(bundle.graph_path(bundle.manifest.graphs["lower"]), range(3))
     cancel = threading.Event()
     cancel.set()
     with pytest.raises(FirpError, match="interrupted . got the comparison of lower"):
@@ -191,19 +194,27 @@ def test_bfloat16_goes_through_torch(tmp_path):
             }
 
     def runner(graph, names, report, cancel):
-        spec = loaded.manifest.graphs[graph]
+        spec = graphs[graph]
         declared = tuple(tensor.name for tensor in spec.outputs)
         return HalfRunner(
-            reference_runner(loaded.graph_path(graph), declared + names),
+            reference_runner(loaded.graph_path(spec), declared + names),
             {tensor.name: DataType.BFLOAT16 for tensor in spec.inputs},
         )
 
-    found = compared(SimpleNamespace(limits=None, runner=runner), loaded)
+    graphs = loaded.manifest.graphs_for(PREFIX)
+    found = compared(SimpleNamespace(limits=None, runner=runner, graphs=graphs), loaded)
     assert kinds == {torch.bfloat16}
     assert set(found) == {(half, form) for half in ("lower", "upper") for form in (AS_IT_RUNS, WITH_LAYERS)}
     assert all(comparison.check().passed for comparison in found.values())
     assert all(comparison.limit == 2.0 for comparison in found.values())
     assert all(comparison.worst > 1e-4 for comparison in found.values())
+
+
+def half_runner(path, outputs):
+    """The graph as it is, in float16."""
+    options = OnnxRuntimeBackend().options()
+    model = with_outputs(path, outputs)
+    return OnnxrtRunner(lambda: make_session(model, path.parent, options, "CPUExecutionProvider"))
 
 
 def test_an_engine_with_layer_outputs_is_built(half_bundle, monkeypatch):
@@ -212,6 +223,7 @@ def test_an_engine_with_layer_outputs_is_built(half_bundle, monkeypatch):
     """
     record = build_engines(half_bundle, BuildOptions("tensorrt-rtx", Limits(200, 1, 8), ("8.9",)))
     loaded, plans, rows, shares = load_bundle(half_bundle), [], [], []
+    graphs = loaded.manifest.graphs_for(PREFIX)
     engines = find_engine_folder(loaded, "tensorrt-rtx", record.library_version, "8.9")
     target = target_without_gpu(monkeypatch, loaded, load_library("tensorrt-rtx"), engines)
 
@@ -220,14 +232,16 @@ def test_an_engine_with_layer_outputs_is_built(half_bundle, monkeypatch):
         plans.append(plan)
         graph = ("lower", "lower", "predictors", "upper", "upper")[len(plans) - 1]
         tensors = names[graph] if isinstance(plan, memoryview) else ()
-        runner = OnnxTarget(loaded, "cpu").runner(graph, tensors, None, None)
-        infer, first = runner.infer, loaded.manifest.graphs[graph].inputs[0].name  # [B, T, ...]
+        spec = graphs[graph]
+        declared = tuple(tensor.name for tensor in spec.outputs)
+        runner = half_runner(loaded.graph_path(spec), declared + tensors)
+        infer, first = runner.infer, spec.inputs[0].name  # [B, T, ...]
         runner.infer = lambda feed_dict: rows.append(feed_dict[first].shape[1]) or infer(feed_dict)
         return runner
 
     names = {
-        "lower": layer_outputs(loaded.graph_path("lower"), (0, 1)),
-        "upper": layer_outputs(loaded.graph_path("upper"), (2, 3)),
+        "lower": layer_outputs(loaded.graph_path(graphs["lower"]), (0, 1)),
+        "upper": layer_outputs(loaded.graph_path(graphs["upper"]), (2, 3)),
     }
     monkeypatch.setattr(polygraphy_trt, "EngineFromBytes", lambda plan: plan)
     monkeypatch.setattr(polygraphy_trt, "TrtRunner", trt_runner)

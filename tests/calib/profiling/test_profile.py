@@ -26,6 +26,7 @@ from firp.calib.targets.open import open_target
 from firp.cli import command_line
 from firp.runtime.bundle.calibration import read_latency
 from firp.runtime.bundle.format import load_bundle
+from firp.runtime.bundle.graph_spec import PREFIX
 from firp.runtime.bundle.json_fields import to_json
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
@@ -180,7 +181,7 @@ def test_polygraphy_runs_its_line(bundle, profile):
         "--trt-min-shapes hidden_states:[1,1,64] position_ids:[1,1] attention_bias:[1,1,1,1]"
         in script.replace("'", "")
     )
-    line = onnxruntime_line(manifest.graphs["upper"], manifest, point)
+    line = onnxruntime_line(manifest.graphs_for(PREFIX)["upper"], manifest, point)
     assert line in script
     polygraphy = f"{sys.executable} {Path(sys.executable).with_name('polygraphy')}"
     result = subprocess.run(

@@ -43,7 +43,7 @@ def test_flops_are_those_of_the_graphs(family_bundle, family):
     """
     loaded, point = load_bundle(family_bundle(family)[1]), Point(5, 7, 2)
     for name, cost in costs(loaded, point).items():
-        graph = onnx.load(loaded.graph_path(name), load_external_data=False).graph
+        graph = onnx.load(loaded.graph_path(loaded.manifest.graphs[name]), load_external_data=False).graph
         shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
         linear = sum(
             2 * point.rows * point.batch * np.prod(shapes[n.input[1]])

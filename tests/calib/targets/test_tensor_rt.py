@@ -18,6 +18,7 @@ from firp.calib.targets.layer_times import kind_of
 from firp.calib.targets.tensor_rt import layer_profiler
 from firp.runtime.bundle.engine_record import Profile
 from firp.runtime.bundle.format import load_bundle
+from firp.runtime.bundle.graph_spec import PREFIX
 from firp.runtime.errors import FirpError
 
 
@@ -27,7 +28,7 @@ def test_passes_of_an_engine(family_bundle, monkeypatch):
     """
     bundle = family_bundle("llama_untied_biases")[1]
     log, loaded, shapes = [], load_bundle(bundle), {}
-    spec = loaded.manifest.graphs["lower"]
+    spec = loaded.manifest.graphs_for(PREFIX)["lower"]
     for name, low, high in (
         ("decode", Point(1, 0, 1), Point(4, 50, 1)),
         ("prefill", Point(5, 0, 1), Point(64, 50, 1)),

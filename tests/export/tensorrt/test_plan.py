@@ -10,7 +10,7 @@ from firp.export.tensorrt.plan import BuildFor, build_plan
 from firp.export.tensorrt.shapes import graph_profiles
 from firp.runtime.backends.nvidia_library import load_library
 from firp.runtime.bundle.format import load_bundle
-from firp.runtime.bundle.graph_spec import TensorSpec
+from firp.runtime.bundle.graph_spec import PREFIX, TensorSpec
 from firp.runtime.bundle.limits import Limits
 from firp.runtime.errors import FirpError
 
@@ -19,7 +19,8 @@ RTX = "tensorrt-rtx"
 
 def rewrite(bundle, change):
     """The lower graph after `change(graph)`, and the declaration that fits it but for the change."""
-    path, spec = bundle / "lower.onnx", load_bundle(bundle).manifest.graphs["lower"]
+    spec = load_bundle(bundle).manifest.graphs_for(PREFIX)["lower"]
+    path = bundle / spec.file
     model = ir.load(path)
     change(model.graph)
     ir.save(model, bundle / "changed.onnx")
@@ -44,14 +45,14 @@ def test_an_input_that_the_parser_drops_is_an_error(half_bundle):
     build = rewrite(half_bundle, change)
     with pytest.raises(FirpError, match="the library reads other inputs of lower . got seqlen INT64"):
         build()
-    spec = load_bundle(half_bundle).manifest.graphs["lower"]
+    spec = load_bundle(half_bundle).manifest.graphs_for(PREFIX)["lower"]
     declared = dataclasses.replace(spec, inputs=(*spec.inputs, TensorSpec("seqlen", "int64", ("B",))))
     with pytest.raises(FirpError, match="the library drops inputs of lower . got seqlen"):
         build(declared)
 
 
 def test_another_type_or_rank_is_an_error(half_bundle):
-    spec = load_bundle(half_bundle).manifest.graphs["lower"]
+    spec = load_bundle(half_bundle).manifest.graphs_for(PREFIX)["lower"]
     build = rewrite(half_bundle, lambda _: None)
     for declared in (
         ("input_ids", "float16", ("B", "T")),
@@ -91,11 +92,11 @@ def test_timings_of_no_use_are_dropped(content, half_bundle, tmp_path):
 
 
 def test_an_output_that_the_network_does_not_have_is_an_error(half_bundle):
-    spec = load_bundle(half_bundle).manifest.graphs["lower"]
+    spec = load_bundle(half_bundle).manifest.graphs_for(PREFIX)["lower"]
     build_for = BuildFor(load_library(RTX), ("8.9",), None)
     profiles = graph_profiles(spec, 3, Limits(max_context=64))
     names = ("layers.1.out", "layers.2.out")
     with pytest.raises(FirpError, match="no such tensors . got layers.2.out$"):
         build_plan(
-            build_for, half_bundle / "lower.onnx", spec, profiles, lambda _: None, threading.Event(), names
+            build_for, half_bundle / spec.file, spec, profiles, lambda _: None, threading.Event(), names
         )

@@ -11,9 +11,15 @@ from firp.runtime.errors import FirpError
 def test_a_row_sees_what_is_cached_and_its_ancestors(window, seen):
     """Three cached tokens, an empty slot, two rows."""
     out = np.full((2, 6), 7.0, np.float32)
-    attention_bias(np.tri(2, dtype=bool), np.array([3, 4]), 3, window, out)
+    attention_bias(np.tri(2, dtype=bool), np.array([3, 4]), 3, 4, window, out)
     assert ["".join(str(int(value == 0)) for value in row) for row in out] == seen
     assert set(out[out != 0]) == {np.finfo(np.float32).min}
+
+
+def test_columns_after_the_rows_of_a_pass_are_hidden():
+    out = np.full((2, 7), 7.0, np.float32)
+    attention_bias(np.tri(2, dtype=bool), np.array([3, 4]), 3, 3, None, out)
+    assert ["".join(str(int(value == 0)) for value in row) for row in out] == ["1111000", "1111100"]
 
 
 @pytest.mark.parametrize("size", [1 << 58, 1 << 62])

@@ -50,7 +50,7 @@ def test_engines_that_do_not_match_are_refused_with_the_command_that_builds_them
     plan.write_bytes(content)
     other = shutil.copytree(family_bundle("qwen3")[1], tmp_path / "other")
     shutil.copytree(bundle / "engines", other / "engines")
-    with pytest.raises(BundleError, match=r"engines of another bundle.*lower\.onnx"):
+    with pytest.raises(BundleError, match=r"engines of another bundle.*lower\.prefix\.onnx"):
         load(other)
     shutil.move(folder, folder.with_name("tensorrt-rtx-1.6.0.1-sm89"))
     record = folder.with_name("tensorrt-rtx-1.6.0.1-sm89") / "engine.json"

@@ -38,7 +38,8 @@ def test_the_manifest_survives_the_round_trip(bundle):
     assert json.loads((bundle / "firp.json").read_text()) == {**data, "sha256": manifest_digest(data)}
     names = [tensor.name for tensor in loaded.manifest.graphs["lower"].inputs]
     assert names[:3] == ["input_ids", "position_ids", "attention_bias"]
-    assert names[3:] == ["past_key.0", "past_value.0", "past_key.1", "past_value.1"]
+    assert names[3:6] == ["write_at", "query_shape", "bias_repeats"]
+    assert names[6:] == ["past_key.0", "past_value.0", "past_key.1", "past_value.1"]
 
 
 @pytest.mark.parametrize(
@@ -49,14 +50,14 @@ def test_the_manifest_survives_the_round_trip(bundle):
         (lambda b: (b / "firp.json").write_text("{"), "not JSON"),
         (lambda b: (b / "firp.json").write_text("[]"), "not a bundle manifest"),
         (
-            lambda b: edit_manifest(b, lambda d: d.update(format_version=3)),
-            "newer format.*version 3.*at most 2.*upgrade",
+            lambda b: edit_manifest(b, lambda d: d.update(format_version=4)),
+            "newer format.*version 4.*at most 3.*upgrade",
         ),
         (lambda b: edit_manifest(b, lambda d: d.update(format_version="1")), "not a bundle manifest"),
         (lambda b: edit_manifest(b, lambda d: d.update(format_version=0)), "not a bundle manifest"),
         (
             lambda b: edit_manifest(b, lambda d: [d.clear(), d.update(format_version=1)]),
-            "bundle of an older format.*version 1.*expected 2. Fix: export the model again",
+            "bundle of an older format.*version 1.*expected 3. Fix: export the model again",
         ),
         (lambda b: edit_manifest(b, lambda d: d.update(speed=9)), "unknown key in firp.json.*speed"),
         (
@@ -74,8 +75,8 @@ def test_the_manifest_survives_the_round_trip(bundle):
             "mixed precision.*weights float32, compute float32, cache float16",
         ),
         (
-            lambda b: edit_manifest(b, lambda d: d["graphs"]["lower"].update(cache="in place")),
-            "unknown cache contract.*in place.*expected prefix",
+            lambda b: edit_manifest(b, lambda d: d["graphs"]["lower"].update(cache="paged")),
+            "unknown cache contract.*paged.*expected in place or prefix",
         ),
         (
             lambda b: edit_manifest(b, lambda d: d["graphs"]["lower"].update(cache=None)),

@@ -1,9 +1,10 @@
-"""Bindings of passes whose sizes come again are kept, where the memory says that it pays."""
+"""Bindings of passes whose sizes come again are kept."""
 
 import pytest
 
 from firp.runtime.backends.host import HostMemory
 from firp.runtime.bundle.format import load_bundle
+from firp.runtime.bundle.graph_spec import IN_PLACE, PREFIX
 from firp.runtime.passes import buffers
 from firp.runtime.passes.buffers import Buffers, HalfKey, Hidden, PredictorsKey
 
@@ -12,16 +13,15 @@ from firp.runtime.passes.buffers import Buffers, HalfKey, Hidden, PredictorsKey
 def make(family_bundle):
     manifest = load_bundle(family_bundle("llama")[1]).manifest
 
-    def make(reuses_bindings=True):
+    def make(contract=PREFIX):
         memory = HostMemory()
-        memory.reuses_bindings = reuses_bindings
-        return Buffers(manifest, memory, capacity=10, rows=8, decoded_rows=6, top_k=4)
+        return Buffers(manifest, contract, memory, capacity=10, rows=8, decoded_rows=6, top_k=4)
 
     return make
 
 
 def lower(rows):
-    return HalfKey("lower", 5, Hidden.LOWER, rows)
+    return HalfKey("lower", 5, 5 + rows, Hidden.LOWER, rows)
 
 
 def test_a_pass_that_comes_again_has_the_same_binding(make):
@@ -39,10 +39,32 @@ def test_a_pass_that_does_not_come_again_is_not_kept(make):
     assert made.kept_bindings == 0
 
 
-def test_memory_that_has_no_use_for_bindings_keeps_none(make):
-    made = make(reuses_bindings=False)
-    made.binding(lower(2), recurs=True)
-    assert made.kept_bindings == 0
+def test_bindings_of_buffers_that_have_grown_are_dropped(make):
+    made = make(IN_PLACE)
+    made.kv.reserve(4)
+    before = made.binding(HalfKey("lower", 64, 64, Hidden.LOWER, 2), recurs=True)
+    made.binding(PredictorsKey(Hidden.LOWER, 2, 2), recurs=True)
+    made.binding(HalfKey("lower", 128, 128, Hidden.LOWER, 2), recurs=True)
+    assert made.kept_bindings == 2  # the predictors' one has nothing to do with the cache
+    assert made.binding(HalfKey("lower", 64, 64, Hidden.LOWER, 2), recurs=True) is not before
+
+
+@pytest.mark.parametrize(("rows", "heads", "repeats"), [(1, 4, 1), (2, 2, 2)])
+def test_several_rows_attend_by_the_heads_of_keys(make, rows, heads, repeats):
+    """The model has four heads of queries on two of keys."""
+    made = make(IN_PLACE)
+    made.kv.reserve(rows)
+    inputs = made.binding(HalfKey("lower", 64, 64, Hidden.LOWER, rows), recurs=True).inputs
+    assert inputs["query_shape"].tolist() == [0, heads, -1, 16]
+    assert inputs["bias_repeats"].tolist() == [1, 1, repeats, 1]
+
+
+def test_a_graph_in_place_reads_and_writes_one_address(make):
+    made = make(IN_PLACE)
+    made.kv.reserve(2)
+    binding = made.binding(HalfKey("lower", 64, 64, Hidden.LOWER, 2), recurs=True)
+    assert binding.inputs["past_key.1"].shape == (1, 2, 64, 16)
+    assert binding.inputs["past_key.1"].ctypes.data == binding.outputs["present_key.1"].ctypes.data
 
 
 def test_no_more_bindings_are_kept_than_allowed(make, monkeypatch):
@@ -55,7 +77,7 @@ def test_no_more_bindings_are_kept_than_allowed(make, monkeypatch):
 
 def test_a_binding_has_the_sizes_of_its_pass(make):
     made = make()
-    upper = made.binding(HalfKey("upper", 5, Hidden.EXTENDED, 7, 3), recurs=True)
+    upper = made.binding(HalfKey("upper", 5, 12, Hidden.EXTENDED, 7, 3), recurs=True)
     assert upper.inputs["attention_bias"].shape == (1, 1, 7, 5 + 7)
     assert upper.inputs["hidden_states"].shape == (1, 7, 64)
     assert upper.outputs["logits"].shape == (1, 3, 193)

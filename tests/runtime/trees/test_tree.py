@@ -113,7 +113,7 @@ def test_bias_is_zero_exactly_where_a_row_sees(window, dtype, empty):
     visible, depths = layout([-1, 0, 0, 1], [0, 1, 1, 2], [2], 3)
     positions = depths + cached
     out = rng.normal(size=(7, slots + 7)).astype(dtype)  # whatever was there before
-    attention_bias(visible, positions, cached, window, out)
+    attention_bias(visible, positions, cached, slots, window, out)
     keys = [*range(slots), *positions]
     for row, column in itertools.product(range(7), range(slots + 7)):
         sees = column < cached or (column >= slots and visible[row, column - slots])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from firp.runtime.backends.host import HostMemory
-from firp.runtime.passes.kv_cache import KVCache
+from firp.runtime.passes.prefix_cache import PrefixCache
 
 SLABS = 4  # keys and values of two layers
 ROW_BYTES = 3 * 5 * 4
@@ -13,7 +13,7 @@ ROW_BYTES = 3 * 5 * 4
 @pytest.fixture
 def cache():
     """4 tokens, passes of 3 rows, whose keys and values differ everywhere."""
-    cache = KVCache(HostMemory(), 2, 4, 3, (1, 3, 5), np.float32)
+    cache = PrefixCache(HostMemory(), 2, 4, 3, (3, 5), np.dtype(np.float32))
     cache.scratch[...] = np.arange(cache.scratch.size).reshape(cache.scratch.shape)
     return cache
 
@@ -53,15 +53,15 @@ def test_a_full_cache_holds_its_capacity(cache):
 
 def test_graphs_see_the_slots_in_use(cache):
     cache.commit([2, 1])
-    assert cache.slots_in_view == 2
-    np.testing.assert_array_equal(cache.past(3, cache.slots_in_view), cache.scratch[3, [2, 1]])
+    assert cache.view(3) == (2, 5, 2)
+    np.testing.assert_array_equal(cache.arrays(3, 2, 1)[0], cache.scratch[3, [2, 1]])
 
 
 def test_what_a_graph_writes_is_what_a_commit_keeps(cache):
-    cache.new(1, 2)[...] = -1
+    cache.arrays(1, 0, 2)[1][...] = -1
     cache.commit([0])
-    assert (cache.past(1, 1) == -1).all()
-    assert (cache.past(0, 1) >= 0).all()
+    assert (cache.slots[1, :1] == -1).all()
+    assert (cache.slots[0, :1] >= 0).all()
 
 
 def test_a_cleared_cache_is_empty(cache):

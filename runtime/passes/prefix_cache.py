@@ -1,0 +1,75 @@
+"""Keys and values by the "prefix" contract: graphs read views of the first slots and write their
+rows into a scratch, and only accepted rows enter the cache.
+
+[2N, S, B, Hkv, Dh], token-major.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from firp.runtime.backends.interface import Array, Memory
+from firp.runtime.bundle.dtypes import to_storage
+from firp.runtime.passes.cache_view import View
+
+
+class PrefixCache:
+    """Slabs of one sequence and a scratch for the rows of a pass."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        layers: int,
+        capacity: int,
+        rows: int,
+        row_shape: tuple[int, int],
+        dtype: np.dtype,
+    ):
+        self.memory = memory
+        self.capacity = capacity
+        self._row_shape = row_shape
+        shape = (1, *row_shape)
+        self.slots = memory.zeros((2 * layers, capacity, *shape), dtype, "keys and values")
+        self.scratch = memory.zeros((2 * layers, rows, *shape), dtype, "keys and values of a pass")
+        self.length = 0
+        self.moved_bytes = 0
+
+    def reserve(self, rows: int) -> None:
+        return  # the scratch holds the largest pass
+
+    def view(self, rows: int) -> View:
+        """The slots in use, and on some devices empty ones after them, which the mask hides."""
+        slots = self.memory.slots_in_view(self.length, self.capacity)
+        return View(slots, slots + rows, slots)
+
+    def begin(self, slabs: range, rows: int) -> None:
+        return
+
+    def arrays(self, slab: int, slots: int, rows: int) -> tuple[Array, Array]:
+        return self.slots[slab][:slots], self.scratch[slab][:rows]
+
+    def commit(self, rows: Sequence[int]) -> None:
+        end = self.length + len(rows)
+        if end > self.capacity:
+            raise ValueError(
+                f"commit of {len(rows)} rows at {self.length} exceeds the capacity of {self.capacity}"
+            )
+        self.memory.move_rows(self.scratch, rows, self.slots, self.length)
+        self.length = end
+        row_bytes = self.slots.shape[0] * math.prod(self._row_shape) * self.slots.dtype.itemsize
+        self.moved_bytes += len(rows) * row_bytes
+
+    def rewind(self, length: int) -> None:
+        self.length = length
+
+    def clear(self) -> None:
+        self.memory.clear(self.slots)
+        self.length = 0
+
+    def fill(self, rng: np.random.Generator, length: int) -> None:
+        for slab in range(self.slots.shape[0]):
+            target = self.slots[slab][:length]
+            noise = 0.1 * rng.standard_normal(target.shape, np.float32)
+            self.memory.write(target, to_storage(noise, target.dtype))
+        self.length = length
