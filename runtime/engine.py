@@ -11,13 +11,14 @@ of its own.
 import functools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from firp.runtime.backends.interface import Backend
 from firp.runtime.backends.registry import backend_factory
 from firp.runtime.bundle.calibration import Choice
-from firp.runtime.bundle.format import Bundle, load_bundle
+from firp.runtime.bundle.format import Bundle, check_large_files, load_bundle
 from firp.runtime.bundle.limits import Limits
 from firp.runtime.chat.conversation import Conversation
 from firp.runtime.chat.encoder import ChatEncoder
@@ -36,6 +37,7 @@ from firp.runtime.passes.session import Session
 from firp.runtime.sampling import Picker, SamplingParams, integer
 from firp.runtime.trees.tree import TreeConfig
 
+_READ_AT_ONCE = 32 << 20  # bytes of a file whose hash is checked before graphs are loaded, not beside
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token ids, or messages
 
 
@@ -63,8 +65,16 @@ class Engine:
         backend cannot run it.
         """
         make_backend = backend_factory(backend, threads)
-        bundle = load_bundle(path, check_hashes)
-        return cls(bundle, make_backend(), check_hashes)
+        bundle = load_bundle(path, check_hashes, _READ_AT_ONCE)
+        made = make_backend()
+        if not check_hashes:
+            return cls(bundle, made, check_hashes=False)
+        with ThreadPoolExecutor(1) as beside:  # weights are read twice at once: from the disk only once
+            hashes = beside.submit(check_large_files, bundle, _READ_AT_ONCE)
+            try:
+                return cls(bundle, made)
+            finally:
+                hashes.result()  # what raises here is the reason of what failed above
 
     @property
     def limits(self) -> Limits | None:

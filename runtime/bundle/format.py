@@ -100,15 +100,16 @@ class Bundle:
         return self.path / spec.file
 
 
-def load_bundle(path: Path | str, check_hashes: bool = True) -> Bundle:
+def load_bundle(path: Path | str, check_hashes: bool = True, largest: int | None = None) -> Bundle:
     """Read and validate a bundle; nothing of it is executed.
 
     check_hashes: compare every file's sha256 (reads the whole bundle, about 1 s a GB); sizes are
-    always compared. Raises BundleError, one message for each way a bundle can be bad.
+    always compared. largest: bytes of a file that is read for that; those beyond are left to
+    `check_large_files`. Raises BundleError, one message for each way a bundle can be bad.
     """
     path = bundle_folder(path)
     manifest = read_manifest(path / MANIFEST_NAME)
-    _check_files(path, manifest, check_hashes)
+    _check_files(path, manifest, check_hashes, largest)
     tree = correction = calibration = None
     if manifest.num_predictors:
         if CORRECTION_NAME in manifest.files:
@@ -211,17 +212,29 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _check_files(path: Path, manifest: Manifest, check_hashes: bool) -> None:
+def check_large_files(bundle: Bundle, largest: int) -> None:
+    """Compare the sha256 of the files that `load_bundle` left out. Raises BundleError."""
+    for name, entry in bundle.manifest.files.items():
+        if entry.size > largest:
+            _check_hash(bundle.path / name, entry)
+
+
+def _check_hash(file: Path, entry: FileEntry) -> None:
+    digest = sha256_file(file)
+    if digest != entry.sha256:
+        raise BundleError(
+            "corrupted file in bundle",
+            got=f"sha256 {digest[:12]}… of '{file}'",
+            expected=f"{entry.sha256[:12]}…",
+            fix="copy the bundle again, or export it again",
+        )
+
+
+def _check_files(path: Path, manifest: Manifest, check_hashes: bool, largest: int | None) -> None:
     files = {name: own_file(path, name, entry.size) for name, entry in manifest.files.items()}
     for name, entry in manifest.files.items() if check_hashes else ():
-        digest = sha256_file(files[name])
-        if digest != entry.sha256:
-            raise BundleError(
-                "corrupted file in bundle",
-                got=f"sha256 {digest[:12]}… of '{files[name]}'",
-                expected=f"{entry.sha256[:12]}…",
-                fix="copy the bundle again, or export it again",
-            )
+        if largest is None or entry.size <= largest:
+            _check_hash(files[name], entry)
     specs = {spec.file: name for c in CACHE_CONTRACTS for name, spec in manifest.graphs_for(c).items()}
     for file, graph in specs.items():
         check_weights(files[file], files[weight_file(graph)])

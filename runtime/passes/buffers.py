@@ -19,7 +19,6 @@ from firp.runtime.passes.kv_cache import make_cache
 
 MAX_BINDINGS = 256  # kept for passes to come, with what a runner prepared for them
 INDICES = ("input_ids", "position_ids", "source_rows", "logits_rows", "write_at")
-GROUPED_FROM = 2  # rows: fewer attend by the heads of queries, more by those of keys
 
 
 class Hidden(Enum):
@@ -52,7 +51,8 @@ class PredictorsKey(NamedTuple):
 
 class Buffers:
     """Arrays of one session. capacity: tokens that the cache holds; rows: of the largest pass;
-    decoded_rows: the most of them that are decoded; top_k: guesses that the graphs list for each.
+    decoded_rows: the most of them that are decoded; top_k: guesses that the graphs list for each;
+    grouped_from: see `head_inputs`.
     """
 
     def __init__(
@@ -64,12 +64,14 @@ class Buffers:
         rows: int,
         decoded_rows: int,
         top_k: int,
+        grouped_from: int | None = None,
     ):
         model = manifest.model
         precision = manifest.precision
         zeros = memory.zeros
         dtype = DTYPES[precision.compute].storage
         self.num_predictors = manifest.num_predictors
+        self.grouped_from = grouped_from
         self.memory = memory
         row_shape = (model.attention.num_key_value_heads, model.attention.head_dim)
         cache_dtype = DTYPES[precision.cache].storage
@@ -135,7 +137,7 @@ class Buffers:
         }
         if self._heads:
             inputs["write_at"] = self.indices["write_at"][:1]
-            inputs |= self._heads[key.rows >= GROUPED_FROM]
+            inputs |= self._heads[self.grouped_from is not None and key.rows >= self.grouped_from]
         outputs: dict[str, Array] = {}
         if key.graph == "lower":
             inputs["input_ids"] = batch_of_one(self.indices["input_ids"][: key.rows])
@@ -163,8 +165,9 @@ def _slab_names(layers: range, contract: str) -> list[tuple[str, str, int]]:
 
 
 def head_inputs(attention: AttentionConfig) -> dict[bool, dict[str, np.ndarray]]:
-    """How Attention sees queries: head by head, or (True) the rows of all heads that share a key's
-    head as one, which is faster for several rows: keys are then packed once for all of them.
+    """How Attention sees queries: head by head, or (True) the rows of all heads that share a head of
+    keys as one. Passes of `grouped_from` rows or more are grouped: keys are then packed once for all
+    of these rows, but there are fewer pieces of work for the threads. None: no pass is.
     """
     group = attention.num_heads // attention.num_key_value_heads
     seen = {False: (attention.num_heads, 1), True: (attention.num_key_value_heads, group)}

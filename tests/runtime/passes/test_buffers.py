@@ -13,9 +13,9 @@ from firp.runtime.passes.buffers import Buffers, HalfKey, Hidden, PredictorsKey
 def make(family_bundle):
     manifest = load_bundle(family_bundle("llama")[1]).manifest
 
-    def make(contract=PREFIX):
-        memory = HostMemory()
-        return Buffers(manifest, contract, memory, capacity=10, rows=8, decoded_rows=6, top_k=4)
+    def make(contract=PREFIX, grouped_from=None):
+        sizes = {"capacity": 10, "rows": 8, "decoded_rows": 6, "top_k": 4}
+        return Buffers(manifest, contract, HostMemory(), **sizes, grouped_from=grouped_from)
 
     return make
 
@@ -49,10 +49,12 @@ def test_bindings_of_buffers_that_have_grown_are_dropped(make):
     assert made.binding(HalfKey("lower", 64, 64, Hidden.LOWER, 2), recurs=True) is not before
 
 
-@pytest.mark.parametrize(("rows", "heads", "repeats"), [(1, 4, 1), (2, 2, 2)])
-def test_several_rows_attend_by_the_heads_of_keys(make, rows, heads, repeats):
+@pytest.mark.parametrize(
+    ("grouped_from", "rows", "heads", "repeats"), [(None, 3, 4, 1), (3, 2, 4, 1), (3, 3, 2, 2)]
+)
+def test_so_many_rows_attend_by_the_heads_of_keys(make, grouped_from, rows, heads, repeats):
     """The model has four heads of queries on two of keys."""
-    made = make(IN_PLACE)
+    made = make(IN_PLACE, grouped_from)
     made.kv.reserve(rows)
     inputs = made.binding(HalfKey("lower", 64, 64, Hidden.LOWER, rows), recurs=True).inputs
     assert inputs["query_shape"].tolist() == [0, heads, -1, 16]
