@@ -173,6 +173,12 @@ def difference(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) ->
     a, b = _array(ours[name]), _array(theirs[name])
     if a.shape != b.shape:
         return math.inf
+    if name == "draft_ids":
+        known = b[..., None] == a[..., None, :]  # places of theirs, of ours
+        logprobs = _array(theirs["draft_logprobs"])
+        a = np.where(known, logprobs[..., None], -np.inf).max(-2)
+        # what is not on their list is less likely than its last
+        a, b = np.where(known.any(-2), a, logprobs[..., -1:]), logprobs
     if name == "top_ids":
         logits = _array(theirs["logits"])
         if a.min() < 0 or a.max() >= logits.shape[-1]:

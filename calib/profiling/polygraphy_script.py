@@ -87,7 +87,7 @@ def _ranges(spec: GraphSpec, manifest: Manifest, point: Point) -> str:
         "position_ids": point.cached_tokens,
         "attention_bias": 0,
     }
-    rows = dict.fromkeys(("logits_rows", "source_rows"), point.rows - 1)
+    rows = dict.fromkeys(("logits_rows", "draft_rows", "source_rows"), point.rows - 1)
     ranges = {
         tensor.name: [0, (highest | rows)[tensor.name]]
         for tensor in spec.inputs

@@ -72,12 +72,15 @@ class Roofline:
 
 
 def dimensions(graph: str, point: Point, num_predictors: int) -> dict[str, int]:
-    """The sizes behind the shape letters. Every row is decoded, and every row is a draft source."""
+    """The sizes behind the shape letters. Every row is decoded to logits, one to guesses too, and
+    every row is a draft source.
+    """
     rows = point.rows
     cached = point.cached_tokens
     pass_rows = rows * (1 + num_predictors) if graph == "predictors" else rows
     return {
-        "B": point.batch, "P": cached, "S": cached + rows, "T": rows, "M": rows, "R": pass_rows, "G": rows,
+        "B": point.batch, "P": cached, "S": cached + rows, "T": rows, "M": rows, "R": pass_rows,
+        "G": rows, "E": 1,
     }  # fmt: skip
 
 

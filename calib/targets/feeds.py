@@ -58,8 +58,8 @@ class FeedMaker:
             elif tensor.name in HOST_INPUTS:
                 made[tensor.name] = self._heads[tensor.name]
             else:
-                # source_rows, logits_rows
-                of_a_sequence = positions if tensor.name == "position_ids" else np.arange(rows)
+                # source_rows, logits_rows, draft_rows
+                of_a_sequence = positions if tensor.name == "position_ids" else np.arange(shape[1])
                 made[tensor.name] = np.repeat(of_a_sequence[None], batch, axis=0)  # [B, rows]
         return made
 

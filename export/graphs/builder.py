@@ -47,13 +47,14 @@ class GraphBuilder:
 
     def ints(self, values: list[int]) -> ir.Value:
         """A constant int64 vector, made once."""
-        return self._constant(f"ints_{'_'.join(map(str, values))}", np.array(values, np.int64))
+        return self.constant(f"ints_{'_'.join(map(str, values))}", np.array(values, np.int64))
 
     def scalar(self, value: float) -> ir.Value:
         """A constant in the graph's type, made once."""
-        return self._constant(f"scalar_{value:.9g}", np.array(value, self.dtype.numpy()))
+        return self.constant(f"scalar_{value:.9g}", np.array(value, self.dtype.numpy()))
 
-    def _constant(self, name: str, array: np.ndarray) -> ir.Value:
+    def constant(self, name: str, array: np.ndarray) -> ir.Value:
+        """A constant inside the graph, made once."""
         if name not in self._constants:
             self._constants[name] = self.tape.initializer(ir.tensor(array, name=name))
         return self._constants[name]

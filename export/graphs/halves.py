@@ -4,13 +4,14 @@ In: the declared inputs of a half. Out: its declared outputs by name. There are 
 what architectures differ in is in `ModelConfig`.
 """
 
+import numpy as np
 import onnx_ir as ir
 
 from firp.export.graphs.attention import LayerCache, PassContext, attention
-from firp.export.graphs.builder import GraphBuilder, onnx_dtype
+from firp.export.graphs.builder import GraphBuilder
 from firp.export.graphs.mlp import mlp
-from firp.runtime.bundle.graph_spec import GraphSpec, cache_names
-from firp.runtime.bundle.weight_table import head_name, layer_name
+from firp.runtime.bundle.graph_spec import IN_PLACE, GraphSpec, cache_names
+from firp.runtime.bundle.weight_table import DRAFT_HEAD, head_name, layer_name
 
 # of layer i, as layers.{i}.attention_out: the residual stream after attention, after all
 LAYER_OUTPUTS = ("attention_out", "out")
@@ -28,30 +29,52 @@ def lower(
 
 
 def upper(
-    b: GraphBuilder, inputs: dict[str, ir.Value], layers: range, spec: GraphSpec
+    b: GraphBuilder,
+    inputs: dict[str, ir.Value],
+    layers: range,
+    spec: GraphSpec,
+    draft_tokens: np.ndarray | None,
 ) -> dict[str, ir.Value]:
-    """Build the upper half: hidden states [B, R, D] to logits, top lists and new cache rows."""
+    """Build the upper half: hidden states [B, R, D] to logits, top lists and new cache rows.
+    draft_tokens: [n] i64 that pseudo rows are decoded over; None: all.
+    """
     hidden = inputs["hidden_states"]
     c = b.config
     stream, caches = _layers(b, b.rows(hidden, c.hidden_size), hidden, inputs, layers, spec.cache)
     stream = b.op("Reshape", stream, b.batch_shape(hidden, c.hidden_size))  # [B, R, D]
-    decoded = b.gather_rows(stream, inputs["logits_rows"])  # [B, G, D]
-    rows = b.norm(b.rows(decoded, c.hidden_size), "norm")
-    logits = b.op(
-        "Reshape",
-        b.op("Gemm", rows, b.weights[head_name(c)], transB=1),
-        b.batch_shape(inputs["logits_rows"], c.vocab_size),
-    )
-    if b.dtype != onnx_dtype(spec.output("logits").dtype):
-        logits = b.op("Cast", logits, to=ir.DataType.FLOAT)
+    head = head_name(c).removesuffix(".weight")
+    logits, logprobs, ids = _decode(b, stream, inputs["logits_rows"], head, spec)
+    outputs = {"logits": logits, "top_ids": ids, "top_logprobs": logprobs, **caches}
+    if "draft_rows" in inputs:
+        head = DRAFT_HEAD if draft_tokens is not None else head
+        _, logprobs, ids = _decode(b, stream, inputs["draft_rows"], head, spec)
+        if draft_tokens is not None:
+            ids = b.op("Gather", b.constant("draft_tokens", draft_tokens), ids)
+        outputs |= {"draft_ids": ids, "draft_logprobs": logprobs}
+    return outputs
+
+
+def _decode(
+    b: GraphBuilder, stream: ir.Value, rows: ir.Value, head: str, spec: GraphSpec
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Decode rows [B, n] of the stream [B, R, D] over a head's tokens: logits f32 [B, n, tokens], and
+    the best log-probabilities with their places among the tokens, [B, n, k] each.
+    """
     count = spec.output("top_ids").shape[-1]
-    logprobs, ids = b.tape.op_multi_out(
+    decoded = b.norm(b.rows(b.gather_rows(stream, rows), b.config.hidden_size), "norm")
+    logits = b.op("Gemm", decoded, b.weights[f"{head}.weight"], transB=1)
+    shape = b.batch_shape(rows, b.weights[f"{head}.weight"].shape[0])
+    # ONNX Runtime takes an empty list of rows, whose 0 would else mean "as many as there are"
+    logits = b.op("Reshape", logits, shape, **({"allowzero": 1} if spec.cache == IN_PLACE else {}))
+    if b.dtype != ir.DataType.FLOAT:
+        logits = b.op("Cast", logits, to=ir.DataType.FLOAT)
+    logprobs, places = b.tape.op_multi_out(
         "TopK",
         [b.op("LogSoftmax", logits, axis=-1), b.ints([count])],
         {"axis": -1, "largest": 1, "sorted": 1},
         num_outputs=2,
     )
-    return {"logits": logits, "top_ids": ids, "top_logprobs": logprobs, **caches}
+    return logits, logprobs, places
 
 
 def _layers(

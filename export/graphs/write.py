@@ -6,6 +6,7 @@ file a graph, with the inputs and outputs that `firp.runtime.bundle.graph_spec` 
 
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from firp.export.graphs.builder import GraphBuilder, onnx_dtype
@@ -27,9 +28,10 @@ def write_graphs(
     precision: Precision,
     records: dict[str, TensorRecord],
     contract: str,
+    draft_tokens: np.ndarray | None = None,
 ) -> dict[str, GraphSpec]:
     """Write the file of every graph with a cache of this contract, and of the predictors; weights
-    stay where `records` says, as external data. Returns the declarations.
+    stay where `records` says, as external data. draft_tokens: see `upper`. Returns the declarations.
     """
     specs = graph_specs(config, prediction_layer, num_predictors, precision, contract)
     for name, spec in specs.items():
@@ -42,7 +44,7 @@ def write_graphs(
         elif name == "lower":
             outputs = lower(builder, inputs, layers, spec)
         else:
-            outputs = upper(builder, inputs, layers, spec)
+            outputs = upper(builder, inputs, layers, spec, draft_tokens)
         for tensor in spec.outputs:
             value = outputs[tensor.name]
             value.name = tensor.name

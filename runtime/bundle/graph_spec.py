@@ -4,7 +4,7 @@ In: a ModelConfig, the prediction layer, the number of predictors, the precision
 a graph, the single declaration that exporter, manifest, backends, docs and tests read.
 
 Shape letters: B batch, T rows of a pass, P cached tokens in view, S slots of a buffer, M draft
-sources, R = T + M*K, G rows decoded to logits.
+sources, R = T + M*K, G rows decoded to logits, E pseudo rows decoded to guesses.
 """
 
 import re
@@ -134,6 +134,13 @@ def graph_specs(
         past[graph] = [TensorSpec(name.past, precision.cache, before) for name in names]
         new[graph] = [TensorSpec(name.new, precision.cache, after) for name in names]
     listed = min(TOP_K, config.vocab_size)
+    draft_rows, guesses = [], []
+    if num_predictors:
+        draft_rows = [TensorSpec("draft_rows", "int64", ("B", "E"))]
+        guesses = [
+            TensorSpec("draft_ids", "int64", ("B", "E", listed)),
+            TensorSpec("draft_logprobs", "float32", ("B", "E", listed)),
+        ]
     specs = {
         "lower": GraphSpec(
             "lower",
@@ -161,12 +168,14 @@ def graph_specs(
                 TensorSpec("hidden_states", compute, ("B", "R", size)),
                 *_attention_inputs("R", compute, contract),
                 TensorSpec("logits_rows", "int64", ("B", "G")),
+                *draft_rows,
                 *past["upper"],
             ),
             (
                 TensorSpec("logits", "float32", ("B", "G", config.vocab_size)),
                 TensorSpec("top_ids", "int64", ("B", "G", listed)),
                 TensorSpec("top_logprobs", "float32", ("B", "G", listed)),
+                *guesses,
                 *new["upper"],
             ),
         ),

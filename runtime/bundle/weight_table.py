@@ -8,6 +8,7 @@ In: a ModelConfig. Out: name -> shape, in the order of model.safetensors. A line
 from firp.runtime.bundle.model_config import ModelConfig
 
 Shape = tuple[int, ...]
+DRAFT_HEAD = "draft_head"  # rows of the head, [tokens, D]: of the tokens that pseudo rows are decoded over
 ROPE_TABLES = ("rope.cos", "rope.sin")  # [positions, Dh / 2] each, after the weights in the file
 
 

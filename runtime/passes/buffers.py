@@ -18,7 +18,7 @@ from firp.runtime.passes.in_place_cache import STEP
 from firp.runtime.passes.kv_cache import make_cache
 
 MAX_BINDINGS = 256  # kept for passes to come, with what a runner prepared for them
-INDICES = ("input_ids", "position_ids", "source_rows", "logits_rows", "write_at")
+INDICES = ("input_ids", "position_ids", "source_rows", "logits_rows", "draft_rows", "write_at")
 
 
 class Hidden(Enum):
@@ -39,6 +39,7 @@ class HalfKey(NamedTuple):
     hidden: Hidden
     rows: int
     decoded: int = 0  # rows decoded to logits
+    drafts: int = 0  # pseudo rows decoded to guesses
 
 
 class PredictorsKey(NamedTuple):
@@ -51,8 +52,8 @@ class PredictorsKey(NamedTuple):
 
 class Buffers:
     """Arrays of one session. capacity: tokens that the cache holds; rows: of the largest pass;
-    decoded_rows: the most of them that are decoded; top_k: guesses that the graphs list for each;
-    grouped_from: see `head_inputs`.
+    decoded_rows: the most of them that are decoded to logits, or to guesses; top_k: guesses that
+    the graphs list for each; grouped_from: see `head_inputs`.
     """
 
     def __init__(
@@ -87,6 +88,8 @@ class Buffers:
         self.logits = zeros((decoded_rows, model.vocab_size), np.float32, "logits")
         self.top_ids = zeros((decoded_rows, top_k), np.int64, "guesses")
         self.top_logprobs = zeros((decoded_rows, top_k), np.float32, "guesses")
+        self.draft_ids = zeros((decoded_rows, top_k), np.int64, "guesses")
+        self.draft_logprobs = zeros((decoded_rows, top_k), np.float32, "guesses")
         self.indices: dict[str, Array] = {name: zeros((rows,), np.int64, "indices") for name in INDICES}
         self._bindings: dict[HalfKey | PredictorsKey, Binding] = {}
         self._slots = 0  # in view of the kept bindings, where buffers grow
@@ -148,6 +151,10 @@ class Buffers:
             outputs["logits"] = batch_of_one(self.logits[: key.decoded])
             outputs["top_ids"] = batch_of_one(self.top_ids[: key.decoded])
             outputs["top_logprobs"] = batch_of_one(self.top_logprobs[: key.decoded])
+            if self.num_predictors:
+                inputs["draft_rows"] = batch_of_one(self.indices["draft_rows"][: key.drafts])
+                outputs["draft_ids"] = batch_of_one(self.draft_ids[: key.drafts])
+                outputs["draft_logprobs"] = batch_of_one(self.draft_logprobs[: key.drafts])
         for past, new, slab in self._slabs[key.graph]:
             inputs[past], outputs[new] = self.kv.arrays(slab, key.slots, key.rows)
         return Binding(inputs, outputs)

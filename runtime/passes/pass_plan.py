@@ -15,8 +15,7 @@ PREFILL_ROWS = 256  # tokens of a prompt that one pass takes at most
 
 class PassPlan(NamedTuple):
     """One pass: T rows of a tree after the cached tokens, then `offsets` pseudo rows of each
-    source. Rows that are decoded give logits and guesses; pseudo rows always are, after those of
-    the tree.
+    source. Rows that are decoded give logits; pseudo rows give guesses.
     """
 
     tree: DraftTree
@@ -35,10 +34,10 @@ class PassPlan(NamedTuple):
 class Pass(NamedTuple):
     """Results of one pass, on the host; views, valid until the next pass."""
 
-    logits: np.ndarray | None  # [G', V] f32 of the decoded tree rows; None where nobody asked
-    top_ids: np.ndarray  # [G, k] i64, those of pseudo rows last
+    logits: np.ndarray | None  # [G, V] f32 of the decoded rows; None where nobody asked
+    top_ids: np.ndarray  # [G, k] i64
     top_logprobs: np.ndarray  # [G, k] f32
-    decoded: tuple[int, ...] = ()  # the tree rows that G' counts
+    guesses: Guesses | None = None  # of the pseudo rows [E, k], source by source
     sources: tuple[int, ...] = ()
     offsets: int = 0
 
@@ -46,6 +45,5 @@ class Pass(NamedTuple):
         """The guesses of a row's own pseudo rows; None where the row was no source."""
         if row not in self.sources:
             return None
-        start = len(self.decoded) + self.sources.index(row) * self.offsets
-        end = start + self.offsets
-        return Guesses(self.top_ids[start:end], self.top_logprobs[start:end])
+        start = self.sources.index(row) * self.offsets
+        return Guesses(*(lists[start : start + self.offsets] for lists in self.guesses))

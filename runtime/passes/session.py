@@ -16,6 +16,7 @@ import numpy as np
 from firp.runtime.backends.interface import Graph, Memory
 from firp.runtime.bundle.dtypes import to_float32
 from firp.runtime.bundle.format import Manifest
+from firp.runtime.bundle.graph_spec import IN_PLACE
 from firp.runtime.errors import FirpError, SessionBusyError
 from firp.runtime.passes.buffers import Buffers, HalfKey, Hidden, PredictorsKey, batch_of_one
 from firp.runtime.passes.pass_plan import PREFILL_ROWS, Pass, PassPlan
@@ -28,7 +29,7 @@ COPIES = "copies"  # of masks, indices and accepted rows, among the times by gra
 class Session:
     """Buffers for one sequence. `capacity`: tokens that it may cache, prompt included; `rows`: the
     most rows of one pass, pseudo rows included; `decoded_rows`: the most of them that are decoded
-    to logits. A pass that does not fit is an error.
+    to logits, or to guesses. A pass that does not fit is an error.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Session:
         top_k = upper.output("top_ids").shape[-1]
         self.buffers = Buffers(manifest, upper.cache, memory, capacity, rows, decoded_rows, top_k)
         self.kv = self.buffers.kv
+        self._no_rows = () if upper.cache == IN_PLACE else (0,)
         self.tokens: list[int] = []  # whose keys and values the cache holds, as far as passes put them there
         self._pass_tokens: list[int] = []  # of the last pass
         self._lock = threading.Lock()
@@ -83,12 +85,12 @@ class Session:
         offsets = plan.offsets
         rows = len(tree.tokens)
         k = self.manifest.num_predictors
-        tree_rows = plan.decoded
-        decoded = np.array([*tree_rows, *range(rows, rows + len(sources) * offsets)])
-        if rows + len(sources) * k > self.rows or len(decoded) > self.decoded_rows:
+        drafts = len(sources) * offsets
+        decoded = max(len(plan.decoded), drafts)
+        if rows + len(sources) * k > self.rows or decoded > self.decoded_rows:
             raise FirpError(
                 "pass larger than the session",
-                got=f"{rows + len(sources) * k} rows, {len(decoded)} decoded",
+                got=f"{rows + len(sources) * k} rows, {decoded} decoded",
                 expected=f"at most {self.rows}, {self.decoded_rows} decoded",
             )
         visible, depths = layout(tree.parents, tree.depths, list(sources), offsets)
@@ -97,9 +99,9 @@ class Session:
             self._reserve(len(depths))
             self._write("input_ids", np.array(tree.tokens, np.int64))
             positions = self._write_positions(depths + self.kv.length)
-            self._write("logits_rows", decoded)
+            counts = self._write_decoded(plan.decoded, range(rows, rows + drafts))
             self._write_bias(visible[:rows, :rows], positions[:rows])
-        self._run_half("lower", Hidden.LOWER, rows, 0, plan.recurs)
+        self._run_half("lower", Hidden.LOWER, rows, (0, 0), plan.recurs)
         hidden = Hidden.LOWER
         if sources:
             hidden = Hidden.EXTENDED
@@ -108,8 +110,8 @@ class Session:
                 if offsets < k:
                     hidden = self._pack(rows, len(sources), offsets)
                 self._write_bias(visible, positions)
-        self._run_half("upper", hidden, len(depths), len(decoded), plan.recurs)
-        return self._read(plan, tree_rows, len(decoded))
+        self._run_half("upper", hidden, len(depths), counts, plan.recurs)
+        return self._read(plan, drafts)
 
     def draft(self, row: int, offsets: int) -> Guesses:
         """A draft pass: the pseudo rows of one row of the last pass, the one committed last,
@@ -122,18 +124,16 @@ class Session:
             self._reserve(offsets)
             # the row's own position is that of the last cached token
             positions = self._write_positions(np.arange(offsets) + self.kv.length)
-            self._write("logits_rows", np.arange(offsets))
+            counts = self._write_decoded((), range(offsets))
             self._write_bias(np.tri(offsets, dtype=bool), positions)
         self._predict(Hidden.SOURCE, 1, (0,), recurs=True)
         with self._timed(COPIES):  # the pseudo rows alone
             extended = batch_of_one(hidden[Hidden.EXTENDED])
             packed = batch_of_one(hidden[Hidden.PACKED])
             self.memory.move_rows(extended, range(1, 1 + offsets), packed, 0)
-        self._run_half("upper", Hidden.PACKED, offsets, offsets, recurs=True)
-        top_ids, top_logprobs = self._wait(
-            self.buffers.top_ids[:offsets], self.buffers.top_logprobs[:offsets]
-        )
-        return Guesses(top_ids, top_logprobs)
+        self._run_half("upper", Hidden.PACKED, offsets, counts, recurs=True)
+        buffers = self.buffers
+        return Guesses(*self._wait(buffers.draft_ids[:offsets], buffers.draft_logprobs[:offsets]))
 
     def commit(self, rows: list[int] | range) -> None:
         """Keep the keys and values of these rows of the last pass, in this order."""
@@ -175,19 +175,32 @@ class Session:
         self.memory.move_rows(pseudo, range(offsets), target, 0)
         return Hidden.PACKED
 
-    def _run_half(self, graph: str, hidden: Hidden, rows: int, decoded: int, recurs: bool) -> None:
-        """Run one half of the model on views of the cache."""
+    def _run_half(self, graph: str, hidden: Hidden, rows: int, counts: tuple[int, int], recurs: bool) -> None:
+        """Run one half of the model on views of the cache. counts: of rows that are decoded, see
+        `_write_decoded`.
+        """
         view = self.kv.view(rows)
         with self._timed(COPIES):
             self.kv.begin(self.buffers.slabs(graph), rows)
         with self._timed(graph):
-            key = HalfKey(graph, view.slots, view.columns, hidden, rows, decoded)
+            key = HalfKey(graph, view.slots, view.columns, hidden, rows, *counts)
             self._runners[graph].run(self.buffers.binding(key, recurs))
 
     def _reserve(self, rows: int) -> None:
         """Make room in the cache for the rows of a pass."""
         self.kv.reserve(rows)
         self._write("write_at", np.array([self.kv.length]))
+
+    def _write_decoded(self, logits_rows: Sequence[int], draft_rows: Sequence[int]) -> tuple[int, int]:
+        """Write the rows that are decoded to logits, and those decoded to guesses; return how many
+        there are of each. Where a graph takes no empty list, the first row stands in for it.
+        """
+        counts = []
+        for name, rows in (("logits_rows", logits_rows), ("draft_rows", draft_rows)):
+            some = rows or self._no_rows
+            self._write(name, np.array(some, np.int64))
+            counts.append(len(some))
+        return counts[0], counts[1]
 
     def _write(self, name: str, values: np.ndarray) -> None:
         self.memory.write(self.buffers.indices[name][: len(values)], values)
@@ -206,15 +219,19 @@ class Session:
         window = self.model.sliding_window
         self.memory.write_bias(bias, visible, positions, self.kv.length, view.first, window)
 
-    def _read(self, plan: PassPlan, tree_rows: tuple[int, ...], decoded: int) -> Pass:
+    def _read(self, plan: PassPlan, drafts: int) -> Pass:
         """Wait for the pass, and bring what was asked for."""
         buffers = self.buffers
+        decoded = len(plan.decoded)
         wanted = [buffers.top_ids[:decoded], buffers.top_logprobs[:decoded]]
+        if drafts:
+            wanted += [buffers.draft_ids[:drafts], buffers.draft_logprobs[:drafts]]
         if plan.bring_logits:
-            wanted.append(buffers.logits[: len(tree_rows)])
-        top_ids, top_logprobs, *logits = self._wait(*wanted)
-        found = logits[0] if logits else None
-        return Pass(found, top_ids, top_logprobs, tree_rows, plan.sources, plan.offsets)
+            wanted.append(buffers.logits[:decoded])
+        found = self._wait(*wanted)
+        guesses = Guesses(found[2], found[3]) if drafts else None
+        logits = found[-1] if plan.bring_logits else None
+        return Pass(logits, found[0], found[1], guesses, plan.sources, plan.offsets)
 
     def _wait(self, *arrays: Any) -> tuple[np.ndarray, ...]:
         """Wait for everything asked for so far, and settle its times."""

@@ -39,16 +39,15 @@ def test_training_and_graphs_agree_on_pseudo_rows(family, tmp_path):
     with torch.no_grad():
         logits = predictors(frozen, real, torch.tensor([sources]))  # [1, 3, K, V]
     np.testing.assert_allclose(session.hidden_states(24), real.hidden[0].numpy(), atol=1e-4)
-    logprobs, top_ids = logits.log_softmax(-1).reshape(9, -1).numpy(), result.top_ids[24:]
-    np.testing.assert_allclose(result.top_logprobs[24:], np.take_along_axis(logprobs, top_ids, 1), atol=1e-4)
-    np.testing.assert_allclose(
-        np.sort(logprobs)[:, -top_ids.shape[1] :][:, ::-1], result.top_logprobs[24:], atol=1e-4
-    )
+    logprobs = logits.log_softmax(-1).reshape(9, -1).numpy()
+    top_ids, top_logprobs = result.guesses
+    np.testing.assert_allclose(top_logprobs, np.take_along_axis(logprobs, top_ids, 1), atol=1e-4)
+    np.testing.assert_allclose(np.sort(logprobs)[:, -top_ids.shape[1] :][:, ::-1], top_logprobs, atol=1e-4)
     np.testing.assert_allclose(result.logits, frozen.logits(real.final)[0].numpy(), atol=1e-4)
 
     # the draft pass of the last row says the same as its pseudo rows that rode along
     session.commit(range(24))
     for offsets in (1, 3):
         guesses = session.draft(23, offsets)
-        np.testing.assert_array_equal(guesses.top_ids, result.top_ids[30 : 30 + offsets])
-        np.testing.assert_allclose(guesses.top_logprobs, result.top_logprobs[30 : 30 + offsets], atol=1e-4)
+        np.testing.assert_array_equal(guesses.top_ids, top_ids[6 : 6 + offsets])
+        np.testing.assert_allclose(guesses.top_logprobs, top_logprobs[6 : 6 + offsets], atol=1e-4)

@@ -21,7 +21,7 @@ def verified(*picks, logits=True):
     """A pass whose rows pick these tokens."""
     rows = np.eye(12, dtype=np.float32)[list(picks)] if logits else None
     top_ids = np.array([[pick, 0] for pick in picks])
-    return Pass(rows, top_ids, np.zeros(top_ids.shape, np.float32), tuple(range(len(picks))))
+    return Pass(rows, top_ids, np.zeros(top_ids.shape, np.float32))
 
 
 def sequence(*ends):

@@ -79,10 +79,11 @@ def test_no_more_bindings_are_kept_than_allowed(make, monkeypatch):
 
 def test_a_binding_has_the_sizes_of_its_pass(make):
     made = make()
-    upper = made.binding(HalfKey("upper", 5, 12, Hidden.EXTENDED, 7, 3), recurs=True)
+    upper = made.binding(HalfKey("upper", 5, 12, Hidden.EXTENDED, 7, 3, 2), recurs=True)
     assert upper.inputs["attention_bias"].shape == (1, 1, 7, 5 + 7)
     assert upper.inputs["hidden_states"].shape == (1, 7, 64)
     assert upper.outputs["logits"].shape == (1, 3, 193)
+    assert upper.outputs["draft_ids"].shape == (1, 2, 4)
     assert upper.inputs["past_key.2"].shape == (5, 1, 2, 16)
     assert upper.outputs["new_key.2"].shape == (7, 1, 2, 16)
     assert "past_key.1" not in upper.inputs  # a layer of the lower half
