@@ -20,7 +20,7 @@ def lower(b: GraphBuilder, inputs: dict[str, ir.Value], layers: range) -> dict[s
     """Build the lower half: token ids [B, T] to hidden states [B, T, D] and new cache rows."""
     ids = inputs["input_ids"]
     size = b.config.hidden_size
-    stream = b.rows(b.op("Gather", b.weights["embed_tokens.weight"], ids), size)  # [B*T, D]
+    stream = b.rows(b.embed(ids), size)  # [B*T, D]
     stream, caches = _layers(b, stream, ids, inputs, layers)
     return {"hidden_states": b.op("Reshape", stream, b.batch_shape(ids, size)), **caches}
 
@@ -35,9 +35,10 @@ def upper(
     stream = b.op("Reshape", stream, b.batch_shape(hidden, c.hidden_size))  # [B, R, D]
     decoded = b.gather_rows(stream, inputs["logits_rows"])  # [B, G, D]
     rows = b.norm(b.rows(decoded, c.hidden_size), "norm")
+    b.start_rows(rows)
     logits = b.op(
         "Reshape",
-        b.op("Gemm", rows, b.weights[head_name(c)], transB=1),
+        b.linear(rows, head_name(c).removesuffix(".weight")),
         b.batch_shape(inputs["logits_rows"], c.vocab_size),
     )
     if b.dtype != onnx_dtype(spec.output("logits").dtype):
@@ -56,6 +57,7 @@ def _layers(
     b: GraphBuilder, stream: ir.Value, like: ir.Value, inputs: dict[str, ir.Value], layers: range
 ) -> tuple[ir.Value, dict[str, ir.Value]]:
     """Run several layers. like: its first two axes are B and the rows of a sequence."""
+    b.start_rows(stream)
     shared = PassContext(b, like, inputs["position_ids"], inputs["attention_bias"])
     caches = {}
     for index in layers:

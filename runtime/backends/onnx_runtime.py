@@ -17,6 +17,7 @@ from firp.runtime.backends.interface import Array, Binding, LoadedGraphs, Memory
 from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.bundle.graph_spec import GraphSpec, TensorSpec
+from firp.runtime.bundle.model_config import refuse_quantized
 from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.machine import cores, processor
 from firp.runtime.sampling import integer
@@ -94,6 +95,7 @@ class OnnxRuntimeCudaBackend:
         return options
 
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
+        refuse_quantized(bundle.manifest.quantization, "ONNX Runtime on CUDA")
         exact = {"use_tf32": "0"}  # which would cut float32 to 10 bits of mantissa
         providers = [(_CUDA, {"user_compute_stream": str(int(self.stream)), **exact})]
         return _load(self.library, bundle, self.options(), providers, "cuda", self.run_options)
@@ -105,6 +107,8 @@ class OnnxRuntimeCudaBackend:
 def _session_options() -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # weights in blocks are multiplied with activations in int8, not in float32
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
     return options
 
 

@@ -1,4 +1,4 @@
-"""The bundle format, version 2: what the exporter writes and every backend reads.
+"""The bundle format, version 3: what the exporter writes and every backend reads.
 
 In: a bundle directory. Out: a validated `Bundle` (manifest + tree), or a BundleError before any
 graph is loaded.
@@ -32,7 +32,7 @@ from typing import Any
 from firp.runtime.bundle.calibration import Calibration, Choice, read_calibration
 from firp.runtime.bundle.graph_spec import CACHE_CONTRACTS, GraphSpec, graph_specs, layers_of
 from firp.runtime.bundle.json_fields import from_json, read_json, to_json, write_json
-from firp.runtime.bundle.model_config import ModelConfig, Precision
+from firp.runtime.bundle.model_config import ModelConfig, Precision, Quantization
 from firp.runtime.bundle.onnx_weights import check_weights, weight_file
 from firp.runtime.bundle.paths import bundle_folder, own_file
 from firp.runtime.bundle.provenance import check_provenance
@@ -40,7 +40,7 @@ from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.trees.tree import TreeConfig
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_NAME = "firp.json"
 CORRECTION_NAME = "path_correction.safetensors"
 CALIBRATION_NAME = "calibration.json"
@@ -63,6 +63,7 @@ class Manifest:
     prediction_layer: int  # t: the lower graph runs layers [0, t), the upper graph [t, num_hidden_layers)
     num_predictors: int  # K; 0 means that the bundle decodes plainly
     precision: Precision
+    quantization: Quantization | None  # None: every weight is of the precision's type
     graphs: dict[str, GraphSpec]
     files: dict[str, FileEntry]
     written_by: dict[str, str]  # package name -> version
@@ -160,6 +161,8 @@ def read_manifest(path: Path) -> Manifest:
     try:
         manifest.precision.validate(str(path))
         manifest.model.validate(str(path))
+        if manifest.quantization:
+            manifest.quantization.validate(str(path))
     except FirpError as error:
         raise error.with_fix(BundleError, "export the model again") from error
     layers, split = manifest.model.num_hidden_layers, manifest.prediction_layer
