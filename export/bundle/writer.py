@@ -23,6 +23,7 @@ from firp.export.graphs.write import write_graphs
 from firp.export.leftovers import repair
 from firp.export.quantize.outputs import quantized_outputs, record
 from firp.export.quantize.plan import make_plan
+from firp.export.quantize.quality import check_quality, measure_quality
 from firp.export.quantize.text import calibration_tokens
 from firp.export.sources.checkpoint import Checkpoint, Weight
 from firp.export.sources.open import open_checkpoint
@@ -83,10 +84,23 @@ def export_bundle(
     with target_folder(options.output, MANIFEST_NAME, options.force) as folder:
         with disk_errors(options.output):
             manifest = _write(folder, options, prepared, progress or silent)
+            if options.quantize:
+                manifest = _judged(folder, options, prepared.checkpoint, manifest)
         if verify:
             manifest = dataclasses.replace(manifest, verification=verify(folder))
             with disk_errors(options.output):
                 write_manifest(folder, manifest)
+    return manifest
+
+
+def _judged(folder: Path, options: ExportOptions, checkpoint: Checkpoint, manifest: Manifest) -> Manifest:
+    """The manifest with the quality of a quantized bundle. Raises CheckFailedError where it is bad."""
+    quality = measure_quality(folder, checkpoint)
+    check_quality(quality, options.quantize, options.quality_limit)
+    manifest = dataclasses.replace(
+        manifest, quantization=dataclasses.replace(manifest.quantization, quality=quality)
+    )
+    write_manifest(folder, manifest)
     return manifest
 
 

@@ -106,9 +106,27 @@ def _samples(engine: Engine) -> dict[str, list[Sample]]:
 def _against_hugging_face(engine: Engine, checkpoint: Checkpoint) -> Iterator[Step]:
     from firp.export.verify.reference import Reference
 
-    reference = Reference(checkpoint, engine.manifest.precision.compute)
+    quantization = engine.manifest.quantization
+    if quantization:
+        from firp.export.quantize.stored import StoredWeights
+        from firp.export.verify.products import FloatProducts, check_products
+
+        stored = StoredWeights(engine.bundle.path, checkpoint, quantization)
+        yield Step("rounded weights", partial(_rounded_weights, stored))
+        products = partial(check_products, engine.bundle, engine.backend.options())
+        yield Step("integer products", lambda: list(products()))
+        reference = Reference(checkpoint, "float32", stored.tensor)
+        engine = Engine(engine.bundle, FloatProducts(), check_hashes=False)
+    else:
+        reference = Reference(checkpoint, engine.manifest.precision.compute)
     yield Step("values against float64", partial(_values_against_float64, engine, reference))
     yield Step("plain = generate", partial(_generate, engine, reference))
+
+
+def _rounded_weights(stored: Any) -> list[Check]:
+    """The worst weight of a quantized bundle: steps that a value lies from the checkpoint's own."""
+    name, steps, limit = max(stored.distances(), key=lambda found: found[1] - found[2])
+    return [Check(f"steps from the model's weights, {name}", steps <= limit, steps, limit)]
 
 
 def _values_against_float64(engine: Engine, reference: Any) -> list[Check]:

@@ -6,6 +6,7 @@ type.
 """
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,13 +15,17 @@ from torch.overrides import TorchFunctionMode
 from firp.export.sources.checkpoint import Checkpoint
 from firp.export.weights.torch_model import empty_model, read_tensor
 
+ReadTensor = Callable[[str], torch.Tensor]  # a tensor's name in the checkpoint -> its values
+
 
 class Reference:
     """The model of a checkpoint, its weights rounded to `stored`."""
 
-    def __init__(self, checkpoint: Checkpoint, stored: str):
+    def __init__(self, checkpoint: Checkpoint, stored: str, read: ReadTensor | None = None):
+        """read: the values of a tensor by its name; None: as the checkpoint has them."""
         self.model = empty_model(checkpoint, torch.float32, "eager")
         self._tensors = checkpoint.tensors
+        self._read = read or (lambda name: read_tensor(name, checkpoint.tensors[name], torch.float32))
         self._embeddings = checkpoint.weights[0].sources[0]  # which a tied head shares
         self._stored = getattr(torch, stored)
         self._dtype = torch.float32
@@ -46,8 +51,7 @@ class Reference:
             table = isinstance(module, torch.nn.Embedding)
             for name, empty in module.named_parameters(recurse=False):
                 source = f"{prefix}.{name}" if f"{prefix}.{name}" in self._tensors else self._embeddings
-                values = read_tensor(source, self._tensors[source], torch.float32)
-                values = values.to(self._stored).to(torch.float32 if table else self._dtype)
+                values = self._read(source).to(self._stored).to(torch.float32 if table else self._dtype)
                 self._empty[module, name] = empty
                 module._parameters[name] = torch.nn.Parameter(values, requires_grad=False)
 
