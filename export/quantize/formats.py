@@ -11,10 +11,7 @@ import numpy as np
 from firp.export.graphs.builder import ACTIVATION_LEVELS
 from firp.runtime.bundle.model_config import BLOCK, BLOCKS4, BLOCKS8, ROWS
 
-# Of int8 rows, on either side of zero. Processors without VNNI add pairs of products u8 x i8 in 16
-# bits: 2 * 255 * 63 fits, 2 * 255 * 127 would not, and would be cut off in silence.
-ROW_LEVELS = 63
-_BLOCK_LEVELS = 127
+_LEVELS = 127  # of int8, on either side of zero
 _NIBBLE = 15
 
 
@@ -40,11 +37,11 @@ class Integers(NamedTuple):
 def quantize(weight: np.ndarray, form: str) -> Integers:
     """A weight [out, in] f32 rounded to the nearest in a format. Blocks: `in` is a multiple of BLOCK."""
     if form == ROWS:
-        scale = _nonzero(np.abs(weight).max(1) / np.float32(ROW_LEVELS))
+        scale = _nonzero(np.abs(weight).max(1) / np.float32(_LEVELS))
         return Integers(_rounded(weight / scale[:, None]), scale)
     blocks = weight.T.reshape(-1, BLOCK, len(weight))  # [in / BLOCK, BLOCK, out]
     if form == BLOCKS8:
-        scale = _nonzero(np.abs(blocks).max(1) / np.float32(_BLOCK_LEVELS))
+        scale = _nonzero(np.abs(blocks).max(1) / np.float32(_LEVELS))
         integers = np.rint(blocks / scale[:, None]).astype(np.int8)
         return Integers(integers.reshape(-1, len(weight)), scale)
     scale, zero_point = nibble_grid(blocks)

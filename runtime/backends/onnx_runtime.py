@@ -19,7 +19,7 @@ from firp.runtime.bundle.format import Bundle
 from firp.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from firp.runtime.bundle.model_config import refuse_quantized
 from firp.runtime.errors import BundleError, FirpError
-from firp.runtime.machine import cores, processor
+from firp.runtime.machine import cores, processor, sums_int8_exactly
 from firp.runtime.sampling import integer
 
 MOST_THREADS = 1024  # more take ONNX Runtime minutes to start
@@ -46,6 +46,8 @@ class OnnxRuntimeBackend:
         options = _session_options()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
+        if not sums_int8_exactly():  # then integers are multiplied by slower, exact kernels
+            options.add_session_config_entry("session.x64quantprecision", "1")
         # Three graphs take turns, each with threads of its own: threads that spin after a run would
         # slow the next graph down.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
