@@ -8,6 +8,7 @@ be exact. And every product is run alone, as the graph has it, on rows made for 
 exact.
 """
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,6 +19,7 @@ from firp.export.verify.report import Check
 from firp.runtime.backends.interface import LoadedGraphs
 from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend, OnnxRuntimeGraph
 from firp.runtime.bundle.format import Bundle
+from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError
 
 _ROWS = 9  # made to test a product
@@ -46,6 +48,14 @@ class FloatProducts(OnnxRuntimeBackend):
                 _in_float(model.graph, product)
             graphs[name] = OnnxRuntimeGraph(_session(model, options), spec, "cpu", None)
         return LoadedGraphs(graphs, None)
+
+
+def float_engine(bundle: Bundle) -> Engine:
+    """The engine of a quantized bundle with all products in float32, which is held to what float32
+    bundles are held to.
+    """
+    plain = dataclasses.replace(bundle.manifest, quantization=None)
+    return Engine(dataclasses.replace(bundle, manifest=plain), FloatProducts(), check_hashes=False)
 
 
 class _Product:

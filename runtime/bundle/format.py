@@ -72,6 +72,13 @@ class Manifest:
     source: dict[str, Any]  # the checkpoint and predictors it came from: names, fingerprint, training record
     verification: dict[str, Any] | None  # the record of `firp verify`; None: never verified
 
+    @property
+    def arithmetic(self) -> str:
+        """What decides how far two computations of one row may lie apart: the method of quantization,
+        or the type.
+        """
+        return self.quantization.method if self.quantization else self.precision.compute
+
     def layers(self, graph: str) -> range:
         """The layers that a graph runs; none for the predictors."""
         return layers_of(graph, self.model, self.prediction_layer)
