@@ -28,6 +28,19 @@ def processor() -> str:
     return f"{names[0] if names else platform.processor() or 'CPU'} ({platform.machine()})"
 
 
+def sums_int8_exactly() -> bool:
+    """Whether the processor adds products of 8-bit integers without cutting sums off at 16 bits, as
+    x86 does before VNNI. False where that is not known.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_vnni" in flags or "avx_vnni" in flags
+
+
 def available_bytes() -> int | None:
     """Memory that can be had without swapping, in bytes."""
     return _field("/proc/meminfo", "MemAvailable:")

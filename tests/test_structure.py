@@ -32,6 +32,7 @@ FLOORS = {
         {"families", "tensorrt"},
         {"sources"},
         {"weights", "graphs"},
+        {"quantize"},
         {"bundle", "verify"},
         {"commands"},
     ),

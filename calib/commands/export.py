@@ -2,6 +2,7 @@
 trained first.
 """
 
+import dataclasses
 import tempfile
 import time
 from contextlib import nullcontext
@@ -15,7 +16,8 @@ from firp.export.commands.build import build_after_export
 from firp.runtime.backends.nvidia_library import LIBRARIES
 from firp.runtime.bundle.dtypes import MODEL_DTYPES
 from firp.runtime.bundle.format import CALIBRATION_NAME
-from firp.runtime.commands.shown import count_ties, print_choice
+from firp.runtime.bundle.model_config import METHODS
+from firp.runtime.commands.shown import count_ties, print_choice, quantization_lines
 from firp.runtime.console.interrupts import quit_on_interrupt
 from firp.runtime.console.options import PATH, Repeating
 from firp.runtime.console.progress import messages, progress_bar
@@ -45,6 +47,23 @@ from firp.runtime.tuning.tune import tune as choose_tree
     help="Of weights and cache.",
 )
 @click.option(
+    "--quantize",
+    type=click.Choice(("none", *METHODS)),
+    default="none",
+    show_default=True,
+    help="Weights as integers: int8 is fastest with drafts, int4 smallest; see docs/quantization.md.",
+)
+@click.option(
+    "--quantize-text",
+    type=PATH,
+    help="A text like yours, that ranges of activations are found on; default: one of the package.",
+)
+@click.option(
+    "--quality-limit",
+    type=click.FloatRange(min=0),
+    help="By how many percent the perplexity may rise.  [default: 5 with int8, 25 with int4]",
+)
+@click.option(
     "--verify/--no-verify", default=True, help="Check against the Hugging Face model; on by default."
 )
 @click.option(
@@ -57,7 +76,20 @@ from firp.runtime.tuning.tune import tune as choose_tree
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 def export(
-    model, output, predictors, calib_data, minutes, prediction_layer, dtype, verify, tune, engine, force
+    model,
+    output,
+    predictors,
+    calib_data,
+    minutes,
+    prediction_layer,
+    dtype,
+    quantize,
+    quantize_text,
+    quality_limit,
+    verify,
+    tune,
+    engine,
+    force,
 ):
     """Turn MODEL, a Hugging Face directory or a GGUF file, into a bundle."""
     with quit_on_interrupt():
@@ -74,11 +106,25 @@ def export(
         )
     if minutes is not None and not calib_data:
         raise click.UsageError("--minutes goes with --calib-data.")
+    if quantize == "none" and (quantize_text is not None or quality_limit is not None):
+        raise click.UsageError("--quantize-text and --quality-limit go with --quantize.")
+    if engine and quantize != "none":
+        raise click.UsageError(f"--engine excludes --quantize {quantize}: {engine} does not run it.")
     if engine:
         check_buildable(BuildOptions(engine), dtype)  # before anything is written
     started = time.monotonic()
     with tempfile.TemporaryDirectory() if calib_data else nullcontext() as scratch:
-        options = ExportOptions(model, output, predictors, prediction_layer, dtype, force=force)
+        options = ExportOptions(
+            model,
+            output,
+            predictors,
+            prediction_layer,
+            dtype,
+            None if quantize == "none" else quantize,
+            quantize_text,
+            quality_limit,
+            force=force,
+        )
         if calib_data:
             prepare(options, verify)  # before minutes of training
             training = TrainOptions(
@@ -87,7 +133,7 @@ def export(
             )
             predictors = Path(scratch) / "predictors"
             run_calibration(CalibrationRequest(model, predictors, calib_data, options=training))
-            options = ExportOptions(model, output, predictors, prediction_layer, dtype, force=force)
+            options = dataclasses.replace(options, predictors=predictors)
         with progress_bar() as bar:
             check = (lambda folder: verify_or_fail(folder, model, bar.update)) if verify else None
             manifest = export_bundle(options, check, bar.update)
@@ -108,6 +154,8 @@ def _report(output: Path, manifest, seconds: float) -> None:
         f"wrote {output}: {manifest.precision.weights}, split at layer {manifest.prediction_layer}, "
         f"{size:.1f} MiB; {seconds:.0f} s{memory}"
     )
+    if manifest.quantization:
+        messages.print("\n".join(quantization_lines(manifest.quantization)))
     if manifest.verification:
         checks = f"{len(manifest.verification['checks'])} checks, {count_ties(manifest.verification)}"
         messages.print(f"verified: {checks}")

@@ -8,16 +8,23 @@ stays as it was.
 import dataclasses
 import functools
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from firp.export.bundle.predictor_dir import TENSOR_NAME, Predictors, open_predictors
 from firp.export.graphs.predictors import PREDICTORS_WEIGHT
 from firp.export.graphs.write import write_graphs
 from firp.export.leftovers import repair
+from firp.export.quantize.outputs import quantized_outputs, record
+from firp.export.quantize.plan import make_plan
+from firp.export.quantize.quality import check_quality, measure_quality
+from firp.export.quantize.text import calibration_tokens
 from firp.export.sources.checkpoint import Checkpoint, Weight
 from firp.export.sources.open import open_checkpoint
 from firp.export.sources.tensor_record import TensorRecord
@@ -58,6 +65,9 @@ class ExportOptions:
     prediction_layer: int | None = None  # None: that of the predictors, or three quarters of the layers
     # the type in which drafted decoding is exactly plain decoding, and that every CPU runs
     dtype: str = MODEL_DTYPES[0]
+    quantize: str | None = None  # one of METHODS
+    quantize_text: Path | None = None  # that ranges are found on; None: the package's own
+    quality_limit: float | None = None  # of the perplexity's rise, in percent; None: LIMITS of the method
     tree: TreeConfig = dataclasses.field(default_factory=TreeConfig)
     force: bool = False
 
@@ -71,14 +81,27 @@ def export_bundle(
     Raises FirpError: the model or the predictors cannot be used, the target exists, a check failed,
     the disk is full.
     """
-    checkpoint, predictors, layer = prepare(options, verify is not None)
+    prepared = prepare(options, verify is not None)
     with target_folder(options.output, MANIFEST_NAME, options.force) as folder:
         with disk_errors(options.output):
-            manifest = _write(folder, options, checkpoint, predictors, layer, progress or silent)
+            manifest = _write(folder, options, prepared, progress or silent)
+            if options.quantize:
+                manifest = _judged(folder, options, prepared.checkpoint, manifest)
         if verify:
             manifest = dataclasses.replace(manifest, verification=verify(folder))
             with disk_errors(options.output):
                 write_manifest(folder, manifest)
+    return manifest
+
+
+def _judged(folder: Path, options: ExportOptions, checkpoint: Checkpoint, manifest: Manifest) -> Manifest:
+    """The manifest with the quality of a quantized bundle. Raises CheckFailedError where it is bad."""
+    quality = measure_quality(folder, checkpoint)
+    check_quality(quality, options.quantize, options.quality_limit)
+    manifest = dataclasses.replace(
+        manifest, quantization=dataclasses.replace(manifest.quantization, quality=quality)
+    )
+    write_manifest(folder, manifest)
     return manifest
 
 
@@ -88,6 +111,7 @@ class Prepared(NamedTuple):
     checkpoint: Checkpoint
     predictors: Predictors | None
     prediction_layer: int
+    calibration: np.ndarray | None  # token ids [N, L]; None where nothing is quantized
 
 
 def prepare(options: ExportOptions, verify: bool) -> Prepared:
@@ -99,6 +123,12 @@ def prepare(options: ExportOptions, verify: bool) -> Prepared:
         repair(options.output)
     check_target(options.output, MANIFEST_NAME, options.force)
     _check_apart(options)
+    if options.quantize and options.dtype != MODEL_DTYPES[0]:
+        raise FirpError(
+            f"--quantize {options.quantize} goes with {MODEL_DTYPES[0]}",
+            got=f"--dtype {options.dtype}",
+            fix="leave --dtype out, or export with --quantize none",
+        )
     if options.force and options.output.exists():
         _check_own_files(options.output)
     if verify and not DTYPES[options.dtype].has_cpu_kernels:
@@ -113,7 +143,8 @@ def prepare(options: ExportOptions, verify: bool) -> Prepared:
     layer = _split(checkpoint, predictors, options.prediction_layer)
     if predictors:
         options.tree.validate(predictors.info.num_predictors)
-    return Prepared(checkpoint, predictors, layer)
+    calibration = calibration_tokens(checkpoint, options.quantize_text) if options.quantize else None
+    return Prepared(checkpoint, predictors, layer, calibration)
 
 
 def _check_apart(options: ExportOptions) -> None:
@@ -173,17 +204,23 @@ def _split(checkpoint: Checkpoint, predictors: Predictors | None, requested: int
 def _write(
     folder: Path,
     options: ExportOptions,
-    checkpoint: Checkpoint,
-    predictors: Predictors | None,
-    layer: int,
+    prepared: Prepared,
     progress: Progress,
 ) -> Manifest:
+    checkpoint, predictors, layer, calibration = prepared
     precision = Precision.uniform(options.dtype)
-    records = _write_weights(folder, options, precision.weights, checkpoint, predictors, progress)
+    quantization = None
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        plain = [weights.from_checkpoint(weight, checkpoint.tensors) for weight in checkpoint.weights]
+        if options.quantize:
+            plan = make_plan(checkpoint, options.quantize, calibration, Path(scratch), progress)
+            plain = quantized_outputs(checkpoint, plan)
+            quantization = record(checkpoint, plan)
+        records = _write_weights(folder, plain, precision.weights, checkpoint, predictors, progress)
     num_predictors = predictors.info.num_predictors if predictors else 0
     graphs = {
         contract: write_graphs(folder, checkpoint.config, layer, num_predictors, precision, records, contract)
-        for contract in CACHE_CONTRACTS
+        for contract in ((IN_PLACE,) if quantization else CACHE_CONTRACTS)
     }
     for name in checkpoint.companions:
         (folder / name).write_bytes(checkpoint.companion(name))
@@ -216,6 +253,7 @@ def _write(
         prediction_layer=layer,
         num_predictors=num_predictors,
         precision=precision,
+        quantization=quantization,
         graphs=graphs[IN_PLACE],
         files=entries,
         written_by={name: version(name) for name in ("firp", "onnx_ir", "transformers")},
@@ -229,16 +267,15 @@ def _write(
 
 def _write_weights(
     folder: Path,
-    options: ExportOptions,
+    outputs: list[weights.Output],
     dtype: str,
     checkpoint: Checkpoint,
     predictors: Predictors | None,
     progress: Progress,
 ) -> dict[str, TensorRecord]:
-    outputs = [weights.from_checkpoint(weight, checkpoint.tensors) for weight in checkpoint.weights]
     tables = zip(ROPE_TABLES, rope_tables(checkpoint.config), strict=True)
-    outputs += [weights.from_array(name, table) for name, table in tables]
-    files = {"model.safetensors": outputs}
+    tables = [weights.from_array(name, table) for name, table in tables]
+    files = {"model.safetensors": outputs + tables}
     if predictors:
         k = predictors.info.num_predictors
         size = predictors.info.hidden_size

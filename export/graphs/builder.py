@@ -1,7 +1,8 @@
 """One ONNX graph in the making (opset 24, standard operators).
 
 In: nodes to add, by operator; weights, by name. Out: the values that they make, and the tape that
-holds nodes and initializers. A linear layer has a bias where the weight table holds one.
+holds nodes and initializers. A linear layer has a bias where the weight table holds one, and is
+quantized where it holds a scale.
 """
 
 from typing import Any, Protocol
@@ -11,7 +12,10 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from firp.runtime.bundle.dtypes import DTYPES
-from firp.runtime.bundle.model_config import ModelConfig
+from firp.runtime.bundle.model_config import BLOCK, ModelConfig
+
+ACTIVATION_LEVELS = 127  # int8 on either side of zero
+_ZERO_POINT = 128  # of activations in uint8, which ONNX Runtime multiplies with int8 weights faster
 
 
 class Weights(Protocol):
@@ -32,6 +36,8 @@ class GraphBuilder:
         self.dtype = onnx_dtype(dtype)
         self.tape = Tape()
         self._constants: dict[str, ir.Value] = {}
+        self._counted_rows: ir.Value | None = None
+        self._zero_points: ir.Value | None = None
 
     def op(self, op_type: str, *inputs: ir.Value, output: str | None = None, **attributes: Any) -> ir.Value:
         """Add one node; return its only output, named `output` if given."""
@@ -59,12 +65,53 @@ class GraphBuilder:
             self._constants[name] = self.tape.initializer(ir.tensor(array, name=name))
         return self._constants[name]
 
+    def start_rows(self, rows: ir.Value) -> None:
+        """Linear layers that follow have as many rows as `rows` [n, features]."""
+        self._counted_rows, self._zero_points = rows, None
+
     def linear(self, rows: ir.Value, name: str) -> ir.Value:
-        """Project rows [n, in] -> [n, out] by a weight [out, in]."""
-        inputs = [rows, self.weights[f"{name}.weight"]]
-        if f"{name}.bias" in self.weights:
-            inputs.append(self.weights[f"{name}.bias"])
-        return self.op("Gemm", *inputs, transB=1)
+        """Project rows [n, in] -> [n, out] by a weight [out, in], or by a quantized one [in, out]."""
+        weight = self.weights[f"{name}.weight"]
+        bias = [self.weights[f"{name}.bias"]] if f"{name}.bias" in self.weights else []
+        if f"{name}.scale" not in self.weights:
+            return self.op("Gemm", rows, weight, *bias, transB=1)
+        scale = self.weights[f"{name}.scale"]
+        if len(scale.shape) == 1:
+            product = self._integer_product(rows, weight, scale)
+        else:
+            zeros = [self.weights[f"{name}.zero_point"]] if f"{name}.zero_point" in self.weights else []
+            blocks = self.op("DequantizeLinear", weight, scale, *zeros, axis=0, block_size=BLOCK)
+            product = self.op("MatMul", rows, blocks)
+        return self.op("Add", product, *bias) if bias else product
+
+    def _integer_product(self, rows: ir.Value, weight: ir.Value, scale: ir.Value) -> ir.Value:
+        """rows [n, in] f32 times weight [in, out] i8 times scale [out]. Each row is rounded to int8 on
+        a scale of its own, so its product does not depend on the others. A row of zeros has the scale
+        0: whatever it is rounded to, its product is 0.
+        """
+        if self._zero_points is None:
+            count = self.op("Shape", self._counted_rows, start=0, end=1)
+            self._zero_points = self.op("Expand", self._zero_point(), count)
+        largest = self.op("ReduceMax", self.op("Abs", rows), self.ints([-1]), keepdims=1)
+        step = self.op("Mul", largest, self.scalar(1 / ACTIVATION_LEVELS))  # [n, 1]
+        steps = self.op("Reshape", step, self.ints([-1]))
+        integers = self.op("QuantizeLinear", rows, steps, self._zero_points, axis=0)
+        sums = self.op("MatMulInteger", integers, weight, self._zero_point())
+        product = self.op("Mul", self.op("Cast", sums, to=ir.DataType.FLOAT), step)
+        return self.op("Mul", product, scale)
+
+    def _zero_point(self) -> ir.Value:
+        return self.constant("zero_point", np.array(_ZERO_POINT, np.uint8))
+
+    def embed(self, ids: ir.Value) -> ir.Value:
+        """Rows [B, T, D] of token ids [B, T]."""
+        table = self.weights["embed_tokens.weight"]
+        if "embed_tokens.scale" not in self.weights:
+            return self.op("Gather", table, ids)
+        columns = self.op("Transpose", self.op("Gather", table, ids, axis=1), perm=[1, 2, 0])
+        scales = self.op("Gather", self.weights["embed_tokens.scale"], ids)
+        scales = self.op("Unsqueeze", scales, self.ints([-1]))
+        return self.op("Mul", self.op("Cast", columns, to=ir.DataType.FLOAT), scales)
 
     def norm(self, value: ir.Value, name: str) -> ir.Value:
         """Normalize the last axis by root mean square, with the named weight."""

@@ -23,7 +23,7 @@ def lower(
     """Build the lower half: token ids [B, T] to hidden states [B, T, D] and new cache rows."""
     ids = inputs["input_ids"]
     size = b.config.hidden_size
-    stream = b.rows(b.op("Gather", b.weights["embed_tokens.weight"], ids), size)  # [B*T, D]
+    stream = b.rows(b.embed(ids), size)  # [B*T, D]
     stream, caches = _layers(b, stream, ids, inputs, layers, spec.cache)
     return {"hidden_states": b.op("Reshape", stream, b.batch_shape(ids, size)), **caches}
 
@@ -43,11 +43,13 @@ def upper(
     stream, caches = _layers(b, b.rows(hidden, c.hidden_size), hidden, inputs, layers, spec.cache)
     stream = b.op("Reshape", stream, b.batch_shape(hidden, c.hidden_size))  # [B, R, D]
     head = head_name(c).removesuffix(".weight")
-    logits, logprobs, ids = _decode(b, stream, inputs["logits_rows"], head, spec)
+    logits, logprobs, ids = _decode(b, stream, inputs["logits_rows"], head, c.vocab_size, spec)
     outputs = {"logits": logits, "top_ids": ids, "top_logprobs": logprobs, **caches}
     if "draft_rows" in inputs:
-        head = DRAFT_HEAD if draft_tokens is not None else head
-        _, logprobs, ids = _decode(b, stream, inputs["draft_rows"], head, spec)
+        tokens = c.vocab_size
+        if draft_tokens is not None:
+            head, tokens = DRAFT_HEAD, len(draft_tokens)
+        _, logprobs, ids = _decode(b, stream, inputs["draft_rows"], head, tokens, spec)
         if draft_tokens is not None:
             ids = b.op("Gather", b.constant("draft_tokens", draft_tokens), ids)
         outputs |= {"draft_ids": ids, "draft_logprobs": logprobs}
@@ -55,15 +57,16 @@ def upper(
 
 
 def _decode(
-    b: GraphBuilder, stream: ir.Value, rows: ir.Value, head: str, spec: GraphSpec
+    b: GraphBuilder, stream: ir.Value, rows: ir.Value, head: str, tokens: int, spec: GraphSpec
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Decode rows [B, n] of the stream [B, R, D] over a head's tokens: logits f32 [B, n, tokens], and
     the best log-probabilities with their places among the tokens, [B, n, k] each.
     """
     count = spec.output("top_ids").shape[-1]
     decoded = b.norm(b.rows(b.gather_rows(stream, rows), b.config.hidden_size), "norm")
-    logits = b.op("Gemm", decoded, b.weights[f"{head}.weight"], transB=1)
-    shape = b.batch_shape(rows, b.weights[f"{head}.weight"].shape[0])
+    b.start_rows(decoded)
+    logits = b.linear(decoded, head)
+    shape = b.batch_shape(rows, tokens)
     # ONNX Runtime takes an empty list of rows, whose 0 would else mean "as many as there are"
     logits = b.op("Reshape", logits, shape, **({"allowzero": 1} if spec.cache == IN_PLACE else {}))
     if b.dtype != ir.DataType.FLOAT:
@@ -86,6 +89,7 @@ def _layers(
     contract: str,
 ) -> tuple[ir.Value, dict[str, ir.Value]]:
     """Run several layers. like: its first two axes are B and the rows of a sequence."""
+    b.start_rows(stream)
     shared = PassContext(b, like, inputs, contract)
     caches = {}
     for index in layers:

@@ -78,7 +78,8 @@ class _ExternalWeights:
     def __getitem__(self, name: str) -> ir.Value:
         if name not in self.used:
             record = self.records[name]
-            shape, dtype = ir.Shape(record.shape), onnx_dtype(record.dtype)
+            shape = ir.Shape(record.shape)
+            dtype = ir.DataType.UINT4 if record.dtype == "uint4" else onnx_dtype(record.dtype)
             tensor = ir.ExternalTensor(
                 record.file.name,
                 record.offset,

@@ -14,8 +14,6 @@ from firp.export.sources.tensor_record import TensorRecord
 from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
 from firp.runtime.errors import CheckpointError
 
-_DTYPES = {DTYPES[name].safetensors: DTYPES[name] for name in MODEL_DTYPES}  # that weights may have
-
 
 def read_checkpoint_tensors(path: Path) -> dict[str, TensorRecord]:
     """Tensors of a model folder by name. Raises CheckpointError when a file is missing or
@@ -71,10 +69,11 @@ def _is_file_name(value: Any) -> bool:
     return isinstance(value, str) and value == Path(value).name and value not in ("", ".", "..")
 
 
-def read_safetensors(file: Path) -> dict[str, TensorRecord]:
+def read_safetensors(file: Path, dtypes: tuple[str, ...] = MODEL_DTYPES) -> dict[str, TensorRecord]:
     """The tensor table of one safetensors file (format: 8-byte header length, JSON header, data),
-    checked against its size.
+    checked against its size. dtypes: that tensors may have.
     """
+    known = {DTYPES[name].safetensors: DTYPES[name] for name in dtypes}
     size = file.stat().st_size
     fix = "download the file again"
     with file.open("rb") as stream:
@@ -98,9 +97,9 @@ def read_safetensors(file: Path) -> dict[str, TensorRecord]:
     tensors = {}
     reached = 0
     for name, (dtype, shape, begin, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
-        if dtype not in _DTYPES:
-            raise CheckpointError(f"unsupported dtype of {name}", got=dtype, expected=" or ".join(_DTYPES))
-        nbytes = math.prod(shape) * _DTYPES[dtype].itemsize
+        if dtype not in known:
+            raise CheckpointError(f"unsupported dtype of {name}", got=dtype, expected=" or ".join(known))
+        nbytes = math.prod(shape) * known[dtype].itemsize
         if begin != reached or stop - begin != nbytes:  # the format allows no holes and no overlaps
             raise CheckpointError(
                 f"bad place of {name} in '{file}'",
@@ -108,7 +107,7 @@ def read_safetensors(file: Path) -> dict[str, TensorRecord]:
                 expected=f"{reached} to {reached + nbytes}",
                 fix=fix,
             )
-        tensors[name] = TensorRecord(file, _DTYPES[dtype].name, shape, start + begin, nbytes)
+        tensors[name] = TensorRecord(file, known[dtype].name, shape, start + begin, nbytes)
         reached = stop
     if size != start + reached:
         raise CheckpointError(

@@ -34,6 +34,7 @@ from firp.runtime.bundle.format import MANIFEST_NAME, Bundle, FileEntry, Manifes
 from firp.runtime.bundle.graph_spec import PREFIX
 from firp.runtime.bundle.json_fields import to_json, write_json
 from firp.runtime.bundle.limits import Limits
+from firp.runtime.bundle.model_config import refuse_quantized
 from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.machine import available_bytes, peak_bytes, require_bytes, reset_peak
 from firp.runtime.progress import Progress, silent
@@ -66,7 +67,9 @@ def build_engines(
     Raises FirpError: no library, a bundle that cannot be built, limits out of range, engines that
     exist, too little memory or disk, a build that failed or that `cancel` ended.
     """
-    library, capabilities = check_buildable(options, read_manifest(bundle / MANIFEST_NAME).precision.compute)
+    found = read_manifest(bundle / MANIFEST_NAME)
+    refuse_quantized(found.quantization, options.backend)
+    library, capabilities = check_buildable(options, found.precision.compute)
     loaded = load_bundle(bundle)
     manifest = loaded.manifest
     limits = check_limits(options.limits, manifest)

@@ -62,6 +62,8 @@ def verify(
     if engine.backend.name != "cpu" and engine.manifest.precision.compute != "bfloat16":
         steps += _against_onnx_runtime(engine)
     steps.append(Step("drafted against plain decoding", lambda: list(drafted_against_plain(engine))))
+    if engine.manifest.quantization:
+        steps.append(Step("drafted against plain decoding in float32", partial(_drafted_in_float, engine)))
     for done, step in enumerate(steps):
         progress(f"verifying: {step.name}", done, len(steps))
         checks += step.run()
@@ -106,9 +108,27 @@ def _samples(engine: Engine) -> dict[str, list[Sample]]:
 def _against_hugging_face(engine: Engine, checkpoint: Checkpoint) -> Iterator[Step]:
     from firp.export.verify.reference import Reference
 
-    reference = Reference(checkpoint, engine.manifest.precision.compute)
+    quantization = engine.manifest.quantization
+    if quantization:
+        from firp.export.quantize.stored import StoredWeights
+        from firp.export.verify.products import check_products, float_engine
+
+        stored = StoredWeights(engine.bundle.path, checkpoint, quantization)
+        yield Step("rounded weights", partial(_rounded_weights, stored))
+        products = partial(check_products, engine.bundle, engine.backend.options())
+        yield Step("integer products", lambda: list(products()))
+        reference = Reference(checkpoint, "float32", stored.tensor)
+        engine = float_engine(engine.bundle)
+    else:
+        reference = Reference(checkpoint, engine.manifest.precision.compute)
     yield Step("values against float64", partial(_values_against_float64, engine, reference))
     yield Step("plain = generate", partial(_generate, engine, reference))
+
+
+def _rounded_weights(stored: Any) -> list[Check]:
+    """The worst weight of a quantized bundle: steps that a value lies from the checkpoint's own."""
+    name, steps, limit = max(stored.distances(), key=lambda found: found[1] - found[2])
+    return [Check(f"steps from the model's weights, {name}", steps <= limit, steps, limit)]
 
 
 def _values_against_float64(engine: Engine, reference: Any) -> list[Check]:
@@ -138,6 +158,13 @@ def _values_against_float64(engine: Engine, reference: Any) -> list[Check]:
                 name = f"{stage} {part}, {kind} tokens"
                 checks.append(judge(name, distance(found, true), distance(theirs, true), dtype))
     return checks
+
+
+def _drafted_in_float(engine: Engine) -> list[Check]:
+    from firp.export.verify.products import float_engine
+
+    checks = drafted_against_plain(float_engine(engine.bundle))
+    return [check._replace(name=f"{check.name}, products in float32") for check in checks]
 
 
 def _generate(engine: Engine, reference: Any) -> list[Check]:

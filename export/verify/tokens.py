@@ -48,7 +48,7 @@ def plain_against_generate(name: str, engine: Engine, reference: Any, prompts: l
     """Runs that are not those of Hugging Face's greedy `generate`. One that parts at a near tie of
     the plain run is recorded and excused, as rarely as `NEAR_TIE` allows.
     """
-    dtype = engine.manifest.precision.compute
+    dtype = engine.manifest.arithmetic
     longest = 16 if _is_large(engine) else 32
     count = min(longest, engine.model.max_position_embeddings - max(map(len, prompts)))
     greedy = SamplingParams(max_new_tokens=count)
@@ -116,7 +116,7 @@ def drafted_against_plain(engine: Engine) -> Iterator[Check]:
         name = f"drafted = plain, {comparison.name}"
         yield Check(name, not comparison.unexcused, len(comparison.unexcused), 0)
         found = len(comparison.differences)
-        allowed = comparison.allowed(engine.manifest.precision.compute)
+        allowed = comparison.allowed(engine.manifest.arithmetic)
         near = tuple(
             Tie(comparison.name, difference) for difference in comparison.differences if difference.near_tie
         )

@@ -34,6 +34,17 @@ class Output(NamedTuple):
     name: str
     shape: tuple[int, ...]
     chunks: Callable[[], Iterator[np.ndarray]]
+    # to write it in; None: that of the file. "uint4" stands for packed values: `chunks` yields bytes
+    dtype: str | None = None
+
+    def nbytes(self, dtype: str) -> int:
+        """Bytes of it in a file of that dtype."""
+        count = math.prod(self.shape)
+        return count // 2 if self.dtype == "uint4" else count * DTYPES[self.dtype or dtype].itemsize
+
+    def stored(self, dtype: str) -> str:
+        """The type that its bytes have in such a file."""
+        return "uint8" if self.dtype == "uint4" else self.dtype or dtype
 
 
 def from_checkpoint(weight: Weight, tensors: dict[str, TensorRecord]) -> Output:
@@ -52,7 +63,7 @@ def from_array(name: str, array: np.ndarray) -> Output:
 
 def size_bytes(outputs: list[Output], dtype: str) -> int:
     """Bytes of these outputs in a dtype."""
-    return sum(math.prod(output.shape) for output in outputs) * DTYPES[dtype].itemsize
+    return sum(output.nbytes(dtype) for output in outputs)
 
 
 def read_chunks(name: str, record: TensorRecord) -> Iterator[np.ndarray]:
@@ -61,6 +72,12 @@ def read_chunks(name: str, record: TensorRecord) -> Iterator[np.ndarray]:
     """
     values_bytes = math.prod(record.shape) * numpy_dtype(record.dtype).itemsize
     yield from _read(name, record, _CHUNK_BYTES * record.nbytes // max(1, values_bytes))
+
+
+def read_array(weight: Weight, tensors: dict[str, TensorRecord]) -> np.ndarray:
+    """A whole weight in float32. Raises CheckpointError for a value that is not finite."""
+    chunks = from_checkpoint(weight, tensors).chunks()
+    return np.concatenate([chunk.astype(np.float32) for chunk in chunks]).reshape(weight.shape)
 
 
 def first_values(name: str, record: TensorRecord, count: int) -> np.ndarray:
@@ -108,50 +125,53 @@ def _decode(content: np.ndarray, record: TensorRecord) -> np.ndarray:
 
 def _finite(chunk: np.ndarray, dtype: str) -> bool:
     exponent = DTYPES[dtype].exponent
-    return not ((chunk.view(f"u{chunk.itemsize}") & exponent) == exponent).any()
+    return not exponent or not ((chunk.view(f"u{chunk.itemsize}") & exponent) == exponent).any()
 
 
 def write_safetensors(
     path: Path, outputs: list[Output], dtype: str, progress: Callable[[int], None] | None = None
 ) -> dict[str, TensorRecord]:
-    """Write all outputs as `dtype`; returns where each one lies. `progress` is told the bytes
-    written so far.
+    """Write all outputs, as `dtype` where they name none; returns where each one lies. `progress` is
+    told the bytes written so far.
 
     Raises CheckpointError when a finite value does not fit the dtype (float16 ends at 65504).
     """
-    target = numpy_dtype(dtype)
     records = {}
+    entries = {}
     offset = 0
-    for output in outputs:
-        nbytes = math.prod(output.shape) * target.itemsize
-        records[output.name] = TensorRecord(path, dtype, tuple(output.shape), offset, nbytes)
-        offset += nbytes
-    entries = {
-        name: {
-            "dtype": DTYPES[dtype].safetensors,
-            "shape": list(r.shape),
-            "data_offsets": [r.offset, r.offset + r.nbytes],
+    # larger values first, so that each begins at a multiple of its size
+    for output in sorted(outputs, key=lambda output: -DTYPES[output.stored(dtype)].itemsize):
+        nbytes = output.nbytes(dtype)
+        records[output.name] = TensorRecord(path, output.dtype or dtype, tuple(output.shape), offset, nbytes)
+        entries[output.name] = {
+            "dtype": DTYPES[output.stored(dtype)].safetensors,
+            "shape": [nbytes] if output.dtype == "uint4" else list(output.shape),
+            "data_offsets": [offset, offset + nbytes],
         }
-        for name, r in records.items()
-    }
+        offset += nbytes
     header = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
     header += b" " * (-(len(header) + 8) % 4096)  # data begins on a page
+    start = 8 + len(header)
     written = 0
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for output in outputs:
+            file.seek(start + records[output.name].offset)
             for chunk in output.chunks():
-                if chunk.dtype != target:
-                    with np.errstate(over="ignore"):
-                        chunk = chunk.astype(target)
-                    if not _finite(chunk, dtype):
-                        raise CheckpointError(
-                            f"{output.name} does not fit {dtype}",
-                            fix="export with --dtype bfloat16 or float32",
-                        )
+                chunk = _converted(output.name, chunk, output.stored(dtype))
                 file.write(memoryview(chunk.view(np.uint8)))
                 written += chunk.nbytes
                 if progress:
                     progress(written)
-    start = 8 + len(header)
     return {name: record._replace(offset=start + record.offset) for name, record in records.items()}
+
+
+def _converted(name: str, chunk: np.ndarray, dtype: str) -> np.ndarray:
+    target = numpy_dtype(dtype)
+    if chunk.dtype == target:
+        return chunk
+    with np.errstate(over="ignore"):
+        chunk = chunk.astype(target)
+    if not _finite(chunk, dtype):
+        raise CheckpointError(f"{name} does not fit {dtype}", fix="export with --dtype bfloat16 or float32")
+    return chunk

@@ -18,8 +18,9 @@ from firp.runtime.backends.interface import Array, Binding, LoadedGraphs, Memory
 from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.bundle.graph_spec import GraphSpec, TensorSpec
+from firp.runtime.bundle.model_config import refuse_quantized
 from firp.runtime.errors import BundleError, FirpError
-from firp.runtime.machine import cores, processor
+from firp.runtime.machine import cores, processor, sums_int8_exactly
 from firp.runtime.sampling import integer
 
 MOST_THREADS = 1024  # more take ONNX Runtime minutes to start
@@ -49,6 +50,8 @@ class OnnxRuntimeBackend:
         # Three graphs take turns, each with threads of its own: these spin while their graph runs,
         # for it has a hundred pieces of work for them, and stop with it.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if not sums_int8_exactly():  # then integers are multiplied by slower, exact kernels
+            options.add_session_config_entry("session.x64quantprecision", "1")
         return options
 
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
@@ -95,6 +98,7 @@ class OnnxRuntimeCudaBackend:
         return options
 
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
+        refuse_quantized(bundle.manifest.quantization, "ONNX Runtime on CUDA")
         exact = {"use_tf32": "0"}  # which would cut float32 to 10 bits of mantissa
         providers = [(_CUDA, {"user_compute_stream": str(int(self.stream)), **exact})]
         return _load(self.library, bundle, self.options(), providers, "cuda", self.run_options)
@@ -106,6 +110,8 @@ class OnnxRuntimeCudaBackend:
 def _session_options() -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # weights in blocks are multiplied with activations in int8, not in float32
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
     return options
 
 

@@ -19,6 +19,7 @@ from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.engine_record import RECORD_NAME, Profile, find_engine_folder, fitting_profile
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.bundle.graph_spec import PREFIX, GraphSpec
+from firp.runtime.bundle.model_config import refuse_quantized
 from firp.runtime.errors import BundleError, FirpError
 
 MAX_CUDA_GRAPHS = 64  # of one engine in one session; sizes beyond are enqueued each time
@@ -37,6 +38,7 @@ class TensorRTBackend:
         self.device = f"{device_name(self.cuda)}, {name} {self.library.__version__}"
 
     def load(self, bundle: Bundle, check_hashes: bool) -> LoadedGraphs:
+        refuse_quantized(bundle.manifest.quantization, self.name)
         folder = find_engine_folder(
             bundle, self.name, self.library.__version__, self.compute_capability, check_hashes
         )

@@ -78,6 +78,30 @@ DTYPES = {
         tensorrt="INT64",
         safetensors="I64",
     ),
+    "int8": Dtype(
+        "int8",
+        np.dtype(np.int8),
+        lowest=None,
+        exponent=0,
+        onnx="INT8",
+        onnx_number=3,
+        onnx_runtime="tensor(int8)",
+        has_cpu_kernels=True,
+        tensorrt="INT8",
+        safetensors="I8",
+    ),
+    "uint8": Dtype(
+        "uint8",
+        np.dtype(np.uint8),
+        lowest=None,
+        exponent=0,
+        onnx="UINT8",
+        onnx_number=2,
+        onnx_runtime="tensor(uint8)",
+        has_cpu_kernels=True,
+        tensorrt="UINT8",
+        safetensors="U8",
+    ),
 }
 MODEL_DTYPES = ("float32", "float16", "bfloat16")  # of weights, arithmetic, cache; the first is the default
 _BFLOAT16 = DTYPES["bfloat16"].storage

@@ -10,7 +10,8 @@ A bundle is a directory. It MUST hold
     lower.onnx upper.onnx   graphs as declared in the manifest, with caches in place; their weights
                             are external data in model.safetensors
     lower.prefix.onnx upper.prefix.onnx
-                            the same for TensorRT, with prefix caches (`Manifest.graphs_for`)
+                            the same for TensorRT, with prefix caches (`Manifest.graphs_for`); not
+                            in a quantized bundle
     model.safetensors       every weight once, in the layout the graphs use
     generation_config.json  `eos_token_id` (int, list or null) is what ends a sequence
 and, when `num_predictors` > 0, MUST hold
@@ -34,7 +35,7 @@ from typing import Any
 from firp.runtime.bundle.calibration import Calibration, Choice, read_calibration
 from firp.runtime.bundle.graph_spec import CACHE_CONTRACTS, IN_PLACE, GraphSpec, graph_specs, layers_of
 from firp.runtime.bundle.json_fields import from_json, read_json, to_json, write_json
-from firp.runtime.bundle.model_config import ModelConfig, Precision
+from firp.runtime.bundle.model_config import ModelConfig, Precision, Quantization
 from firp.runtime.bundle.onnx_weights import check_weights, weight_file
 from firp.runtime.bundle.paths import bundle_folder, own_file
 from firp.runtime.bundle.provenance import check_provenance
@@ -65,6 +66,7 @@ class Manifest:
     prediction_layer: int  # t: the lower graph runs layers [0, t), the upper graph [t, num_hidden_layers)
     num_predictors: int  # K; 0 means that the bundle decodes plainly
     precision: Precision
+    quantization: Quantization | None  # None: every weight is of the precision's type
     graphs: dict[str, GraphSpec]
     files: dict[str, FileEntry]
     written_by: dict[str, str]  # package name -> version
@@ -73,11 +75,25 @@ class Manifest:
     source: dict[str, Any]  # the checkpoint and predictors it came from: names, fingerprint, training record
     verification: dict[str, Any] | None  # the record of `firp verify`; None: never verified
 
+    @property
+    def contracts(self) -> tuple[str, ...]:
+        """Contracts of the graphs that the bundle holds. TensorRT, which is alone with its own, runs no
+        quantized graphs.
+        """
+        return (IN_PLACE,) if self.quantization else CACHE_CONTRACTS
+
     def graphs_for(self, contract: str) -> dict[str, GraphSpec]:
         """The graphs that decode with caches of this contract."""
         if contract == IN_PLACE:
             return self.graphs
         return graph_specs(self.model, self.prediction_layer, self.num_predictors, self.precision, contract)
+
+    @property
+    def arithmetic(self) -> str:
+        """What decides how far two computations of one row may lie apart: the method of quantization,
+        or the type.
+        """
+        return self.quantization.method if self.quantization else self.precision.compute
 
     def layers(self, graph: str) -> range:
         """The layers that a graph runs; none for the predictors."""
@@ -169,6 +185,8 @@ def read_manifest(path: Path) -> Manifest:
     try:
         manifest.precision.validate(str(path))
         manifest.model.validate(str(path))
+        if manifest.quantization:
+            manifest.quantization.validate(str(path))
     except FirpError as error:
         raise error.with_fix(BundleError, "export the model again") from error
     layers, split = manifest.model.num_hidden_layers, manifest.prediction_layer
@@ -189,7 +207,7 @@ def read_manifest(path: Path) -> Manifest:
             f"{MANIFEST_NAME} does not declare the graphs of its model", fix="export the model again"
         )
     needed = {"model.safetensors", "generation_config.json"}
-    needed |= {spec.file for contract in CACHE_CONTRACTS for spec in manifest.graphs_for(contract).values()}
+    needed |= {spec.file for c in manifest.contracts for spec in manifest.graphs_for(c).values()}
     needed |= {"predictors.safetensors", "tree.json"} if manifest.num_predictors else set()
     for choice in manifest.choices.values():
         choice.tree.validate(manifest.num_predictors)
@@ -235,7 +253,7 @@ def _check_files(path: Path, manifest: Manifest, check_hashes: bool, largest: in
     for name, entry in manifest.files.items() if check_hashes else ():
         if largest is None or entry.size <= largest:
             _check_hash(files[name], entry)
-    specs = {spec.file: name for c in CACHE_CONTRACTS for name, spec in manifest.graphs_for(c).items()}
+    specs = {spec.file: name for c in manifest.contracts for name, spec in manifest.graphs_for(c).items()}
     for file, graph in specs.items():
         check_weights(files[file], files[weight_file(graph)])
 

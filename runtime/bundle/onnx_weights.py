@@ -18,9 +18,10 @@ from firp.runtime.errors import BundleError
 
 # What the exporter writes: each computes its output once, so a graph of them ends.
 OPERATORS = frozenset({
-    "Add", "Attention", "Cast", "Concat", "Gather", "GatherND",
-    "Gemm", "LogSoftmax", "Mul", "RMSNormalization", "Reshape", "RotaryEmbedding",
-    "Shape", "Sigmoid", "Split", "TensorScatter", "Tile", "TopK", "Transpose", "Unsqueeze",
+    "Abs", "Add", "Attention", "Cast", "Concat", "DequantizeLinear", "Expand", "Gather", "GatherND",
+    "Gemm", "LogSoftmax", "MatMul", "MatMulInteger", "Mul", "QuantizeLinear", "RMSNormalization",
+    "ReduceMax", "Reshape", "RotaryEmbedding", "Shape", "Sigmoid", "Split", "TensorScatter", "Tile",
+    "TopK", "Transpose", "Unsqueeze",
 })  # fmt: skip
 MOST_BYTES = 64 << 20  # of a graph's file, its weights not counted
 

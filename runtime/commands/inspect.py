@@ -7,7 +7,7 @@ import click
 from firp.runtime.bundle.engine_record import engine_folders
 from firp.runtime.bundle.format import Bundle, load_bundle
 from firp.runtime.bundle.json_fields import to_json
-from firp.runtime.commands.shown import count_ties, describe
+from firp.runtime.commands.shown import count_ties, describe, quantization_lines
 from firp.runtime.console.options import PATH, json_option
 from firp.runtime.console.tables import results
 
@@ -42,6 +42,8 @@ def _print_bundle(bundle: Bundle) -> None:
     results.print(
         f"{manifest.precision.weights}, split at layer {manifest.prediction_layer}, {predictors} predictors"
     )
+    if manifest.quantization:
+        results.print("\n".join(quantization_lines(manifest.quantization)))
     if bundle.tree:
         _print_drafts(bundle)
     for device, choice in bundle.manifest.choices.items():

@@ -3,9 +3,11 @@
 In: records. Out: a line of text, or lines on stdout and stderr.
 """
 
+from collections import Counter
 from typing import Any
 
 from firp.runtime.bundle.calibration import Choice, LatencyTable
+from firp.runtime.bundle.model_config import Quantization
 from firp.runtime.console.progress import messages
 from firp.runtime.console.tables import print_table
 from firp.runtime.engine import Engine
@@ -26,6 +28,24 @@ def describe(tree: TreeConfig) -> str:
     if tree.least:
         parts.append(f"drafts of probability {tree.least:g} or more")
     return ", ".join(parts)
+
+
+def quantization_lines(quantization: Quantization) -> list[str]:
+    """What weights are, and what that costs."""
+    counts = Counter(linear.format for linear in quantization.linears.values())
+    kept = sum(linear.kept for linear in quantization.linears.values())
+    lines = [
+        f"{quantization.method}: "
+        + ", ".join(f"{count} weights as {form}" for form, count in counts.most_common())
+        + (f", {kept} of them as the model's file has them" if kept else "")
+    ]
+    if quality := quantization.quality:
+        lines.append(
+            f"quality on {quality.tokens} held-out tokens: perplexity {quality.perplexity:.2f}, in float32 "
+            f"{quality.float_perplexity:.2f} ({quality.loss_percent:+.1f} %); KL {quality.kl:.3f}, "
+            f"same first token {quality.top1:.1%}"
+        )
+    return lines
 
 
 def print_choice(choice: Choice) -> None:

@@ -128,6 +128,4 @@ def _difference(
 ) -> Difference:
     """Decode once more, for the margins."""
     margins = plain_run(engine, prompt, params).margins
-    return first_difference(
-        index, PlainRun(plain, margins), drafted, params, engine.manifest.precision.compute
-    )
+    return first_difference(index, PlainRun(plain, margins), drafted, params, engine.manifest.arithmetic)

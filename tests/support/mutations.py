@@ -13,26 +13,28 @@ import onnx
 from onnx import helper, numpy_helper
 
 from firp.export.sources.safetensors_file import read_safetensors
+from firp.export.weights.stream import numpy_dtype
 from firp.runtime.bundle.format import MANIFEST_NAME, read_manifest, write_manifest
 
 Mutation = Callable[[Path, random.Random], None]
 HIDDEN_SLOT = 3
 
 
-def _edit_weight(bundle: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    """name: of a float32 tensor."""
-    record = read_safetensors(bundle / "model.safetensors")[name]
+def edit_weight(bundle: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """name: of a tensor of values or of integers."""
+    record = read_safetensors(bundle / "model.safetensors", ("float32", "int8", "uint8"))[name]
     with record.file.open("r+b") as file:
         file.seek(record.offset)
-        values = np.frombuffer(file.read(record.nbytes), np.float32).reshape(record.shape)
-        changed = np.ascontiguousarray(change(values), np.float32)
+        dtype = numpy_dtype(record.dtype)
+        values = np.frombuffer(file.read(record.nbytes), dtype).reshape(record.shape)
+        changed = np.ascontiguousarray(change(values), dtype)
         assert changed.nbytes == record.nbytes
         assert not np.array_equal(changed.ravel(), values.ravel())
         file.seek(record.offset)
         file.write(changed.tobytes())
 
 
-def _edit_graph(bundle: Path, name: str, change: Callable[[onnx.GraphProto], None]) -> None:
+def edit_graph(bundle: Path, name: str, change: Callable[[onnx.GraphProto], None]) -> None:
     path = bundle / f"{name}.onnx"
     model = onnx.load(path, load_external_data=False)
     change(model.graph)
@@ -52,7 +54,7 @@ def _graph_of(bundle: Path, layer: int) -> str:
 
 def transposed_weight(bundle: Path, rng: random.Random) -> None:
     """A square weight, [out, in] written as [in, out]."""
-    _edit_weight(bundle, f"layers.{_layer(bundle, rng)}.o_proj.weight", lambda weight: weight.T)
+    edit_weight(bundle, f"layers.{_layer(bundle, rng)}.o_proj.weight", lambda weight: weight.T)
 
 
 def permuted_rows(bundle: Path, rng: random.Random) -> None:
@@ -64,7 +66,7 @@ def permuted_rows(bundle: Path, rng: random.Random) -> None:
         rows[a], rows[b] = b, a
         return weight[rows]
 
-    _edit_weight(bundle, f"layers.{_layer(bundle, rng)}.gate_up_proj.weight", exchange)
+    edit_weight(bundle, f"layers.{_layer(bundle, rng)}.gate_up_proj.weight", exchange)
 
 
 def damaged_weight(bundle: Path, rng: random.Random) -> None:
@@ -75,7 +77,7 @@ def damaged_weight(bundle: Path, rng: random.Random) -> None:
         flipped[np.unravel_index(np.abs(weight).argmax(), weight.shape)] *= -1
         return flipped
 
-    _edit_weight(bundle, f"layers.{_layer(bundle, rng)}.down_proj.weight", flip)
+    edit_weight(bundle, f"layers.{_layer(bundle, rng)}.down_proj.weight", flip)
 
 
 def epsilon_of(layer: int) -> Mutation:
@@ -86,7 +88,7 @@ def epsilon_of(layer: int) -> Mutation:
             norm = next(node for node in graph.node if f"layers.{layer}.input_norm.weight" in node.input)
             next(attribute for attribute in norm.attribute if attribute.name == "epsilon").f *= 10
 
-        _edit_graph(bundle, _graph_of(bundle, layer), change)
+        edit_graph(bundle, _graph_of(bundle, layer), change)
 
     return mutate
 
@@ -95,7 +97,7 @@ def shifted_cos(bundle: Path, rng: random.Random) -> None:
     """The table of cosines begins at position 1. (Both tables shifted would be no error that values
     show: rotary attention depends on differences of positions.)
     """
-    _edit_weight(bundle, "rope.cos", lambda table: np.roll(table, -1, axis=0))
+    edit_weight(bundle, "rope.cos", lambda table: np.roll(table, -1, axis=0))
 
 
 def shifted_queries(bundle: Path, rng: random.Random) -> None:
@@ -109,7 +111,7 @@ def shifted_queries(bundle: Path, rng: random.Random) -> None:
         graph.initializer.append(numpy_helper.from_array(np.array(1, np.int64), "one"))
         graph.node.insert(0, helper.make_node("Add", ["position_ids", "one"], ["next_position"]))
 
-    _edit_graph(bundle, _graph_of(bundle, layer), change)
+    edit_graph(bundle, _graph_of(bundle, layer), change)
 
 
 def _split(bundle: Path) -> int:
@@ -140,7 +142,7 @@ def hole_in_the_mask(bundle: Path, rng: random.Random) -> None:
         for node in reversed(nodes):
             graph.node.insert(0, node)
 
-    _edit_graph(bundle, rng.choice(["lower", "upper"]), change)
+    edit_graph(bundle, rng.choice(["lower", "upper"]), change)
 
 
 def skipped_layer(bundle: Path, rng: random.Random) -> None:
@@ -154,7 +156,7 @@ def skipped_layer(bundle: Path, rng: random.Random) -> None:
                 if name == f"layers.{layer}.out":
                     node.input[index] = before
 
-    _edit_graph(bundle, "lower", change)
+    edit_graph(bundle, "lower", change)
 
 
 def _embedded_rows(graph: onnx.GraphProto) -> str:

@@ -1,0 +1,90 @@
+"""The formats of a quantized weight, and what is computed with them.
+
+In: a weight [out, in] f32, or rows of activations [n, in]. Out: integers [in, out] with their scales,
+the layout that the graphs read, and the values that these stand for.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from firp.export.graphs.builder import ACTIVATION_LEVELS
+from firp.runtime.bundle.model_config import BLOCK, BLOCKS4, BLOCKS8, ROWS
+
+_LEVELS = 127  # of int8, on either side of zero
+_NIBBLE = 15
+
+
+class Integers(NamedTuple):
+    """A quantized weight. Its values are (weight - zero_point) * scale, scale and zero point those of
+    the block of inputs where they are [in / BLOCK, out], and of the output where they are [out].
+    """
+
+    weight: np.ndarray  # [in, out] i8, or u8 of values up to 15
+    scale: np.ndarray  # [out] f32, or [in / BLOCK, out]
+    zero_point: np.ndarray | None = None  # u8, as scale; None: 0
+
+    def values(self) -> np.ndarray:
+        """What it stands for, [out, in] f32."""
+        if self.scale.ndim == 1:
+            return (self.weight * self.scale).T
+        blocks = self.weight.reshape(len(self.scale), -1, self.weight.shape[1]).astype(np.float32)
+        if self.zero_point is not None:
+            blocks -= self.zero_point[:, None]
+        return (blocks * self.scale[:, None]).reshape(self.weight.shape).T
+
+
+def quantize(weight: np.ndarray, form: str) -> Integers:
+    """A weight [out, in] f32 rounded to the nearest in a format. Blocks: `in` is a multiple of BLOCK."""
+    if form == ROWS:
+        scale = _nonzero(np.abs(weight).max(1) / np.float32(_LEVELS))
+        return Integers(_rounded(weight / scale[:, None]), scale)
+    blocks = weight.T.reshape(-1, BLOCK, len(weight))  # [in / BLOCK, BLOCK, out]
+    if form == BLOCKS8:
+        scale = _nonzero(np.abs(blocks).max(1) / np.float32(_LEVELS))
+        integers = np.rint(blocks / scale[:, None]).astype(np.int8)
+        return Integers(integers.reshape(-1, len(weight)), scale)
+    scale, zero_point = nibble_grid(blocks)
+    integers = np.rint(blocks / scale[:, None]) + zero_point[:, None]
+    integers = np.clip(integers, 0, _NIBBLE).astype(np.uint8)
+    return Integers(integers.reshape(-1, len(weight)), scale, zero_point)
+
+
+def nibble_grid(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scales f32 and zero points u8, [n, out] each, of blocks [n, BLOCK, out] in 4 bits: from the
+    least to the largest value, with zero among the values.
+    """
+    low = np.minimum(blocks.min(1), 0)
+    high = np.maximum(blocks.max(1), 0)
+    scale = _nonzero((high - low) / np.float32(_NIBBLE))
+    return scale, np.rint(-low / scale).astype(np.uint8)
+
+
+def round_activations(rows: np.ndarray, form: str) -> np.ndarray:
+    """Activations [n, in] as a product in that format takes them: rounded to int8 on a scale of each
+    row, or of each block of it.
+    """
+    groups = rows if form == ROWS else rows.reshape(len(rows), -1, BLOCK)
+    step = np.abs(groups).max(-1, keepdims=True) / np.float32(ACTIVATION_LEVELS)
+    step = _nonzero(step)
+    return (np.rint(groups / step) * step).reshape(rows.shape)
+
+
+def dividing(shape: tuple[int, ...]) -> bool:
+    """Whether blocks divide the inputs of a weight [out, in], and pairs of 4 bits its outputs."""
+    return shape[1] % BLOCK == 0 and shape[0] % 2 == 0
+
+
+def bits_of(form: str) -> str:
+    """The type that integers of a format are written in."""
+    return {ROWS: "int8", BLOCKS8: "int8", BLOCKS4: "uint4"}[form]
+
+
+def _nonzero(scale: np.ndarray) -> np.ndarray:
+    """Scales, 1 where all values that share one are 0."""
+    return np.where(scale > 0, scale, np.float32(1)).astype(np.float32)
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """Integers [in, out] of scaled values [out, in]."""
+    return np.ascontiguousarray(np.rint(values).astype(np.int8).T)

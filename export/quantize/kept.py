@@ -1,0 +1,54 @@
+"""Blocks that a GGUF file holds already, kept bit for bit.
+
+In: a weight whose tensors a file keeps in blocks of one scale each (Q8_0, Q4_0). Out: the same
+integers and scales in the layout of a bundle, so that nothing is rounded twice.
+"""
+
+import numpy as np
+
+from firp.export.quantize.formats import Integers
+from firp.export.sources.checkpoint import Weight
+from firp.export.sources.tensor_record import TensorRecord
+from firp.runtime.bundle.model_config import BLOCK, BLOCKS4, BLOCKS8
+
+_FORMATS = {"Q8_0": BLOCKS8, "Q4_0": BLOCKS4}
+_SCALE_BYTES = 2
+_MIDDLE = 8  # of Q4_0: what stands for 0
+
+
+def kept_format(weight: Weight, tensors: dict[str, TensorRecord]) -> str | None:
+    """The format of a weight that can be kept; None where it has to be rounded."""
+    kinds = {tensors[source].blocks for source in weight.sources}
+    return _FORMATS.get(kinds.pop()) if len(kinds) == 1 else None
+
+
+def kept_integers(weight: Weight, tensors: dict[str, TensorRecord]) -> Integers:
+    """The integers and scales of a weight that can be kept."""
+    parts = [_read(tensors[source]) for source in weight.sources]
+    integers, scales = (np.concatenate(side) for side in zip(*parts, strict=True))  # [out, in], [out, n]
+    scale = np.ascontiguousarray(scales.T)
+    middle = None if integers.dtype == np.int8 else np.full(scale.shape, _MIDDLE, np.uint8)
+    return Integers(np.ascontiguousarray(integers.T), scale, middle)
+
+
+def _read(record: TensorRecord) -> tuple[np.ndarray, np.ndarray]:
+    """Integers [out, in] and scales [out, in / BLOCK] f32 of one tensor, in Hugging Face's order."""
+    with record.file.open("rb") as file:
+        file.seek(record.offset)
+        content = np.frombuffer(file.read(record.nbytes), np.uint8)
+    out, size = record.shape
+    content = content.reshape(out, size // BLOCK, -1)
+    scales = np.ascontiguousarray(content[..., :_SCALE_BYTES]).view(np.float16)[..., 0].astype(np.float32)
+    packed = content[..., _SCALE_BYTES:]
+    if record.blocks == "Q8_0":
+        integers = packed.view(np.int8)
+    else:
+        integers = np.concatenate((packed & 0xF, packed >> 4), -1)
+    integers = integers.reshape(out, size)
+    if record.paired_heads:
+        integers, scales = (_unpaired(values, record.paired_heads) for values in (integers, scales))
+    return integers, scales
+
+
+def _unpaired(rows: np.ndarray, heads: int) -> np.ndarray:
+    return rows.reshape(heads, len(rows) // heads // 2, 2, -1).swapaxes(1, 2).reshape(rows.shape)

@@ -1,0 +1,92 @@
+"""The tensors of a quantized bundle, one weight of the checkpoint in memory at a time.
+
+In: a checkpoint and a `Plan`. Out: `Output`s, and the record for the manifest. A matrix NAME becomes
+NAME.weight and NAME.scale, with NAME.zero_point where its blocks have one, and NAME.smoothing where
+its inputs are smoothed, which no graph reads: with it the weight can be compared with the model's.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from firp.export.quantize.formats import Integers, bits_of, quantize
+from firp.export.quantize.plan import Plan
+from firp.export.quantize.smoothing import norm_divisors, row_divisors
+from firp.export.sources.checkpoint import Checkpoint, Weight
+from firp.export.weights.stream import Output, from_array, from_checkpoint, read_array
+from firp.runtime.bundle.model_config import BLOCK, BLOCKS4, ROWS, LinearFormat, Quantization
+
+_TABLES = ("embed_tokens", "lm_head")
+
+
+def quantized_outputs(checkpoint: Checkpoint, plan: Plan) -> list[Output]:
+    """All weights, in the order of the checkpoint's."""
+    smoothing = plan.smoothing
+    outputs = []
+    for weight in checkpoint.weights:
+        name, _, kind = weight.name.rpartition(".")
+        divisors = row_divisors(checkpoint.config, name, smoothing)
+        if name in _TABLES:
+            outputs += _matrix(name, weight.shape, ROWS, _table(weight, checkpoint), None)
+        elif name in plan.linears and kind == "weight":
+            linear = plan.linears[name]
+            outputs += _matrix(name, weight.shape, linear.format.format, linear.integers, divisors)
+            if linear.smoothing is not None:
+                outputs.append(from_array(f"{name}.smoothing", linear.smoothing))
+        else:
+            divisors = norm_divisors(name, smoothing) if divisors is None else divisors
+            outputs.append(from_checkpoint(weight, checkpoint.tensors))
+            if divisors is not None:
+                outputs[-1] = from_array(weight.name, read_array(weight, checkpoint.tensors) / divisors)
+    return outputs
+
+
+def record(checkpoint: Checkpoint, plan: Plan) -> Quantization:
+    """What the manifest says of it, the quality left open."""
+    formats = {name: linear.format for name, linear in plan.linears.items()}
+    tables = {weight.name.rpartition(".")[0] for weight in checkpoint.weights} & set(_TABLES)
+    formats |= {name: LinearFormat(ROWS, False, None, None) for name in sorted(tables)}
+    return Quantization(plan.method, plan.calibration_tokens, formats, None)
+
+
+def _table(weight: Weight, checkpoint: Checkpoint) -> Callable[[], Integers]:
+    return lambda: quantize(read_array(weight, checkpoint.tensors), ROWS)
+
+
+def _matrix(
+    name: str,
+    shape: tuple[int, ...],
+    form: str,
+    integers: Callable[[], Integers],
+    divisors: np.ndarray | None,
+) -> Iterator[Output]:
+    """The tensors of one matrix, shape [out, in]. Its integers are made when the first is written, and
+    forgotten with the last.
+    """
+    out, size = shape
+    made: list[Integers] = []
+    scales = (out,) if form == ROWS else (size // BLOCK, out)
+
+    def weight_chunks() -> Iterator[np.ndarray]:
+        made[:] = [integers()]
+        yield _packed(made[0].weight, form)
+
+    def scale_chunks() -> Iterator[np.ndarray]:
+        scale = made[0].scale if divisors is None else made[0].scale / divisors
+        yield np.ascontiguousarray(scale, np.float32).reshape(-1)
+        if form != BLOCKS4:
+            made.clear()
+
+    def zero_chunks() -> Iterator[np.ndarray]:
+        yield _packed(made.pop().zero_point, form)
+
+    yield Output(f"{name}.weight", (size, out), weight_chunks, bits_of(form))
+    yield Output(f"{name}.scale", scales, scale_chunks)
+    if form == BLOCKS4:
+        yield Output(f"{name}.zero_point", scales, zero_chunks, bits_of(form))
+
+
+def _packed(values: np.ndarray, form: str) -> np.ndarray:
+    """Values as they are written: of 4 bits, two in a byte, the first in the lower half."""
+    flat = values.reshape(-1)
+    return flat[::2] | flat[1::2] << 4 if form == BLOCKS4 else flat

@@ -1,0 +1,116 @@
+"""The weights that a quantized bundle holds, in terms of the model that it was made from.
+
+In: a bundle's folder and its checkpoint. Out: the rounded values of any tensor of the checkpoint, with
+smoothing undone, and how many steps of their grids these lie from the checkpoint's own.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from firp.export.quantize.formats import Integers
+from firp.export.quantize.gptq import MOST_STEPS
+from firp.export.quantize.smoothing import row_divisors
+from firp.export.sources.checkpoint import Checkpoint, Weight
+from firp.export.sources.safetensors_file import read_safetensors
+from firp.export.weights.stream import numpy_dtype, read_array
+from firp.export.weights.torch_model import read_tensor
+from firp.runtime.bundle.model_config import BLOCK, BLOCKS4, ROWS, Quantization
+
+_HALF = 0.501  # of a step: what rounding to the nearest may move a value, and float32 beside it
+_COLUMNS = 1 << 22  # values that are compared at a time
+
+
+class StoredWeights:
+    """The weights of one bundle."""
+
+    def __init__(self, bundle: Path, checkpoint: Checkpoint, quantization: Quantization):
+        self._checkpoint = checkpoint
+        self._linears = quantization.linears
+        self._records = read_safetensors(bundle / "model.safetensors", ("float32", "int8", "uint8"))
+        names = self._linears.keys()
+        self._smoothing = {
+            name: self._array(f"{name}.smoothing") for name in names if f"{name}.smoothing" in self._records
+        }
+        self._weight_of = {
+            source: weight
+            for weight in checkpoint.weights
+            for source in weight.sources
+            if weight.name.endswith(".weight") and weight.name.removesuffix(".weight") in names
+        }
+
+    def tensor(self, source: str) -> torch.Tensor:
+        """Values of a tensor of the checkpoint: rounded ones f64 where the bundle has them."""
+        if source not in self._weight_of:
+            return read_tensor(source, self._checkpoint.tensors[source], torch.float32)
+        weight = self._weight_of[source]
+        start = 0
+        for other in weight.sources[: weight.sources.index(source)]:
+            start += self._checkpoint.tensors[other].shape[0]
+        rows = slice(start, start + self._checkpoint.tensors[source].shape[0])
+        integers, (row, column) = self._integers(weight), self._factors(weight)
+        part = Integers(
+            integers.weight[:, rows],
+            integers.scale[..., rows].astype(np.float64),
+            None if integers.zero_point is None else integers.zero_point[:, rows],
+        )
+        return torch.from_numpy(part.values() * row[rows, None] / column)
+
+    def distances(self) -> Iterator[tuple[str, float, float]]:
+        """Of each weight its name, the most steps of its grid that a value lies from the checkpoint's,
+        and the most that it may.
+        """
+        for weight in dict.fromkeys(self._weight_of.values()):
+            name = weight.name.removesuffix(".weight")
+            form = self._linears[name]
+            integers, (row, column) = self._integers(weight), self._factors(weight)
+            own = read_array(weight, self._checkpoint.tensors)
+            worst = 0.0
+            for start in range(0, len(own), step := max(1, _COLUMNS // own.shape[1])):
+                rows = slice(start, start + step)
+                scale = integers.scale[..., rows].T
+                scale = scale[:, None] if form.format == ROWS else np.repeat(scale, BLOCK, 1)
+                zero = None if integers.zero_point is None else integers.zero_point[:, rows]
+                part = Integers(integers.weight[:, rows], integers.scale[..., rows], zero)
+                there = own[rows].astype(np.float64) * column / row[rows, None]
+                worst = max(worst, float(np.max(np.abs(part.values() - there) / scale)))
+            compensated = form.format == BLOCKS4 and not form.kept
+            yield name, worst, 0.0 if form.kept else _HALF + (MOST_STEPS if compensated else 0)
+
+    def _factors(self, weight: Weight) -> tuple[np.ndarray, np.ndarray]:
+        """What rows [out] were divided by, and columns [in] multiplied with."""
+        name = weight.name.removesuffix(".weight")
+        out, size = weight.shape
+        row = row_divisors(self._checkpoint.config, name, self._smoothing)
+        column = self._smoothing.get(name)
+        return (
+            np.ones(out) if row is None else row.astype(np.float64),
+            np.ones(size) if column is None else column.astype(np.float64),
+        )
+
+    def _integers(self, weight: Weight) -> Integers:
+        name = weight.name.removesuffix(".weight")
+        out, size = weight.shape
+        form = self._linears[name].format
+        values, scale = self._array(f"{name}.weight"), self._array(f"{name}.scale")
+        if form == ROWS:
+            return Integers(values.reshape(size, out), scale)
+        blocks = (size // BLOCK, out)
+        scale = scale.reshape(blocks)
+        if form != BLOCKS4:
+            return Integers(values.reshape(size, out), scale)
+        zero = _unpacked(self._array(f"{name}.zero_point")).reshape(blocks)
+        return Integers(_unpacked(values).reshape(size, out), scale, zero)
+
+    def _array(self, name: str) -> np.ndarray:
+        record = self._records[name]
+        count = math.prod(record.shape)
+        return np.fromfile(record.file, numpy_dtype(record.dtype), count, offset=record.offset)
+
+
+def _unpacked(pairs: np.ndarray) -> np.ndarray:
+    """Values of 4 bits, two in a byte, the first in the lower half."""
+    return np.stack((pairs & 0xF, pairs >> 4), 1).reshape(-1)
