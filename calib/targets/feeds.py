@@ -11,6 +11,7 @@ from firp.runtime.backends.host import attention_bias
 from firp.runtime.bundle.format import Manifest
 from firp.runtime.bundle.graph_spec import HOST_INPUTS, PREFIX, GraphSpec
 from firp.runtime.passes.buffers import head_inputs
+from firp.runtime.passes.pass_plan import BY_ROW
 from firp.runtime.trees.tree import MAX_PASS_ROWS
 
 
@@ -24,7 +25,7 @@ class FeedMaker:
         self._model = manifest.model
         self._k = manifest.num_predictors
         self._rng = np.random.default_rng(0)
-        self._heads = head_inputs(manifest.model.attention)[False]
+        self._heads = head_inputs(manifest.model.attention)
         dims = dimensions(spec.name, Point(MAX_PASS_ROWS, cached_tokens, batch), self._k)
         self._past = {
             tensor.name: self._normal(tensor.sizes(dims), tensor.dtype) * 0.1 for tensor in spec.past
@@ -56,7 +57,7 @@ class FeedMaker:
             elif tensor.name == "write_at":
                 made[tensor.name] = np.full(batch, cached)
             elif tensor.name in HOST_INPUTS:
-                made[tensor.name] = self._heads[tensor.name]
+                made[tensor.name] = self._heads[rows <= BY_ROW][tensor.name]
             else:
                 # source_rows, logits_rows, draft_rows
                 of_a_sequence = positions if tensor.name == "position_ids" else np.arange(shape[1])

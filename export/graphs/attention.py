@@ -39,7 +39,7 @@ class PassContext:
         if contract == IN_PLACE:
             self.write_at = inputs["write_at"]
             self.query_shape = inputs["query_shape"]
-            self.bias = b.op("Tile", self.bias, inputs["bias_repeats"])
+            self.bias = b.op("Reshape", b.op("Tile", self.bias, inputs["bias_repeats"]), inputs["bias_shape"])
 
     def rotate(self, b: GraphBuilder, heads: ir.Value) -> ir.Value:
         """Rotate [B, H, T, Dh] by its rows' positions."""

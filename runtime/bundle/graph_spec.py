@@ -25,7 +25,7 @@ PREFIX = "prefix"
 CACHE_CONTRACTS = (IN_PLACE, PREFIX)
 _OUTPUT = {IN_PLACE: "present", PREFIX: "new"}
 # inputs that say how to compute, not what with: shapes, which lie in host memory on every device
-HOST_INPUTS = ("query_shape", "bias_repeats")
+HOST_INPUTS = ("query_shape", "bias_repeats", "bias_shape")
 _CACHE_NAME = re.compile(r"(past|present|new)_(?:key|value)\.(\d+)\b")
 
 
@@ -199,7 +199,7 @@ def _attention_inputs(rows: str, dtype: str, contract: str) -> list[TensorSpec]:
         positions,
         TensorSpec("attention_bias", dtype, ("B", 1, rows, "S")),
         TensorSpec("write_at", "int64", ("B",)),  # slot of the first row
-        # how Attention sees the heads of queries, and how often it repeats the mask for that:
-        # [0, H, -1, Dh] and ones, or [0, Hkv, -1, Dh] and H/Hkv times the rows
+        # how Attention sees queries [B, H, T, Dh] and the mask: as they are, or every row as a head of
+        # its own, [B, H*T, 1, Dh] and [B, H*T, 1, S] (`firp.runtime.passes.buffers.head_inputs`)
         *(TensorSpec(name, "int64", (4,)) for name in HOST_INPUTS),
     ]

@@ -84,7 +84,7 @@ def prefill(session: Session, sequence: Sequence, drafter: Drafter, picker: Pick
         last = len(tokens) - 1
         drafts = offsets if start + len(tokens) == len(prompt) else 0
         sources = (last,) if drafts else ()
-        plan = PassPlan(chain(tokens), sources, drafts, (last,), logits, recurs=False)
+        plan = PassPlan(chain(tokens), sources, drafts, (last,), logits, prompt=True)
         result = session.forward(plan)
         session.commit(range(len(tokens)))
     drafter.observe([last], result)

@@ -40,6 +40,7 @@ class HalfKey(NamedTuple):
     rows: int
     decoded: int = 0  # rows decoded to logits
     drafts: int = 0  # pseudo rows decoded to guesses
+    by_row: bool = True  # see `head_inputs`
 
 
 class PredictorsKey(NamedTuple):
@@ -53,7 +54,7 @@ class PredictorsKey(NamedTuple):
 class Buffers:
     """Arrays of one session. capacity: tokens that the cache holds; rows: of the largest pass;
     decoded_rows: the most of them that are decoded to logits, or to guesses; top_k: guesses that
-    the graphs list for each; grouped_from: see `head_inputs`.
+    the graphs list for each.
     """
 
     def __init__(
@@ -65,14 +66,12 @@ class Buffers:
         rows: int,
         decoded_rows: int,
         top_k: int,
-        grouped_from: int | None = None,
     ):
         model = manifest.model
         precision = manifest.precision
         zeros = memory.zeros
         dtype = DTYPES[precision.compute].storage
         self.num_predictors = manifest.num_predictors
-        self.grouped_from = grouped_from
         self.memory = memory
         row_shape = (model.attention.num_key_value_heads, model.attention.head_dim)
         cache_dtype = DTYPES[precision.cache].storage
@@ -140,7 +139,7 @@ class Buffers:
         }
         if self._heads:
             inputs["write_at"] = self.indices["write_at"][:1]
-            inputs |= self._heads[self.grouped_from is not None and key.rows >= self.grouped_from]
+            inputs |= self._heads[key.by_row]
         outputs: dict[str, Array] = {}
         if key.graph == "lower":
             inputs["input_ids"] = batch_of_one(self.indices["input_ids"][: key.rows])
@@ -172,18 +171,15 @@ def _slab_names(layers: range, contract: str) -> list[tuple[str, str, int]]:
 
 
 def head_inputs(attention: AttentionConfig) -> dict[bool, dict[str, np.ndarray]]:
-    """How Attention sees queries: head by head, or (True) the rows of all heads that share a head of
-    keys as one. Passes of `grouped_from` rows or more are grouped: keys are then packed once for all
-    of these rows, but there are fewer pieces of work for the threads. None: no pass is.
+    """How Attention sees queries: as they are, or (True) every row as a head of its own. A row is then
+    computed by the kernel of a single row, whatever else rides in its pass: plain and drafted decoding
+    get the same bits, and up to some 8 rows it is faster too, for nothing is packed.
     """
-    group = attention.num_heads // attention.num_key_value_heads
-    seen = {False: (attention.num_heads, 1), True: (attention.num_key_value_heads, group)}
+    heads, size = attention.num_heads, attention.head_dim
     return {
-        grouped: {
-            name: np.array(values, np.int64)
-            for name, values in zip(
-                HOST_INPUTS, ([0, heads, -1, attention.head_dim], [1, 1, repeats, 1]), strict=True
-            )
-        }
-        for grouped, (heads, repeats) in seen.items()
+        by_row: {name: np.array(values, np.int64) for name, values in zip(HOST_INPUTS, inputs, strict=True)}
+        for by_row, inputs in {
+            False: ([0, heads, -1, size], [1, 1, 1, 1], [0, 0, 0, 0]),
+            True: ([0, -1, 1, size], [1, heads, 1, 1], [0, -1, 1, 0]),
+        }.items()
     }

@@ -11,6 +11,9 @@ from firp.runtime.trees.guesses import Guesses
 from firp.runtime.trees.tree import DraftTree
 
 PREFILL_ROWS = 256  # tokens of a prompt that one pass takes at most
+# Rows of a decoding pass that attend one by one (`firp.runtime.passes.buffers.head_inputs`), where it is
+# not for the sake of equal bits: more of them are faster together.
+BY_ROW = 8
 
 
 class PassPlan(NamedTuple):
@@ -23,7 +26,7 @@ class PassPlan(NamedTuple):
     offsets: int = 0  # pseudo rows of each source, 1 to K; 0 where there is no source
     decode: tuple[int, ...] | None = None  # rows of the tree to decode; None: all
     bring_logits: bool = True  # to the host; a greedy pick needs none
-    recurs: bool = True  # whether passes of this size come again, as those of a prompt's pieces do not
+    prompt: bool = False  # whether it is a piece of a prompt: many rows, and a size that does not recur
 
     @property
     def decoded(self) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from firp.runtime.bundle.format import Manifest
 from firp.runtime.bundle.graph_spec import IN_PLACE
 from firp.runtime.errors import FirpError, SessionBusyError
 from firp.runtime.passes.buffers import Buffers, HalfKey, Hidden, PredictorsKey, batch_of_one
-from firp.runtime.passes.pass_plan import PREFILL_ROWS, Pass, PassPlan
+from firp.runtime.passes.pass_plan import BY_ROW, PREFILL_ROWS, Pass, PassPlan
 from firp.runtime.trees.guesses import Guesses
 from firp.runtime.trees.layout import layout
 
@@ -101,16 +101,17 @@ class Session:
             positions = self._write_positions(depths + self.kv.length)
             counts = self._write_decoded(plan.decoded, range(rows, rows + drafts))
             self._write_bias(visible[:rows, :rows], positions[:rows])
-        self._run_half("lower", Hidden.LOWER, rows, (0, 0), plan.recurs)
+        by_row = self._by_row(plan)
+        self._run_half("lower", Hidden.LOWER, rows, (0, 0), by_row, not plan.prompt)
         hidden = Hidden.LOWER
         if sources:
             hidden = Hidden.EXTENDED
-            self._predict(Hidden.LOWER, rows, sources, plan.recurs)
+            self._predict(Hidden.LOWER, rows, sources, not plan.prompt)
             with self._timed(COPIES):
                 if offsets < k:
                     hidden = self._pack(rows, len(sources), offsets)
                 self._write_bias(visible, positions)
-        self._run_half("upper", hidden, len(depths), counts, plan.recurs)
+        self._run_half("upper", hidden, len(depths), counts, by_row, not plan.prompt)
         return self._read(plan, drafts)
 
     def draft(self, row: int, offsets: int) -> Guesses:
@@ -131,7 +132,7 @@ class Session:
             extended = batch_of_one(hidden[Hidden.EXTENDED])
             packed = batch_of_one(hidden[Hidden.PACKED])
             self.memory.move_rows(extended, range(1, 1 + offsets), packed, 0)
-        self._run_half("upper", Hidden.PACKED, offsets, counts, recurs=True)
+        self._run_half("upper", Hidden.PACKED, offsets, counts, by_row=True, recurs=True)
         buffers = self.buffers
         return Guesses(*self._wait(buffers.draft_ids[:offsets], buffers.draft_logprobs[:offsets]))
 
@@ -175,7 +176,9 @@ class Session:
         self.memory.move_rows(pseudo, range(offsets), target, 0)
         return Hidden.PACKED
 
-    def _run_half(self, graph: str, hidden: Hidden, rows: int, counts: tuple[int, int], recurs: bool) -> None:
+    def _run_half(
+        self, graph: str, hidden: Hidden, rows: int, counts: tuple[int, int], by_row: bool, recurs: bool
+    ) -> None:
         """Run one half of the model on views of the cache. counts: of rows that are decoded, see
         `_write_decoded`.
         """
@@ -183,8 +186,17 @@ class Session:
         with self._timed(COPIES):
             self.kv.begin(self.buffers.slabs(graph), rows)
         with self._timed(graph):
-            key = HalfKey(graph, view.slots, view.columns, hidden, rows, *counts)
+            key = HalfKey(graph, view.slots, view.columns, hidden, rows, *counts, by_row)
             self._runners[graph].run(self.buffers.binding(key, recurs))
+
+    def _by_row(self, plan: PassPlan) -> bool:
+        """Whether the rows of a pass attend one by one. It must not depend on its pseudo rows: the
+        others would have other bits with them than without.
+        """
+        rows = len(plan.tree.tokens)
+        if plan.prompt:
+            return rows == 1
+        return rows <= BY_ROW or self.manifest.quantization is not None
 
     def _reserve(self, rows: int) -> None:
         """Make room in the cache for the rows of a pass."""

@@ -47,7 +47,7 @@ def rows(monkeypatch):
     real = Session.forward
 
     def forward(self, plan):
-        if not plan.recurs:
+        if plan.prompt:
             counted.append(len(plan.tree.tokens))
         return real(self, plan)
 

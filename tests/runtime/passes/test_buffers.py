@@ -13,9 +13,8 @@ from firp.runtime.passes.buffers import Buffers, HalfKey, Hidden, PredictorsKey
 def make(family_bundle):
     manifest = load_bundle(family_bundle("llama")[1]).manifest
 
-    def make(contract=PREFIX, grouped_from=None):
-        sizes = {"capacity": 10, "rows": 8, "decoded_rows": 6, "top_k": 4}
-        return Buffers(manifest, contract, HostMemory(), **sizes, grouped_from=grouped_from)
+    def make(contract=PREFIX):
+        return Buffers(manifest, contract, HostMemory(), capacity=10, rows=8, decoded_rows=6, top_k=4)
 
     return make
 
@@ -49,16 +48,15 @@ def test_bindings_of_buffers_that_have_grown_are_dropped(make):
     assert made.binding(HalfKey("lower", 64, 64, Hidden.LOWER, 2), recurs=True) is not before
 
 
-@pytest.mark.parametrize(
-    ("grouped_from", "rows", "heads", "repeats"), [(None, 3, 4, 1), (3, 2, 4, 1), (3, 3, 2, 2)]
-)
-def test_so_many_rows_attend_by_the_heads_of_keys(make, grouped_from, rows, heads, repeats):
-    """The model has four heads of queries on two of keys."""
-    made = make(IN_PLACE, grouped_from)
-    made.kv.reserve(rows)
-    inputs = made.binding(HalfKey("lower", 64, 64, Hidden.LOWER, rows), recurs=True).inputs
-    assert inputs["query_shape"].tolist() == [0, heads, -1, 16]
-    assert inputs["bias_repeats"].tolist() == [1, 1, repeats, 1]
+@pytest.mark.parametrize(("by_row", "queries", "repeats"), [(False, 4, 1), (True, -1, 4)])
+def test_rows_attend_as_they_are_or_one_by_one(make, by_row, queries, repeats):
+    """The model has four heads of queries."""
+    made = make(IN_PLACE)
+    made.kv.reserve(3)
+    key = HalfKey("lower", 64, 64, Hidden.LOWER, 3, by_row=by_row)
+    inputs = made.binding(key, recurs=True).inputs
+    assert inputs["query_shape"][1] == queries
+    assert inputs["bias_repeats"].tolist() == [1, repeats, 1, 1]
 
 
 def test_a_graph_in_place_reads_and_writes_one_address(make):
