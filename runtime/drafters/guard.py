@@ -10,9 +10,10 @@ FIRST_PROBE = 3  # steps before the first plain one, which tells what a plain st
 PROBE_WAITS = (32, 64)  # steps from one plain step to the next while drafts are on: at first, at most
 RETRY_WAITS = (32, 1024)  # steps until drafts that lost are tried again: at first, at most
 MARGIN = 1.01  # what drafts must win
-PATIENCE = 2.0  # plain steps that drafts may lose ...
-PATIENCE_GROWTH = 0.015  # ... and for each token so far
-MOST_PATIENCE = 16.0  # with what they lost lately
+PATIENCE = 2.0  # plain steps that drafts may lose lately ...
+MOST_PATIENCE = 16.0
+ALLOWANCE = 3.0  # ... and in all, at first ...
+GROWTH = 0.015  # ... and for each token more
 STAKE = 1.0  # plain steps that another try may lose
 SMOOTHING = 0.2  # weight of a plain step in their average, once there are five
 OUTLIER = 2.0  # averages that a plain step counts for at most
@@ -97,9 +98,9 @@ class Guard:
             self._probe_wait = min(2 * self._probe_wait, PROBE_WAITS[1])
         self._steps += 1
         self._tokens += tokens
-        may_lose = PATIENCE + PATIENCE_GROWTH * self._tokens
-        limit = min(may_lose, MOST_PATIENCE)
-        left = may_lose + self._saved
+        earned = GROWTH * self._tokens
+        limit = min(PATIENCE + earned, MOST_PATIENCE)
+        left = ALLOWANCE + earned + self._saved
         if self._on and (self._lost > limit or left < 0):
             self._on = False
             self._off_at = self._steps
