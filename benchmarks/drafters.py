@@ -54,7 +54,7 @@ def main(bundle, texts, temperature, max_new_tokens, name):
         trees, chosen = choose_trees(engine, latency, prompts[:half], temperature)
         for drafts, tree in trees.items():
             report(table, engine, label, drafts, tree, chosen, prompts[half:], params)
-    result.note(f"Passes by rows: {dict(zip(latency.rows, latency.lower_ms, strict=True))} ms lower half.")
+    result.note(f"Passes by rows: {dict(zip(latency.rows, latency.lower_ms[0], strict=True))} ms lower half.")
     result.write()
 
 

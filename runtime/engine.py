@@ -174,23 +174,29 @@ class Engine:
                 raise FirpError(f"bad {name} of a session", got=f"{value!r:.60}", expected=f"at least {low}")
         return self.sessions.make(int(capacity), int(rows))
 
-    def drafter(self, tree: TreeConfig | None, greedy: bool = True) -> Drafter:
+    def drafter(self, tree: TreeConfig | None, greedy: bool = True, guarded: bool = False) -> Drafter:
         """Drafts for one request, with this tree; None: plain decoding. greedy: what the drafts are
-        for; it changes their ranking. Raises FirpError for a tree that the bundle cannot draft.
+        for; it changes their ranking; guarded: they stop while they lose. Raises FirpError for a
+        tree that the bundle cannot draft.
         """
         if tree is not None:
             if not isinstance(tree, TreeConfig):
                 raise FirpError("bad tree", got=f"{tree!r:.60}", expected="a TreeConfig, or None")
             tree.validate(self.manifest.num_predictors)
-        return make_drafter(tree, self.manifest.num_predictors, self.bundle.correction, greedy)
+        return make_drafter(tree, self.manifest.num_predictors, self.bundle.correction, greedy, guarded)
 
     def steps(
-        self, request: Request, tree: TreeConfig | None = None, picker: Picker | None = None
+        self,
+        request: Request,
+        tree: TreeConfig | None = None,
+        picker: Picker | None = None,
+        guarded: bool = False,
     ) -> Iterator[Step]:
         """The decoding steps of one request, in a session of its own; plain when `tree` is None.
+        guarded: drafts stop while they lose (`GuardedDrafter`); to measure a tree, leave it out.
         Raises FirpError at once where the tree, or the request, does not fit.
         """
-        drafter = self.drafter(tree, request.params.temperature == 0)
+        drafter = self.drafter(tree, request.params.temperature == 0, guarded)
         needs = self.needs(request, tree)
         self.sessions.check(needs)
         return self._steps(request, needs, drafter, picker or Picker(request.params))
@@ -220,14 +226,16 @@ class Engine:
         """Yield what each step adds, then a closing chunk with the finish reason.
 
         prompt and tools: as for `request`; plain: decode one token a pass; tree: instead of the
-        tuned one; cancel: when set, the stream closes after the current step. Raises PromptError at
-        once for a prompt that cannot be decoded.
+        tuned one, whose drafts stop while they lose; a tree that is given drafts to the end; cancel:
+        when set, the stream closes after the current step. Raises PromptError at once for a prompt
+        that cannot be decoded.
         """
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise FirpError("bad cancel", got=f"{cancel!r:.60}", expected="a threading.Event, or None")
         chosen = self._chosen(plain, tree)
         request = self.request(prompt, params, tools)
-        return stream_chunks(request, self.steps(request, chosen), self.tokenizer, cancel)
+        steps = self.steps(request, chosen, guarded=tree is None)
+        return stream_chunks(request, steps, self.tokenizer, cancel)
 
     def _chosen(self, plain: bool, tree: TreeConfig | None) -> TreeConfig | None:
         """The tree to decode with; None: plainly."""
@@ -276,4 +284,4 @@ class Engine:
         chosen = self._chosen(plain, tree)
         self.drafter(chosen)
         self.chat_encoder  # noqa: B018 - a bundle that cannot chat says so now
-        return Conversation(self, params or SamplingParams(), system, chosen)
+        return Conversation(self, params or SamplingParams(), system, chosen, guarded=tree is None)

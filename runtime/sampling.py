@@ -9,6 +9,7 @@ equality test (method.md, "Lossless, at every temperature").
 
 import numbers
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -84,6 +85,9 @@ _PARAMS = (  # field, conversion (None: of the wrong type), check, what is expec
 )
 
 
+_LEAST_WEIGHTS = (2**-5, 2**-8, 2**-12, 2**-18, 0.0)  # of the best one; sorted are those above the first
+
+
 class Ranked(NamedTuple):
     """Candidates, and how many of them may be drawn: the first `count`. Where top-k or top-p cut,
     they are best first and one or more follow the cut; where nothing is cut, they are the whole
@@ -111,10 +115,8 @@ def pick(logits: np.ndarray, position: int, params: SamplingParams) -> int:
         )
     if params.temperature == 0:
         return best
-    ranked = candidates(logits, params)
-    return _draw(
-        ranked.ids[: ranked.count], ranked.weights[: ranked.count], uniform(params.seed, position)
-    ).token
+    ids, weights, count = candidates(logits, params)
+    return _draw(ids[:count], weights[:count], uniform(params.seed, position)).token
 
 
 class Picker:
@@ -160,31 +162,38 @@ def candidates(logits: np.ndarray, params: SamplingParams) -> Ranked:
     """Temperature, then top-k, then top-p, as the Hugging Face logits processors do it, in
     float64.
     """
-    scaled = logits.astype(np.float64)
-    weights = np.exp((scaled - scaled.max()) / params.temperature)
+    weights = logits.astype(np.float64)  # then in place: fresh pages cost more than the arithmetic
+    weights -= weights.max()
+    weights /= params.temperature
+    np.exp(weights, out=weights)
     top_k = params.top_k if 0 < params.top_k < len(weights) else len(weights)
+    total = weights.sum()
     if top_k == len(weights) and params.top_p == 1:
-        return Ranked(np.arange(len(weights)), weights / weights.sum(), len(weights))
-    size = top_k + 1 if top_k < len(weights) else 64  # sort no more of the largest than are needed
-    while True:
-        ids = _largest(weights, min(size, len(weights)))
-        ranked = weights[ids] / (weights[ids[:top_k]] if top_k < len(weights) else weights).sum()
-        reached = np.cumsum(ranked[:top_k])
-        if top_k < len(weights) or reached[-1] > params.top_p + 1e-3 or len(ids) == len(weights):
+        weights /= total
+        return Ranked(np.arange(len(weights)), weights, len(weights))
+    if top_k < len(weights):
+        ids = _best_first(weights, lambda some: len(some) > top_k)[: top_k + 1]
+        total = weights[ids[:top_k]].sum()
+    else:
+        needed = (params.top_p + 1e-3) * total  # so that some follow the cut, whatever rounding does
+        ids = _best_first(weights, lambda some: some.sum() - some.min() > needed)
+    ranked = weights[ids] / total
+    if params.top_p == 1:
+        return Ranked(ids, ranked, top_k)
+    reached = np.cumsum(ranked[:top_k])
+    count = int(np.searchsorted(reached, params.top_p, side="left")) + 1
+    return Ranked(ids, ranked, min(count, len(reached)))
+
+
+def _best_first(weights: np.ndarray, enough: Callable[[np.ndarray], bool]) -> np.ndarray:
+    """Indices of the largest, as many as are enough and seldom all, since sorting takes longest:
+    best first, the lower index first among equals. The largest of all is 1.
+    """
+    for least in _LEAST_WEIGHTS:
+        ids = np.flatnonzero(weights >= least)
+        if enough(weights[ids]):
             break
-        size *= 8
-    count = (
-        min(int(np.searchsorted(reached, params.top_p, side="left")) + 1, len(reached))
-        if params.top_p < 1
-        else top_k
-    )
-    return Ranked(ids, ranked, count)
-
-
-def _largest(weights: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` largest, best first, the lower index first among equals."""
-    order = np.argpartition(-weights, count - 1)[:count]
-    return order[np.lexsort((order, -weights[order]))]
+    return ids[np.argsort(-weights[ids], kind="stable")]
 
 
 class _Draw(NamedTuple):
@@ -196,7 +205,8 @@ def _draw(ids: np.ndarray, weights: np.ndarray, draw: float) -> _Draw:
     """Draw from intervals that lie in order of token id, so that two candidates of nearly equal
     weight never swap places.
     """
-    order = np.argsort(ids)
+    in_order = ids[-1] == len(ids) - 1 and bool((ids[1:] > ids[:-1]).all())
+    order = np.arange(len(ids)) if in_order else np.argsort(ids)
     bounds = np.cumsum(weights[order])
     bounds /= bounds[-1]
     bounds[-1] = 1.0

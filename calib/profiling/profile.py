@@ -24,11 +24,12 @@ from firp.runtime.errors import FirpError
 from firp.runtime.extras import require
 from firp.runtime.machine import available_bytes
 from firp.runtime.progress import Progress, silent
-from firp.runtime.tuning.latency import CACHED_TOKENS, measure_latency
+from firp.runtime.tuning.latency import measure_latency
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 CACHED = (128, 512, 2048)
 LAYER_ROWS = (1, 16)
+LAYER_CACHED = 256  # cached tokens, or nearly, of the passes whose layers are timed
 LAYER_WARM_UP = 3
 LAYER_PASSES = 20
 PACKAGES = ("polygraphy", "matplotlib", "onnx")
@@ -94,7 +95,7 @@ def profile_bundle(request: ProfileRequest, progress: Progress = silent) -> Bund
     import onnxruntime
     import polygraphy
 
-    cached = min({point.cached_tokens for point in grid}, key=lambda tokens: abs(tokens - CACHED_TOKENS))
+    cached = min({point.cached_tokens for point in grid}, key=lambda tokens: abs(tokens - LAYER_CACHED))
     check_grid(target, bundle.manifest, [*grid, *(Point(rows, cached, 1) for rows in layer_rows)])
     progress("measuring the device's peaks", 0, 1)
     peaks = target.peaks()

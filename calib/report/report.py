@@ -208,18 +208,19 @@ def _latency_table(choice: Choice | None) -> str:
     if choice is None:
         return ""
     table = choice.latency
-    halves = zip(table.rows, table.lower_ms, table.upper_ms, strict=True)
-    rows = [(str(count), f"{lower:.3f}", f"{upper:.3f}") for count, lower, upper in halves]
+    columns = zip(*table.lower_ms, *table.upper_ms, strict=True)
+    rows = [
+        (str(count), *(f"{ms:.3f}" for ms in times)) for count, times in zip(table.rows, columns, strict=True)
+    ]
+    names = [f"{half} (ms), {cached} cached" for half in ("lower", "upper") for cached in table.contexts]
     note = (
-        f"With {table.cached_tokens} cached tokens, split at layer {table.prediction_layer}. "
+        f"Split at layer {table.prediction_layer}. "
         f"The predictors take {table.predictors_ms:.3f} ms; outside the graphs, a plain step takes "
         f"{table.plain_outside_ms:.3f} ms and a drafted one {table.drafted_outside_ms:.3f} ms. "
-        f"A plain step takes {table.plain_ms():.3f} ms in all."
+        f"A plain step after {choice.cached_tokens} tokens takes {table.plain_ms(choice.cached_tokens):.3f} "
+        "ms in all."
     )
-    return (
-        _table(f"Latency on {table.device}", (), ("rows", "lower (ms)", "upper (ms)"), rows)
-        + f"\n<p>{escape(note)}</p>"
-    )
+    return _table(f"Latency on {table.device}", (), ("rows", *names), rows) + f"\n<p>{escape(note)}</p>"
 
 
 def _layer_table(findings: Findings) -> str:

@@ -18,37 +18,43 @@ from firp.runtime.trees.tree import FIRP, TreeConfig
 TEXTS = ("greedy", "sampled", "text")
 
 
+# cached tokens that trees are chosen for where nothing says how many there will be
+TYPICAL_CONTEXT = 512
+Grid = tuple[tuple[float, ...], ...]  # [contexts, rows] ms
+
+
 @dataclass(frozen=True)
 class LatencyTable:
-    """Milliseconds on one device. Between two measured row counts it is linear, beyond the last in
-    proportion.
+    """Milliseconds on one device, by cached tokens and rows of a pass. Between what was measured it
+    is linear; beyond the last row count in proportion, beyond the last context along the last slope.
     """
 
     device: str
     prediction_layer: int
     num_hidden_layers: int
-    cached_tokens: int
+    contexts: tuple[int, ...]  # cached tokens
     rows: tuple[int, ...]  # of a pass
-    lower_ms: tuple[float, ...]  # [len(rows)]
-    upper_ms: tuple[float, ...]  # [len(rows)] lm_head on every row included
+    lower_ms: Grid
+    upper_ms: Grid  # lm_head on every row included
     predictors_ms: float
     plain_outside_ms: float  # of one step, outside the graphs
     drafted_outside_ms: float
 
     def __post_init__(self):
         """Raises FirpError for numbers that are no measurement."""
-        rows = self.rows
-        times = (*self.lower_ms, *self.upper_ms)
-        whole = len(rows) == len(self.lower_ms) == len(self.upper_ms) >= 1
+        grids = (*self.lower_ms, *self.upper_ms)
+        whole = len(self.lower_ms) == len(self.upper_ms) == len(self.contexts)
         if (
             not whole
-            or list(rows) != sorted(set(rows))
-            or rows[0] < 1
-            or not all(0 < ms < float("inf") for ms in times)
+            or not _ascending(self.contexts, least=0)
+            or not _ascending(self.rows, least=1)
+            or not all(len(times) == len(self.rows) for times in grids)
+            or not all(0 < ms < float("inf") for times in grids for ms in times)
         ):
-            expected = "ascending rows, each with a positive lower_ms and upper_ms"
             raise FirpError(
-                "bad latency table", got=f"{len(rows)} rows, {len(times)} times", expected=expected
+                "bad latency table",
+                got=f"{len(self.contexts)} contexts, {len(self.rows)} rows, {sum(map(len, grids))} times",
+                expected="ascending contexts and rows, each pair with a positive lower_ms and upper_ms",
             )
         others = (self.predictors_ms, self.plain_outside_ms, self.drafted_outside_ms)
         if not 1 <= self.prediction_layer < self.num_hidden_layers or not all(
@@ -59,49 +65,60 @@ class LatencyTable:
                 "bad latency table", got=got, expected="a layer inside the model, and times of 0 or more"
             )
 
-    def plain_ms(self) -> float:
-        """One step of plain decoding."""
-        return self.lower(1) + self.upper(1) + self.plain_outside_ms
+    def plain_ms(self, cached: float = TYPICAL_CONTEXT) -> float:
+        """One step of plain decoding after so many cached tokens."""
+        return self.lower(1, cached) + self.upper(1, cached) + self.plain_outside_ms
 
     def step_ms(
-        self, tree: TreeConfig, num_predictors: int, undrafted: float = 0.0, mean_rows: float | None = None
+        self,
+        tree: TreeConfig,
+        num_predictors: int,
+        undrafted: float = 0.0,
+        mean_rows: float | None = None,
+        cached: float = TYPICAL_CONTEXT,
     ) -> float:
         """One step of drafted decoding. undrafted: share of steps that had no drafts; mean_rows: of
-        the tree in those that had; None: it is always full.
+        the tree in those that had; None: it is always full; cached: tokens before it.
         """
-        full = self._pass_ms(tree, tree.rows if mean_rows is None else mean_rows, num_predictors)
-        bare = self._pass_ms(tree, 1, num_predictors)
+        full = self._pass_ms(tree, tree.rows if mean_rows is None else mean_rows, num_predictors, cached)
+        bare = self._pass_ms(tree, 1, num_predictors, cached)
         return (1 - undrafted) * full + undrafted * bare + self.drafted_outside_ms
 
-    def _pass_ms(self, tree: TreeConfig, rows: float, num_predictors: int) -> float:
+    def _pass_ms(self, tree: TreeConfig, rows: float, num_predictors: int, cached: float) -> float:
+        lower = self.lower(rows, cached)
         if FIRP not in tree.drafters:
-            return self.lower(rows) + self.upper(rows)
+            return lower + self.upper(rows, cached)
         offsets = tree.depth or num_predictors
         if tree.draft_sources == 0:
-            return self.lower(rows) + self.upper(rows) + self.predictors_ms + self.upper(offsets)
+            drafting = self.predictors_ms + self.upper(offsets, cached)
+            return lower + self.upper(rows, cached) + drafting
         sources = rows if tree.draft_sources is None else min(tree.draft_sources, rows)
-        return self.lower(rows) + self.predictors_ms + self.upper(rows + sources * offsets)
+        return lower + self.predictors_ms + self.upper(rows + sources * offsets, cached)
 
-    def worth_of_a_row(self) -> float:
+    def worth_of_a_row(self, cached: float = TYPICAL_CONTEXT) -> float:
         """Share of a plain step that one more row costs: a draft less probable than that does not
         pay for its row.
         """
         few = min(8, self.rows[-1])
-        cost = (self.lower(few) + self.upper(few) - self.lower(1) - self.upper(1)) / max(few - 1, 1)
-        return round(min(max(cost / self.plain_ms(), 0.01), 0.5), 3)
+        one, several = (self.lower(rows, cached) + self.upper(rows, cached) for rows in (1, few))
+        cost = (several - one) / max(few - 1, 1)
+        return round(min(max(cost / self.plain_ms(cached), 0.01), 0.5), 3)
 
-    def lower(self, rows: float) -> float:
-        """Milliseconds of the lower half for so many rows."""
-        return self._at(self.lower_ms, rows)
+    def lower(self, rows: float, cached: float = TYPICAL_CONTEXT) -> float:
+        """Milliseconds of the lower half for so many rows after so many cached tokens."""
+        return self._at(self.lower_ms, rows, cached)
 
-    def upper(self, rows: float) -> float:
-        """Milliseconds of the upper half for so many rows."""
-        return self._at(self.upper_ms, rows)
+    def upper(self, rows: float, cached: float = TYPICAL_CONTEXT) -> float:
+        """Milliseconds of the upper half for so many rows after so many cached tokens."""
+        return self._at(self.upper_ms, rows, cached)
 
-    def _at(self, values: tuple[float, ...], rows: float) -> float:
-        if rows > self.rows[-1]:
-            return values[-1] * rows / self.rows[-1]
-        return float(np.interp(rows, self.rows, values))
+    def _at(self, grid: Grid, rows: float, cached: float) -> float:
+        beyond = max(rows / self.rows[-1], 1.0)
+        times = [float(np.interp(rows, self.rows, values)) * beyond for values in grid]
+        if len(times) > 1 and cached > self.contexts[-1]:
+            slope = max(0.0, times[-1] - times[-2]) / (self.contexts[-1] - self.contexts[-2])
+            return times[-1] + slope * (cached - self.contexts[-1])
+        return float(np.interp(cached, self.contexts, times))
 
     def at_layer(self, prediction_layer: int) -> "LatencyTable":
         """A table as if the model were split elsewhere: layers cost alike, and what is left of the
@@ -109,18 +126,20 @@ class LatencyTable:
         """
         if prediction_layer == self.prediction_layer:
             return self
-        layers = [ms / self.prediction_layer for ms in self.lower_ms]
+        layers = np.array(self.lower_ms) / self.prediction_layer  # [contexts, rows]
         above = self.num_hidden_layers - self.prediction_layer
-        heads = [max(0.0, ms - above * layer) for ms, layer in zip(self.upper_ms, layers, strict=True)]
+        heads = np.maximum(0.0, np.array(self.upper_ms) - above * layers)
+        upper = layers * (self.num_hidden_layers - prediction_layer) + heads
         return replace(
             self,
             prediction_layer=prediction_layer,
-            lower_ms=tuple(layer * prediction_layer for layer in layers),
-            upper_ms=tuple(
-                layer * (self.num_hidden_layers - prediction_layer) + head
-                for layer, head in zip(layers, heads, strict=True)
-            ),
+            lower_ms=tuple(map(tuple, (layers * prediction_layer).tolist())),
+            upper_ms=tuple(map(tuple, upper.tolist())),
         )
+
+
+def _ascending(values: tuple[int, ...], least: int) -> bool:
+    return bool(values) and values[0] >= least and list(values) == sorted(set(values))
 
 
 @dataclass(frozen=True)
@@ -167,6 +186,7 @@ class Choice:
     text: str  # the kind of text it was chosen for
     tokens_per_step: float  # expected
     speedup: float  # expected, over plain decoding
+    cached_tokens: int  # that it was chosen for: before a step, on average
     latency: LatencyTable
 
 

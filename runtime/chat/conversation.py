@@ -35,7 +35,7 @@ class Decoder(Protocol):
 
     def needs(self, request: Request, tree: TreeConfig | None) -> Needs: ...
 
-    def drafter(self, tree: TreeConfig | None, greedy: bool = True) -> Drafter: ...
+    def drafter(self, tree: TreeConfig | None, greedy: bool = True, guarded: bool = False) -> Drafter: ...
 
     def session(self, capacity: int, rows: int = PREFILL_ROWS) -> Session: ...
 
@@ -47,11 +47,19 @@ class Conversation:
     turns run on, None before the first.
     """
 
-    def __init__(self, decoder: Decoder, params: SamplingParams, system: str | None, tree: TreeConfig | None):
+    def __init__(
+        self,
+        decoder: Decoder,
+        params: SamplingParams,
+        system: str | None,
+        tree: TreeConfig | None,
+        guarded: bool,
+    ):
         self._decoder = decoder
         self._params = params
         self._system = system
         self._tree = tree
+        self._guarded = guarded  # whether drafts stop while they lose
         self.session: Session | None = None
         self._turn: Iterator[Chunk] | None = None
         self.reset()
@@ -126,7 +134,7 @@ class Conversation:
         session: Session,
         cancel: threading.Event | None,
     ) -> Iterator[Chunk]:
-        drafter = self._decoder.drafter(self._tree, request.params.temperature == 0)
+        drafter = self._decoder.drafter(self._tree, request.params.temperature == 0, self._guarded)
         steps = decode(session, request, drafter, Picker(request.params), reuse=True)
         stats = Stats(prompt_tokens=len(request.prompt))
         text = ""

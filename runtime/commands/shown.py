@@ -72,12 +72,16 @@ def tuning_remark(engine: Engine) -> str | None:
 
 
 def print_latency(latency: LatencyTable) -> None:
-    """Print milliseconds against rows of a pass."""
-    rows = zip(latency.rows, latency.lower_ms, latency.upper_ms, strict=True)
+    """Print milliseconds against rows of a pass and cached tokens."""
+    columns = list(zip(*latency.lower_ms, *latency.upper_ms, strict=True))
+    names = [f"{half} ms, {cached}" for half in ("lower", "upper") for cached in latency.contexts]
     print_table(
-        ("rows of a pass", "lower ms", "upper ms"),
-        [(str(count), f"{lower:.2f}", f"{upper:.2f}") for count, lower, upper in rows],
-        f"latency on {latency.device}, {latency.cached_tokens} cached tokens; outside the graphs "
+        ("rows of a pass", *names),
+        [
+            (str(count), *(f"{ms:.2f}" for ms in times))
+            for count, times in zip(latency.rows, columns, strict=True)
+        ],
+        f"latency on {latency.device} by cached tokens; outside the graphs "
         f"{latency.plain_outside_ms:.2f} ms a plain step, {latency.drafted_outside_ms:.2f} a drafted one",
     )
 

@@ -4,6 +4,7 @@ In: a tree configuration, or None for plain decoding, and what the bundle knows.
 """
 
 from firp.runtime.drafters.firp import FirpDrafter
+from firp.runtime.drafters.guarded import GuardedDrafter
 from firp.runtime.drafters.interface import Drafter
 from firp.runtime.drafters.lookup import LookupDrafter
 from firp.runtime.drafters.merged import MergedDrafter
@@ -13,11 +14,24 @@ from firp.runtime.trees.tree import FIRP, LOOKUP, TreeConfig
 
 
 def make_drafter(
-    tree: TreeConfig | None, num_predictors: int, correction: PathCorrection | None, greedy: bool
+    tree: TreeConfig | None,
+    num_predictors: int,
+    correction: PathCorrection | None,
+    greedy: bool,
+    guarded: bool = False,
 ) -> Drafter:
-    """A drafter for one request. greedy: whether it is decoded greedily."""
+    """A drafter for one request. greedy: whether it is decoded greedily; guarded: whether drafts
+    stop while they lose.
+    """
     if tree is None:
         return PlainDrafter()
+    drafter = _drafter_of(tree, num_predictors, correction, greedy)
+    return GuardedDrafter(drafter) if guarded else drafter
+
+
+def _drafter_of(
+    tree: TreeConfig, num_predictors: int, correction: PathCorrection | None, greedy: bool
+) -> Drafter:
     if tree.drafters == (LOOKUP,):
         return LookupDrafter(tree)
     firp = FirpDrafter(tree, num_predictors, correction, greedy)

@@ -19,6 +19,7 @@ class Stats:
     prompt_tokens: int = 0
     reused_tokens: int = 0  # of them, that a conversation's cache held already
     steps: int = 0  # decoding passes, the prefill not counted
+    drafted_steps: int = 0  # of them, that verified drafts; the others were plain, or had none
     decoded_tokens: int = 0  # emitted by those steps, with what the last one emitted past a stop string
     # [d]: steps that accepted at least d + 1 drafts
     accepted_by_depth: list[int] = field(default_factory=list)
@@ -53,6 +54,7 @@ class Stats:
         return replace(
             self,
             steps=self.steps + 1,
+            drafted_steps=self.drafted_steps + (step.rows > 1),
             decoded_tokens=self.decoded_tokens + len(step.tokens),
             accepted_by_depth=_sum_by_place(self.accepted_by_depth, [1] * step.accept_length),
             graph_ms=_sum_by_name(self.graph_ms, step.times.graph_ms),
@@ -68,6 +70,7 @@ class Stats:
                 prompt_tokens=total.prompt_tokens + part.prompt_tokens,
                 reused_tokens=total.reused_tokens + part.reused_tokens,
                 steps=total.steps + part.steps,
+                drafted_steps=total.drafted_steps + part.drafted_steps,
                 decoded_tokens=total.decoded_tokens + part.decoded_tokens,
                 accepted_by_depth=_sum_by_place(total.accepted_by_depth, part.accepted_by_depth),
                 prefill_ms=total.prefill_ms + part.prefill_ms,

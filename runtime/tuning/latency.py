@@ -1,15 +1,19 @@
-"""Latency against rows on this device: what a step of any tree costs, predicted from a few measured
-passes.
+"""Latency against rows and cached tokens on this device: what a step of any tree costs, predicted
+from a few measured passes.
 
-In: an engine. Out: a `LatencyTable`, milliseconds of each half of the model by rows of a pass.
-Medians; the passes see a cache of `cached_tokens` tokens.
+In: an engine. Out: a `LatencyTable`, medians of milliseconds. Passes are made as decoding makes
+them: no size comes twice in a row, pseudo rows ride along with trees, a row is committed after each,
+so that no two passes see the same cache.
 """
 
 import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 
-from firp.runtime.bundle.calibration import LatencyTable
+from firp.runtime.bundle.calibration import TYPICAL_CONTEXT, LatencyTable
 from firp.runtime.engine import Engine
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.passes.request import Needs, Request
@@ -19,55 +23,98 @@ from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig, chain
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-CACHED_TOKENS = 256
+CONTEXTS = (128, 512, 2048)  # cached tokens, or three quarters of a context that is shorter
 LONG_MATCH = 6  # drafts that a good match of prompt lookup may win
-# of each size
-TURNS = 5
-PASSES = 6
-WARM_UP = 3
+TURNS = (3, 12)  # of all sizes at one context: at least, and at most
+SECONDS = 8.0  # for the turns of one context
+WARM_UP = 2  # passes of a size before its first turn
+OUTSIDE_TOKENS = 32  # decoded to time the loop
 
 
-def measure_latency(engine: Engine, progress: Progress = silent) -> LatencyTable:
-    """Time passes of growing size, up to one that costs more than any tree could win back. The
-    sizes take turns, so that a busy moment of the machine falls on all of them; the first passes of
-    a turn fill the processor's caches and do not count.
+def measure_latency(
+    engine: Engine, progress: Progress = silent, clock: Callable[[], float] = time.perf_counter
+) -> LatencyTable:
+    """Time passes of growing size, up to one that costs more than any tree could win back, after
+    few and many cached tokens. Sizes take turns pass by pass, as long as there is time.
     """
     k = engine.manifest.num_predictors
-    context = engine.model.max_position_embeddings
-    most = max(ROWS)
-    limits = engine.limits
-    if limits:
-        context = min(context, limits.max_context)
-        most = min(most, limits.max_rows)
-    cached = min(CACHED_TOKENS, context // 2)
-    with engine.sessions.lend(Needs(cached, most + k, most)) as session:
-        session.kv.fill(np.random.default_rng(0), cached)
-        rows = _worth_measuring(session, [count for count in ROWS if count <= most], max(k, LONG_MATCH))
-        times: dict[int, list[dict[str, float]]] = {count: [] for count in rows}
-        for turn in range(TURNS):
-            progress("measuring latency", turn, TURNS)
-            for count in rows:
-                times[count] += [_pass_ms(session, count, draft=k > 0) for _ in range(PASSES)][WARM_UP:]
-    prompt = list(range(min(16, engine.model.vocab_size)))
-    request = engine.request(prompt, SamplingParams(32, ignore_eos=True))
+    context = engine.context
+    most = min(max(ROWS), engine.limits.max_rows) if engine.limits else max(ROWS)
+    counts = [count for count in ROWS if count <= most]
+    contexts = tuple(sorted({max(1, min(cached, 3 * context // 4)) for cached in CONTEXTS}))
+    rows: tuple[int, ...] = ()
+    grids: dict[str, list[tuple[float, ...]]] = {"lower": [], "upper": []}
+    predictors_ms = []
+    drift = 2 * len(counts)  # tokens that one turn commits at most
+    capacity = min(contexts[-1] + drift, context)
+    with engine.sessions.lend(Needs(capacity, most + k, most)) as session:
+        for place, cached in enumerate(contexts):
+            progress("measuring latency", place, len(contexts) + 1)
+            session.kv.fill(np.random.default_rng(0), cached)
+            rows = rows or _worth_measuring(session, counts, max(k, LONG_MATCH))
+            counts_above = sorted({*rows, 1 + k})  # at least one pass has pseudo rows, if any can
+            plans = [plan for count in counts_above for plan in _plans(count, k)]
+            spent = _take_turns(session, plans, cached, clock)
+            for graph, grid in grids.items():
+                grid.append(tuple(_median(spent[graph, count]) for count in rows))
+            for (graph, _), times in spent.items():
+                predictors_ms += times if graph == "predictors" else []
+    progress("measuring latency", len(contexts), len(contexts) + 1)
+    prompt = [token % engine.model.vocab_size for token in range(min(TYPICAL_CONTEXT, context // 2))]
+    request = engine.request(prompt, SamplingParams(OUTSIDE_TOKENS, ignore_eos=True))
     drafts = TreeConfig("dynamic", min(8, most // (1 + k)), None) if k else TreeConfig.lookup(min(8, most))
-    progress("measuring latency", TURNS, TURNS)
-
-    def median(graph: str, count: int) -> float:
-        return round(statistics.median(spent[graph] for spent in times[count] if graph in spent), 4)
-
     return LatencyTable(
         device=engine.backend.device,
         prediction_layer=engine.manifest.prediction_layer,
         num_hidden_layers=engine.model.num_hidden_layers,
-        cached_tokens=cached,
+        contexts=contexts,
         rows=rows,
-        lower_ms=tuple(median("lower", count) for count in rows),
-        upper_ms=tuple(median("upper", count) for count in rows),
-        predictors_ms=median("predictors", rows[-1]) if k else 0.0,
-        plain_outside_ms=round(_outside_ms(engine, request, None), 4),
-        drafted_outside_ms=round(_outside_ms(engine, request, drafts), 4),
+        lower_ms=tuple(grids["lower"]),
+        upper_ms=tuple(grids["upper"]),
+        predictors_ms=_median(predictors_ms) if k else 0.0,
+        plain_outside_ms=_outside_ms(engine, request, None),
+        drafted_outside_ms=_outside_ms(engine, request, drafts),
     )
+
+
+def _plans(rows: int, num_predictors: int) -> list[PassPlan]:
+    """Passes whose upper half has so many rows: all of a tree, and as many of them as can be pseudo
+    rows.
+    """
+    plans = [PassPlan(chain([1] * rows), bring_logits=False)]
+    for tree_rows in range(-(-rows // (1 + num_predictors)), rows):
+        sources, rest = divmod(rows - tree_rows, num_predictors)
+        if not rest:
+            tree = chain([1] * tree_rows)
+            plans.append(PassPlan(tree, tuple(range(sources)), num_predictors, bring_logits=False))
+            break
+    return plans
+
+
+def _take_turns(
+    session: Session, plans: list[PassPlan], cached: int, clock: Callable[[], float]
+) -> dict[tuple[str, int], list[float]]:
+    """Milliseconds by graph, and rows that it computed, of passes after about so many cached tokens."""
+    spent = defaultdict(list)
+    ends = clock() + SECONDS
+    order = np.random.default_rng(0)
+    for turn in range(TURNS[1]):
+        if turn >= TURNS[0] and clock() > ends:
+            break
+        for place in order.permutation(len(plans)):
+            plan = plans[place]
+            before = dict(session.spent_ms)
+            session.forward(plan)
+            session.commit([0])
+            tree_rows = len(plan.tree.tokens)
+            rows = {"lower": tree_rows, "upper": tree_rows + len(plan.sources) * plan.offsets}
+            if plan.sources:
+                rows["predictors"] = tree_rows
+            for graph, count in rows.items():
+                spent[graph, count].append(session.spent_ms[graph] - before[graph])
+            if session.kv.length >= min(cached + len(plans), session.kv.capacity - 1):
+                session.rewind(max(cached - len(plans), 1))
+    return spent
 
 
 def _worth_measuring(session: Session, counts: list[int], depth: int) -> tuple[int, ...]:
@@ -75,28 +122,20 @@ def _worth_measuring(session: Session, counts: list[int], depth: int) -> tuple[i
     rows = []
     total = []
     for count in counts:
-        for _ in range(WARM_UP):  # the second of a size may be captured as a CUDA graph, which takes long
-            _pass_ms(session, count, draft=False)
+        for _ in range(WARM_UP + 1):  # the second of a size may be captured as a CUDA graph, which takes long
+            before = sum(session.spent_ms.values())
+            session.forward(PassPlan(chain([1] * count), bring_logits=False))
         rows.append(count)
-        total.append(sum(_pass_ms(session, count, draft=False).values()))
+        total.append(sum(session.spent_ms.values()) - before)
         if total[-1] > (depth + 2) * total[0] and len(rows) > 1:
             break
     return tuple(rows)
 
 
-def _pass_ms(session: Session, rows: int, draft: bool) -> dict[str, float]:
-    """Milliseconds in each graph for a pass of so many rows; with `draft`, of the predictors in a
-    draft pass after it too.
-    """
-    before = dict(session.spent_ms)
-    session.forward(PassPlan(chain([1] * rows), bring_logits=False))
-    spent = {name: session.spent_ms[name] - before[name] for name in ("lower", "upper")}
-    if draft:
-        session.draft(rows - 1, 1)
-        spent["predictors"] = session.spent_ms["predictors"] - before["predictors"]
-    return spent
+def _median(times: list[float]) -> float:
+    return round(statistics.median(times), 4)
 
 
 def _outside_ms(engine: Engine, request: Request, tree: TreeConfig | None) -> float:
     steps = engine.steps(request, tree)
-    return statistics.median(step.times.outside_ms for step in steps if step.rows)
+    return _median([step.times.outside_ms for step in steps if step.rows])

@@ -6,7 +6,14 @@ In: a bundle with calibrated trees, or prompts like what it will decode. Out: it
 
 from dataclasses import replace
 
-from firp.runtime.bundle.calibration import TEXTS, Calibration, Candidate, Choice, LatencyTable
+from firp.runtime.bundle.calibration import (
+    TEXTS,
+    TYPICAL_CONTEXT,
+    Calibration,
+    Candidate,
+    Choice,
+    LatencyTable,
+)
 from firp.runtime.bundle.format import MANIFEST_NAME, read_manifest, write_manifest
 from firp.runtime.engine import Engine, Prompt
 from firp.runtime.errors import FirpError
@@ -51,30 +58,37 @@ def tune(
         if not limits or candidate.tree.pass_rows(k) <= limits.max_rows
     ]
     latency = measure_latency(engine, progress)
+    cached = min(TYPICAL_CONTEXT, engine.context // 2)
     if prompts:
-        trees = promising_trees(found, latency, k, text)
+        sizes = [len(engine.request(prompt).prompt) for prompt in prompts]
+        cached = sum(sizes) // len(sizes) + NEW_TOKENS // 2
+        trees = promising_trees(found, latency, k, text, cached)
         if limits:
             trees = [tree for tree in trees if tree.pass_rows(k) <= limits.max_rows]
         found = measured(engine, trees, prompts, text, progress)
-    choice = choose(Calibration(tuple(found)), latency, k, text)
+    choice = choose(Calibration(tuple(found)), latency, k, text, cached)
     _store(engine, choice)
     return choice
 
 
 def promising_trees(
-    candidates: list[Candidate], latency: LatencyTable, num_predictors: int, text: str
+    candidates: list[Candidate],
+    latency: LatencyTable,
+    num_predictors: int,
+    text: str,
+    cached: float = TYPICAL_CONTEXT,
 ) -> list[TreeConfig]:
     """Trees worth trying on prompts: of each set of drafters the best by calibration, of each size
-    of a lookup tree one whose drafts must be worth a row here.
+    of a lookup tree one whose drafts must be worth a row here. cached: tokens before a step.
     """
-    least = latency.worth_of_a_row()
+    least = latency.worth_of_a_row(cached)
     trees = [TreeConfig.lookup(rows, least) for rows in LOOKUP_ROWS]
     by_drafters: dict[tuple[str, ...], list[Candidate]] = {}
     for candidate in candidates:
         if text in candidate.tokens_per_step:
             by_drafters.setdefault(candidate.tree.drafters, []).append(candidate)
     for group in by_drafters.values():
-        best = max(group, key=lambda item: predicted_speedup(item, latency, num_predictors, text))
+        best = max(group, key=lambda item: predicted_speedup(item, latency, num_predictors, text, cached))
         trees.append(best.tree)
         if best.tree.drafters == (FIRP,) and best.tree.kind == "dynamic":
             trees.append(replace(best.tree, least=least))

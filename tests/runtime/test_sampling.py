@@ -152,3 +152,30 @@ def test_numbers_of_numpy_become_python_s():
     assert params.max_new_tokens + 20 == 270  # uint8 would wrap
     kinds = [type(value) for value in dataclasses.astuple(params)]
     assert kinds == [int, float, int, float, int, tuple, bool]
+
+
+def sorted_candidates(logits, params):
+    """Every candidate sorted, then cut: what `candidates` finds without sorting them all."""
+    weights = np.exp((logits.astype(np.float64) - logits.max()) / params.temperature)
+    ids = np.argsort(-weights, kind="stable")[: params.top_k or None]
+    shares = weights[ids] / (weights[ids] if params.top_k else weights).sum()
+    count = np.searchsorted(np.cumsum(shares), params.top_p) + 1 if params.top_p < 1 else len(ids)
+    return ids[:count], shares[:count]
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.7, 3.0, 9.0])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(0, 0.95), (0, 0.3), (0, 0.9995), (1, 1.0), (40, 1.0), (40, 0.8), (1999, 0.9)]
+)
+def test_what_is_not_sorted_changes_no_candidate(scale, top_k, top_p):
+    """To the last bit, ties and impossible tokens included."""
+    params = SamplingParams(temperature=0.8, top_k=top_k, top_p=top_p)
+    rng = np.random.default_rng(7)
+    logits = (rng.normal(size=2000) * scale).astype(np.float32)
+    impossible = np.where(rng.random(2000) < 0.2, np.float32(-np.inf), logits)
+    for row in (logits, np.round(logits, 1), impossible):
+        ids, weights, count = candidates(row, params)
+        expected_ids, expected = sorted_candidates(row, params)
+        assert ids[:count].tolist() == expected_ids.tolist()
+        assert weights[:count].tolist() == expected.tolist()
+        assert len(ids) > count or count == len(row) or top_p > 0.999

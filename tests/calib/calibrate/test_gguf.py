@@ -18,7 +18,7 @@ from firp.runtime.bundle.format import load_bundle
 OPTIONS = TrainOptions(
     minutes=None, steps=2, window=32, batch=1, anchors=8, correction_rank=4, own_tokens=64, num_predictors=2
 )
-LATENCY = LatencyTable("a machine", 6, 8, 256, (1, 16), (1.3, 3.0), (0.7, 1.8), 0.1, 0.1, 0.3)
+LATENCY = LatencyTable("a machine", 6, 8, (256,), (1, 16), ((1.3, 3.0),), ((0.7, 1.8),), 0.1, 0.1, 0.3)
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
 
 

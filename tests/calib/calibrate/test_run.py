@@ -53,10 +53,10 @@ LATENCY = LatencyTable(
     device="a machine",
     prediction_layer=6,
     num_hidden_layers=8,
-    cached_tokens=256,
+    contexts=(256,),
     rows=(1, 4, 16, 64),
-    lower_ms=(1.3, 1.6, 3.0, 9.0),
-    upper_ms=(0.7, 0.9, 1.8, 5.5),
+    lower_ms=((1.3, 1.6, 3.0, 9.0),),
+    upper_ms=((0.7, 0.9, 1.8, 5.5),),
     predictors_ms=0.1,
     plain_outside_ms=0.1,
     drafted_outside_ms=0.3,
@@ -209,7 +209,7 @@ def test_bad_prompts_and_latency_tables_are_refused(demo, text, tmp_path):
         calibrate(CalibrationRequest(demo, tmp_path / "a", prompts=([5000], [1]), options=OPTIONS))
     with pytest.raises(FirpError, match="lone surrogate"):
         calibrate(CalibrationRequest(demo, tmp_path / "a", prompts=("\ud83d", "x"), options=OPTIONS))
-    table = LatencyTable("x", 6, 32, 256, (1, 2), (1.0, 1.0), (1.0, 1.0), 0.1, 0.1, 0.1)
+    table = LatencyTable("x", 6, 32, (256,), (1, 2), ((1.0, 1.0),), ((1.0, 1.0),), 0.1, 0.1, 0.1)
     with pytest.raises(FirpError, match="latency table of another model.*32 layers.*expected 8"):
         calibrate(dataclasses.replace(request_for(demo, tmp_path / "a", text), latency=table))
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]

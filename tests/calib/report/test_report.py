@@ -34,9 +34,18 @@ MEDUSA = MethodFindings(
 )
 LOOKUP = MethodFindings("prompt lookup", None, (), {"greedy": (1.31, 1.38, 1.39, 1.39, 1.39)}, {})
 LATENCY = LatencyTable(
-    "a test CPU, 2 threads", 6, 8, 256, (1, 4, 16), (1.101, 1.3, 2.3), (0.9, 1.1, 2.207), 0.11, 0.05, 0.31
+    "a test CPU, 2 threads",
+    6,
+    8,
+    (256,),
+    (1, 4, 16),
+    ((1.101, 1.3, 2.3),),
+    ((0.9, 1.1, 2.207),),
+    0.11,
+    0.05,
+    0.31,
 )
-CHOICE = Choice(TreeConfig("dynamic", 6, 2), True, "greedy", 1.834, 1.312, LATENCY)
+CHOICE = Choice(TreeConfig("dynamic", 6, 2), True, "greedy", 1.834, 1.312, 512, LATENCY)
 ALL_PICTURES = {"speedup", "tokens_per_step", "layers", "accuracy", "acceptance", "similarity", "loss"}
 FULL = Findings(
     model_name="demo",

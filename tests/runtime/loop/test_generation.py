@@ -19,6 +19,7 @@ def test_steps_add_up():
     assert stats == Stats(
         prompt_tokens=7,
         steps=2,
+        drafted_steps=1,
         decoded_tokens=4,
         accepted_by_depth=[1, 1],
         prefill_ms=35.0,
@@ -50,6 +51,7 @@ def test_requests_together_are_their_steps_together():
     assert total.graph_ms == together.graph_ms
     assert total.accepted_by_depth == [1, 1]
     assert (total.prompt_tokens, total.steps, total.decoded_tokens) == (10, 2, 4)
+    assert total.drafted_steps == 1
     assert total.outside_ms == together.outside_ms
 
 

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from support.decoding import all_tokens_in, steps_in
 
+from firp.runtime.drafters.guard import Guard
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.passes import session as session_module
 from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import DRAFTERS, TreeConfig
-from firp.runtime.tuning.parity import Comparison, compare, compare_trees, plain_run
+from firp.runtime.tuning.parity import Comparison, compare, compare_trees, first_difference, plain_run
+
+PROMPTS = "tests/demo_model/held_out_prompts.jsonl"
 
 TREES = {
     "chain": lambda m: TreeConfig.chain(3, m),
@@ -57,7 +60,7 @@ def test_drafted_equals_plain_on_random_models(family, family_bundle):
 
 
 def test_drafted_equals_plain_on_the_demo_model(demo_engine, pytestconfig):
-    prompts = read_prompts(pytestconfig.rootpath / "tests" / "demo_model" / "held_out_prompts.jsonl")[:6]
+    prompts = read_prompts(pytestconfig.rootpath / PROMPTS)[:6]
     encoded = [demo_engine.encode(prompt.text) for prompt in prompts]
     params = [SamplingParams(48), SamplingParams(48, temperature=0.8, top_p=0.95, seed=5)]
     trees = all_trees()
@@ -65,6 +68,40 @@ def test_drafted_equals_plain_on_the_demo_model(demo_engine, pytestconfig):
     for comparison in comparisons.values():
         assert comparison.unexcused == [], comparison.name
     assert comparisons["dynamic, M=None"].tokens_per_step > 1.2  # and the drafts are of use
+
+
+GUARDED = ("dynamic, M=None", "dynamic, M=0", "lookup", "merged")
+
+
+@pytest.mark.parametrize("name", GUARDED)
+@pytest.mark.parametrize("params", [SamplingParams(64), SamplingParams(64, temperature=0.8, seed=5)])
+def test_drafts_that_come_and_go_give_the_tokens_of_plain_decoding(
+    name, params, demo_engine, pytestconfig, monkeypatch
+):
+    """A coin decides for the guard."""
+    coin = np.random.default_rng(0)
+    monkeypatch.setattr(Guard, "drafts", property(lambda guard: coin.random() < 0.6))
+    rows = []
+    for index, prompt in enumerate(read_prompts(pytestconfig.rootpath / PROMPTS)[:3]):
+        plain = plain_run(demo_engine, prompt.text, params)
+        request = demo_engine.request(prompt.text, params)
+        steps = list(demo_engine.steps(request, all_trees()[name], guarded=True))
+        tokens = [token for step in steps for token in step.tokens]
+        difference = first_difference(index, plain, tokens, params, "float32")
+        assert difference is None or difference.near_tie
+        rows += [step.rows for step in steps[1:]]
+    assert min(rows.count(1), len(rows) - rows.count(1)) > 10
+
+
+def test_only_the_engine_s_own_choice_is_guarded(demo_engine, monkeypatch):
+    """A tree that is asked for drafts in every step, so that it can be measured."""
+    monkeypatch.setattr(Guard, "drafts", False)
+    params = SamplingParams(20, ignore_eos=True)
+    own = demo_engine.generate("def add(a, b):", params)
+    assert (own.stats.steps, own.stats.drafted_steps) == (19, 0)
+    given = demo_engine.generate("def add(a, b):", params, tree=demo_engine.tree)
+    assert given.stats.drafted_steps > 0
+    assert given.token_ids == own.token_ids
 
 
 @pytest.mark.parametrize("params", PARAMS)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from firp.runtime.bundle.calibration import Calibration, Candidate, LatencyTable, read_latency
@@ -22,7 +23,13 @@ def table(slope: float = 0.0) -> LatencyTable:
     """Six layers below, two above; `slope`: of a pass's cost for each further row."""
     rows = (1, 2, 4, 8, 16, 32, 64)
     lower, upper = (tuple(ms * (1 + slope * (count - 1)) for count in rows) for ms in (3.0, 1.5))
-    return LatencyTable("test", 6, 8, 64, rows, lower, upper, 0.1, 0.2, 0.4)
+    return LatencyTable("test", 6, 8, (64,), rows, (lower,), (upper,), 0.1, 0.2, 0.4)
+
+
+# twice the slope at 16 times the tokens
+LONG = LatencyTable(
+    "test", 6, 8, (128, 2048), (1, 9), ((3.0, 4.0), (6.0, 8.0)), ((1.0, 2.0), (2.0, 4.0)), 0.1, 0.2, 0.4
+)
 
 
 def candidate(rows, sources, tokens_per_step, depth=None, undrafted=0.0):
@@ -52,7 +59,28 @@ def test_another_split_moves_layers_and_keeps_the_head():
     moved = table().at_layer(4)
     assert moved.lower(1) == pytest.approx(2.0)  # four layers of 0.5
     assert moved.upper(1) == pytest.approx(1.5 + 2 * 0.5)
-    assert moved.at_layer(6).lower_ms == pytest.approx(table().lower_ms)
+    assert moved.at_layer(6).lower_ms[0] == pytest.approx(table().lower_ms[0])
+    assert LONG.at_layer(3).lower(1, 2048) == pytest.approx(3.0)
+    assert LONG.at_layer(3).upper(1, 2048) == pytest.approx(2.0 + 3 * 1.0)
+
+
+def test_between_what_was_measured_it_is_linear_in_rows_and_in_cached_tokens():
+    assert LONG.lower(5, 128) == pytest.approx(3.5)
+    assert LONG.lower(5, 1088) == pytest.approx((3.5 + 7.0) / 2)
+    assert LONG.lower(1, 0) == pytest.approx(3.0)
+    assert LONG.lower(18, 128) == pytest.approx(8.0)  # beyond the last rows in proportion
+    assert LONG.lower(1, 2048 + 640) == pytest.approx(6.0 + 1.0)  # beyond the last context as before it
+    assert LONG.plain_ms(2048) == pytest.approx(6.0 + 2.0 + 0.2)
+    assert LONG.step_ms(TreeConfig("dynamic", 1, 1), 8, cached=2048) == pytest.approx(6 + 4 + 0.1 + 0.4)
+
+
+def test_a_tree_is_chosen_for_its_context():
+    """Rows are dear after many tokens here."""
+    dear = dataclasses.replace(LONG, lower_ms=((3.0, 4.0), (6.0, 30.0)))
+    calibration = Calibration((candidate(2, 1, 1.3), candidate(9, 1, 2.2)))
+    early, late = (choose(calibration, dear, 3, "greedy", cached) for cached in (128, 2048))
+    assert (early.tree.rows, late.tree.rows) == (9, 2)
+    assert (early.cached_tokens, late.cached_tokens) == (128, 2048)
 
 
 def test_free_rows_make_large_trees_and_dear_rows_none():
@@ -138,10 +166,10 @@ def test_a_choice_that_does_not_fit_the_predictors_is_refused(calibrated, monkey
 def test_latency_is_measured_for_growing_passes_until_no_tree_could_pay(calibrated):
     latency = measure_latency(Engine.load(calibrated))
     assert latency.rows == ROWS[: len(latency.rows)]
-    assert len(latency.lower_ms) == len(latency.rows)
-    assert len(latency.upper_ms) == len(latency.rows)
     assert len(latency.rows) >= 2
-    assert min(*latency.lower_ms, *latency.upper_ms, latency.predictors_ms, latency.drafted_outside_ms) > 0
+    grids = np.array([latency.lower_ms, latency.upper_ms])
+    assert grids.shape == (2, len(latency.contexts), len(latency.rows))
+    assert min(grids.min(), latency.predictors_ms, latency.drafted_outside_ms) > 0
     assert latency.prediction_layer == 2
     assert latency.num_hidden_layers == 4
 
@@ -167,11 +195,14 @@ def test_a_latency_file_is_read_strictly(tmp_path):
         {"rows": []},
         {"rows": [1, 2]},
         {"rows": [1, 1, 4, 8, 16, 32, 64]},
-        {"lower_ms": [0.0] * 7},
+        {"lower_ms": [[0.0] * 7]},
+        {"lower_ms": [[1.0] * 7] * 2},
+        {"contexts": [64, 32]},
+        {"contexts": []},
         {"prediction_layer": 8},
         {"num_hidden_layers": 0},
         {"predictors_ms": -1.0},
-        {"upper_ms": [float("nan")] * 7},
+        {"upper_ms": [[float("nan")] * 7]},
     ],
 )
 def test_a_table_that_is_no_measurement_is_refused(changes, tmp_path):

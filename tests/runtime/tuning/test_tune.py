@@ -17,7 +17,7 @@ from firp.runtime.trees.tree import FIRP, LOOKUP, TreeConfig
 from firp.runtime.tuning.tune import LOOKUP_ROWS, NEW_TOKENS, measured, promising_trees, tune
 
 PROMPTS = [[3, 4, 5] * 4, [7, 8]]
-LATENCY = LatencyTable("test", 6, 8, 64, (1, 2), (3.0, 3.3), (1.5, 1.65), 0.1, 0.2, 0.4)
+LATENCY = LatencyTable("test", 6, 8, (64,), (1, 2), ((3.0, 3.3),), ((1.5, 1.65),), 0.1, 0.2, 0.4)
 
 
 @pytest.fixture(scope="module")
