@@ -35,7 +35,7 @@ from firp.runtime.passes.pool import SessionPool
 from firp.runtime.passes.request import Needs, Request, check_prompt
 from firp.runtime.passes.session import Session
 from firp.runtime.sampling import Picker, SamplingParams, integer
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree import CHAIN, TreeConfig
 
 _READ_AT_ONCE = 32 << 20  # bytes of a file whose hash is checked before graphs are loaded, not beside
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token ids, or messages
@@ -183,7 +183,21 @@ class Engine:
             if not isinstance(tree, TreeConfig):
                 raise FirpError("bad tree", got=f"{tree!r:.60}", expected="a TreeConfig, or None")
             tree.validate(self.manifest.num_predictors)
+            self._check_exact(tree)
         return make_drafter(tree, self.manifest.num_predictors, self.bundle.correction, greedy, guarded)
+
+    def _check_exact(self, tree: TreeConfig) -> None:
+        """Only a chain's rows see the keys of a path where plain decoding sees them. Elsewhere sums
+        are added up in another order, and rounding to int8 makes a step of the last bit.
+        """
+        quantization = self.manifest.quantization
+        if quantization and tree.kind != CHAIN:
+            raise FirpError(
+                f"{quantization.method} bundles draft chains",
+                got=f"a {tree.kind} tree",
+                expected=f"kind {CHAIN}",
+                fix="use TreeConfig.chain, or export with --quantize none",
+            )
 
     def steps(
         self,

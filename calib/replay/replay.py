@@ -19,7 +19,7 @@ from firp.calib.training.heads import Heads
 from firp.runtime.bundle.graph_spec import TOP_K
 from firp.runtime.trees.guesses import Guesses, Ranking, independent
 from firp.runtime.trees.path_correction import PathCorrection
-from firp.runtime.trees.tree import DraftTree, TreeConfig, build_tree, likely_ends, root_only
+from firp.runtime.trees.tree import DYNAMIC, DraftTree, TreeConfig, build_tree, likely_ends, root_only
 
 
 class Recorded(NamedTuple):
@@ -49,7 +49,7 @@ class Drafted(NamedTuple):
         if max_depth < 1:
             return root_only(self.tokens[root])
         inputs = self.tokens[root], self.guesses[root], self.rankings[root], max_depth
-        if config.kind == "static":
+        if config.kind != DYNAMIC:
             return build_tree(config, *inputs)
         key = root, min(max_depth, config.depth or max_depth)
         tree = self.grown.get(key)

@@ -15,7 +15,7 @@ from firp.runtime.drafters.interface import Proposal
 from firp.runtime.passes.pass_plan import Pass
 from firp.runtime.passes.sequence import Sequence
 from firp.runtime.passes.session import Session
-from firp.runtime.trees.tree import DraftTree, TreeConfig, grow, root_only
+from firp.runtime.trees.tree import CHAIN, DraftTree, TreeConfig, grow, root_only
 
 MAX_NGRAM = 4  # tokens of the longest n-gram that is indexed
 MAX_MATCH = 16  # matches are told apart by length up to here
@@ -112,6 +112,9 @@ class LookupDrafter:
                 branches[self._tokens[place.follower]].append(place)
             rate = self._rates.of(max(place.match for place in places))
             weight = sum(place.match for place in places)
+            if self._config.kind == CHAIN:
+                likeliest = max(branches, key=lambda token: sum(place.match for place in branches[token]))
+                branches = {likeliest: branches[likeliest]}
             for token, branch in branches.items():
                 share = sum(place.match for place in branch) / weight
                 probability = tree.probabilities[parent] * rate * share

@@ -11,7 +11,7 @@ from firp.runtime.drafters.lookup import LookupDrafter
 from firp.runtime.passes.pass_plan import Pass
 from firp.runtime.passes.sequence import Sequence
 from firp.runtime.passes.session import Session
-from firp.runtime.trees.tree import merge_trees
+from firp.runtime.trees.tree import CHAIN, likely_path, merge_trees
 
 
 class MergedDrafter:
@@ -25,7 +25,11 @@ class MergedDrafter:
     def propose(self, sequence: Sequence, session: Session, max_depth: int) -> Proposal:
         drafted = self._firp.draft(sequence, session, max_depth)
         copied = self._lookup.draft(sequence, max_depth)
-        tree = merge_trees([drafted, copied], self._firp.config.rows)
+        config = self._firp.config
+        if config.kind == CHAIN:
+            tree = likely_path(merge_trees([drafted, copied], 2 * config.rows), config.rows)
+        else:
+            tree = merge_trees([drafted, copied], config.rows)
         return self._firp.with_sources(tree, max_depth)
 
     def observe(self, accepted: list[int], result: Pass) -> None:

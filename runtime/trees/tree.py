@@ -16,6 +16,7 @@ from firp.runtime.trees.guesses import Guesses, Ranking
 
 FIRP, LOOKUP = "firp", "lookup"
 DRAFTERS = (FIRP, LOOKUP)  # what paths may come from: pseudo rows, and the text so far
+STATIC, DYNAMIC, CHAIN = "static", "dynamic", "chain"
 MAX_PASS_ROWS = 1024  # of one pass, pseudo rows included: a bound for buffers, not a target
 
 
@@ -26,7 +27,8 @@ class TreeConfig:
 
     kind "static": the same paths every step; a path is a tuple of ranks, (0, 1) = the second guess
     after the first guess. kind "dynamic": the most probable paths by this step's own probabilities,
-    as many as fit in `rows`. Drafts come from pseudo rows that ride in the verifying pass (fused),
+    as many as fit in `rows`. kind "chain": one path, of the most probable guess after each other one.
+    Drafts come from pseudo rows that ride in the verifying pass (fused),
     or, with draft_sources 0, from a draft pass of the accepted row after acceptance (method.md,
     "One decode step").
     """
@@ -48,7 +50,7 @@ class TreeConfig:
     @staticmethod
     def chain(depth: int, draft_sources: int | None = None) -> "TreeConfig":
         """The best guess of each offset, one after the other."""
-        return TreeConfig.static([(0,) * (d + 1) for d in range(depth)], draft_sources)
+        return TreeConfig(CHAIN, depth + 1, draft_sources)
 
     @staticmethod
     def static(paths: list[tuple[int, ...]], draft_sources: int | None = None) -> "TreeConfig":
@@ -77,8 +79,8 @@ class TreeConfig:
         if type(self.least) not in (int, float) or not isinstance(self.drafters, tuple):
             got = f"drafters {self.drafters!r:.40}, least {self.least!r:.40}"
             raise FirpError("bad tree", got=got, expected="a tuple of names, a number")
-        if self.kind not in ("static", "dynamic"):
-            raise FirpError("unknown tree kind", got=repr(self.kind), expected="static or dynamic")
+        if self.kind not in (STATIC, DYNAMIC, CHAIN):
+            raise FirpError("unknown tree kind", got=repr(self.kind), expected="static, dynamic or chain")
         if not self.drafters or self.drafters != tuple(name for name in DRAFTERS if name in self.drafters):
             expected = f"one or more of {', '.join(DRAFTERS)}, in this order"
             raise FirpError("unknown drafters", got=", ".join(self.drafters) or "none", expected=expected)
@@ -97,16 +99,20 @@ class TreeConfig:
             raise FirpError(
                 "tree too large", got=f"{rows} rows with its pseudo rows", expected=f"at most {MAX_PASS_ROWS}"
             )
-        if self.kind == "static" and (self.drafters != (FIRP,) or self.least):
+        if self.kind == STATIC and (self.drafters != (FIRP,) or self.least):
             got = f"{', '.join(self.drafters)}, least {self.least}"
             raise FirpError("a static tree is FIRP's alone", got=got, fix="use kind dynamic")
         if FIRP not in self.drafters and (self.depth is not None or self.draft_sources):
             got = f"depth {self.depth}, draft_sources {self.draft_sources}"
             raise FirpError("lookup has no pseudo rows", got=got, expected="depth null, draft_sources 0")
-        if self.kind == "dynamic":
+        deepest = self.depth or num_predictors
+        if self.kind == CHAIN and self.drafters == (FIRP,) and self.rows - 1 > deepest:
+            got = f"a chain of {self.rows - 1} drafts"
+            raise FirpError("tree path deeper than the predictors", got=got, expected=f"at most {deepest}")
+        if self.kind != STATIC:
             if self.paths:
                 raise FirpError(
-                    "a dynamic tree has no paths", got=f"{len(self.paths)} paths", fix="use kind static"
+                    f"a {self.kind} tree has no paths", got=f"{len(self.paths)} paths", fix="use kind static"
                 )
             return
         if self.rows != len(self.paths) + 1:
@@ -117,8 +123,8 @@ class TreeConfig:
         for path in self.paths:
             if not path or path in seen or path[:-1] not in seen or min(path) < 0:
                 raise FirpError("bad tree path", got=path, expected="each path once, after its own prefix")
-            if len(path) > (self.depth or num_predictors):
-                expected = f"at most {self.depth or num_predictors} ranks"
+            if len(path) > deepest:
+                expected = f"at most {deepest} ranks"
                 raise FirpError("tree path deeper than the predictors", got=path, expected=expected)
             seen.add(path)
 
@@ -159,8 +165,10 @@ def build_tree(
     of its source.
     """
     depth = min(max_depth, len(guesses.top_ids), config.depth or len(guesses.top_ids))
-    if config.kind == "static":
+    if config.kind == STATIC:
         return _static_tree(config.paths, root, guesses.top_ids, ranking, depth)
+    if config.kind == CHAIN:
+        return _chain_tree(config, root, guesses.top_ids, ranking, depth)
     return _dynamic_tree(config, root, guesses.top_ids, ranking, depth)
 
 
@@ -184,6 +192,22 @@ def _static_tree(
             int(top_ids[depth - 1, places[rank]]),
             tree.probabilities[parent] * probabilities[rank],
         )
+    return tree
+
+
+def _chain_tree(
+    config: TreeConfig, root: int, top_ids: np.ndarray, ranking: Ranking, max_depth: int
+) -> DraftTree:
+    """The best guess after each other, as long as the path is no less probable than `least`."""
+    tree = root_only(root)
+    place = 0
+    for depth in range(1, min(max_depth, config.rows - 1) + 1):
+        places, probabilities = ranking.children(depth, place)
+        place = places[0]
+        probability = tree.probabilities[-1] * probabilities[0]
+        if probability < config.least:
+            break
+        grow(tree, depth - 1, int(top_ids[depth - 1, place]), probability)
     return tree
 
 
@@ -256,6 +280,21 @@ def merge_trees(trees: list[DraftTree], rows: int) -> DraftTree:
         for child in children[node].values():
             heapq.heappush(heap, (-union.probabilities[child], child, place))
     return merged
+
+
+def likely_path(tree: DraftTree, rows: int) -> DraftTree:
+    """The path of at most so many nodes from the root on, always to the most probable child."""
+    best: dict[int, int] = {}
+    for node, parent in enumerate(tree.parents[1:], 1):
+        known = best.get(parent)
+        if known is None or tree.probabilities[node] > tree.probabilities[known]:
+            best[parent] = node
+    path = root_only(tree.tokens[0])
+    node = 0
+    while len(path.tokens) < rows and node in best:
+        node = best[node]
+        grow(path, len(path.tokens) - 1, tree.tokens[node], tree.probabilities[node])
+    return path
 
 
 def draft_sources(tree: DraftTree, count: int | None) -> list[int]:

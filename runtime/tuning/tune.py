@@ -19,7 +19,7 @@ from firp.runtime.engine import Engine, Prompt
 from firp.runtime.errors import FirpError
 from firp.runtime.progress import Progress, silent
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import FIRP, LOOKUP, TreeConfig
+from firp.runtime.trees.tree import CHAIN, DRAFTERS, DYNAMIC, FIRP, TreeConfig
 from firp.runtime.tuning.choose import choose, predicted_speedup
 from firp.runtime.tuning.latency import measure_latency
 
@@ -48,6 +48,12 @@ def tune(
             got=f"'{engine.bundle.path}'",
             fix="export it with predictors from firp calibrate, or give --prompts to choose drafts by lookup",
         )
+    if engine.manifest.quantization and not prompts:
+        raise FirpError(
+            "calibrated trees branch, and a quantized bundle drafts chains",
+            got=f"'{engine.bundle.path}'",
+            fix="give --prompts to choose a chain by",
+        )
     if prompts and text not in ("greedy", "sampled"):
         raise FirpError("prompts are decoded", got=f"--text {text}", expected="greedy or sampled")
     k = engine.manifest.num_predictors
@@ -62,7 +68,10 @@ def tune(
     if prompts:
         sizes = [len(engine.request(prompt).prompt) for prompt in prompts]
         cached = sum(sizes) // len(sizes) + NEW_TOKENS // 2
-        trees = promising_trees(found, latency, k, text, cached)
+        if engine.manifest.quantization:
+            trees = promising_chains(latency, k, cached)
+        else:
+            trees = promising_trees(found, latency, k, text, cached)
         if limits:
             trees = [tree for tree in trees if tree.pass_rows(k) <= limits.max_rows]
         found = measured(engine, trees, prompts, text, progress)
@@ -90,10 +99,23 @@ def promising_trees(
     for group in by_drafters.values():
         best = max(group, key=lambda item: predicted_speedup(item, latency, num_predictors, text, cached))
         trees.append(best.tree)
-        if best.tree.drafters == (FIRP,) and best.tree.kind == "dynamic":
+        if best.tree.drafters == (FIRP,) and best.tree.kind == DYNAMIC:
             trees.append(replace(best.tree, least=least))
-            trees.append(replace(best.tree, drafters=(FIRP, LOOKUP), least=least))
+            trees.append(replace(best.tree, drafters=DRAFTERS, least=least))
     return list(dict.fromkeys(trees))
+
+
+def promising_chains(latency: LatencyTable, num_predictors: int, cached: float) -> list[TreeConfig]:
+    """Chains worth trying on prompts: copied ones, and with predictors those of FIRP and of both, from
+    pseudo rows that ride along or of a draft pass. A draft must be worth a row here.
+    """
+    least = latency.worth_of_a_row(cached)
+    copied = [replace(TreeConfig.lookup(rows, least), kind=CHAIN) for rows in LOOKUP_ROWS]
+    if not num_predictors:
+        return copied
+    drafted = [TreeConfig(CHAIN, 1 + num_predictors, sources, least=least) for sources in (0, 1, 2)]
+    both = [TreeConfig(CHAIN, 8, sources, drafters=DRAFTERS, least=least) for sources in (0, 1, 2)]
+    return copied + drafted + both
 
 
 def measured(
