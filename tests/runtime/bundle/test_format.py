@@ -49,14 +49,14 @@ def test_the_manifest_survives_the_round_trip(bundle):
         (lambda b: (b / "firp.json").write_text("{"), "not JSON"),
         (lambda b: (b / "firp.json").write_text("[]"), "not a bundle manifest"),
         (
-            lambda b: edit_manifest(b, lambda d: d.update(format_version=3)),
-            "newer format.*version 3.*at most 2.*upgrade",
+            lambda b: edit_manifest(b, lambda d: d.update(format_version=4)),
+            "newer format.*version 4.*at most 3.*upgrade",
         ),
         (lambda b: edit_manifest(b, lambda d: d.update(format_version="1")), "not a bundle manifest"),
         (lambda b: edit_manifest(b, lambda d: d.update(format_version=0)), "not a bundle manifest"),
         (
             lambda b: edit_manifest(b, lambda d: [d.clear(), d.update(format_version=1)]),
-            "bundle of an older format.*version 1.*expected 2. Fix: export the model again",
+            "bundle of an older format.*version 1.*expected 3. Fix: export the model again",
         ),
         (lambda b: edit_manifest(b, lambda d: d.update(speed=9)), "unknown key in firp.json.*speed"),
         (
