@@ -46,6 +46,31 @@ def test_export_verifies_and_records_it(model, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "predictors"]
 
 
+def test_a_quantized_export_says_what_it_costs_and_inspect_says_so_later(model, tmp_path):
+    options = ("--quantize", "int8", "--quality-limit", 1000)
+    result = firp("export", model, "-o", tmp_path / "bundle", *options)
+    assert result.returncode == 0, result.stderr
+    assert "verified: " in result.stderr
+    shown = firp("inspect", tmp_path / "bundle").stdout
+    for text in (" ".join(result.stderr.split()), " ".join(shown.split())):
+        assert "int8: 17 weights as int8 rows" in text
+        assert "held-out tokens: perplexity" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--quantize-text", "text"), "go with --quantize"),
+        (("--quality-limit", "3"), "go with --quantize"),
+        (("--quantize", "int8", "--engine", "tensorrt"), "tensorrt does not run it"),
+        (("--quantize", "int5"), "is not one of 'none', 'int8', 'int4'"),
+    ],
+)
+def test_options_that_mean_nothing_together_are_refused(options, says, model, tmp_path):
+    assert says in fails("export", model, "-o", tmp_path / "bundle", *options, status=2)
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_export_without_predictors_says_so_and_decodes_plainly(model, tmp_path):
     result = firp("export", model, "-o", tmp_path / "bundle", "--no-verify")
     assert result.returncode == 0

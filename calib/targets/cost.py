@@ -15,7 +15,11 @@ from typing import NamedTuple
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.format import Manifest
 from firp.runtime.bundle.graph_spec import PREFIX, TensorSpec
+from firp.runtime.bundle.model_config import BLOCK, BLOCKS4, BLOCKS8, ROWS
 from firp.runtime.bundle.weight_table import head_name, layer_shapes, weight_shapes
+
+# of a value of a quantized weight, with its share of what a block has: a scale, a zero point of 4 bits
+_VALUE_BYTES = {ROWS: 1.0, BLOCKS8: 1 + 4 / BLOCK, BLOCKS4: (1 + 1 / BLOCK) / 2 + 4 / BLOCK}
 
 
 class Point(NamedTuple):
@@ -91,25 +95,37 @@ def pass_cost(manifest: Manifest, graph: str, point: Point) -> Cost:
     letters, layers = dimensions(graph, point, manifest.num_predictors), manifest.layers(graph)
     tensors = (*spec.inputs, *spec.outputs)
     cache = _bytes((*spec.past, *spec.new), letters)
-    shapes = [shape for layer in layers for shape in layer_shapes(model, layer).values()]
-    weights, linear = sum(map(prod, shapes)), sum(prod(shape) for shape in shapes if len(shape) == 2)
+    shapes = {name: shape for layer in layers for name, shape in layer_shapes(model, layer).items()}
+    weights = sum(_weight_bytes(manifest, name, prod(shape)) for name, shape in shapes.items())
+    linear = sum(prod(shape) for shape in shapes.values() if len(shape) == 2)
     count, keys, head = point.batch * point.rows, point.cached_tokens + point.rows, 0
     if graph == "lower":
-        weights += count * model.hidden_size  # of the embedding, the rows looked up
+        # of the embedding, the rows looked up
+        weights += _weight_bytes(manifest, "embed_tokens.weight", count * model.hidden_size)
     elif graph == "upper":
         table = weight_shapes(model)
         head = prod(table[head_name(model)])
-        weights += head + prod(table["norm.weight"])
+        weights += _weight_bytes(manifest, head_name(model), head)
+        weights += _weight_bytes(manifest, "norm.weight", prod(table["norm.weight"]))
     else:
-        weights = linear = manifest.num_predictors * model.hidden_size**2
+        linear = manifest.num_predictors * model.hidden_size**2
+        weights = _weight_bytes(manifest, "predictors.weight", linear)
     return Cost(
-        weight_bytes=weights * DTYPES[manifest.precision.weights].itemsize,
+        weight_bytes=weights,
         cache_bytes=cache,
         activation_bytes=_bytes(tensors, letters) - cache,
         linear_flops=2 * linear * count,
         attention_flops=4 * len(layers) * count * keys * model.attention.query_size,
         head_flops=2 * head * count,
     )
+
+
+def _weight_bytes(manifest: Manifest, name: str, count: int) -> int:
+    """Bytes of that many values of a weight, scales of blocks included."""
+    linears = manifest.quantization.linears if manifest.quantization else {}
+    if found := linears.get(name.removesuffix(".weight")):
+        return int(count * _VALUE_BYTES[found.format])
+    return count * DTYPES[manifest.precision.weights].itemsize
 
 
 def _bytes(tensors: Iterable[TensorSpec], letters: Mapping[str, int]) -> int:

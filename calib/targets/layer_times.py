@@ -23,7 +23,8 @@ _OPERATORS = {
     "norm": "RMSNormalization SimplifiedLayerNormalization SkipSimplifiedLayerNormalization "
     "LayerNormalization",
     "rope": "RotaryEmbedding",
-    "elementwise": "QuickGelu Gelu Sigmoid Swish Mul Add Sub Div",
+    "elementwise": "QuickGelu Gelu Sigmoid Swish Mul Add Sub Div Abs ReduceMax QuantizeLinear "
+    "DequantizeLinear",
     "copy": "Transpose Concat Gather GatherND Reshape Split Slice Cast Expand Squeeze Unsqueeze "
     "Identity Shape MemcpyFromHost MemcpyToHost",
     "head": "LogSoftmax TopK",

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from firp.export.bundle.output_checks import check_apart, check_own_files
 from firp.export.bundle.predictor_dir import TENSOR_NAME, Predictors, open_predictors
 from firp.export.graphs.predictors import PREDICTORS_WEIGHT
 from firp.export.graphs.write import write_graphs
@@ -33,7 +34,6 @@ from firp.export.weights import stream as weights
 from firp.export.weights.fingerprint import fingerprint
 from firp.export.weights.rope import rope_tables
 from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
-from firp.runtime.bundle.engine_record import ENGINES_FOLDER, engine_folders
 from firp.runtime.bundle.format import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -43,7 +43,7 @@ from firp.runtime.bundle.format import (
     write_manifest,
 )
 from firp.runtime.bundle.graph_spec import CACHE_CONTRACTS, IN_PLACE
-from firp.runtime.bundle.json_fields import read_json, to_json, write_json
+from firp.runtime.bundle.json_fields import to_json, write_json
 from firp.runtime.bundle.model_config import Precision
 from firp.runtime.bundle.weight_table import ROPE_TABLES
 from firp.runtime.errors import CheckpointError, FirpError
@@ -122,7 +122,7 @@ def prepare(options: ExportOptions, verify: bool) -> Prepared:
     with disk_errors(options.output):
         repair(options.output)
     check_target(options.output, MANIFEST_NAME, options.force)
-    _check_apart(options)
+    check_apart(options.output, (options.model, options.predictors))
     if options.quantize and options.dtype != MODEL_DTYPES[0]:
         raise FirpError(
             f"--quantize {options.quantize} goes with {MODEL_DTYPES[0]}",
@@ -130,7 +130,7 @@ def prepare(options: ExportOptions, verify: bool) -> Prepared:
             fix="leave --dtype out, or export with --quantize none",
         )
     if options.force and options.output.exists():
-        _check_own_files(options.output)
+        check_own_files(options.output)
     if verify and not DTYPES[options.dtype].has_cpu_kernels:
         raise FirpError(
             f"{options.dtype} graphs cannot be verified on a CPU",
@@ -145,44 +145,6 @@ def prepare(options: ExportOptions, verify: bool) -> Prepared:
         options.tree.validate(predictors.info.num_predictors)
     calibration = calibration_tokens(checkpoint, options.quantize_text) if options.quantize else None
     return Prepared(checkpoint, predictors, layer, calibration)
-
-
-def _check_apart(options: ExportOptions) -> None:
-    """The bundle neither is, nor holds, nor lies inside what it is made from: replacing it must not
-    delete an input.
-    """
-    output = options.output.resolve()
-    for source in (options.model, options.predictors):
-        if source and (output.is_relative_to(source.resolve()) or source.resolve().is_relative_to(output)):
-            raise FirpError(
-                "output and input overlap",
-                got=f"'{options.output}' and '{source}'",
-                fix="choose another path",
-            )
-
-
-def _check_own_files(bundle: Path) -> None:
-    """A bundle that is to be replaced holds nothing that its manifest does not list."""
-    data = read_json(bundle / MANIFEST_NAME)
-    listed = data.get("files") if isinstance(data, dict) else None
-    if not isinstance(listed, dict) or "format_version" not in data:
-        raise FirpError("output exists and is something else", got=f"'{bundle}'", fix="choose another path")
-    own = {*listed, MANIFEST_NAME, ENGINES_FOLDER}
-    leftover = f".{MANIFEST_NAME}-"  # of a killed writer
-    foreign = sorted(
-        path.name for path in bundle.iterdir() if path.name not in own and not path.name.startswith(leftover)
-    )
-    engines = {folder.name for folder in engine_folders(bundle)}
-    if (bundle / ENGINES_FOLDER).is_dir():
-        found = (path.name for path in (bundle / ENGINES_FOLDER).iterdir())
-        # of a killed build
-        foreign += sorted(name for name in found if name not in engines and not name.startswith("."))
-    if foreign:
-        raise FirpError(
-            "the bundle to replace holds other files",
-            got=", ".join(foreign[:5]),
-            fix="move them, or choose another path",
-        )
 
 
 def _split(checkpoint: Checkpoint, predictors: Predictors | None, requested: int | None) -> int:

@@ -21,25 +21,25 @@ def compensate(weight: np.ndarray, products: torch.Tensor) -> Integers:
     """weight: [out, in] f32, `in` a multiple of BLOCK; products: [in, in], the sum over calibration
     rows x of x' x.
     """
-    inverse = _inverse_factor(products.double())
-    left = torch.from_numpy(np.ascontiguousarray(weight, np.float64))  # what is still to be rounded
-    own = left.clone()
-    out, size = weight.shape
+    inverse = _inverse_factor(products.double()).numpy()
+    own = np.ascontiguousarray(weight.T, np.float64)  # [in, out]
+    left = own.copy()  # what is still to be rounded
+    size, out = own.shape
     scales, zero_points = nibble_grid(weight.T.reshape(-1, BLOCK, out))
     integers = np.empty((size, out), np.uint8)
     for start in range(0, size, BLOCK):
         end = start + BLOCK
-        step, offset = (torch.from_numpy(side[start // BLOCK]).double() for side in (scales, zero_points))
+        step, offset = (side[start // BLOCK].astype(np.float64) for side in (scales, zero_points))
         far = MOST_STEPS * step
-        errors = torch.empty(out, BLOCK, dtype=torch.float64)
+        errors = np.empty((BLOCK, out))
         for column in range(start, end):
-            value = torch.clamp(left[:, column], own[:, column] - far, own[:, column] + far)
-            integer = torch.clamp(torch.round(value / step) + offset, 0, 15)
-            integers[column] = integer.numpy()
-            error = (left[:, column] - (integer - offset) * step) / inverse[column, column]
-            left[:, column + 1 : end] -= error[:, None] * inverse[column, column + 1 : end]
-            errors[:, column - start] = error
-        left[:, end:] -= errors @ inverse[start:end, end:]
+            value = np.clip(left[column], own[column] - far, own[column] + far)
+            integer = np.clip(np.rint(value / step) + offset, 0, 15)
+            integers[column] = integer
+            error = (left[column] - (integer - offset) * step) / inverse[column, column]
+            left[column + 1 : end] -= inverse[column, column + 1 : end, None] * error
+            errors[column - start] = error
+        left[end:] -= inverse[start:end, end:].T @ errors
     return Integers(integers, scales, zero_points)
 
 

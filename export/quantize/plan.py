@@ -102,11 +102,6 @@ class _Group:
             self._report()
             name = self._weight.name.removesuffix(".weight")
             rows = inputs[0].reshape(-1, inputs[0].shape[-1])
-            if not torch.isfinite(rows).all():
-                raise CheckpointError(
-                    f"inputs of {name} are not finite on the calibration text",
-                    fix="use an undamaged checkpoint, or export with --quantize none",
-                )
             plan, rounded = self._decide(self._weight, name, rows)
             self._linears[name] = plan
             tensors = self._decide.checkpoint.tensors
@@ -129,35 +124,48 @@ class _Decision:
         """
         tensors = self.checkpoint.tensors
         values = read_array(weight, tensors)
-        smoothing = factors(self.checkpoint.config, name, rows.abs().amax(0).numpy(), np.abs(values).max(0))
+        largest = rows.abs().amax(0).numpy()
+        if not np.isfinite(largest).all():
+            raise CheckpointError(
+                f"inputs of {name} are not finite on the calibration text",
+                fix="use an undamaged checkpoint, or export with --quantize none",
+            )
         sample = rows[:: -(-len(rows) // _MEASURED_ROWS)].numpy()
-        right = sample @ values.T
-        smooth = quantize(values * smoothing, ROWS)
-        found = round_activations(sample / smoothing, ROWS) @ smooth.values().T
-        rows_error = relative_error(found, right)
-        own = kept_format(weight, tensors)
-        blocks = BLOCKS4 if self._method == "int4" and own is None else own or BLOCKS8
-        blocked, blocks_error = None, None
-        if dividing(values.shape):
-            if own:
-                blocked = kept_integers(weight, tensors)
-            elif blocks == BLOCKS4:
-                blocked = compensate(values, rows.T @ rows)
-            else:
-                blocked = quantize(values, BLOCKS8)
-            blocks_error = relative_error(round_activations(sample, blocks) @ blocked.values().T, right)
+        with np.errstate(all="ignore"):  # outputs that overflow are the next layer's inputs
+            right = sample @ values.T
+            smoothing = factors(self.checkpoint.config, name, largest, np.abs(values).max(0))
+            smoothed = quantize(values * smoothing, ROWS).values()
+            rows_error = relative_error(round_activations(sample / smoothing, ROWS) @ smoothed.T, right)
+            form, blocked, again = self._blocks(weight, name, values, rows)
+            blocks_error = None
+            if blocked is not None:
+                blocks_error = relative_error(round_activations(sample, form) @ blocked.T, right)
         if blocked is None or (self._method == "int8" and rows_error <= limit(blocks_error)):
-            form = LinearFormat(ROWS, False, rows_error, blocks_error)
             again = functools.partial(_smoothed_rows, weight, tensors, smoothing)
-            return LinearPlan(form, smoothing, again), np.ascontiguousarray(smooth.values() / smoothing)
-        form = LinearFormat(blocks, own is not None, rows_error, blocks_error)
-        if own:
-            again = functools.partial(kept_integers, weight, tensors)
-        elif blocks == BLOCKS8:
-            again = functools.partial(_rounded_blocks, weight, tensors)
+            found = LinearFormat(ROWS, False, rows_error, blocks_error)
+            return LinearPlan(found, smoothing, again), np.ascontiguousarray(smoothed / smoothing)
+        kept = kept_format(weight, tensors) is not None
+        found = LinearFormat(form, kept, rows_error, blocks_error)
+        return LinearPlan(found, None, again), np.ascontiguousarray(blocked)
+
+    def _blocks(
+        self, weight: Weight, name: str, values: np.ndarray, rows: torch.Tensor
+    ) -> tuple[str, np.ndarray | None, Callable[[], Integers] | None]:
+        """A weight in blocks: the format, the values [out, in] that it stands for, and how to make it
+        again; no values where blocks do not divide it.
+        """
+        tensors = self.checkpoint.tensors
+        if not dividing(values.shape):
+            return BLOCKS8, None, None
+        if own := kept_format(weight, tensors):
+            form, again = own, functools.partial(kept_integers, weight, tensors)
+        elif self._method == "int8":
+            form, again = BLOCKS8, functools.partial(_rounded_blocks, weight, tensors)
         else:
-            again = functools.partial(_load, _save(self._scratch / f"{name}.npz", blocked))
-        return LinearPlan(form, None, again), np.ascontiguousarray(blocked.values())
+            file = self._scratch / f"{name}.npz"
+            np.savez(file, **compensate(values, rows.T @ rows)._asdict())
+            form, again = BLOCKS4, functools.partial(_load, file)
+        return form, again().values(), again
 
 
 def _smoothed_rows(weight: Weight, tensors: dict, smoothing: np.ndarray) -> Integers:
@@ -166,11 +174,6 @@ def _smoothed_rows(weight: Weight, tensors: dict, smoothing: np.ndarray) -> Inte
 
 def _rounded_blocks(weight: Weight, tensors: dict) -> Integers:
     return quantize(read_array(weight, tensors), BLOCKS8)
-
-
-def _save(file: Path, integers: Integers) -> Path:
-    np.savez(file, **integers._asdict())
-    return file
 
 
 def _load(file: Path) -> Integers:

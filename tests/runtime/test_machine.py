@@ -41,3 +41,21 @@ def test_memory_that_is_just_enough_is_enough():
 
 def test_memory_that_nobody_tells_is_not_checked():
     host_memory.require_bytes("not enough memory here", {"all": 1 << 60}, None)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "flags", "exact"),
+    [
+        ("x86_64", "flags : fpu avx2", False),
+        ("x86_64", "flags : fpu avx2 avx512_vnni", True),
+        ("AMD64", "flags : fpu avx_vnni", True),
+        ("x86_64", None, False),
+        ("aarch64", None, True),
+    ],
+)
+def test_x86_without_vnni_does_not_sum_int8_exactly(architecture, flags, exact, monkeypatch, tmp_path):
+    if flags:
+        (tmp_path / "cpuinfo").write_text(flags)
+    monkeypatch.setattr(host_memory, "Path", lambda name: tmp_path / "cpuinfo")
+    monkeypatch.setattr(host_memory.platform, "machine", lambda: architecture)
+    assert host_memory.sums_int8_exactly() == exact

@@ -52,9 +52,13 @@ def _graph_of(bundle: Path, layer: int) -> str:
     return "lower" if layer < read_manifest(bundle / MANIFEST_NAME).prediction_layer else "upper"
 
 
+def _turned(weight: np.ndarray) -> np.ndarray:
+    return weight.T if weight.ndim == 2 else weight[::-1]
+
+
 def transposed_weight(bundle: Path, rng: random.Random) -> None:
-    """A square weight, [out, in] written as [in, out]."""
-    edit_weight(bundle, f"layers.{_layer(bundle, rng)}.o_proj.weight", lambda weight: weight.T)
+    """A square weight, [out, in] written as [in, out]; one of packed integers back to front."""
+    edit_weight(bundle, f"layers.{_layer(bundle, rng)}.o_proj.weight", _turned)
 
 
 def permuted_rows(bundle: Path, rng: random.Random) -> None:
@@ -74,7 +78,9 @@ def damaged_weight(bundle: Path, rng: random.Random) -> None:
 
     def flip(weight: np.ndarray) -> np.ndarray:
         flipped = weight.copy()
-        flipped[np.unravel_index(np.abs(weight).argmax(), weight.shape)] *= -1
+        largest = np.unravel_index(np.abs(weight).argmax(), weight.shape)
+        # of two packed integers both go to the other end of their grid
+        flipped[largest] = ~weight[largest] if weight.dtype == np.uint8 else -weight[largest]
         return flipped
 
     edit_weight(bundle, f"layers.{_layer(bundle, rng)}.down_proj.weight", flip)

@@ -1,5 +1,7 @@
 """Bytes and FLOPs of a pass against the weight files and the ONNX graphs."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -10,6 +12,8 @@ from firp.calib.targets import peaks
 from firp.calib.targets.cost import Cost, Peaks, Point, pass_cost, roofline
 from firp.runtime.backends.cuda import CudaMemory
 from firp.runtime.bundle.format import load_bundle
+from firp.runtime.bundle.model_config import BLOCKS4, BLOCKS8, ROWS, LinearFormat, Quantization
+from firp.runtime.bundle.weight_table import weight_shapes
 
 FAMILIES = ("llama_untied_biases", "qwen2", "qwen3", "mistral_window")
 
@@ -76,3 +80,15 @@ def test_the_bandwidth_of_a_device_is_that_of_a_copy_on_it(monkeypatch):
     assert cuda.moved_on_device == (1 + peaks.REPEATS) * 2**16  # the first is not counted
     assert found.bandwidth_gb_per_s > 0
     assert found.gflop_per_s is None
+
+
+@pytest.mark.parametrize(("form", "bits"), [(ROWS, 8), (BLOCKS8, 9), (BLOCKS4, 5.125)])
+def test_quantized_weights_count_with_what_their_blocks_have(form, bits, family_bundle):
+    loaded = load_bundle(family_bundle("llama_untied_biases")[1])
+    point = Point(5, 7, 1)
+    names = [name for name, shape in weight_shapes(loaded.manifest.model).items() if len(shape) == 2]
+    linears = {name.removesuffix(".weight"): LinearFormat(form, False, None, None) for name in names}
+    manifest = replace(loaded.manifest, quantization=Quantization("int8", 512, linears, None))
+    found, plain = (pass_cost(each, "upper", point) for each in (manifest, loaded.manifest))
+    matrices = (plain.linear_flops + plain.head_flops) / (2 * point.rows)
+    assert plain.weight_bytes - found.weight_bytes == pytest.approx(matrices * (32 - bits) / 8, abs=20)
