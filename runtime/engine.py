@@ -89,8 +89,11 @@ class Engine:
     @property
     def best_tree(self) -> TreeConfig | None:
         """The tree to draft with here, whether or not drafting pays; None where there is none: the
-        bundle has no predictors, and was not tuned for drafts by lookup.
+        bundle has no predictors, and was not tuned for drafts by lookup, or its weights lie in blocks.
         """
+        quantization = self.manifest.quantization
+        if quantization and not quantization.takes_drafts:
+            return None
         return self.choice.tree if self.choice else self.bundle.tree
 
     @property
@@ -191,6 +194,13 @@ class Engine:
         are added up in another order, and rounding to int8 makes a step of the last bit.
         """
         quantization = self.manifest.quantization
+        if quantization and not quantization.takes_drafts:
+            raise FirpError(
+                f"weights in blocks decode plainly ({quantization.method})",
+                got="a tree",
+                expected="drafts that change no token",
+                fix="export with --quantize int8, or none",
+            )
         if quantization and tree.kind != CHAIN:
             raise FirpError(
                 f"{quantization.method} bundles draft chains",

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from firp.calib.calibrate.request import CalibrationRequest, Prepared, identity, prepare
@@ -31,6 +32,7 @@ from firp.calib.training.path_tables import PathTables
 from firp.calib.training.row_store import RowStore
 from firp.calib.training.saved_run import SavedRun
 from firp.calib.training.trainer import Trainer, TrainProgress
+from firp.export.bundle.draft_tokens import COUNT, most_frequent
 from firp.export.bundle.predictor_dir import (
     FORMAT_VERSION,
     MARKER,
@@ -269,9 +271,18 @@ class _Run:
         accuracy = evaluated.findings.methods[0].accuracy
         info = self._info(trainer.frozen.prediction_layer, training, accuracy)
         weight = trainer.heads.weight.detach().cpu().numpy()
-        write_predictors(folder, info, weight, evaluated.correction, evaluated.calibration)
+        tokens = self._draft_tokens(dataset)
+        write_predictors(folder, info, weight, evaluated.correction, evaluated.calibration, tokens)
         write_report(folder, evaluated.findings)
         return info
+
+    def _draft_tokens(self, dataset: Dataset) -> np.ndarray | None:
+        """Frequent tokens of the training text; None of a vocabulary that is decoded whole."""
+        size = self.checkpoint.config.vocab_size
+        if size <= 2 * COUNT:
+            return None
+        counts = np.bincount(dataset.training.ravel(), minlength=size)
+        return most_frequent(counts, self.prepared.ends)
 
 
 def _share_of(options: TrainOptions, share: float) -> TrainOptions:

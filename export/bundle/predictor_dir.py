@@ -2,8 +2,9 @@
 
     predictors.json               `PredictorInfo`: method, K, layer, the model it belongs to,
                                   training, held-out accuracy
-    predictors.safetensors        one tensor, `predictors.weight` [K, D, D]: pseudo_hidden_state[j]
-                                  = weight[j] @ hidden_state
+    predictors.safetensors        `predictors.weight` [K, D, D]: pseudo_hidden_state[j] = weight[j] @
+                                  hidden_state; and of a large vocabulary `draft_tokens` [n] i64: the
+                                  frequent tokens of the training text
     path_correction.safetensors   `PathCorrection`, when correction_rank > 0
     calibration.json              `Calibration`: trees with their expected tokens per step; optional
 A report may lie beside them. Nothing else is read.
@@ -22,6 +23,7 @@ from firp.export.target_folder import disk_errors
 from firp.export.weights import stream as weights
 from firp.export.weights.fingerprint import fingerprint
 from firp.runtime.bundle.calibration import Calibration, read_calibration
+from firp.runtime.bundle.dtypes import MODEL_DTYPES
 from firp.runtime.bundle.format import CALIBRATION_NAME, CORRECTION_NAME
 from firp.runtime.bundle.json_fields import from_json, read_json, to_json, write_json
 from firp.runtime.errors import BundleError, CheckpointError
@@ -31,6 +33,7 @@ FORMAT_VERSION = 2
 MARKER = "predictors.json"
 TENSOR_FILE = "predictors.safetensors"
 TENSOR_NAME = "predictors.weight"
+TOKENS_NAME = "draft_tokens"
 STORED = "bfloat16"  # type of the tensor as calibration writes it; any float type is read
 
 
@@ -67,6 +70,7 @@ class Predictors:
 
     info: PredictorInfo
     tensor: TensorRecord
+    draft_tokens: np.ndarray | None  # [n] i64; None: they do not say
     files: dict[str, Path]  # name -> path of what a bundle takes as it is: path correction, calibration
 
 
@@ -101,14 +105,31 @@ def open_predictors(path: Path, checkpoint: Checkpoint) -> Predictors:
             expected=f"'{checkpoint.name}' ({found[:12]})",
             fix="train predictors for this model with firp calibrate",
         )
-    tensors = read_safetensors(path / TENSOR_FILE)
+    tensors = read_safetensors(path / TENSOR_FILE, (*MODEL_DTYPES, "int64"))
     shape = (info.num_predictors, info.hidden_size, info.hidden_size)
-    if set(tensors) != {TENSOR_NAME} or tensors[TENSOR_NAME].shape != shape:
+    if set(tensors) - {TOKENS_NAME} != {TENSOR_NAME} or tensors[TENSOR_NAME].shape != shape:
         found = {name: record.shape for name, record in tensors.items()}
         raise CheckpointError(
             "predictors.safetensors does not match predictors.json", got=found, expected={TENSOR_NAME: shape}
         )
-    return Predictors(info, tensors[TENSOR_NAME], _checked_files(path, info, config.vocab_size))
+    tokens = _checked_tokens(tensors.get(TOKENS_NAME), config.vocab_size)
+    return Predictors(info, tensors[TENSOR_NAME], tokens, _checked_files(path, info, config.vocab_size))
+
+
+def _checked_tokens(record: TensorRecord | None, vocab_size: int) -> np.ndarray | None:
+    if record is None:
+        return None
+    tokens = np.concatenate([*weights.read_chunks(TOKENS_NAME, record)])
+    if record.dtype != "int64" or tokens.ndim != 1 or not 64 <= len(np.unique(tokens)) == len(tokens):
+        raise CheckpointError(
+            f"bad {TOKENS_NAME} of predictors",
+            got=f"{record.dtype} {record.shape}",
+            expected="64 or more ids",
+        )
+    if tokens.min() < 0 or tokens.max() >= vocab_size:
+        got = f"{tokens.min()} to {tokens.max()}"
+        raise CheckpointError(f"bad {TOKENS_NAME} of predictors", got=got, expected=f"0 to {vocab_size - 1}")
+    return tokens
 
 
 def _checked_files(path: Path, info: PredictorInfo, vocab_size: int) -> dict[str, Path]:
@@ -131,12 +152,16 @@ def write_predictors(
     weight: np.ndarray,
     correction: PathCorrection | None = None,
     calibration: Calibration | None = None,
+    draft_tokens: np.ndarray | None = None,
 ) -> None:
-    """Write a predictor directory. weight: [K, D, D] f32, stored in bfloat16. The folder exists;
-    the caller makes it appear whole.
+    """Write a predictor directory. weight: [K, D, D] f32, stored in bfloat16; draft_tokens: [n] i64.
+    The folder exists; the caller makes it appear whole.
     """
+    outputs = [weights.from_array(TENSOR_NAME, weight)]
+    if draft_tokens is not None:
+        outputs.append(weights.from_array(TOKENS_NAME, draft_tokens)._replace(dtype="int64"))
     with disk_errors(folder):
-        weights.write_safetensors(folder / TENSOR_FILE, [weights.from_array(TENSOR_NAME, weight)], STORED)
+        weights.write_safetensors(folder / TENSOR_FILE, outputs, STORED)
         if correction:
             correction.save(folder / CORRECTION_NAME)
         if calibration:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from firp.export.bundle.draft_tokens import draft_head, draft_tokens
 from firp.export.bundle.output_checks import check_apart, check_own_files
 from firp.export.bundle.predictor_dir import TENSOR_NAME, Predictors, open_predictors
 from firp.export.graphs.predictors import PREDICTORS_WEIGHT
@@ -68,7 +69,7 @@ class ExportOptions:
     quantize: str | None = None  # one of METHODS
     quantize_text: Path | None = None  # that ranges are found on; None: the package's own
     quality_limit: float | None = None  # of the perplexity's rise, in percent; None: LIMITS of the method
-    tree: TreeConfig = dataclasses.field(default_factory=TreeConfig)
+    tree: TreeConfig | None = None  # None: one that suits the weights
     force: bool = False
 
 
@@ -141,7 +142,13 @@ def prepare(options: ExportOptions, verify: bool) -> Prepared:
     checkpoint.tokenizer()
     predictors = open_predictors(options.predictors, checkpoint) if options.predictors else None
     layer = _split(checkpoint, predictors, options.prediction_layer)
-    if predictors:
+    if predictors and options.quantize == "int4":
+        raise FirpError(
+            "int4 bundles decode plainly",
+            got="--predictors",
+            fix="leave them out, or export with --quantize int8, or none",
+        )
+    if predictors and options.tree:
         options.tree.validate(predictors.info.num_predictors)
     calibration = calibration_tokens(checkpoint, options.quantize_text) if options.quantize else None
     return Prepared(checkpoint, predictors, layer, calibration)
@@ -178,10 +185,15 @@ def _write(
             plan = make_plan(checkpoint, options.quantize, calibration, Path(scratch), progress)
             plain = quantized_outputs(checkpoint, plan)
             quantization = record(checkpoint, plan)
+        tokens = draft_tokens(checkpoint, predictors)
+        if tokens is not None:
+            plain += draft_head(checkpoint, tokens, quantization is not None)
         records = _write_weights(folder, plain, precision.weights, checkpoint, predictors, progress)
     num_predictors = predictors.info.num_predictors if predictors else 0
     graphs = {
-        contract: write_graphs(folder, checkpoint.config, layer, num_predictors, precision, records, contract)
+        contract: write_graphs(
+            folder, checkpoint.config, layer, num_predictors, precision, records, contract, tokens
+        )
         for contract in ((IN_PLACE,) if quantization else CACHE_CONTRACTS)
     }
     for name in checkpoint.companions:
@@ -193,7 +205,8 @@ def _write(
         "predictors": None,
     }
     if predictors:
-        write_json(folder / "tree.json", to_json(options.tree))
+        tree = TreeConfig.chain(num_predictors, 1) if options.quantize else TreeConfig()
+        write_json(folder / "tree.json", to_json(options.tree or tree))
         for name, path in predictors.files.items():
             shutil.copyfile(path, folder / name)
         source["predictors"] = {

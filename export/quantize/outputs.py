@@ -27,10 +27,10 @@ def quantized_outputs(checkpoint: Checkpoint, plan: Plan) -> list[Output]:
         name, _, kind = weight.name.rpartition(".")
         divisors = row_divisors(checkpoint.config, name, smoothing)
         if name in _TABLES:
-            outputs += _matrix(name, weight.shape, ROWS, _table(weight, checkpoint), None)
+            outputs += matrix(name, weight.shape, ROWS, _table(weight, checkpoint), None)
         elif name in plan.linears and kind == "weight":
             linear = plan.linears[name]
-            outputs += _matrix(name, weight.shape, linear.format.format, linear.integers, divisors)
+            outputs += matrix(name, weight.shape, linear.format.format, linear.integers, divisors)
             if linear.smoothing is not None:
                 outputs.append(from_array(f"{name}.smoothing", linear.smoothing))
         else:
@@ -53,12 +53,12 @@ def _table(weight: Weight, checkpoint: Checkpoint) -> Callable[[], Integers]:
     return lambda: quantize(read_array(weight, checkpoint.tensors), ROWS)
 
 
-def _matrix(
+def matrix(
     name: str,
     shape: tuple[int, ...],
     form: str,
     integers: Callable[[], Integers],
-    divisors: np.ndarray | None,
+    divisors: np.ndarray | None = None,
 ) -> Iterator[Output]:
     """The tensors of one matrix, shape [out, in]. Its integers are made when the first is written, and
     forgotten with the last.

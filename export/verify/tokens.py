@@ -5,6 +5,7 @@ In: an engine, and the `Reference`. Out: `Check`s that count the runs that diffe
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from firp.export.verify.report import Check, Tie
 from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import DRAFTERS, MAX_PASS_ROWS, TreeConfig
+from firp.runtime.trees.tree import CHAIN, DRAFTERS, MAX_PASS_ROWS, TreeConfig
 from firp.runtime.tuning.parity import NEAR_TIE, compare_trees, first_difference, plain_run
 
 _LARGE = 200 << 20  # bytes of weights
@@ -90,6 +91,17 @@ def generated_along(
 def trees_to_check(engine: Engine) -> dict[str, TreeConfig]:
     """One tree of every kind that the bundle can draft; without predictors by lookup alone."""
     k = engine.manifest.num_predictors
+    quantization = engine.manifest.quantization
+    if quantization:
+        chains = {"lookup": replace(TreeConfig.lookup(rows=8), kind=CHAIN)}
+        if k:
+            chains |= {
+                "best chain": engine.best_tree,
+                "draft pass": TreeConfig.chain(k, 0),
+                "all sources": TreeConfig.chain(k),
+                "merged chain": TreeConfig(CHAIN, 8, 2, drafters=DRAFTERS),
+            }
+        return chains if quantization.takes_drafts else {}
     if not k:
         return {"lookup": TreeConfig.lookup(rows=8)}
     return {

@@ -202,6 +202,13 @@ class Quantization:
     linears: dict[str, LinearFormat]  # by the names of the weights
     quality: Quality | None  # None: not measured, as in a bundle that was not verified
 
+    @property
+    def takes_drafts(self) -> bool:
+        """Whether a row of a chain has the same bits alone and among others, so that drafted decoding
+        is plain decoding. In blocks ONNX Runtime multiplies one row by another kernel than several.
+        """
+        return all(linear.format == ROWS for linear in self.linears.values())
+
     def validate(self, where: str) -> None:
         """Raises FirpError for a method or a format that is unknown."""
         formats = {linear.format for linear in self.linears.values()}

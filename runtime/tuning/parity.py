@@ -20,9 +20,8 @@ from firp.runtime.trees.tree import TreeConfig
 class NearTie(NamedTuple):
     """Limits of what rounding may turn. Another number of rows in a pass sums in another order,
     which moves logits by a few units of the type's precision: about 1e-6 in float32, and in the
-    half types by their unit roundoff times the residual stream's magnitude. Where activations are
-    rounded to int8, such a unit can turn one of them by a whole step, and every layer after it rounds
-    anew: then two computations lie as far apart as quantization itself moves them.
+    half types by their unit roundoff times the residual stream's magnitude. Rows of a quantized
+    bundle have the same bits alone and among others: nothing is excused there.
     """
 
     logit_gap: float  # greedy: the two best logits are this close
@@ -34,8 +33,8 @@ NEAR_TIE = {
     "float32": NearTie(1e-4, 1e-4, 1e-4),
     "float16": NearTie(5e-2, 1e-2, 2e-2),
     "bfloat16": NearTie(4e-1, 8e-2, 1e-1),
-    "int8": NearTie(2.5, 0.25, 1.5e-1),
-    "int4": NearTie(2.5, 0.25, 1.5e-1),
+    "int8": NearTie(0.0, 0.0, 0.0),
+    "int4": NearTie(0.0, 0.0, 0.0),
 }
 
 

@@ -48,6 +48,12 @@ def tune(
             got=f"'{engine.bundle.path}'",
             fix="export it with predictors from firp calibrate, or give --prompts to choose drafts by lookup",
         )
+    if engine.manifest.quantization and not engine.manifest.quantization.takes_drafts:
+        raise FirpError(
+            "nothing to tune",
+            got=f"'{engine.bundle.path}', whose weights in blocks decode plainly",
+            fix="export with --quantize int8, or none",
+        )
     if engine.manifest.quantization and not prompts:
         raise FirpError(
             "calibrated trees branch, and a quantized bundle drafts chains",
