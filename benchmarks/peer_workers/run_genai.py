@@ -1,0 +1,46 @@
+"""Decodes with onnxruntime-genai, for `peers.py`."""
+
+import itertools
+import json
+
+import numpy as np
+import onnxruntime_genai as genai
+from protocol import serve
+
+NO_TOKEN = -1  # as the end of a text, it never comes
+
+
+class Genai:
+    ways = ("plain",)
+
+    def __init__(self, model, threads):
+        config = genai.Config(model)
+        sessions = {"intra_op_num_threads": threads}
+        changes = {"model": {"eos_token_id": NO_TOKEN, "decoder": {"session_options": sessions}}}
+        config.overlay(json.dumps(changes))
+        self.model = genai.Model(config)
+
+    def _generator(self, tokens):
+        params = genai.GeneratorParams(self.model)
+        params.set_search_options(max_length=tokens, do_sample=False)
+        return genai.Generator(self.model, params)
+
+    def generate(self, ids, tokens, way, emit):
+        generator = self._generator(len(ids) + tokens)
+        generator.append_tokens(np.array([ids], np.int32))
+        for _ in range(tokens):
+            generator.generate_next_token()
+            emit(generator.get_next_tokens())
+
+    def score(self, ids):
+        generator = self._generator(len(ids) + 1)
+        nats = 0.0
+        for token, following in itertools.pairwise(ids):
+            generator.append_tokens(np.array([[token]], np.int32))
+            logits = generator.get_logits().reshape(-1).astype(np.float64)
+            nats += np.logaddexp.reduce(logits) - logits[following]
+        return nats
+
+
+if __name__ == "__main__":
+    serve(Genai, ["onnxruntime-genai", "onnxruntime"])
