@@ -2,27 +2,28 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import onnxruntime_genai as genai
 from protocol import serve
-
-NO_TOKEN = -1  # as the end of a text, it never comes
 
 
 class Genai:
     ways = ("plain",)
 
     def __init__(self, model, threads):
+        vocab_size = json.loads((Path(model) / "genai_config.json").read_text())["model"]["vocab_size"]
         config = genai.Config(model)
         sessions = {"intra_op_num_threads": threads}
-        changes = {"model": {"eos_token_id": NO_TOKEN, "decoder": {"session_options": sessions}}}
+        # a text must end somewhere: at a token that hardly ever comes, and is not let through
+        changes = {"model": {"eos_token_id": vocab_size - 1, "decoder": {"session_options": sessions}}}
         config.overlay(json.dumps(changes))
         self.model = genai.Model(config)
 
     def _generator(self, tokens):
         params = genai.GeneratorParams(self.model)
-        params.set_search_options(max_length=tokens, do_sample=False)
+        params.set_search_options(min_length=tokens, max_length=tokens, do_sample=False)
         return genai.Generator(self.model, params)
 
     def generate(self, ids, tokens, way, emit):
