@@ -96,12 +96,13 @@ def firp(shop: Workshop, label: str, bundle: Path) -> Peer:
     return shop.peer(f"firp {label}", sys.executable, "run_firp.py", bundle)
 
 
-def exported(shop: Workshop, model: Path, quantize: str) -> Path:
-    """The bundle of a model, without predictors. quantize: as `firp export --quantize`."""
+def exported(shop: Workshop, model: Path, quantize: str | None) -> Path:
+    """The bundle of a model, without predictors. quantize: as `firp export --quantize`; None:
+    float32."""
+    name = quantize or "float32"
     command = [sys.executable, "-m", "firp.cli", "export", model, "--dtype", "float32", "--no-verify"]
-    command += ["--quantize", quantize]
-    what = f"export {quantize}"
-    return shop.made(f"firp-{quantize}", lambda path: shop.run(what, [*command, "-o", path]))
+    command += ["--quantize", quantize] if quantize else []
+    return shop.made(f"firp-{name}", lambda path: shop.run(f"export {name}", [*command, "-o", path]))
 
 
 def transformers(shop: Workshop, model: Path) -> Peer:

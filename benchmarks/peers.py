@@ -36,7 +36,7 @@ from firp.runtime.machine import cores, processor
 
 PEERS = ("firp", "transformers", "onnxruntime-genai", "llama.cpp", "OpenVINO")
 SYNTHETIC = {"0.5B": "0.5b", "1.1B": "1b"}  # names in SHAPES
-QUANTIZE = {"float32": "none", "int8": "int8", "int4": "int4"}
+QUANTIZE = {"float32": None, "int8": "int8", "int4": "int4"}
 PATH = click.Path(path_type=Path, exists=True)
 Made = tuple[str, Callable[[], Peer]]  # a peer's label, and what makes it
 
@@ -121,7 +121,7 @@ def others(shop: Workshop, model: Path) -> Iterator[Made]:
         yield f"OpenVINO {precision}", partial(install.openvino, shop, model, precision)
 
 
-def firp_of(shop: Workshop, label: str, model: Path, quantize: str) -> Peer:
+def firp_of(shop: Workshop, label: str, model: Path, quantize: str | None) -> Peer:
     """firp, with the bundle that it exports."""
     return install.firp(shop, label, install.exported(shop, model, quantize))
 

@@ -40,7 +40,7 @@ def make_gguf(file: Path, model: Path) -> None:
     for shard in sorted(model.glob("*.safetensors")):
         with safe_open(shard, "numpy") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
-                writer.add_tensor(names.get_name(name, (".weight",)) + ".weight", tensors.get_tensor(name))
+                writer.add_tensor(names.get_name(name, (".weight",)), tensors.get_tensor(name))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

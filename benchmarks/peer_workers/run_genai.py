@@ -1,6 +1,5 @@
 """Decodes with onnxruntime-genai, for `peers.py`."""
 
-import itertools
 import json
 from pathlib import Path
 
@@ -35,12 +34,9 @@ class Genai:
 
     def score(self, ids):
         generator = self._generator(len(ids) + 1)
-        nats = 0.0
-        for token, following in itertools.pairwise(ids):
-            generator.append_tokens(np.array([[token]], np.int32))
-            logits = generator.get_logits().reshape(-1).astype(np.float64)
-            nats += np.logaddexp.reduce(logits) - logits[following]
-        return nats
+        generator.append_tokens(np.array([ids], np.int32))
+        logits = generator.get_output("logits")[0, :-1].astype(np.float64)
+        return (np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(ids) - 1), ids[1:]]).sum()
 
 
 if __name__ == "__main__":
