@@ -25,6 +25,15 @@ SHAPES = {  # as LlamaConfig names them
         "num_key_value_heads": 2,
         "max_position_embeddings": 8192,
     },
+    "0.5b": {
+        "vocab_size": 32000,
+        "hidden_size": 1536,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 8192,
+    },
     "1b": {  # TinyLlama's, with a longer context
         "vocab_size": 32000,
         "hidden_size": 2048,

@@ -1,7 +1,9 @@
 """The benchmarks' tables, and the GPU benchmark as far as a double of the device carries it."""
 
 import shutil
+import sys
 
+import click
 import pytest
 from support.tensorrt_double import device_engine
 
@@ -85,3 +87,76 @@ def test_every_headline_is_backed_by_a_script_and_a_file(pytestconfig):
     for claim, _, _, _, script, file in headlines:
         assert (folder / script.strip("`").split()[0]).is_file(), claim
         assert (folder / file.partition("(")[2].rstrip(")")).is_file(), claim
+
+
+@pytest.fixture
+def peer_lines(table, tmp_path):
+    """Lines of one run's settings, in a file of the test's own."""
+    from peer_turns import Lines
+
+    return lambda **settings: Lines(tmp_path / "lines.jsonl", settings)
+
+
+@pytest.fixture
+def firp_peer(table, demo_bundle):
+    """firp as `peers.py` starts it, with the demo bundle."""
+    from peer_install import WORKERS, Peer
+
+    options = {"model": str(demo_bundle), "threads": 1}
+    return Peer("firp demo", [sys.executable, str(WORKERS / "run_firp.py")], options)
+
+
+def test_peers_are_asked_for_the_same_tokens_plainly_and_drafted(firp_peer, tmp_path):
+    from peer_process import Worker
+
+    with (tmp_path / "log").open("wb") as log, Worker(firp_peer, log) as worker:
+        runs = [worker.ask(ids=[5, 6, 7], tokens=12, way=way) for way in worker.loaded["ways"]]
+        score = worker.ask(score=[5, 6, 7, 8])
+    assert worker.loaded["ways"] == ["plain", "drafted"]
+    assert runs[0]["token_ids"] == runs[1]["token_ids"]
+    assert [len(run["seconds"]) for run in runs] == [12, 12]
+    assert score["nats"] > 0
+
+
+def test_a_peer_that_does_not_load_says_why(firp_peer, tmp_path):
+    from peer_install import Absent
+    from peer_process import Worker
+
+    broken = firp_peer._replace(options={"model": str(tmp_path), "threads": 1})
+    with (tmp_path / "log").open("wb") as log, pytest.raises(Absent, match="firp demo: BundleError"):
+        Worker(broken, log)
+
+
+def test_what_a_stopped_comparison_measured_is_not_measured_again(peer_lines):
+    peer_lines(tokens=8).add(what="load", name="a", turn=0, load_s=1.5)
+    again = peer_lines(tokens=8)
+    assert again.has(what="load", name="a", turn=0)
+    assert not again.has(what="load", name="a", turn=1)
+    assert again.all == [{"what": "load", "name": "a", "turn": 0, "load_s": 1.5}]
+
+
+def test_lines_of_other_settings_are_not_mixed(peer_lines):
+    peer_lines(tokens=8)
+    with pytest.raises(click.ClickException, match="of another run"):
+        peer_lines(tokens=9)
+
+
+def test_peers_take_turns_and_are_compared(table, firp_peer, peer_lines, tmp_path):
+    from peer_jobs import Jobs
+    from peer_table import report
+    from peer_turns import Comparison
+
+    lines = peer_lines()
+    jobs = Jobs([("code:1", [5, 6, 7])], list(range(5, 40)), [5, 6, 7], 8)
+    jobs.contexts = lambda turn: []
+    comparison = Comparison(lines, jobs, tmp_path / "log")
+    comparison.admit("firp demo", lambda: firp_peer)
+    comparison.run(2)
+    result = table.Result("peers", "Peers")
+    report(result, lines.all)
+    summary, gains = result.tables
+    assert comparison.absent == {}
+    assert [row[0] for row in summary.rows] == ["firp demo", "firp demo, drafted"]
+    assert [line["turn"] for line in lines.all if line["what"] == "turn"] == [0, 0, 1, 1]
+    assert [row[0] for row in gains.rows] == ["firp demo, drafted"]
+    assert "onnxruntime" in result.notes[-1]

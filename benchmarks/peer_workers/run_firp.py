@@ -1,0 +1,47 @@
+"""Decodes with firp, for `peers.py`: plainly, and with the tree that `firp tune` chose, whether or
+not it found that drafting pays.
+"""
+
+import numpy as np
+from protocol import serve
+
+from firp.runtime.engine import Engine
+from firp.runtime.sampling import Picker, SamplingParams
+
+
+class Firp:
+    def __init__(self, model, threads):
+        self.engine = Engine.load(model, threads=threads)
+        self.ways = ("plain", "drafted") if self.engine.best_tree else ("plain",)
+
+    def generate(self, ids, tokens, way, emit):
+        params = SamplingParams(tokens, ignore_eos=True)
+        drafts = {"plain": True} if way == "plain" else {"tree": self.engine.best_tree}
+        for chunk in self.engine.stream(ids, params, **drafts):
+            emit(chunk.token_ids)
+
+    def score(self, ids):
+        params = SamplingParams(len(ids) - 1, ignore_eos=True)
+        forced = Forced(params, ids)
+        for _ in self.engine.steps(self.engine.request(ids[:1], params), picker=forced):
+            pass
+        return forced.nats
+
+
+class Forced(Picker):
+    """Picks the tokens of a given text, and adds up how unlikely they were."""
+
+    def __init__(self, params, ids):
+        super().__init__(params)
+        self.needs_logits = True
+        self.ids = ids
+        self.nats = 0.0
+
+    def __call__(self, logits, position):
+        token = self.ids[position]
+        self.nats += float(np.logaddexp.reduce(logits.astype(np.float64)) - logits[token])
+        return token
+
+
+if __name__ == "__main__":
+    serve(Firp, ["onnxruntime"])

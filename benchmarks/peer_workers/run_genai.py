@@ -1,0 +1,43 @@
+"""Decodes with onnxruntime-genai, for `peers.py`."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime_genai as genai
+from protocol import serve
+
+
+class Genai:
+    ways = ("plain",)
+
+    def __init__(self, model, threads):
+        vocab_size = json.loads((Path(model) / "genai_config.json").read_text())["model"]["vocab_size"]
+        config = genai.Config(model)
+        sessions = {"intra_op_num_threads": threads}
+        # a text must end somewhere: at a token that hardly ever comes, and is not let through
+        changes = {"model": {"eos_token_id": vocab_size - 1, "decoder": {"session_options": sessions}}}
+        config.overlay(json.dumps(changes))
+        self.model = genai.Model(config)
+
+    def _generator(self, tokens):
+        params = genai.GeneratorParams(self.model)
+        params.set_search_options(min_length=tokens, max_length=tokens, do_sample=False)
+        return genai.Generator(self.model, params)
+
+    def generate(self, ids, tokens, way, emit):
+        generator = self._generator(len(ids) + tokens)
+        generator.append_tokens(np.array([ids], np.int32))
+        for _ in range(tokens):
+            generator.generate_next_token()
+            emit(generator.get_next_tokens())
+
+    def score(self, ids):
+        generator = self._generator(len(ids) + 1)
+        generator.append_tokens(np.array([ids], np.int32))
+        logits = generator.get_output("logits")[0, :-1].astype(np.float64)
+        return (np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(ids) - 1), ids[1:]]).sum()
+
+
+if __name__ == "__main__":
+    serve(Genai, ["onnxruntime-genai", "onnxruntime"])
