@@ -24,6 +24,7 @@ from firp.runtime.machine import cores, processor, sums_int8_exactly
 from firp.runtime.sampling import integer
 
 MOST_THREADS = 1024  # more take ONNX Runtime minutes to start
+SPIN_US = "20"  # microseconds
 _CUDA = "CUDAExecutionProvider"
 # of shapes: ONNX Runtime computes them on the CPU on purpose, from shapes that it knows there
 _ON_HOST = {"Shape", "Concat"}
@@ -47,8 +48,10 @@ class OnnxRuntimeBackend:
         options = _session_options()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
-        # Three graphs take turns, each with threads of its own: these spin while their graph runs,
-        # for it has a hundred pieces of work for them, and stop with it.
+        # Three graphs take turns, each with threads of its own: these wait actively for the next piece
+        # of work while their graph runs, for there are hundreds of them, and stop with it. Not for long:
+        # where other programs want the cores, waiting takes them from the thread that is waited for.
+        options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_US)
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if not sums_int8_exactly():  # then integers are multiplied by slower, exact kernels
             options.add_session_config_entry("session.x64quantprecision", "1")
