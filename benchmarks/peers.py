@@ -37,6 +37,10 @@ from firp.runtime.machine import cores, processor
 PEERS = ("firp", "transformers", "onnxruntime-genai", "llama.cpp", "OpenVINO")
 SYNTHETIC = {"0.5B": "0.5b", "1.1B": "1b"}  # names in SHAPES
 QUANTIZE = {"float32": None, "int8": "int8", "int4": "int4"}
+ASIDE = (
+    "A peer decodes with its own defaults: llama.cpp keeps its cache in float16, OpenVINO in 8 bits. llama.cpp "
+    "quantized Q8_0 and Q4_0 from the values of the GGUF file, the others from the checkpoint."
+)
 PATH = click.Path(path_type=Path, exists=True)
 Made = tuple[str, Callable[[], Peer]]  # a peer's label, and what makes it
 
@@ -79,6 +83,7 @@ def main(model, gguf, prompts, bundles, synthetic, peers, threads, turns, tokens
     idle_s = comparison.run(turns)
     result = Result(name, f"Peers: {Path(settings['model']).name}, {threads} threads")
     report(result, comparison.lines.all)
+    result.note(ASIDE)
     for label, why in comparison.absent.items():
         result.note(f"{label} is left out: {why}")
     result.note(f"Workers that waited for their turn took {idle_s:.2f} s of processor time in all.")
