@@ -37,6 +37,10 @@ from firp.runtime.machine import cores, processor
 PEERS = ("firp", "transformers", "onnxruntime-genai", "llama.cpp", "OpenVINO")
 SYNTHETIC = {"0.5B": "0.5b", "1.1B": "1b"}  # names in SHAPES
 QUANTIZE = {"float32": None, "int8": "int8", "int4": "int4"}
+ASIDE = (
+    "A peer decodes with its own defaults: llama.cpp keeps its cache in float16, OpenVINO in 8 bits. "
+    "llama.cpp quantized Q8_0 and Q4_0 from the values of the GGUF file, the others from the checkpoint."
+)
 PATH = click.Path(path_type=Path, exists=True)
 Made = tuple[str, Callable[[], Peer]]  # a peer's label, and what makes it
 
@@ -53,13 +57,21 @@ Made = tuple[str, Callable[[], Peer]]  # a peer's label, and what makes it
 @click.option("--tokens", default=64, show_default=True, help="Generated after each prompt.")
 @click.option("--per-kind", default=1, show_default=True, help="Prompts of each kind.")
 @click.option("--text", type=PATH, help="Held-out text for the perplexity. Default: the prompts' own.")
-@click.option("--work", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir(), "firp-peers"))
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path(tempfile.gettempdir(), "firp-peers"),
+    show_default=True,
+    help="Where environments, models and lines are kept.",
+)
 @click.option("--name", help="Of the files. Default: peers, or peers_SIZE.")
 def main(model, gguf, prompts, bundles, synthetic, peers, threads, turns, tokens, per_kind, text, work, name):
     if synthetic is None and not (model and prompts):
         raise click.UsageError("give --model and --prompts, or --synthetic")
     if synthetic is not None and (model or gguf or prompts or bundles or text):
         raise click.UsageError("--synthetic goes without a model, prompts and bundles")
+    if any("=" not in bundle for bundle in bundles):
+        raise click.UsageError("a --bundle is LABEL=BUNDLE")
     name = name or ("peers" if synthetic is None else f"peers_{synthetic.lower()}")
     shop = Workshop(work.resolve(), name, threads)
     peers = peers or PEERS
@@ -79,6 +91,7 @@ def main(model, gguf, prompts, bundles, synthetic, peers, threads, turns, tokens
     idle_s = comparison.run(turns)
     result = Result(name, f"Peers: {Path(settings['model']).name}, {threads} threads")
     report(result, comparison.lines.all)
+    result.note(ASIDE)
     for label, why in comparison.absent.items():
         result.note(f"{label} is left out: {why}")
     result.note(f"Workers that waited for their turn took {idle_s:.2f} s of processor time in all.")
