@@ -4,7 +4,8 @@ and the time that takes here.
 In: a bundle's manifest, the shapes of a pass, the device's measured peaks. Out: a `Cost`, and its
 `Roofline`: a pass can be no faster than its bytes at the peak bandwidth, nor than its FLOPs at the
 peak rate (Williams et al., "Roofline", 2009). Counted are weights once, the declared inputs and
-outputs once, the arithmetic of GEMMs and attention; what a graph copies on the way is not.
+outputs once, the arithmetic of GEMMs and attention; what a graph copies on the way is not, nor the
+one row that is decoded to guesses.
 """
 
 from collections.abc import Iterable, Mapping

@@ -25,11 +25,12 @@ _OPERATORS = {
     "rope": "RotaryEmbedding",
     "elementwise": "QuickGelu Gelu Sigmoid Swish Mul Add Sub Div Abs ReduceMax QuantizeLinear "
     "DequantizeLinear",
-    "copy": "Transpose Concat Gather GatherND Reshape Split Slice Cast Expand Squeeze Unsqueeze "
-    "Identity Shape MemcpyFromHost MemcpyToHost",
+    "copy": "Transpose TensorScatter Tile Concat Gather GatherND Reshape Split Slice Cast Expand Squeeze "
+    "Unsqueeze Identity Shape MemcpyFromHost MemcpyToHost",
     "head": "LogSoftmax TopK",
 }
 _KIND_OF = {operator: kind for kind, operators in _OPERATORS.items() for operator in operators.split()}
+_LAYER_OUTPUT = re.compile(r"layers\.\d+\.out")
 # Names as in the plans of TensorRT-RTX 1.7: "node_Gemm_7", "__myl_AddMulMeanAddSqrtDivMulMul" (a
 # fused norm); the first that fits.
 _LAYER_NAMES = (
@@ -84,14 +85,15 @@ def kind_of(layer: LayerTime, head: frozenset[str] = frozenset()) -> str:
 
 
 def head_nodes(graph_path: Path) -> frozenset[str]:
-    """Names of the nodes from the last GEMM of the upper graph on: logits, log-probabilities and
-    the best of them.
+    """Names of the nodes from the first GEMM after the layers of the upper graph on, norms apart:
+    logits, log-probabilities and the best of them, of rows and of pseudo rows.
     """
     import onnx
 
     nodes = list(onnx.load(graph_path, load_external_data=False).graph.node)
-    last = max(index for index, node in enumerate(nodes) if node.op_type == "Gemm")
-    return frozenset(node.name for node in nodes[last:])
+    layers = max(i for i, node in enumerate(nodes) if _LAYER_OUTPUT.fullmatch(node.output[0]))
+    first = next(i for i in range(layers, len(nodes)) if _KIND_OF.get(nodes[i].op_type) == "GEMM")
+    return frozenset(node.name for node in nodes[first:] if _KIND_OF.get(node.op_type) != "norm")
 
 
 def read_onnxruntime_profile(path: Path, warm_up: int) -> list[LayerTime]:

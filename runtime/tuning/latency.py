@@ -10,6 +10,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from firp.runtime.passes.request import Needs, Request
 from firp.runtime.passes.session import Session
 from firp.runtime.progress import Progress, silent
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig, chain
+from firp.runtime.trees.tree import CHAIN, TreeConfig, chain
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 CONTEXTS = (128, 512, 2048)  # cached tokens, or three quarters of a context that is shorter
@@ -62,7 +63,11 @@ def measure_latency(
     progress("measuring latency", len(contexts), len(contexts) + 1)
     prompt = [token % engine.model.vocab_size for token in range(min(TYPICAL_CONTEXT, context // 2))]
     request = engine.request(prompt, SamplingParams(OUTSIDE_TOKENS, ignore_eos=True))
-    drafts = TreeConfig("dynamic", min(8, most // (1 + k)), None) if k else TreeConfig.lookup(min(8, most))
+    if engine.manifest.quantization:
+        drafts = TreeConfig.chain(k) if k else replace(TreeConfig.lookup(min(8, most)), kind=CHAIN)
+    else:
+        size = min(8, most // (1 + k))
+        drafts = TreeConfig("dynamic", size, None) if k else TreeConfig.lookup(min(8, most))
     return LatencyTable(
         device=engine.backend.device,
         prediction_layer=engine.manifest.prediction_layer,

@@ -41,24 +41,25 @@ def tune(
     calibration promised. Raises FirpError when there is nothing to choose from, or the bundle
     cannot be written.
     """
+    quantization = engine.manifest.quantization
+    if quantization and not quantization.takes_drafts:
+        raise FirpError(
+            "nothing to tune",
+            got=f"'{engine.bundle.path}', whose weights in blocks decode plainly",
+            fix="export with --quantize int8, or none",
+        )
+    if quantization and not prompts:
+        raise FirpError(
+            "calibrated trees branch, and a quantized bundle drafts chains",
+            got=f"'{engine.bundle.path}'",
+            fix="give --prompts to choose a chain by",
+        )
     calibration = engine.bundle.calibration
     if calibration is None and not prompts:
         raise FirpError(
             "the bundle has no calibrated trees",
             got=f"'{engine.bundle.path}'",
             fix="export it with predictors from firp calibrate, or give --prompts to choose drafts by lookup",
-        )
-    if engine.manifest.quantization and not engine.manifest.quantization.takes_drafts:
-        raise FirpError(
-            "nothing to tune",
-            got=f"'{engine.bundle.path}', whose weights in blocks decode plainly",
-            fix="export with --quantize int8, or none",
-        )
-    if engine.manifest.quantization and not prompts:
-        raise FirpError(
-            "calibrated trees branch, and a quantized bundle drafts chains",
-            got=f"'{engine.bundle.path}'",
-            fix="give --prompts to choose a chain by",
         )
     if prompts and text not in ("greedy", "sampled"):
         raise FirpError("prompts are decoded", got=f"--text {text}", expected="greedy or sampled")
@@ -74,7 +75,7 @@ def tune(
     if prompts:
         sizes = [len(engine.request(prompt).prompt) for prompt in prompts]
         cached = sum(sizes) // len(sizes) + NEW_TOKENS // 2
-        if engine.manifest.quantization:
+        if quantization:
             trees = promising_chains(latency, k, cached)
         else:
             trees = promising_trees(found, latency, k, text, cached)

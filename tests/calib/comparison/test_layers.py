@@ -74,8 +74,8 @@ def test_a_whole_bundle_passes(bundle):
         ("lower", AS_IT_RUNS, 5),
         ("lower", WITH_LAYERS, 9),
         ("predictors", AS_IT_RUNS, 1),
-        ("upper", AS_IT_RUNS, 7),
-        ("upper", WITH_LAYERS, 11),
+        ("upper", AS_IT_RUNS, 9),
+        ("upper", WITH_LAYERS, 13),
     ]
     assert all(comparison.check().passed for comparison in found)
     assert all(comparison.worst <= 1e-4 for comparison in found)
@@ -97,10 +97,10 @@ def test_float16_is_compared_with_float32(half_bundle):
 @pytest.mark.parametrize(
     ("weight", "first", "first_declared"),
     [
-        ("layers.1.qkv_proj.weight", "new_key.1", "new_key.1"),
-        ("layers.0.o_proj.weight", "layers.0.attention_out", "new_key.1"),
+        ("layers.1.qkv_proj.weight", "present_key.1", "present_key.1"),
+        ("layers.0.o_proj.weight", "layers.0.attention_out", "present_key.1"),
         ("layers.1.down_proj.weight", "layers.1.out", "hidden_states"),
-        ("layers.2.mlp_norm.weight", "layers.2.out", "new_key.3"),
+        ("layers.2.mlp_norm.weight", "layers.2.out", "present_key.3"),
         ("layers.3.down_proj.weight", "layers.3.out", "logits"),
     ],
 )
@@ -246,7 +246,7 @@ def test_an_engine_with_layer_outputs_is_built(half_bundle, monkeypatch):
     monkeypatch.setattr(polygraphy_trt, "EngineFromBytes", lambda plan: plan)
     monkeypatch.setattr(polygraphy_trt, "TrtRunner", trt_runner)
     found = list(compare_graphs(target, loaded, lambda stage, done, total: shares.append((stage, done))))
-    assert [comparison.tensors for comparison in found] == [5, 9, 1, 7, 11]
+    assert [comparison.tensors for comparison in found] == [5, 9, 1, 9, 13]
     assert all(comparison.check().passed for comparison in found)
     assert [isinstance(plan, memoryview) for plan in plans] == [False, True, False, False, True]
     built = next((half_bundle / "engines").iterdir())
@@ -268,7 +268,7 @@ def test_the_command_fails_with_the_tensor(bundle, tmp_path, monkeypatch, capsys
     ):
         cli.command_line().main(["verify", str(bundle.path), "--layers"], standalone_mode=False)
     shown = capsys.readouterr().out
-    assert re.search(r"upper, layers +│ +11 .* layers\.3\.out │ +3 ", shown)
+    assert re.search(r"upper, layers +│ +13 .* layers\.3\.out │ +3 ", shown)
     assert re.search(r"lower, layers .* - │ +- ", shown)
 
 

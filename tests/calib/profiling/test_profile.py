@@ -119,10 +119,8 @@ def test_the_parts_of_a_step_sum_to_it(profile):
     plain, drafted = profile.steps
     assert plain.part("predictors_ms").high_ms == 0
     assert drafted.part("predictors_ms").median_ms > 0
-    token_bytes = 2 * 4 * 2 * 32 * 4  # keys and values of 4 layers, 2 heads of 32, float32
-    assert plain.commit_bytes_per_step == token_bytes
+    assert plain.commit_bytes_per_step == 0  # rows are written where they stay
     assert plain.tokens_per_step == 1.0
-    assert drafted.commit_bytes_per_step >= token_bytes
 
 
 def test_kinds_sum_to_the_graph(profile, bundle):

@@ -49,11 +49,10 @@ def test_flops_are_those_of_the_graphs(family_bundle, family):
     for name, cost in costs(loaded, point).items():
         graph = onnx.load(loaded.graph_path(loaded.manifest.graphs[name]), load_external_data=False).graph
         shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
-        linear = sum(
-            2 * point.rows * point.batch * np.prod(shapes[n.input[1]])
-            for n in graph.node
-            if n.op_type == "Gemm"
-        )
+        gemms = [node for node in graph.node if node.op_type == "Gemm"]
+        if name == "upper":
+            gemms.pop()  # of the pseudo rows' guesses, one row in this pass
+        linear = sum(2 * point.rows * point.batch * np.prod(shapes[node.input[1]]) for node in gemms)
         attentions = sum(node.op_type == "Attention" for node in graph.node)
         query = point.batch * point.rows * loaded.manifest.model.attention.query_size
         assert cost.linear_flops + cost.head_flops == linear, name

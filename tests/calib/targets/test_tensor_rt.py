@@ -92,13 +92,14 @@ def test_passes_of_an_engine(family_bundle, monkeypatch):
     )
     engines = SimpleNamespace(record=record, plan_path=lambda graph: bundle / f"{graph}.plan")
     target = target_without_gpu(monkeypatch, loaded, library, engines)
-    check_grid(target, SimpleNamespace(graphs={"lower": spec}, num_predictors=3), [Point(64, 50, 1)])
+    target.graphs = {"lower": spec}
+    check_grid(target, SimpleNamespace(num_predictors=3), [Point(64, 50, 1)])
     with pytest.raises(
         FirpError, match=re.escape("the lower engine does not hold such a pass | got input_ids [1, 65]")
     ):
         check_grid(
             target,
-            SimpleNamespace(graphs={"lower": spec}, num_predictors=3),
+            SimpleNamespace(num_predictors=3),
             [Point(64, 50, 1), Point(65, 50, 1)],
         )
     feeds, count = FeedMaker(spec, loaded.manifest, 1, 40), len(spec.inputs)

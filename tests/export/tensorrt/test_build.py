@@ -54,7 +54,8 @@ def test_engine_json_says_what_was_built(demo16):
         64,
     )
     assert prefill.shapes["hidden_states"][2] == (1, PREFILL_ROWS + 3, 256)
-    assert prefill.shapes["logits_rows"][2] == (1, 4)
+    assert prefill.shapes["logits_rows"][2] == (1, 1)
+    assert prefill.shapes["draft_rows"][2] == (1, 3)
     assert record.profiles["lower"][1].shapes["input_ids"][2] == (1, PREFILL_ROWS)
     assert record.peak_bytes > 0
     assert all(seconds > 0 for seconds in record.build_seconds.values())

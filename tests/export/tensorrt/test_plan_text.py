@@ -48,14 +48,17 @@ def check_fusions(bundle, record, launches_per_layer):
     and up another), and keys and values that only the concat before the attention copies.
     """
     manifest, found = load_bundle(bundle).manifest, launches(bundle, record)
+    heads = 1 + (manifest.num_predictors > 0)
     for graph in ("lower", "upper"):
         count = len(manifest.layers(graph))
         assert len(found[graph]) == 2  # decode and prefill
         for summary in found[graph]:
             assert (summary.attentions, summary.copied_caches) == (count, 0), graph
-            # the upper graph has the output layer too
-            assert summary.gemms == 4 * count + (graph == "upper"), graph
-            assert summary.launches <= launches_per_layer * count + 6, graph
+            # the upper graph has the output layer too, and another for pseudo rows
+            # (TensorRT may make one GEMM of both)
+            more = range(1, heads + 1) if graph == "upper" else range(1)
+            assert summary.gemms - 4 * count in more, graph
+            assert summary.launches <= launches_per_layer * count + 10, graph
             assert count == 1 or summary.launches_per_layer <= launches_per_layer
     assert all(summary.launches <= 3 for summary in found["predictors"])
     assert all(summary.gemms == 1 for summary in found["predictors"])

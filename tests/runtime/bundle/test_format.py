@@ -38,8 +38,8 @@ def test_the_manifest_survives_the_round_trip(bundle):
     assert json.loads((bundle / "firp.json").read_text()) == {**data, "sha256": manifest_digest(data)}
     names = [tensor.name for tensor in loaded.manifest.graphs["lower"].inputs]
     assert names[:3] == ["input_ids", "position_ids", "attention_bias"]
-    assert names[3:6] == ["write_at", "query_shape", "bias_repeats"]
-    assert names[6:] == ["past_key.0", "past_value.0", "past_key.1", "past_value.1"]
+    assert names[3:7] == ["write_at", "query_shape", "bias_repeats", "bias_shape"]
+    assert names[7:] == ["past_key.0", "past_value.0", "past_key.1", "past_value.1"]
 
 
 @pytest.mark.parametrize(
