@@ -138,7 +138,10 @@ def export(
             check = (lambda folder: verify_or_fail(folder, model, bar.update)) if verify else None
             manifest = export_bundle(options, check, bar.update)
     _report(output, manifest, time.monotonic() - started)
-    if manifest.num_predictors and tune and CALIBRATION_NAME in manifest.files and dtype != "bfloat16":
+    calibrated = manifest.num_predictors and CALIBRATION_NAME in manifest.files
+    if tune and calibrated and manifest.quantization:
+        messages.print(f"tune it with firp tune {output} --prompts FILE: calibrated trees are no chains")
+    elif tune and calibrated and dtype != "bfloat16":
         with progress_bar() as bar:
             print_choice(choose_tree(Engine.load(output, check_hashes=False), progress=bar.update))
     if engine:
@@ -159,7 +162,9 @@ def _report(output: Path, manifest, seconds: float) -> None:
     if manifest.verification:
         checks = f"{len(manifest.verification['checks'])} checks, {count_ties(manifest.verification)}"
         messages.print(f"verified: {checks}")
-    if not manifest.num_predictors:
+    if manifest.quantization and not manifest.quantization.takes_drafts:
+        messages.print("weights in blocks: this bundle decodes plainly")
+    elif not manifest.num_predictors:
         messages.print(
             "no predictors: this bundle decodes plainly; add --predictors or --calib-data for drafts, "
             f"or see with firp tune {output} --prompts FILE whether prompt lookup pays"
