@@ -15,22 +15,24 @@ import tempfile
 from pathlib import Path
 
 import click
-from table import Result, Table
+from table import Result
 from training_runs import Runs
 
 from firp.calib.calibrate.request import CalibrationRequest
 from firp.calib.replay.layer_sweep import layers_to_try
 from firp.calib.text.documents import is_text
 from firp.calib.training.options import PRECISIONS, TrainOptions
-from firp.runtime.bundle.calibration import TEXTS, read_latency
+from firp.runtime.bundle.calibration import TEXTS, LatencyTable, read_latency
+from firp.runtime.bundle.json_fields import from_json
 from firp.runtime.console.options import PATH, options_from
 from firp.runtime.prompts import read_prompts
+from firp.runtime.trees.tree import TreeConfig
 
 MODEL = Path(__file__).parent.parent / "tests" / "demo_model"
 ROWS = (16, 32)  # of the trees that tables show
 ROWS_SHOWN = " / ".join(map(str, ROWS)) + " rows, a draft at every step"
 LEFT_OUT = {"test", "tests", "site-packages", "idlelib", "lib2to3"}
-SPEEDUP = "expected speedup, greedy"  # of the fastest tree, by --latency
+STEP = TreeConfig("dynamic", 12, 2)  # whose time is compared by layer
 
 
 def standard_library() -> tuple[Path, ...]:
@@ -39,12 +41,15 @@ def standard_library() -> tuple[Path, ...]:
     return tuple(file for file in files if file.stat().st_size and is_text(file))
 
 
-def by_text(report: dict, values: dict[str, list[float]]) -> list[str]:
-    """Cells for greedy, sampled and held-out text: tokens per step at ROWS, or that there is no such
-    text.
-    """
+def texts(report: dict) -> list[str]:
+    """The kinds of text that were measured on: own text has no third kind."""
+    return [text for text in TEXTS if text in report["static"]]
+
+
+def rates(report: dict, values: dict[str, list[float]]) -> list[str]:
+    """Cells for each kind of text: tokens per step at ROWS."""
     at = [report["rows"].index(rows) for rows in ROWS]
-    return [" / ".join(f"{values[text][i]:.2f}" for i in at) if text in values else "none" for text in TEXTS]
+    return [" / ".join(f"{values[text][i]:.2f}" for i in at) for text in texts(report)]
 
 
 def shares(accuracy: dict, top: str) -> str:
@@ -52,21 +57,25 @@ def shares(accuracy: dict, top: str) -> str:
     return " ".join(f"{100 * share:.1f}" for share in accuracy[top])
 
 
-def comparison(result: Result, first: str) -> Table:
-    """A table of trainings that differ in one thing."""
-    return result.table(f"Tokens per step at {ROWS_SHOWN}", first, "steps", "top-1 (%)", *TEXTS, SPEEDUP)
+def compare(result: Result, first: str, reports: dict[object, dict]) -> None:
+    """Write a table of trainings that differ in one thing. reports: by what they differ in."""
+    known = list(reports.values())
+    timed = all(report["choice"] for report in known)
+    columns = (first, "steps", "top-1 (%)", *texts(known[0]))
+    times = ("expected speedup with lookup, greedy", "step over plain step") if timed else ()
+    table = result.table(f"Tokens per step at {ROWS_SHOWN}", *columns, *times)
+    for label, report in reports.items():
+        firp = report["methods"][0]
+        cells = (report["steps"], shares(firp["accuracy"], "top1"), *rates(report, firp["corrected"]))
+        table.add(label, *cells, *(speeds(report) if timed else ()))
+    finish(result, known[0])
 
 
-def add(table: Table, label: object, report: dict) -> None:
-    firp = report["methods"][0]
-    speedup = f"{report['choice']['speedup']:.2f}" if report["choice"] else "not measured"
-    table.add(
-        label,
-        report["steps"],
-        shares(firp["accuracy"], "top1"),
-        *by_text(report, firp["corrected"]),
-        speedup,
-    )
+def speeds(report: dict) -> tuple[str, str]:
+    """Cells for the speedup that is expected of the fastest tree, and for the cost of one."""
+    latency = from_json(LatencyTable, report["choice"]["latency"], "latency")
+    step = latency.step_ms(STEP, report["num_predictors"]) / latency.plain_ms()
+    return f"{report['choice']['speedup']:.2f}", f"{step:.2f}"
 
 
 def finish(result: Result, report: dict) -> None:
@@ -77,10 +86,11 @@ def finish(result: Result, report: dict) -> None:
         f"top-1 of {guesses:,} guesses at each offset."
     )
     if report["choice"]:
-        latency = report["choice"]["latency"]
+        device = report["choice"]["latency"]["device"]
         result.note(
-            f"Expected speedup: of the fastest tree, with the latencies of {latency['device']}, as if every "
-            f"layer cost the same."
+            f"Times: with the latencies of {device}, as if all layers cost the same. The expected speedup is "
+            f"that of the fastest tree, whose drafts may be prompt lookup's as well; the step is that of a "
+            f"tree of {STEP.rows} rows with {STEP.draft_sources} draft sources."
         )
     result.write()
 
@@ -90,7 +100,7 @@ class Named:
 
     def __init__(self, runs: Runs, name: str | None):
         self.runs = runs
-        self.suffix = f"_{name}" if name else ""
+        self.suffix = f"_{name.lower()}" if name else ""
         self.title = f"{name}: " if name else ""
 
     def result(self, name: str, title: str) -> Result:
@@ -160,12 +170,12 @@ def baselines(named, steps):
             accuracy.add(
                 method["method"], shares(method["accuracy"], "top1"), shares(method["accuracy"], "top5")
             )
-    rates = result.table(f"Tokens per step at {ROWS_SHOWN}", "method", "guesses", *TEXTS)
-    rates.add("firp", "static tree", *by_text(report, report["static"]))
+    steps_table = result.table(f"Tokens per step at {ROWS_SHOWN}", "method", "guesses", *texts(report))
+    steps_table.add("firp", "static tree", *rates(report, report["static"]))
     for method in report["methods"]:
         for kind in ("corrected", "independent"):
             if method[kind]:
-                rates.add(method["method"], kind, *by_text(report, method[kind]))
+                steps_table.add(method["method"], kind, *rates(report, method[kind]))
     result.note(f"{report['steps']} steps; FIRP and early exit at layer {layer}.")
     finish(result, report)
 
@@ -180,18 +190,17 @@ def budgets(named, minutes, steps, predictors):
     whose learning rate falls to 0 at its end.
     """
     runs = named.runs
-    result = named.result("budgets", "Quality by length of training")
-    table = comparison(result, "budget")
+    reports = {}
     for budget in minutes or (() if steps or predictors else (1.0, 3.0, 10.0, 30.0)):
-        report = runs.report(f"layer_{runs.layer}_minutes_{budget:g}", minutes=budget)
-        add(table, f"{budget:g} minutes", report)
+        name = f"layer_{runs.layer}_minutes_{budget:g}"
+        reports[f"{budget:g} minutes"] = runs.report(name, minutes=budget)
     for budget in steps:
-        report = runs.report(f"layer_{runs.layer}_steps_{budget}", minutes=None, steps=budget)
-        add(table, f"{budget} steps", report)
+        name = f"layer_{runs.layer}_steps_{budget}"
+        reports[f"{budget} steps"] = runs.report(name, minutes=None, steps=budget)
     for path in predictors:
         report = runs.stored_report(f"stored_{path.name}", path)
-        add(table, f"{path.name}, {report['minutes']:g} minutes", report)
-    finish(result, report)
+        reports[f"{path.name}, {report['minutes']:g} minutes"] = report
+    compare(named.result("budgets", "Quality by length of training"), "budget", reports)
 
 
 @main.command()
@@ -201,12 +210,12 @@ def budgets(named, minutes, steps, predictors):
 def layers(named, steps, layer):
     """Each prediction layer, trained alike."""
     runs = named.runs
-    result = named.result("layers", f"Prediction layers of {runs.layers}, {steps} steps of training")
-    table = comparison(result, "layer")
-    for at in layer or layers_to_try(runs.layers):
-        report = runs.report(f"layer_{at}_steps_{steps}", minutes=None, steps=steps, prediction_layer=at)
-        add(table, at, report)
-    finish(result, report)
+    reports = {
+        at: runs.report(f"layer_{at}_steps_{steps}", minutes=None, steps=steps, prediction_layer=at)
+        for at in layer or layers_to_try(runs.layers)
+    }
+    title = f"Prediction layers of {runs.layers}, {steps} steps of training"
+    compare(named.result("layers", title), "layer", reports)
 
 
 @main.command()
@@ -216,15 +225,12 @@ def layers(named, steps, layer):
 def predictors(named, steps, num_predictors):
     """Each number of predictors, trained alike."""
     runs = named.runs
-    result = named.result(
-        "predictors", f"Numbers of predictors at layer {runs.layer}, {steps} steps of training"
-    )
-    table = comparison(result, "K")
+    reports = {}
     for k in num_predictors or (3, 4, 5):
         name = f"layer_{runs.layer}_steps_{steps}" + (f"_k_{k}" if k != TrainOptions.num_predictors else "")
-        report = runs.report(name, minutes=None, steps=steps, num_predictors=k)
-        add(table, k, report)
-    finish(result, report)
+        reports[k] = runs.report(name, minutes=None, steps=steps, num_predictors=k)
+    title = f"Numbers of predictors at layer {runs.layer}, {steps} steps of training"
+    compare(named.result("predictors", title), "K", reports)
 
 
 if __name__ == "__main__":
