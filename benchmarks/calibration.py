@@ -68,6 +68,13 @@ def compare(result: Result, first: str, reports: dict[object, dict]) -> None:
         firp = report["methods"][0]
         cells = (report["steps"], shares(firp["accuracy"], "top1"), *rates(report, firp["corrected"]))
         table.add(label, *cells, *(speeds(report) if timed else ()))
+    if timed:
+        device = known[0]["choice"]["latency"]["device"]
+        result.note(
+            f"Speedup: with the latencies of {device}, as if all layers cost the same, of a full tree with "
+            f"{SOURCES} draft sources, if no step goes without a draft. Trees that end where drafts are "
+            f"improbable, which the tuner knows too, are faster."
+        )
     finish(result, known[0])
 
 
@@ -90,13 +97,6 @@ def finish(result: Result, report: dict) -> None:
         f"{report['tokens']:,} tokens of data, the held-out ones included; "
         f"top-1 of {guesses:,} guesses at each offset."
     )
-    if report["choice"]:
-        device = report["choice"]["latency"]["device"]
-        result.note(
-            f"Speedup: with the latencies of {device}, as if all layers cost the same, of a full tree with "
-            f"{SOURCES} draft sources, if no step goes without a draft. Trees that end where drafts are "
-            f"improbable, which the tuner knows too, are faster."
-        )
     result.write()
 
 
