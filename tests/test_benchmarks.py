@@ -1,12 +1,19 @@
 """The benchmarks' tables, and the GPU benchmark as far as a double of the device carries it."""
 
+import json
 import shutil
 import sys
 
 import click
 import pytest
+from click.testing import CliRunner
 from support.tensorrt_double import device_engine
 
+from firp.calib.calibrate.request import CalibrationRequest
+from firp.calib.calibrate.run import calibrate
+from firp.calib.replay import evaluation
+from firp.calib.training.options import TrainOptions
+from firp.runtime.bundle.calibration import read_latency
 from firp.runtime.bundle.limits import Limits
 
 
@@ -76,6 +83,81 @@ def test_the_gpu_benchmark_compares_drafted_and_plain_decoding(gpu, table, demo_
     assert float(speed.rows[0][0]) > 0
     assert speed.rows[0][-1]["replays"] > 0
     assert [row[2:4] for row in parity.rows] == [(0, 0), (0, 0)]  # near ties, other differences
+
+
+@pytest.fixture
+def trainings(table, pytestconfig, monkeypatch, tmp_path):
+    """Arguments -> what the benchmark of calibrations says when it trains a little; its folder of
+    reports is `runs`.
+    """
+    import calibration
+    import training_runs
+
+    monkeypatch.setattr(evaluation, "SEQUENCES", 2)
+    monkeypatch.setattr(training_runs, "EVALUATED", 2)
+    text = tmp_path / "text.txt"
+    text.write_text((pytestconfig.rootpath / "runtime" / "engine.py").read_text())
+    latency = {"device": "a machine", "prediction_layer": 6, "num_hidden_layers": 8, "cached_tokens": 256}
+    latency |= {"rows": [1, 64], "lower_ms": [1.3, 9.0], "upper_ms": [0.7, 5.5], "predictors_ms": 0.1}
+    latency |= {"plain_outside_ms": 0.1, "drafted_outside_ms": 0.3}
+    (tmp_path / "latency.json").write_text(json.dumps({"latency": latency}))
+    options = ["--window", 48, "--batch", 2, "--anchors", 16, "--correction-rank", 8]
+    options += ["--latency", tmp_path / "latency.json", "--runs", tmp_path / "runs"]
+
+    def run(*arguments):
+        everything = [*options, *(("--data", text) if "--from-model" not in arguments else ()), *arguments]
+        return CliRunner().invoke(calibration.main, [str(word) for word in everything])
+
+    return run
+
+
+def test_layers_that_share_rows_find_what_a_calibration_finds(trainings, pytestconfig, tmp_path):
+    assert trainings("layers", "--steps", 3, "--layer", 3, "--layer", 6).exit_code == 0
+    kept = json.loads((tmp_path / "runs" / "layer_6_steps_3.json").read_text())["found"]
+    options = TrainOptions(
+        minutes=None, steps=3, window=48, batch=2, anchors=16, correction_rank=8, prediction_layer=6
+    )
+    model = pytestconfig.rootpath / "tests" / "demo_model"
+    latency = read_latency(tmp_path / "latency.json")
+    calibrate(
+        CalibrationRequest(
+            model, tmp_path / "alone", (tmp_path / "text.txt",), options=options, latency=latency
+        )
+    )
+    alone = json.loads((tmp_path / "alone" / "report.json").read_text())
+    assert {**kept, "minutes": 0} == {**alone, "minutes": 0}
+
+
+def test_what_was_trained_is_not_trained_again(trainings, table, tmp_path):
+    assert trainings("--name", "small", "baselines", "--steps", 3).exit_code == 0
+    report = tmp_path / "runs" / "layer_6_steps_3_baselines.json"
+    kept = json.loads(report.read_text())
+    kept["found"]["methods"][0]["accuracy"]["top1"] = [0.123, 0.045, 0.006]
+    report.write_text(json.dumps(kept))
+    result = trainings("--name", "small", "baselines", "--steps", 3, "budgets", "--steps", 3)
+    assert result.exit_code == 0
+    assert "| firp | 12.3 4.5 0.6 |" in (table.RESULTS / "calibration_baselines_small.md").read_text()
+    assert "| 3 steps | 3 | 12.3 4.5 0.6 |" in (table.RESULTS / "calibration_budgets_small.md").read_text()
+    refused = trainings("--seed", 1, "baselines", "--steps", 3)
+    assert "was made with other options or data; remove it" in refused.output
+
+
+def test_own_text_and_predictors_that_were_trained_before_are_measured(
+    trainings, table, pytestconfig, tmp_path
+):
+    prompts = {"train.jsonl": ("def add(a, b):", "class Point:"), "held_out.jsonl": ("import json", "for i")}
+    for name, texts in prompts.items():
+        (tmp_path / name).write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    predictors = pytestconfig.rootpath / "tests" / "demo_model" / "predictors"
+    own = ("--from-model", tmp_path / "train.jsonl", "--held-out", tmp_path / "held_out.jsonl")
+    result = trainings(*own, "--own-tokens", 800, "budgets", "--predictors", predictors)
+    assert result.exit_code == 0
+    trained = json.loads((predictors / "predictors.json").read_text())["training"]
+    lines = (table.RESULTS / "calibration_budgets.md").read_text().splitlines()
+    head, _, row = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    assert row[:2] == [f"predictors, {trained['minutes']:g} minutes", str(trained["steps"])]
+    assert head[3:5] == ["greedy", "sampled"]
+    assert "text" not in head  # held-out text is the model's own
 
 
 def test_every_headline_is_backed_by_a_script_and_a_file(pytestconfig):
