@@ -97,8 +97,8 @@ def trainings(table, pytestconfig, monkeypatch, tmp_path):
     monkeypatch.setattr(training_runs, "EVALUATED", 2)
     text = tmp_path / "text.txt"
     text.write_text((pytestconfig.rootpath / "runtime" / "engine.py").read_text())
-    latency = {"device": "a machine", "prediction_layer": 6, "num_hidden_layers": 8, "cached_tokens": 256}
-    latency |= {"rows": [1, 64], "lower_ms": [1.3, 9.0], "upper_ms": [0.7, 5.5], "predictors_ms": 0.1}
+    latency = {"device": "a machine", "prediction_layer": 6, "num_hidden_layers": 8, "contexts": [256]}
+    latency |= {"rows": [1, 64], "lower_ms": [[1.3, 9.0]], "upper_ms": [[0.7, 5.5]], "predictors_ms": 0.1}
     latency |= {"plain_outside_ms": 0.1, "drafted_outside_ms": 0.3}
     (tmp_path / "latency.json").write_text(json.dumps({"latency": latency}))
     options = ["--window", 48, "--batch", 2, "--anchors", 16, "--correction-rank", 8]
