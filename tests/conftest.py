@@ -16,10 +16,28 @@ from support.small_models import make_model, make_predictors
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.tensorrt.build import BuildOptions, build_engines
 from firp.runtime.backends.nvidia_library import gpu_compute_capability
+from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from firp.runtime.bundle import onnx_weights
 from firp.runtime.engine import Engine
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Engines of this process that ask for no number of threads get one, for the same reason; those of
+    commands that tests start have as many as a user's.
+    """
+    options = OnnxRuntimeBackend.options
+
+    def single(self):
+        made = options(self)
+        made.intra_op_num_threads = made.intra_op_num_threads or 1
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OnnxRuntimeBackend, "options", single)
+        yield
 
 
 def pytest_runtest_setup(item):
