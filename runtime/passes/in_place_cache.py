@@ -43,6 +43,7 @@ class InPlaceCache:
             (self._slabs * self._heads * self._most * self._head_dim,), dtype, "keys and values"
         )
         self._slots = 0  # S
+        self._buffers: list[Array] = []  # of each slab, at this S
         self._written = [0] * self._slabs  # slots of each slab that hold something
 
     @property
@@ -71,6 +72,8 @@ class InPlaceCache:
                 self._values, self._slabs * self._heads, self._slots, slots, used, self._head_dim
             )
         self._slots = slots
+        every = self.slots
+        self._buffers = [every[slab] for slab in range(self._slabs)]
 
     def view(self, rows: int) -> View:
         return View(self._slots, self._slots, self.length)
@@ -84,7 +87,7 @@ class InPlaceCache:
         self._written[slabs.start : slabs.stop] = [end] * len(slabs)
 
     def arrays(self, slab: int, slots: int, rows: int) -> tuple[Array, Array]:
-        buffer = self.slots[slab]
+        buffer = self._buffers[slab]
         return buffer, buffer
 
     def commit(self, rows: Sequence[int]) -> None:
