@@ -68,6 +68,13 @@ def bench(engine: Engine, prompts: list[Prompt], params: SamplingParams) -> Benc
     there is nothing to compare.
     """
     tree = engine.best_tree
+    quantization = engine.manifest.quantization
+    if quantization and not quantization.takes_drafts:
+        raise FirpError(
+            "nothing to compare",
+            got=f"weights in blocks ({quantization.method}), which decode plainly",
+            fix="export with --quantize int8, or none",
+        )
     if tree is None:
         raise FirpError(
             "the bundle has no predictors",
