@@ -26,8 +26,8 @@ from firp.runtime.trees.tree import CHAIN, TreeConfig, chain
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 CONTEXTS = (128, 512, 2048)  # cached tokens, or three quarters of a context that is shorter
 LONG_MATCH = 6  # drafts that a good match of prompt lookup may win
-TURNS = (3, 12)  # of all sizes at one context: at least, and at most
-SECONDS = 8.0  # for the turns of one context
+TURNS = (3, 5)  # of all sizes at one context: at least, and at most
+SECONDS = 5.0  # for the turns of one context
 WARM_UP = 2  # passes of a size before its first turn
 OUTSIDE_TOKENS = 32  # decoded to time the loop
 
