@@ -20,6 +20,7 @@ from firp.runtime.backends.registry import backend_factory
 from firp.runtime.bundle.calibration import Choice
 from firp.runtime.bundle.format import Bundle, check_large_files, load_bundle
 from firp.runtime.bundle.limits import Limits
+from firp.runtime.bundle.model_config import refuse_blocks
 from firp.runtime.chat.conversation import Conversation
 from firp.runtime.chat.encoder import ChatEncoder
 from firp.runtime.chat.messages import check_messages, is_messages
@@ -194,13 +195,7 @@ class Engine:
         are added up in another order, and rounding to int8 makes a step of the last bit.
         """
         quantization = self.manifest.quantization
-        if quantization and not quantization.takes_drafts:
-            raise FirpError(
-                f"weights in blocks decode plainly ({quantization.method})",
-                got="a tree",
-                expected="drafts that change no token",
-                fix="export with --quantize int8, or none",
-            )
+        refuse_blocks(quantization, "a tree")
         if quantization and tree.kind != CHAIN:
             raise FirpError(
                 f"{quantization.method} bundles draft chains",

@@ -218,6 +218,17 @@ class Quantization:
             )
 
 
+def refuse_blocks(quantization: Quantization | None, asked: str) -> None:
+    """Raises FirpError for drafts of a bundle that can have none. asked: what they were wanted for."""
+    if quantization and not quantization.takes_drafts:
+        raise FirpError(
+            f"weights in blocks decode plainly ({quantization.method})",
+            got=asked,
+            expected="drafts that change no token",
+            fix="export with --quantize int8, or none",
+        )
+
+
 def refuse_quantized(quantization: Quantization | None, runner: str) -> None:
     """Raises FirpError where `runner` would have to run a quantized bundle and cannot."""
     if quantization:

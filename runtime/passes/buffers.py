@@ -14,6 +14,7 @@ from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.format import Manifest
 from firp.runtime.bundle.graph_spec import HOST_INPUTS, IN_PLACE, cache_names
 from firp.runtime.bundle.model_config import AttentionConfig
+from firp.runtime.passes.cache_view import CacheSize
 from firp.runtime.passes.in_place_cache import STEP
 from firp.runtime.passes.kv_cache import make_cache
 
@@ -73,10 +74,10 @@ class Buffers:
         dtype = DTYPES[precision.compute].storage
         self.num_predictors = manifest.num_predictors
         self.memory = memory
-        row_shape = (model.attention.num_key_value_heads, model.attention.head_dim)
+        heads = model.attention.num_key_value_heads, model.attention.head_dim
         cache_dtype = DTYPES[precision.cache].storage
-        layers = model.num_hidden_layers
-        self.kv = make_cache(contract, memory, layers, capacity, rows, row_shape, cache_dtype)
+        size = CacheSize(model.num_hidden_layers, capacity, rows, *heads, cache_dtype)
+        self.kv = make_cache(contract, memory, size)
         self._slabs = {graph: _slab_names(manifest.layers(graph), contract) for graph in ("lower", "upper")}
         self._heads = head_inputs(model.attention) if contract == IN_PLACE else {}
         self.hidden: dict[Hidden, Array] = {  # [rows, D] each

@@ -1,9 +1,22 @@
-"""What a pass sees of the cached keys and values.
+"""Sizes of a cache of keys and values, and what a pass sees of it.
 
 In: a cache and the rows of a pass. Out: where slots and rows stand in the pass's mask.
 """
 
 from typing import NamedTuple
+
+import numpy as np
+
+
+class CacheSize(NamedTuple):
+    """Everything that the memory of a cache depends on."""
+
+    layers: int  # N
+    capacity: int  # tokens that it may hold
+    rows: int  # of the largest pass
+    heads: int  # Hkv
+    head_dim: int  # Dh
+    dtype: np.dtype
 
 
 class View(NamedTuple):

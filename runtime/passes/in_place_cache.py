@@ -12,7 +12,7 @@ import numpy as np
 
 from firp.runtime.backends.interface import Array, Memory
 from firp.runtime.bundle.dtypes import to_storage
-from firp.runtime.passes.cache_view import View
+from firp.runtime.passes.cache_view import CacheSize, View
 
 STEP = 64  # slots: S is a multiple of it
 SHARE = 16  # S grows by a sixteenth of itself, or by one step
@@ -23,25 +23,17 @@ class InPlaceCache:
     must be finite.
     """
 
-    def __init__(
-        self,
-        memory: Memory,
-        layers: int,
-        capacity: int,
-        rows: int,
-        row_shape: tuple[int, int],
-        dtype: np.dtype,
-    ):
+    def __init__(self, memory: Memory, size: CacheSize):
         self.memory = memory
-        self.capacity = capacity
+        self.capacity = size.capacity
         self.length = 0
         self.moved_bytes = 0
-        self._slabs = 2 * layers
-        self._heads, self._head_dim = row_shape
-        self._most = -(-(capacity + rows) // STEP) * STEP
-        self._values = memory.zeros(
-            (self._slabs * self._heads * self._most * self._head_dim,), dtype, "keys and values"
-        )
+        self._slabs = 2 * size.layers
+        self._heads = size.heads
+        self._head_dim = size.head_dim
+        self._most = -(-(size.capacity + size.rows) // STEP) * STEP
+        values = self._slabs * size.heads * self._most * size.head_dim
+        self._values = memory.zeros((values,), size.dtype, "keys and values")
         self._slots = 0  # S
         self._buffers: list[Array] = []  # of each slab, at this S
         self._written = [0] * self._slabs  # slots of each slab that hold something

@@ -13,7 +13,7 @@ import numpy as np
 
 from firp.runtime.backends.interface import Array, Memory
 from firp.runtime.bundle.graph_spec import IN_PLACE
-from firp.runtime.passes.cache_view import View
+from firp.runtime.passes.cache_view import CacheSize, View
 from firp.runtime.passes.in_place_cache import InPlaceCache
 from firp.runtime.passes.prefix_cache import PrefixCache
 
@@ -52,17 +52,6 @@ class KVCache(Protocol):
         """Put noise in the first `length` slots, to time passes with."""
 
 
-def make_cache(
-    contract: str,
-    memory: Memory,
-    layers: int,
-    capacity: int,
-    rows: int,
-    row_shape: tuple[int, int],
-    dtype: np.dtype,
-) -> KVCache:
-    """A cache by the contract. capacity: in tokens; rows: the most rows of one pass; row_shape: (Hkv,
-    Dh).
-    """
-    kind = InPlaceCache if contract == IN_PLACE else PrefixCache
-    return kind(memory, layers, capacity, rows, row_shape, dtype)
+def make_cache(contract: str, memory: Memory, size: CacheSize) -> KVCache:
+    """An empty cache by the contract."""
+    return InPlaceCache(memory, size) if contract == IN_PLACE else PrefixCache(memory, size)

@@ -11,27 +11,18 @@ import numpy as np
 
 from firp.runtime.backends.interface import Array, Memory
 from firp.runtime.bundle.dtypes import to_storage
-from firp.runtime.passes.cache_view import View
+from firp.runtime.passes.cache_view import CacheSize, View
 
 
 class PrefixCache:
     """Slabs of one sequence and a scratch for the rows of a pass."""
 
-    def __init__(
-        self,
-        memory: Memory,
-        layers: int,
-        capacity: int,
-        rows: int,
-        row_shape: tuple[int, int],
-        dtype: np.dtype,
-    ):
+    def __init__(self, memory: Memory, size: CacheSize):
         self.memory = memory
-        self.capacity = capacity
-        self._row_shape = row_shape
-        shape = (1, *row_shape)
-        self.slots = memory.zeros((2 * layers, capacity, *shape), dtype, "keys and values")
-        self.scratch = memory.zeros((2 * layers, rows, *shape), dtype, "keys and values of a pass")
+        self.capacity = size.capacity
+        slabs, row = 2 * size.layers, (1, size.heads, size.head_dim)
+        self.slots = memory.zeros((slabs, size.capacity, *row), size.dtype, "keys and values")
+        self.scratch = memory.zeros((slabs, size.rows, *row), size.dtype, "keys and values of a pass")
         self.length = 0
         self.moved_bytes = 0
 
@@ -57,7 +48,7 @@ class PrefixCache:
             )
         self.memory.move_rows(self.scratch, rows, self.slots, self.length)
         self.length = end
-        row_bytes = self.slots.shape[0] * math.prod(self._row_shape) * self.slots.dtype.itemsize
+        row_bytes = self.slots.shape[0] * math.prod(self.slots.shape[2:]) * self.slots.dtype.itemsize
         self.moved_bytes += len(rows) * row_bytes
 
     def rewind(self, length: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from firp.runtime.bundle.model_config import refuse_blocks
 from firp.runtime.engine import Engine, Prompt
 from firp.runtime.errors import FirpError
 from firp.runtime.loop.generation import Generation, Stats
@@ -67,14 +68,8 @@ def bench(engine: Engine, prompts: list[Prompt], params: SamplingParams) -> Benc
     """Decode every prompt both ways, each way first on every other prompt. Raises FirpError when
     there is nothing to compare.
     """
+    refuse_blocks(engine.manifest.quantization, "drafts to compare")
     tree = engine.best_tree
-    quantization = engine.manifest.quantization
-    if quantization and not quantization.takes_drafts:
-        raise FirpError(
-            "nothing to compare",
-            got=f"weights in blocks ({quantization.method}), which decode plainly",
-            fix="export with --quantize int8, or none",
-        )
     if tree is None:
         raise FirpError(
             "the bundle has no predictors",

@@ -15,6 +15,7 @@ from firp.runtime.bundle.calibration import (
     LatencyTable,
 )
 from firp.runtime.bundle.format import MANIFEST_NAME, read_manifest, write_manifest
+from firp.runtime.bundle.model_config import refuse_blocks
 from firp.runtime.engine import Engine, Prompt
 from firp.runtime.errors import FirpError
 from firp.runtime.progress import Progress, silent
@@ -42,12 +43,7 @@ def tune(
     cannot be written.
     """
     quantization = engine.manifest.quantization
-    if quantization and not quantization.takes_drafts:
-        raise FirpError(
-            "nothing to tune",
-            got=f"'{engine.bundle.path}', whose weights in blocks decode plainly",
-            fix="export with --quantize int8, or none",
-        )
+    refuse_blocks(quantization, "trees to choose from")
     if quantization and not prompts:
         raise FirpError(
             "calibrated trees branch, and a quantized bundle drafts chains",

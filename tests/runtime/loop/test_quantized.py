@@ -93,7 +93,7 @@ def test_weights_in_blocks_decode_plainly(engines):
     assert engine.tree is None
     with pytest.raises(FirpError, match=r"weights in blocks decode plainly \(int4\).*--quantize int8"):
         engine.generate([5], tree=CHAINS["lookup"])
-    with pytest.raises(FirpError, match="nothing to tune.*weights in blocks decode plainly"):
+    with pytest.raises(FirpError, match="weights in blocks decode plainly.*got trees to choose from"):
         tune(engine, prompts=prompts(engine))
 
 

@@ -6,6 +6,7 @@ from support.cuda_double import CudaDouble
 
 from firp.runtime.backends.cuda import CudaMemory
 from firp.runtime.backends.host import HostMemory
+from firp.runtime.passes.cache_view import CacheSize
 from firp.runtime.passes.in_place_cache import STEP, InPlaceCache
 
 LAYERS, HEADS, HEAD_DIM = 2, 3, 5
@@ -33,7 +34,7 @@ def write(cache, rows, value):
 @pytest.fixture(params=["host", "cuda"])
 def cache(request):
     memory = HostMemory() if request.param == "host" else CudaMemory(CudaDouble())
-    return InPlaceCache(memory, LAYERS, 300, 8, (HEADS, HEAD_DIM), np.dtype(np.float32))
+    return InPlaceCache(memory, CacheSize(LAYERS, 300, 8, HEADS, HEAD_DIM, np.dtype(np.float32)))
 
 
 def slots(cache, count):

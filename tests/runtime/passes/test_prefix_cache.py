@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from firp.runtime.backends.host import HostMemory
+from firp.runtime.passes.cache_view import CacheSize
 from firp.runtime.passes.prefix_cache import PrefixCache
 
 SLABS = 4  # keys and values of two layers
@@ -13,7 +14,7 @@ ROW_BYTES = 3 * 5 * 4
 @pytest.fixture
 def cache():
     """4 tokens, passes of 3 rows, whose keys and values differ everywhere."""
-    cache = PrefixCache(HostMemory(), 2, 4, 3, (3, 5), np.dtype(np.float32))
+    cache = PrefixCache(HostMemory(), CacheSize(2, 4, 3, 3, 5, np.dtype(np.float32)))
     cache.scratch[...] = np.arange(cache.scratch.size).reshape(cache.scratch.shape)
     return cache
 
