@@ -23,7 +23,7 @@ from firp.runtime.bundle.limits import Limits
 from firp.runtime.bundle.model_config import refuse_blocks
 from firp.runtime.chat.conversation import Conversation
 from firp.runtime.chat.encoder import ChatEncoder
-from firp.runtime.chat.messages import check_messages, is_messages
+from firp.runtime.chat.messages import check_messages, check_variables, is_messages
 from firp.runtime.drafters.interface import Drafter
 from firp.runtime.drafters.make import make_drafter
 from firp.runtime.errors import FirpError, PromptError
@@ -273,22 +273,25 @@ class Engine:
         messages: Sequence[Mapping[str, Any]],
         params: SamplingParams | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **options,
     ) -> Iterator[Chunk]:
-        """Stream the answer to messages: dicts of "role" and "content". `options`: as for `stream`.
-        Raises PromptError at once for messages that are none, and where there is no chat template.
+        """Stream the answer to messages: dicts of "role" and "content". chat_template_kwargs: what the
+        chat template may read besides, such as enable_thinking; `options`: as for `stream`. Raises
+        PromptError at once for messages that are none, and where there is no chat template.
         """
-        return self.stream(check_messages(messages), params, tools=tools, **options)
+        return self.stream(check_messages(messages, chat_template_kwargs), params, tools=tools, **options)
 
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         params: SamplingParams | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **options,
     ) -> Generation:
         """Answer messages, as `stream_chat` does, to the end."""
-        return collect(self.stream_chat(messages, params, tools, **options))
+        return collect(self.stream_chat(messages, params, tools, chat_template_kwargs, **options))
 
     def conversation(
         self,
@@ -296,11 +299,14 @@ class Engine:
         system: str | None = None,
         plain: bool = False,
         tree: TreeConfig | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Conversation:
         """Turns on one session that keeps its cache. system: the first message; plain, tree: as for
-        `stream`. Raises FirpError where the bundle cannot chat, or the tree does not fit.
+        `stream`; chat_template_kwargs: as for `stream_chat`. Raises FirpError where the bundle cannot
+        chat, or the tree does not fit.
         """
         chosen = self._chosen(plain, tree)
         self.drafter(chosen)
         self.chat_encoder  # noqa: B018 - a bundle that cannot chat says so now
-        return Conversation(self, params or SamplingParams(), system, chosen, guarded=tree is None)
+        variables = check_variables(chat_template_kwargs)
+        return Conversation(self, params or SamplingParams(), system, chosen, tree is None, variables)

@@ -5,10 +5,11 @@ wrong.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from firp.runtime.chat.messages import check_messages
+from firp.runtime.chat.messages import Messages, check_messages
 from firp.runtime.errors import PromptError
 
 _KINDS = ("prompt", "input_ids", "messages")  # keys of which a line has one
@@ -20,10 +21,10 @@ class Prompt(NamedTuple):
     id: str
     text: str | None = None
     input_ids: list[int] | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: Messages | None = None
 
     @property
-    def content(self) -> str | list[int] | list[dict[str, Any]]:
+    def content(self) -> str | list[int] | Messages:
         """The text, the token ids or the messages."""
         return next(item for item in (self.text, self.input_ids, self.messages) if item is not None)
 
@@ -31,12 +32,21 @@ class Prompt(NamedTuple):
         """A text as what a user says; token ids and messages stay as they are."""
         if self.text is None:
             return self
-        return Prompt(self.id, messages=[{"role": "user", "content": self.text}])
+        return Prompt(self.id, messages=check_messages([{"role": "user", "content": self.text}]))
+
+    def with_variables(self, variables: Mapping[str, Any]) -> "Prompt":
+        """Messages whose template may read these variables too, where they do not say otherwise;
+        anything else as it is.
+        """
+        if self.messages is None:
+            return self
+        return Prompt(self.id, messages=Messages(self.messages, {**variables, **self.messages.variables}))
 
 
 def read_prompts(path: Path | str) -> list[Prompt]:
     """Prompts of a JSON-lines file: {"prompt": str}, {"input_ids": [int]} or {"messages": [{"role",
-    "content"}]} a line, optional "id" (default: the line number).
+    "content"}]} a line, optional "id" (default: the line number) and, beside messages,
+    "chat_template_kwargs".
 
     Raises PromptError naming the line. Blank lines are skipped.
     """
@@ -73,9 +83,12 @@ def _parse_prompt(line: str, where: str, default_id: str) -> Prompt:
         raise PromptError(
             f"malformed prompt at {where}", got=f"input_ids {ids!r:.40}", expected="a list of integers"
         )
+    if "chat_template_kwargs" in data and "messages" not in data:
+        raise PromptError(f"chat_template_kwargs without messages at {where}", expected="messages")
     if "messages" in data:
         try:
-            return Prompt(str(data.get("id", default_id)), messages=check_messages(data["messages"]))
+            checked = check_messages(data["messages"], data.get("chat_template_kwargs"))
+            return Prompt(str(data.get("id", default_id)), messages=checked)
         except PromptError as error:
             raise PromptError(f"{error.what} at {where}", got=error.got, expected=error.expected) from error
     if text == "" or ids == []:

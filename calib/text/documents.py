@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from firp.runtime.chat.messages import check_messages
 from firp.runtime.chat.template import ChatTemplate
 from firp.runtime.errors import FirpError
 from firp.runtime.loop.text import check_text
@@ -155,7 +156,8 @@ def _line_text(line: str, where: str, chat: ChatTemplate | None) -> str:
             fix = 'give lines with "text", or a model with a chat_template'
             raise FirpError("the model has no chat template", got=f"messages at {where}", fix=fix)
         try:
-            return check_text(chat.render(item["messages"]))
+            checked = check_messages(item["messages"], item.get("chat_template_kwargs"))
+            return check_text(chat.render(checked, **checked.variables))
         except FirpError as error:
             raise FirpError(f"{error.what} at {where}", got=error.got, expected=error.expected) from error
     raise FirpError(

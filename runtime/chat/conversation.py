@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
+from firp.runtime.chat.messages import check_messages
 from firp.runtime.drafters.interface import Drafter
 from firp.runtime.errors import ContextFullError
 from firp.runtime.loop.decode import decode
@@ -54,12 +55,14 @@ class Conversation:
         system: str | None,
         tree: TreeConfig | None,
         guarded: bool,
+        variables: Mapping[str, Any],
     ):
         self._decoder = decoder
         self._params = params
         self._system = system
         self._tree = tree
         self._guarded = guarded  # whether drafts stop while they lose
+        self._variables = variables  # of the chat template
         self.session: Session | None = None
         self._turn: Iterator[Chunk] | None = None
         self.reset()
@@ -109,7 +112,7 @@ class Conversation:
     def _request(self, messages: Sequence[Mapping[str, Any]]) -> Request:
         fix = "reset the conversation (/reset)"
         try:
-            request = self._decoder.request(messages, self._params)
+            request = self._decoder.request(check_messages(messages, self._variables), self._params)
         except ContextFullError as error:
             raise error.with_fix(ContextFullError, fix) from error
         if len(request.prompt) >= self._decoder.context:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from firp.runtime.chat.messages import check_messages
 from firp.runtime.chat.template import ChatTemplate
 from firp.runtime.errors import PromptError
 from firp.runtime.loop.text import encode_text
@@ -46,6 +47,7 @@ class ChatEncoder:
         """Token ids of the messages, and of what begins an answer. tools: JSON schemas of functions.
         Raises PromptError.
         """
-        text = self.template.render(messages, tools, add_generation_prompt=True)
+        checked = check_messages(messages)
+        text = self.template.render(checked, tools, add_generation_prompt=True, **checked.variables)
         # the template writes the special tokens itself
         return encode_text(self._tokenizer, text, add_special_tokens=False)

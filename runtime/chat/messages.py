@@ -1,15 +1,27 @@
 """Messages of a conversation, checked once.
 
-In: what a caller, a line of a file or a request gave. Out: a list of dicts that a chat template can
+In: what a caller, a line of a file or a request gave. Out: `Messages` that a chat template can
 render, or one line that names the message that is wrong.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from firp.runtime.errors import PromptError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+# What a rendering passes itself, so that nobody gives it by name
+_PASSED = ("messages", "tools", "documents", "add_generation_prompt")
+
+
+class Messages(list[dict[str, Any]]):
+    """Messages that were checked. variables: what their template may read besides, by name, such as
+    enable_thinking.
+    """
+
+    def __init__(self, messages: Iterable[dict[str, Any]], variables: Mapping[str, Any] | None = None):
+        super().__init__(messages)
+        self.variables = dict(variables or {})
 
 
 def is_messages(prompt: Any) -> bool:
@@ -17,17 +29,37 @@ def is_messages(prompt: Any) -> bool:
     return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], Mapping)
 
 
-def check_messages(messages: Any) -> list[dict[str, Any]]:
+def check_messages(messages: Any, variables: Any = None) -> Messages:
     """Copies of the messages, without the keys that are None.
+
+    variables: for their template, by name, beside those that `Messages` have already, and before
+    them.
 
     Each has a "role" of `ROLES` and a "content": text, or a list of {"type": "text", "text": str};
     one with "tool_calls" needs no content. Further keys are the template's. Raises PromptError.
     """
+    known = messages.variables if isinstance(messages, Messages) else {}
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
         raise PromptError("bad messages", got=f"{messages!r:.60}", expected='a list of {"role", "content"}')
     if not messages:
         raise PromptError("no messages", got="an empty list", expected="at least one")
-    return [_checked(message, index) for index, message in enumerate(messages, 1)]
+    checked = (_checked(message, index) for index, message in enumerate(messages, 1))
+    return Messages(checked, known | check_variables(variables))
+
+
+def check_variables(variables: Any) -> dict[str, Any]:
+    """A copy of a template's variables; none of None. Raises PromptError."""
+    if variables is None:
+        return {}
+    if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
+        raise PromptError(
+            "bad chat_template_kwargs",
+            got=f"{variables!r:.60}",
+            expected='names and values, as in {"a": true}',
+        )
+    if taken := [name for name in _PASSED if name in variables]:
+        raise PromptError("bad chat_template_kwargs", got=taken[0], expected="a name of the template's own")
+    return dict(variables)
 
 
 def _checked(message: Any, index: int) -> dict[str, Any]:

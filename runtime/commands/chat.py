@@ -3,7 +3,7 @@
 import click
 
 from firp.runtime.backends.registry import BACKENDS
-from firp.runtime.commands.asked import answer_options
+from firp.runtime.commands.asked import answer_options, template_option
 from firp.runtime.commands.shown import tuning_remark
 from firp.runtime.commands.talk import Talk
 from firp.runtime.console.interrupts import end_on_terminate
@@ -17,12 +17,13 @@ from firp.runtime.sampling import SamplingParams
 @click.command()
 @click.argument("bundle", type=PATH)
 @click.option("--system", help="The system message.")
+@template_option
 @answer_options
 @click.option("--stop", multiple=True, help="End an answer before this text.")
 @click.option("--plain", is_flag=True, help="One token a pass, no drafts.")
 @click.option("--show-drafts", is_flag=True, help="Mark which tokens came from one step.")
 @backend_option(BACKENDS)
-def chat(bundle, system, stop, plain, show_drafts, backend, **sampling):
+def chat(bundle, system, chat_template_kwargs, stop, plain, show_drafts, backend, **sampling):
     """Talk with BUNDLE in the terminal; what was said stays in its cache.
 
     Ctrl-C ends an answer, Ctrl-D the conversation; /help says more. From a pipe every line is a
@@ -32,7 +33,7 @@ def chat(bundle, system, stop, plain, show_drafts, backend, **sampling):
         raise click.UsageError("--plain and --show-drafts exclude each other.")
     params = SamplingParams(**sampling, stop=tuple(stop))
     engine = Engine.load(bundle, backend)
-    conversation = engine.conversation(params, system, plain)
+    conversation = engine.conversation(params, system, plain, chat_template_kwargs=chat_template_kwargs)
     if not plain and (remark := tuning_remark(engine)):
         messages.print(remark)
     with end_on_terminate():

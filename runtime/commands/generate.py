@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from firp.runtime.backends.registry import BACKENDS
-from firp.runtime.commands.asked import sampling_options
+from firp.runtime.commands.asked import sampling_options, template_option
 from firp.runtime.commands.shown import tuning_remark
 from firp.runtime.console.interrupts import cancel_on_interrupt
 from firp.runtime.console.options import PATH, Repeating, backend_option, json_option
@@ -27,12 +27,13 @@ from firp.runtime.sampling import SamplingParams
     help="File with one JSON object a line: prompt, input_ids or messages, optional id.",
 )
 @click.option("--chat", is_flag=True, help="Every text is what a user says, through the chat template.")
+@template_option
 @sampling_options
 @click.option("--stop", multiple=True, help="End before any of these texts.")
 @click.option("--plain", is_flag=True, help="One token a pass, no drafts.")
 @backend_option(BACKENDS)
 @json_option("Print one JSON object a prompt.")
-def generate(bundle, prompt, prompts, chat, stop, plain, backend, as_json, **sampling):
+def generate(bundle, prompt, prompts, chat, chat_template_kwargs, stop, plain, backend, as_json, **sampling):
     """Continue prompts from BUNDLE; drafted decoding gives the same tokens as plain decoding, in
     fewer passes.
     """
@@ -43,6 +44,9 @@ def generate(bundle, prompt, prompts, chat, stop, plain, backend, as_json, **sam
         read_prompts(prompts) if prompts else [Prompt(str(i), text) for i, text in enumerate(prompt, 1)]
     )
     requests = [request.as_chat() for request in requests] if chat else requests
+    if chat_template_kwargs and not any(request.messages for request in requests):
+        raise click.UsageError("--chat-template-kwargs goes with --chat, or with messages.")
+    requests = [request.with_variables(chat_template_kwargs) for request in requests]
     engine = Engine.load(bundle, backend)
     if not plain and (remark := tuning_remark(engine)):
         messages.print(remark)

@@ -1,5 +1,7 @@
 """Prompt files: what they hold, and what is wrong with them, line by line."""
 
+import json
+
 import pytest
 
 from firp.runtime.errors import PromptError
@@ -65,3 +67,12 @@ def test_messages_are_prompts_and_a_text_may_become_one(tmp_path):
         [5],
     ]
     assert [prompt.as_chat().id for prompt in prompts] == ["1", "2", "3"]
+
+
+def test_a_line_has_variables_of_its_template_and_others_may_be_added(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    line = {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"a": 1}}
+    file.write_text(json.dumps(line) + '\n{"prompt": "b"}\n')
+    chat, text = [prompt.with_variables({"a": 2, "b": 3}) for prompt in read_prompts(file)]
+    assert chat.content.variables == {"a": 1, "b": 3}
+    assert text.content == "b"

@@ -5,6 +5,7 @@ import threading
 import pytest
 from support.chat_bundles import add_chat, small_chat_bundle, small_tokenizer
 
+from firp.runtime.chat.messages import check_messages
 from firp.runtime.engine import Engine
 from firp.runtime.errors import BundleError, ContextFullError, FirpError, PromptError, SessionBusyError
 from firp.runtime.passes.session import Session
@@ -175,6 +176,23 @@ def test_a_cut_answer_stays_and_the_next_turn_goes_on_from_it(name, small, rows)
     assert conversation.messages[: len(messages)] == messages
     expected = engine.chat(conversation.messages[:-1], params, plain=tree is None, tree=tree)
     assert [token for chunk in chunks for token in chunk.token_ids] == expected.token_ids
+
+
+def test_variables_reach_the_template_of_every_way_to_chat(family_bundle, tmp_path):
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ mood or 'calm' }}:"
+    source = family_bundle("llama")[1]
+    engine = Engine.load(add_chat(source, tmp_path / "b", template, small_tokenizer(), bos_token="<s>"))
+    params = SamplingParams(8, ignore_eos=True)
+    messages = [{"role": "user", "content": "hi "}]
+    mood = {"mood": "gay"}
+    expected, calm = (engine.generate(text, params).token_ids for text in ("hi gay:", "hi calm:"))
+    assert engine.chat(messages, params, chat_template_kwargs=mood).token_ids == expected
+    assert engine.generate(check_messages(messages, mood), params).token_ids == expected
+    turn = engine.conversation(params, chat_template_kwargs=mood).send("hi ")
+    assert [token for chunk in turn for token in chunk.token_ids] == expected
+    assert engine.chat(messages, params).token_ids == calm != expected
+    with pytest.raises(PromptError, match="bad chat_template_kwargs.*tools"):
+        engine.conversation(params, chat_template_kwargs={"tools": []})
 
 
 def test_what_cannot_be_answered_is_not_kept(demo):

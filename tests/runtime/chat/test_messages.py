@@ -2,7 +2,7 @@
 
 import pytest
 
-from firp.runtime.chat.messages import check_messages, is_messages
+from firp.runtime.chat.messages import Messages, check_messages, is_messages
 from firp.runtime.errors import PromptError
 
 USER = {"role": "user", "content": "hi"}
@@ -47,3 +47,17 @@ def test_others_are_refused_with_their_number(messages, line):
 def test_messages_are_told_from_token_ids_and_text():
     assert is_messages([USER])
     assert not any(map(is_messages, ("text", [5, 6], [], ())))
+
+
+def test_variables_stay_with_their_messages():
+    messages = check_messages([USER], {"enable_thinking": False, "mode": "short"})
+    assert messages == [USER] and is_messages(messages)
+    again = check_messages(messages, {"mode": "long"})
+    assert again.variables == {"enable_thinking": False, "mode": "long"}
+    assert check_messages([USER]).variables == Messages([USER]).variables == {}
+
+
+@pytest.mark.parametrize("variables", [[], "x", {1: 2}, {"tools": []}, {"add_generation_prompt": False}])
+def test_variables_that_are_none(variables):
+    with pytest.raises(PromptError, match="bad chat_template_kwargs"):
+        check_messages([USER], variables)

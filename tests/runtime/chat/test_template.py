@@ -209,10 +209,10 @@ DOUBLED = "{% set ns = namespace(x='abc') %}{% for i in range(99) %}{% set ns.x 
     ],
 )
 def test_a_template_that_builds_gigabytes_ends_in_one_line(text):
-    began = time.monotonic()
+    began = time.thread_time()
     with pytest.raises(PromptError, match="the chat template"):
         ChatTemplate(text).render([USER])
-    assert time.monotonic() - began < 5
+    assert time.thread_time() - began < 5
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from firp.runtime.sampling import SamplingParams
 
 TEMPLATE = (
     "{% for m in messages %}# {{ m.role }}\n\n{{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}# answer\n\n{% endif %}"
+    "{% if add_generation_prompt %}# answer\n\n{{ begin }}{% endif %}"
 )
 PROMPT = "> "
 
@@ -44,13 +44,14 @@ def terminal(bundle):
         each.process.wait()
 
 
-def answers(engine, texts, new_tokens, system=None):
+def answers(engine, texts, new_tokens, system=None, **variables):
     """What stateless chat says to these texts, one after the other."""
     messages = [{"role": "system", "content": system}] if system else []
     found = []
     for text in texts:
         messages.append({"role": "user", "content": text})
-        found.append(engine.chat(messages, SamplingParams(new_tokens)).text)
+        params = SamplingParams(new_tokens)
+        found.append(engine.chat(messages, params, chat_template_kwargs=variables).text)
         messages.append({"role": "assistant", "content": found[-1]})
     return found
 
@@ -92,8 +93,10 @@ def test_words_in_a_pipe_and_what_the_cache_saved(bundle, engine):
 
 
 def test_drafts_are_marked(bundle, engine):
-    result = piped(bundle, "def f(x):\n", "--max-new-tokens", 16, "--show-drafts")
-    (expected,) = answers(engine, ["def f(x):"], 16)
+    begin = ("--chat-template-kwargs", '{"begin": "import re"}')
+    result = piped(bundle, "def f(x):\n", "--max-new-tokens", 16, "--show-drafts", *begin)
+    (expected,) = answers(engine, ["def f(x):"], 16, begin="import re")
+    assert [expected] != answers(engine, ["def f(x):"], 16)
     assert result.stdout.replace("│", "") == f"{expected}\n"
     assert 1 < result.stdout.count("│") < 16
 
