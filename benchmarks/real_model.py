@@ -3,11 +3,11 @@ drafted tokens the plain ones, and how many tokens does a step give?
 
     python benchmarks/real_model.py BUNDLE MODEL PROMPTS.jsonl [--tokens 128] [--processes 2]
 
-A prompt's "id" begins with its kind, as in "summarization:12". Every prompt is decoded plainly, by
-transformers' `generate`, and with each of --way in trees of 16 rows, greedily and at temperature
-0.8. Work that is done is kept in real_model.jsonl, so that a run that was stopped goes on, and another
-file of prompts or other ways add to it; the tables are of all lines there, and a copy of them is the
-raw file beside the tables.
+A prompt's "id" begins with its kind, as in "summarization:12". Every prompt is decoded plainly, and
+with each of --way in trees of 16 rows, greedily and at temperature 0.8. With --generate, transformers'
+greedy `generate` writes too, for prompts of similar length together. Work that is done is kept in
+real_model.jsonl, so that a run that was stopped goes on, and another file of prompts or other ways add
+to it; the tables are of all lines there, and a copy of them is the raw file beside the tables.
 """
 
 import json
@@ -28,6 +28,7 @@ from firp.runtime.tuning.parity import first_difference, plain_run
 
 DONE = Path("real_model.jsonl")
 ROWS = 16
+TOGETHER = 10  # prompts that transformers continues in one batch
 TREES = {
     "FIRP": TreeConfig("dynamic", ROWS, None),
     "lookup": TreeConfig.lookup(ROWS),
@@ -36,23 +37,53 @@ TREES = {
 _loaded = {}
 
 
-def load(bundle, model, generate):
-    """The engine and, where it generates, transformers' model of this process, on one thread each."""
-    if not _loaded:
+def load(bundle):
+    """The engine of this process, on one thread."""
+    if bundle not in _loaded:
+        _loaded[bundle] = Engine.load(bundle, threads=1, check_hashes=False)
+    return _loaded[bundle]
+
+
+def load_theirs(model, compute):
+    """transformers' model of this process, on one thread, in the type of the bundle."""
+    if model not in _loaded:
         import torch
 
         from firp.export.weights.torch_model import torch_model
 
         torch.set_num_threads(1)
-        engine = Engine.load(bundle, threads=1, check_hashes=False)
-        precision = getattr(torch, engine.manifest.precision.compute)
-        _loaded[bundle] = engine, torch_model(open_checkpoint(model), precision) if generate else None
-    return _loaded[bundle]
+        _loaded[model] = torch_model(open_checkpoint(model), getattr(torch, compute))
+    return _loaded[model]
 
 
-def decode(bundle, model, prompt, options):
-    """One prompt, every way; what is worth keeping of it."""
-    engine, theirs = load(bundle, model, options["generate"])
+def generate_together(bundle, model, prompts, tokens):
+    """What transformers' greedy `generate` writes after each prompt, padded on the left."""
+    import torch
+
+    engine = load(bundle)
+    theirs = load_theirs(model, engine.manifest.precision.compute)
+    ends = list(engine.bundle.eos_token_ids)
+    encoded = [engine.encode(prompt.content) for prompt in prompts]
+    longest = max(map(len, encoded))
+    padded = torch.tensor([[ends[0]] * (longest - len(ids)) + ids for ids in encoded])
+    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in encoded])
+    settings = {"do_sample": False, "max_new_tokens": tokens, "eos_token_id": ends, "pad_token_id": ends[0]}
+    with torch.no_grad():
+        written = theirs.generate(padded, attention_mask=mask, **settings)[:, longest:].tolist()
+    return [
+        {"id": prompt.id, "generated": until_end(row, ends)}
+        for prompt, row in zip(prompts, written, strict=True)
+    ]
+
+
+def until_end(tokens, ends):
+    """The tokens up to the first that ends a sequence, it included."""
+    return tokens[: next((at + 1 for at, token in enumerate(tokens) if token in ends), len(tokens))]
+
+
+def decode(bundle, prompt, theirs, options):
+    """One prompt, every way; what is worth keeping of it. theirs: what transformers wrote, or None."""
+    engine = load(bundle)
     ids = engine.encode(prompt.content)
     found = {"id": prompt.id, "prompt_tokens": len(ids), "runs": {}}
     for kind, temperature in {"greedy": 0.0, "temperature 0.8": 0.8}.items():
@@ -60,8 +91,7 @@ def decode(bundle, model, prompt, options):
         params = SamplingParams(tokens, temperature=temperature, seed=1)
         plain = plain_run(engine, ids, params)
         if theirs and not temperature:
-            written = generated(theirs, ids, tokens, engine.bundle.eos_token_ids)
-            found["generate"] = {"tokens": len(written), "differs": differing(plain, written, params)}
+            found["generate"] = {"tokens": len(theirs), "differs": differing(plain, theirs, params)}
         for way in options["way"]:
             run = engine.generate(ids, params, tree=TREES[way])
             found["runs"][f"{way}, {kind}"] = {
@@ -70,19 +100,7 @@ def decode(bundle, model, prompt, options):
                 "steps": run.stats.steps,
                 "differs": differing(plain, run.token_ids, params),
             }
-    return found
-
-
-def generated(model, ids, tokens, ends):
-    """What transformers' greedy `generate` writes after these ids."""
-    import torch
-
-    prompt = torch.tensor([ids])
-    settings = {"do_sample": False, "max_new_tokens": tokens, "eos_token_id": list(ends), "pad_token_id": 0}
-    with torch.no_grad():
-        return model.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)[
-            0, len(ids) :
-        ].tolist()
+    return [found]
 
 
 def differing(plain, other, params):
@@ -102,16 +120,32 @@ def differing(plain, other, params):
 @click.option("--note", help="A line below the tables, such as what the prompts are.")
 @click.option("--processes", default=2, show_default=True)
 def main(bundle, model, prompts, note, processes, **options):
-    done = [json.loads(line) for line in DONE.read_text("utf-8").splitlines()] if DONE.is_file() else []
-    known = {line["id"] for line in done}
+    lines = [json.loads(line) for line in DONE.read_text("utf-8").splitlines()] if DONE.is_file() else []
+    known = {line["id"] for line in lines if "runs" in line}
     waiting = [prompt for prompt in read_prompts(prompts) if prompt.id not in known]
-    with ProcessPoolExecutor(processes) as pool, DONE.open("a", encoding="utf-8") as file:
-        jobs = [pool.submit(decode, bundle, model, prompt, options) for prompt in waiting]
+    generated = {line["id"]: line["generated"] for line in lines if "generated" in line}
+
+    def finish(jobs):
         for job in as_completed(jobs):
-            done.append(job.result())
-            print(json.dumps(done[-1]), file=file, flush=True)
-            print(f"{len(done)} of {len(known) + len(waiting)}", flush=True)
-    report(done, note)
+            for line in job.result():
+                lines.append(line)
+                print(json.dumps(line), file=file, flush=True)
+                yield line
+
+    with ProcessPoolExecutor(processes) as pool, DONE.open("a", encoding="utf-8") as file:
+        if options["generate"]:
+            missing = sorted((p for p in waiting if p.id not in generated), key=lambda p: len(str(p.content)))
+            batches = [missing[at : at + TOGETHER] for at in range(0, len(missing), TOGETHER)]
+            written = [
+                pool.submit(generate_together, bundle, model, batch, options["tokens"]) for batch in batches
+            ]
+            for line in finish(written):
+                generated[line["id"]] = line["generated"]
+                print(f"generate: {len(generated)}", flush=True)
+        jobs = [pool.submit(decode, bundle, prompt, generated.get(prompt.id), options) for prompt in waiting]
+        for count, _ in enumerate(finish(jobs), len(known) + 1):
+            print(f"{count} of {len(known) + len(waiting)}", flush=True)
+    report([line for line in lines if "runs" in line], note)
 
 
 def report(done, note):
