@@ -31,6 +31,10 @@ _ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # of English words
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2 = rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
 _LLAMA3 = rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
+_QWEN35 = (
+    rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+    rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
+)
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
@@ -53,18 +57,25 @@ _ALPHABETS = (
     "\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
 _GPT2 = Cut(ByteLevel(add_prefix_space=False))
-_DIGITS = Cut(Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]))
+_NEOX = Cut(ByteLevel(add_prefix_space=False), NFC())
+_SINGLE_DIGITS = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+_DIGITS = Cut(_SINGLE_DIGITS)
 _LLAMA_BPE = Cut(_regexes(_LLAMA3), ignore_merges=True, add_bos=True)
 
 CUTS = {
     "gpt-2": _GPT2,
+    "phi-2": _GPT2,
+    "mpt": _NEOX,
+    "olmo": _NEOX,
     "smollm": _DIGITS,
     "starcoder": _DIGITS,
     "refact": _DIGITS,
+    "command-r": Cut(_SINGLE_DIGITS, NFC(), add_bos=True),
     "llama-bpe": _LLAMA_BPE,
     "llama3": _LLAMA_BPE,
     "llama-v3": _LLAMA_BPE,
     "qwen2": Cut(_regexes(_QWEN2), NFC()),
+    "qwen35": Cut(_regexes(_QWEN35), NFC()),
     "tekken": Cut(_regexes(_TEKKEN), ignore_merges=True, add_bos=True),
     "deepseek-llm": Cut(
         _regexes("[\r\n]", rf"\s?[{_ALPHABETS}]+", rf"\s?{_PUNCTUATION}", r"\s+$", _HAN, digits=True)

@@ -6,14 +6,18 @@ almost right makes a model that is almost right.
 """
 
 import json
+import re
+from collections.abc import Callable
+from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from firp.export.sources.gguf.pre_tokenizers import CUTS
-from firp.export.sources.gguf.vocabulary import CONTROL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
+from firp.export.sources.gguf.vocabulary import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 from firp.runtime.errors import CheckpointError
 
 _SPACE = "▁"  # how SentencePiece spells a space
+_PADDING = re.compile(r"\[PAD\d+\]")
 _FIX = "export the model's Hugging Face directory instead"
 
 
@@ -36,7 +40,7 @@ def tokenizer_files(vocabulary: Vocabulary) -> dict[str, bytes]:
             if tokenizer.token_to_id(token) != index:
                 raise _unusable(vocabulary, f"token {token!r:.40} has two ids")
     add_bos = vocabulary.flags.get("add_bos_token", add_bos)
-    add_eos = vocabulary.flags.get("add_eos_token", False)
+    add_eos = vocabulary.flags.get("add_eos_token", vocabulary.model in _ADDS_EOS)
     tokenizer.post_processor = _around(vocabulary, add_bos, add_eos)
     special = {
         f"{name}_token": vocabulary.token(f"{key}_token_id")
@@ -90,26 +94,58 @@ def _sentencepiece(vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
     return tokenizer, True
 
 
-_MODELS = {"gpt2": _byte_level, "llama": _sentencepiece}
+def _unigram(vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
+    """SentencePiece's unigram model, as transformers builds it for T5; without BOS where the file does
+    not say.
+    """
+    for flag in ("add_space_prefix", "remove_extra_whitespaces"):
+        if not vocabulary.flags.get(flag, True):
+            raise _unusable(vocabulary, f"tokenizer.ggml.{flag} false, which transformers' T5 does not know,")
+    unknown = vocabulary.ids.get("unknown_token_id")
+    if vocabulary.scores is None or unknown is None:
+        raise _unusable(vocabulary, "no tokenizer.ggml.scores or unknown_token_id")
+    last = max(index for index in range(len(vocabulary.tokens)) if not _is_padding(vocabulary, index))
+    scored = zip(vocabulary.tokens[: last + 1], vocabulary.scores, strict=False)
+    tokenizer = Tokenizer(_made(vocabulary, lambda: models.Unigram(list(scored), unknown, False)))
+    if vocabulary.charsmap:
+        tokenizer.normalizer = _made(vocabulary, lambda: normalizers.Precompiled(vocabulary.charsmap))
+    words = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="always", split=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), words])
+    tokenizer.decoder = decoders.Metaspace(_SPACE, prepend_scheme="always", split=True)
+    return tokenizer, False
+
+
+_MODELS = {"gpt2": _byte_level, "llama": _sentencepiece, "t5": _unigram}
+_ADDS_EOS = ("t5",)  # where the file does not say
 
 
 def _bpe(vocabulary: Vocabulary, merges: list[tuple[str, str]], **options) -> Tokenizer:
-    padding = {f"[PAD{index}]" for index in range(len(vocabulary.tokens))}  # of llama.cpp's converter
-    ids = {
-        token: index
-        for index, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
-        if not (kind == UNUSED and token in padding)
-    }
+    tokens = enumerate(vocabulary.tokens)
+    ids = {token: index for index, token in tokens if not _is_padding(vocabulary, index)}
+    return Tokenizer(_made(vocabulary, lambda: models.BPE(ids, merges, **options)))
+
+
+def _is_padding(vocabulary: Vocabulary, index: int) -> bool:
+    """Tell whether llama.cpp's converter made this token, so that there is one for every row."""
+    return vocabulary.kinds[index] == UNUSED and _PADDING.fullmatch(vocabulary.tokens[index]) is not None
+
+
+def _made(vocabulary: Vocabulary, make: Callable[[], Any]) -> Any:
+    """What the library makes of the vocabulary. Raises CheckpointError where it makes nothing."""
     try:
-        return Tokenizer(models.BPE(ids, merges, **options))
-    except Exception as error:  # all that the library raises; a merge whose tokens do not exist
+        return make()
+    except Exception as error:  # all that the library raises, such as for a merge of unknown tokens
         raise _unusable(vocabulary, f"{error}") from error
 
 
 def _merges_of_scores(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """Merges in the order that the scores of their results imply, best first; among those of one
-    result, in the order of transformers.
+    result, in the order of transformers. Scores that are no ranks are probabilities, of a model that
+    does not merge.
     """
+    ranks = zip(vocabulary.scores or (), vocabulary.kinds, strict=False)
+    if any(score % 1 for score, kind in ranks if kind == NORMAL):
+        raise _unusable(vocabulary, "tokenizer.ggml.scores of a unigram model, which does not merge,")
     if vocabulary.scores is None or len(set(vocabulary.scores)) < len(vocabulary.tokens) // 2:
         raise _unusable(vocabulary, "tokenizer.ggml.scores that order no merges")
     ids = {token: index for index, token in enumerate(vocabulary.tokens)}

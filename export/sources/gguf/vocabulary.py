@@ -44,7 +44,8 @@ class Vocabulary:
     scores: list[float] | None
     merges: list[tuple[str, str]] | None  # the first is merged first
     ids: dict[str, int]  # key of a special token, as GGUF names it -> its id
-    flags: dict[str, bool]  # those of add_bos_token, add_eos_token, add_space_prefix that the file has
+    flags: dict[str, bool]  # by key, such as add_bos_token; those that the file has
+    charsmap: bytes  # SentencePiece's table of what to write for some characters; empty: none
     chat_template: str | None
 
     @classmethod
@@ -81,6 +82,7 @@ class Vocabulary:
             merges=_merges(path, ggml),
             ids=_ids(path, ggml, len(tokens)),
             flags={key: value for key, value in ggml.items() if isinstance(value, bool)},
+            charsmap=_bytes(path, ggml, "precompiled_charsmap"),
             chat_template=template,
         )
 
@@ -104,6 +106,14 @@ def _listed(path: Path, ggml: dict[str, Any], key: str, kind: type) -> list | No
     if values is not None and not (isinstance(values, list) and all(type(v) is kind for v in values)):
         raise _bad(path, key, f"{values!r:.60}")
     return values
+
+
+def _bytes(path: Path, ggml: dict[str, Any], key: str) -> bytes:
+    """An array of bytes, signed or not; empty where the file has none."""
+    values = _listed(path, ggml, key, int) or []
+    if not all(-128 <= value <= 255 for value in values):
+        raise _bad(path, key, "numbers that are no bytes")
+    return bytes(value & 255 for value in values)
 
 
 def _merges(path: Path, ggml: dict[str, Any]) -> list[tuple[str, str]] | None:
