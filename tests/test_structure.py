@@ -31,7 +31,7 @@ FLOORS = {
         {"target_folder"},
         {"families", "tensorrt"},
         {"sources"},
-        {"weights", "graphs"},
+        {"weights"},
         {"quantize"},
         {"bundle", "verify"},
         {"commands"},

@@ -12,8 +12,8 @@ from typing import Any
 
 import onnxruntime as ort
 
-from firp.export.graphs.halves import LAYER_OUTPUTS
 from firp.runtime.bundle.graph_spec import cached_layer
+from firp.runtime.bundle.graphs.halves import LAYER_OUTPUTS
 from firp.runtime.errors import BundleError
 
 _LAYER = re.compile(r"layers\.(\d+)\b")

@@ -20,8 +20,6 @@ import numpy as np
 from firp.export.bundle.draft_tokens import draft_head, draft_tokens
 from firp.export.bundle.output_checks import check_apart, check_own_files
 from firp.export.bundle.predictor_dir import TENSOR_NAME, Predictors, open_predictors
-from firp.export.graphs.predictors import PREDICTORS_WEIGHT
-from firp.export.graphs.write import write_graphs
 from firp.export.leftovers import repair
 from firp.export.quantize.outputs import quantized_outputs, record
 from firp.export.quantize.plan import make_plan
@@ -29,7 +27,6 @@ from firp.export.quantize.quality import check_quality, measure_quality
 from firp.export.quantize.text import calibration_tokens
 from firp.export.sources.checkpoint import Checkpoint, Weight
 from firp.export.sources.open import open_checkpoint
-from firp.export.sources.tensor_record import TensorRecord
 from firp.export.target_folder import check_target, disk_errors, target_folder
 from firp.export.weights import stream as weights
 from firp.export.weights.fingerprint import fingerprint
@@ -43,10 +40,12 @@ from firp.runtime.bundle.format import (
     sha256_file,
     write_manifest,
 )
-from firp.runtime.bundle.graph_spec import CACHE_CONTRACTS, IN_PLACE
+from firp.runtime.bundle.graph_spec import CACHE_CONTRACTS, IN_PLACE, graph_specs
+from firp.runtime.bundle.graphs.stored import Blueprint, stored_weights
+from firp.runtime.bundle.graphs.written import graph_files
 from firp.runtime.bundle.json_fields import to_json, write_json
 from firp.runtime.bundle.model_config import Precision
-from firp.runtime.bundle.weight_table import ROPE_TABLES
+from firp.runtime.bundle.weight_table import PREDICTORS_WEIGHT, ROPE_TABLES
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.progress import Progress, silent
 from firp.runtime.trees.tree import TreeConfig
@@ -188,14 +187,13 @@ def _write(
         tokens = draft_tokens(checkpoint, predictors)
         if tokens is not None:
             plain += draft_head(checkpoint, tokens, quantization is not None)
-        records = _write_weights(folder, plain, precision.weights, checkpoint, predictors, progress)
+        _write_weights(folder, plain, precision.weights, checkpoint, predictors, progress)
     num_predictors = predictors.info.num_predictors if predictors else 0
-    graphs = {
-        contract: write_graphs(
-            folder, checkpoint.config, layer, num_predictors, precision, records, contract, tokens
-        )
-        for contract in ((IN_PLACE,) if quantization else CACHE_CONTRACTS)
-    }
+    blueprint = Blueprint(checkpoint.config, layer, num_predictors, precision, quantization)
+    stored = stored_weights(folder, blueprint)
+    for contract in (IN_PLACE,) if quantization else CACHE_CONTRACTS:
+        for spec, content in graph_files(blueprint, stored, contract, tokens):
+            (folder / spec.file).write_bytes(content)
     for name in checkpoint.companions:
         (folder / name).write_bytes(checkpoint.companion(name))
     write_json(folder / "generation_config.json", {"eos_token_id": list(checkpoint.eos_token_ids)})
@@ -229,9 +227,9 @@ def _write(
         num_predictors=num_predictors,
         precision=precision,
         quantization=quantization,
-        graphs=graphs[IN_PLACE],
+        graphs=graph_specs(checkpoint.config, layer, num_predictors, precision),
         files=entries,
-        written_by={name: version(name) for name in ("firp", "onnx_ir", "transformers")},
+        written_by={name: version(name) for name in ("firp", "transformers")},
         source=source,
         choices={},
         verification=None,
@@ -247,7 +245,7 @@ def _write_weights(
     checkpoint: Checkpoint,
     predictors: Predictors | None,
     progress: Progress,
-) -> dict[str, TensorRecord]:
+) -> None:
     tables = zip(ROPE_TABLES, rope_tables(checkpoint.config), strict=True)
     tables = [weights.from_array(name, table) for name, table in tables]
     files = {"model.safetensors": outputs + tables}
@@ -258,13 +256,11 @@ def _write_weights(
         files["predictors.safetensors"] = [weights.from_checkpoint(stacked, {TENSOR_NAME: predictors.tensor})]
     total = sum(weights.size_bytes(file_weights, dtype) for file_weights in files.values())
     _check_disk(total + _bytes_beside_weights(checkpoint, predictors), shutil.disk_usage(folder).free)
-    records = {}
     done = 0
     for name, file_weights in files.items():
         report = functools.partial(_report, progress, done, total)
-        records |= weights.write_safetensors(folder / name, file_weights, dtype, report)
+        weights.write_safetensors(folder / name, file_weights, dtype, report)
         done += weights.size_bytes(file_weights, dtype)
-    return records
 
 
 def _bytes_beside_weights(checkpoint: Checkpoint, predictors: Predictors | None) -> int:

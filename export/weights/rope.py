@@ -6,7 +6,7 @@ In: a ModelConfig. Out: cos and sin of every position, scaling included.
 import numpy as np
 
 from firp.runtime.bundle.model_config import ModelConfig
-from firp.runtime.trees.tree import MAX_PASS_ROWS
+from firp.runtime.bundle.weight_table import ROPE_TABLES, rope_shapes
 
 
 def rope_tables(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -15,8 +15,7 @@ def rope_tables(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
     """
     import torch
 
-    # ONNX Runtime refuses a pass of more rows than that, whatever their positions
-    rows = max(config.max_position_embeddings, MAX_PASS_ROWS)
+    rows, _ = rope_shapes(config)[ROPE_TABLES[0]]
     positions = torch.arange(rows, dtype=torch.float32)
     angles = positions[:, None] * torch.tensor(config.rope.frequencies, dtype=torch.float32)[None]
     cos, sin = (table * config.rope.scale for table in (angles.cos(), angles.sin()))

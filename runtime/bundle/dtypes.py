@@ -125,3 +125,11 @@ def to_float32(stored: np.ndarray) -> np.ndarray:
     if stored.dtype == _BFLOAT16:
         return (stored.astype(np.uint32) << 16).view(np.float32)
     return stored.astype(np.float32)
+
+
+def rounded(value: float, dtype: str) -> np.ndarray:
+    """A number as a scalar of a type, as it lies in memory, rounded to the nearest."""
+    if dtype != "bfloat16":
+        return np.array(value, DTYPES[dtype].storage)
+    bits = int(np.array(value, np.float32).view(np.uint32))
+    return np.array((bits + 0x7FFF + (bits >> 16 & 1)) >> 16, _BFLOAT16)

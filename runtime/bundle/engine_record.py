@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from firp.runtime.bundle.format import Bundle, FileEntry, Manifest, sha256_file
 from firp.runtime.bundle.graph_spec import PREFIX
+from firp.runtime.bundle.graphs.stored import weight_file
 from firp.runtime.bundle.json_fields import from_json, read_json
 from firp.runtime.bundle.limits import Limits
-from firp.runtime.bundle.onnx_weights import weight_file
 from firp.runtime.errors import BundleError, FirpError
 
 FORMAT_VERSION = 1

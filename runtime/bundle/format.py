@@ -21,7 +21,8 @@ weight and scale [2, K] float32), calibration.json (`Calibration`: trees to choo
 expected tokens per step), tokenizer.json, tokenizer_config.json and chat_template.jinja. Without
 tokenizer.json it decodes token ids only. Every file but firp.json MUST be listed in `files` with
 its size and sha256; a file that is not listed is ignored. Files are regular files, no links, and
-graphs take their weights from these safetensors files alone (`onnx_weights`).
+graphs are, to the byte, those that the exporter writes for the manifest (`graphs.written`): a change
+of the graphs is a change of the format.
 """
 
 import hashlib
@@ -34,9 +35,10 @@ from typing import Any
 
 from firp.runtime.bundle.calibration import Calibration, Choice, read_calibration
 from firp.runtime.bundle.graph_spec import CACHE_CONTRACTS, IN_PLACE, GraphSpec, graph_specs, layers_of
+from firp.runtime.bundle.graphs.stored import Blueprint, stored_weights
+from firp.runtime.bundle.graphs.written import check_graphs
 from firp.runtime.bundle.json_fields import from_json, read_json, to_json, write_json
 from firp.runtime.bundle.model_config import ModelConfig, Precision, Quantization
-from firp.runtime.bundle.onnx_weights import check_weights, weight_file
 from firp.runtime.bundle.paths import bundle_folder, own_file
 from firp.runtime.bundle.provenance import check_provenance
 from firp.runtime.errors import BundleError, FirpError
@@ -74,6 +76,13 @@ class Manifest:
     choices: dict[str, Choice]
     source: dict[str, Any]  # the checkpoint and predictors it came from: names, fingerprint, training record
     verification: dict[str, Any] | None  # the record of `firp verify`; None: never verified
+
+    @property
+    def blueprint(self) -> Blueprint:
+        """What the graphs depend on."""
+        return Blueprint(
+            self.model, self.prediction_layer, self.num_predictors, self.precision, self.quantization
+        )
 
     @property
     def contracts(self) -> tuple[str, ...]:
@@ -253,9 +262,9 @@ def _check_files(path: Path, manifest: Manifest, check_hashes: bool, largest: in
     for name, entry in manifest.files.items() if check_hashes else ():
         if largest is None or entry.size <= largest:
             _check_hash(files[name], entry)
-    specs = {spec.file: name for c in manifest.contracts for name, spec in manifest.graphs_for(c).items()}
-    for file, graph in specs.items():
-        check_weights(files[file], files[weight_file(graph)])
+    weights = stored_weights(path, manifest.blueprint)
+    for contract in manifest.contracts:
+        check_graphs(path, manifest.blueprint, weights, contract)
 
 
 def eos_token_ids(config: Any, vocab_size: int, where: str) -> tuple[int, ...]:

@@ -6,9 +6,11 @@ In: a ModelConfig. Out: name -> shape, in the order of model.safetensors. A line
 """
 
 from firp.runtime.bundle.model_config import ModelConfig
+from firp.runtime.trees.tree import MAX_PASS_ROWS
 
 Shape = tuple[int, ...]
 DRAFT_HEAD = "draft_head"  # rows of the head, [tokens, D]: of the tokens that pseudo rows are decoded over
+PREDICTORS_WEIGHT = "predictors.weight"  # [K*D, D]: all K as one GEMM
 ROPE_TABLES = ("rope.cos", "rope.sin")  # [positions, Dh / 2] each, after the weights in the file
 
 
@@ -40,6 +42,12 @@ def layer_shapes(config: ModelConfig, index: int) -> dict[str, Shape]:
     shapes |= _linear(f"{layer}.gate_up_proj", 2 * mlp.intermediate_size, size, mlp.bias)
     shapes |= _linear(f"{layer}.down_proj", size, mlp.intermediate_size, mlp.bias)
     return shapes
+
+
+def rope_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """The rope tables; ONNX Runtime refuses a pass of more rows than that, whatever their positions."""
+    rows = max(config.max_position_embeddings, MAX_PASS_ROWS)
+    return {name: (rows, len(config.rope.frequencies)) for name in ROPE_TABLES}
 
 
 def layer_name(index: int) -> str:

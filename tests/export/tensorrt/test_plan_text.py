@@ -8,12 +8,12 @@ from support.small_models import make_predictors
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
-from firp.export.graphs import builder
 from firp.export.tensorrt.build import BuildOptions, build_engines, choose_capabilities
 from firp.export.tensorrt.plan_text import read_plan, summarize
 from firp.runtime.backends.nvidia_library import load_library
 from firp.runtime.bundle.engine_record import find_engine_folder
 from firp.runtime.bundle.format import load_bundle
+from firp.runtime.bundle.graphs import builder
 from firp.runtime.bundle.limits import Limits
 
 RTX = "tensorrt-rtx"
@@ -87,7 +87,7 @@ def test_bfloat16_with_norms_on_queries_and_batches_launches(tmp_path):
     check_fusions(bundle, record, launches_per_layer=14)
 
 
-def test_a_lost_fusion_is_seen(half_bundle, tmp_path, monkeypatch, any_operator):
+def test_a_lost_fusion_is_seen(half_bundle, tmp_path, monkeypatch, any_graph):
     """Attention with capped scores, written out: TensorRT-RTX does not fuse it, and the summary
     says what that costs.
     """

@@ -45,7 +45,7 @@ def test_the_healthy_bundle_passes(healthy):
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS.keys())
-def test_a_seeded_error_lies_far_beyond_the_limit(mutation, healthy, tmp_path, any_operator):
+def test_a_seeded_error_lies_far_beyond_the_limit(mutation, healthy, tmp_path, any_graph):
     model, bundle = healthy
     mutation(shutil.copytree(bundle, tmp_path / "bundle"), random.Random(0))
     report = verify(tmp_path / "bundle", model, check_hashes=False)
@@ -68,7 +68,7 @@ def test_a_mask_that_shows_the_future_is_caught(healthy, monkeypatch):
     assert values(report)["prefill logits, random tokens"] > 100 * YARDSTICKS
 
 
-def test_a_graph_error_does_not_hide_behind_float16(tmp_path, any_operator):
+def test_a_graph_error_does_not_hide_behind_float16(tmp_path, any_graph):
     model = make_model(tmp_path / "model", "llama")
     export_bundle(ExportOptions(model, tmp_path / "bundle", prediction_layer=2, dtype="float16"))
     MUTATIONS["a hole in the mask"](tmp_path / "bundle", random.Random(0))

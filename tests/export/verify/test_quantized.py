@@ -46,7 +46,7 @@ def test_the_healthy_bundle_passes(healthy):
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS.keys())
-def test_a_seeded_error_is_caught(mutation, healthy, tmp_path, any_operator):
+def test_a_seeded_error_is_caught(mutation, healthy, tmp_path, any_graph):
     model, bundle = healthy
     mutation(shutil.copytree(bundle, tmp_path / "bundle"), random.Random(0))
     report = verify(tmp_path / "bundle", model, check_hashes=False)
@@ -72,7 +72,7 @@ def one_off(graph):
     ],
     ids=["zero point", "scales of another output", "norm", "smoothing", "scale of the tables"],
 )
-def test_an_error_of_the_format_itself_is_caught(error, healthy, tmp_path, any_operator):
+def test_an_error_of_the_format_itself_is_caught(error, healthy, tmp_path, any_graph):
     model, bundle = healthy
     error(shutil.copytree(bundle, tmp_path / "bundle"))
     assert failed(verify(tmp_path / "bundle", model, check_hashes=False))

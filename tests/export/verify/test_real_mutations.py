@@ -23,7 +23,7 @@ def bundle(real_model, tmp_path_factory):
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS.keys())
-def test_a_seeded_error_is_caught(mutation, real_model, bundle, tmp_path, any_operator):
+def test_a_seeded_error_is_caught(mutation, real_model, bundle, tmp_path, any_graph):
     mutation(shutil.copytree(bundle, tmp_path / "bundle"), random.Random(0))
     with pytest.raises(CheckFailedError, match="verification failed"):
         verify_or_fail(tmp_path / "bundle", real_model)

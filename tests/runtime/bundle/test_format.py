@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+from support.hostile import edit_manifest
 
 from firp.runtime.bundle.format import load_bundle, manifest_digest
 from firp.runtime.bundle.json_fields import to_json
@@ -16,14 +17,6 @@ from firp.runtime.errors import BundleError, FirpError
 @pytest.fixture
 def bundle(family_bundle, tmp_path):
     return shutil.copytree(family_bundle("llama")[1], tmp_path / "bundle")
-
-
-def edit_manifest(bundle, change):
-    file = bundle / "firp.json"
-    data = json.loads(file.read_text())
-    del data["sha256"]
-    change(data)
-    file.write_text(json.dumps({**data, "sha256": manifest_digest(data)}))
 
 
 def flip_byte(file, at):
@@ -158,7 +151,7 @@ def test_a_graph_that_is_not_the_declared_one_is_refused(bundle):
         data["files"]["lower.onnx"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
     edit_manifest(bundle, rehash)
-    with pytest.raises(BundleError, match="not the graph its bundle declares"):
+    with pytest.raises(BundleError, match="not the graph that firp export writes"):
         Engine.load(bundle)
 
 
@@ -184,7 +177,7 @@ def test_edited_parts_are_checked_too(bundle, name, content, message):
 def test_a_graph_that_does_not_parse_is_refused_without_hashes(bundle):
     file = bundle / "lower.onnx"
     file.write_bytes(b"\xff" * file.stat().st_size)
-    with pytest.raises(BundleError, match="graph does not load"):
+    with pytest.raises(BundleError, match="not the graph that firp export writes"):
         Engine.load(bundle, check_hashes=False)
 
 

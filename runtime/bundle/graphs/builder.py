@@ -8,10 +8,9 @@ quantized where it holds a scale.
 from typing import Any, Protocol
 
 import numpy as np
-import onnx_ir as ir
-from onnx_ir.tape import Tape
 
-from firp.runtime.bundle.dtypes import DTYPES
+from firp.runtime.bundle.dtypes import rounded
+from firp.runtime.bundle.graphs.tape import FLOAT, Tape, Value
 from firp.runtime.bundle.model_config import BLOCK, ModelConfig
 
 ACTIVATION_LEVELS = 127  # int8 on either side of zero
@@ -23,7 +22,7 @@ class Weights(Protocol):
 
     def __contains__(self, name: str) -> bool: ...
 
-    def __getitem__(self, name: str) -> ir.Value:
+    def __getitem__(self, name: str) -> Value:
         """The initializer of a weight, the same one each time."""
 
 
@@ -33,43 +32,43 @@ class GraphBuilder:
     def __init__(self, config: ModelConfig, dtype: str, weights: Weights):
         self.config = config
         self.weights = weights
-        self.dtype = onnx_dtype(dtype)
+        self.dtype = dtype
         self.tape = Tape()
-        self._constants: dict[str, ir.Value] = {}
-        self._counted_rows: ir.Value | None = None
-        self._zero_points: ir.Value | None = None
+        self._constants: dict[str, Value] = {}
+        self._counted_rows: Value | None = None
+        self._zero_points: Value | None = None
 
-    def op(self, op_type: str, *inputs: ir.Value, output: str | None = None, **attributes: Any) -> ir.Value:
+    def op(self, op_type: str, *inputs: Value, output: str | None = None, **attributes: Any) -> Value:
         """Add one node; return its only output, named `output` if given."""
-        value = self.tape.op(op_type, list(inputs), attributes or None)
+        value = self.tape.op(op_type, list(inputs), attributes)
         if output:
             value.name = output
         return value
 
-    def split(self, value: ir.Value, sizes: list[int], axis: int = -1) -> list[ir.Value]:
+    def split(self, value: Value, sizes: list[int], axis: int = -1) -> list[Value]:
         """Split a value along an axis."""
         inputs = [value, self.ints(sizes)]
         return list(self.tape.op_multi_out("Split", inputs, {"axis": axis}, num_outputs=len(sizes)))
 
-    def ints(self, values: list[int]) -> ir.Value:
+    def ints(self, values: list[int]) -> Value:
         """A constant int64 vector, made once."""
-        return self.constant(f"ints_{'_'.join(map(str, values))}", np.array(values, np.int64))
+        return self.constant(f"ints_{'_'.join(map(str, values))}", "int64", np.array(values, np.int64))
 
-    def scalar(self, value: float) -> ir.Value:
+    def scalar(self, value: float) -> Value:
         """A constant in the graph's type, made once."""
-        return self.constant(f"scalar_{value:.9g}", np.array(value, self.dtype.numpy()))
+        return self.constant(f"scalar_{value:.9g}", self.dtype, rounded(value, self.dtype))
 
-    def constant(self, name: str, array: np.ndarray) -> ir.Value:
-        """A constant inside the graph, made once."""
+    def constant(self, name: str, dtype: str, content: np.ndarray) -> Value:
+        """A constant inside the graph, made once. content: as it lies in memory."""
         if name not in self._constants:
-            self._constants[name] = self.tape.initializer(ir.tensor(array, name=name))
+            self._constants[name] = self.tape.constant(name, dtype, content)
         return self._constants[name]
 
-    def start_rows(self, rows: ir.Value) -> None:
+    def start_rows(self, rows: Value) -> None:
         """Linear layers that follow have as many rows as `rows` [n, features]."""
         self._counted_rows, self._zero_points = rows, None
 
-    def linear(self, rows: ir.Value, name: str) -> ir.Value:
+    def linear(self, rows: Value, name: str) -> Value:
         """Project rows [n, in] -> [n, out] by a weight [out, in], or by a quantized one [in, out]."""
         weight = self.weights[f"{name}.weight"]
         bias = [self.weights[f"{name}.bias"]] if f"{name}.bias" in self.weights else []
@@ -84,7 +83,7 @@ class GraphBuilder:
             product = self.op("MatMul", rows, blocks)
         return self.op("Add", product, *bias) if bias else product
 
-    def _integer_product(self, rows: ir.Value, weight: ir.Value, scale: ir.Value) -> ir.Value:
+    def _integer_product(self, rows: Value, weight: Value, scale: Value) -> Value:
         """rows [n, in] f32 times weight [in, out] i8 times scale [out]. Each row is rounded to int8 on
         a scale of its own, so its product does not depend on the others. A row of zeros has the scale
         0: whatever it is rounded to, its product is 0.
@@ -97,13 +96,13 @@ class GraphBuilder:
         steps = self.op("Reshape", step, self.ints([-1]))
         integers = self.op("QuantizeLinear", rows, steps, self._zero_points, axis=0)
         sums = self.op("MatMulInteger", integers, weight, self._zero_point())
-        product = self.op("Mul", self.op("Cast", sums, to=ir.DataType.FLOAT), step)
+        product = self.op("Mul", self.op("Cast", sums, to=FLOAT), step)
         return self.op("Mul", product, scale)
 
-    def _zero_point(self) -> ir.Value:
-        return self.constant("zero_point", np.array(_ZERO_POINT, np.uint8))
+    def _zero_point(self) -> Value:
+        return self.constant("zero_point", "uint8", np.array(_ZERO_POINT, np.uint8))
 
-    def embed(self, ids: ir.Value) -> ir.Value:
+    def embed(self, ids: Value) -> Value:
         """Rows [B, T, D] of token ids [B, T]."""
         table = self.weights["embed_tokens.weight"]
         if "embed_tokens.scale" not in self.weights:
@@ -111,29 +110,24 @@ class GraphBuilder:
         columns = self.op("Transpose", self.op("Gather", table, ids, axis=1), perm=[1, 2, 0])
         scales = self.op("Gather", self.weights["embed_tokens.scale"], ids)
         scales = self.op("Unsqueeze", scales, self.ints([-1]))
-        return self.op("Mul", self.op("Cast", columns, to=ir.DataType.FLOAT), scales)
+        return self.op("Mul", self.op("Cast", columns, to=FLOAT), scales)
 
-    def norm(self, value: ir.Value, name: str) -> ir.Value:
+    def norm(self, value: Value, name: str) -> Value:
         """Normalize the last axis by root mean square, with the named weight."""
         weight = self.weights[f"{name}.weight"]
         epsilon = self.config.norm.epsilon
         return self.op("RMSNormalization", value, weight, axis=-1, epsilon=epsilon)
 
-    def rows(self, value: ir.Value, features: int) -> ir.Value:
+    def rows(self, value: Value, features: int) -> Value:
         """Flatten [B, T, features] -> [B*T, features]."""
         return self.op("Reshape", value, self.ints([-1, features]))
 
-    def batch_shape(self, value: ir.Value, *features: int) -> ir.Value:
+    def batch_shape(self, value: Value, *features: int) -> Value:
         """The shape [B, T, *features] for a Reshape, B and T being the first two axes of
         `value`.
         """
         return self.op("Concat", self.op("Shape", value, start=0, end=2), self.ints(list(features)), axis=0)
 
-    def gather_rows(self, hidden: ir.Value, rows: ir.Value) -> ir.Value:
+    def gather_rows(self, hidden: Value, rows: Value) -> Value:
         """Gather rows of every sequence: hidden [B, T, D], rows [B, n] -> [B, n, D]."""
         return self.op("GatherND", hidden, self.op("Unsqueeze", rows, self.ints([-1])), batch_dims=1)
-
-
-def onnx_dtype(dtype: str) -> ir.DataType:
-    """ONNX's type of that name."""
-    return ir.DataType[DTYPES[dtype].onnx]

@@ -5,21 +5,20 @@ what architectures differ in is in `ModelConfig`.
 """
 
 import numpy as np
-import onnx_ir as ir
 
-from firp.export.graphs.attention import LayerCache, PassContext, attention
-from firp.export.graphs.builder import GraphBuilder
-from firp.export.graphs.mlp import mlp
 from firp.runtime.bundle.graph_spec import IN_PLACE, GraphSpec, cache_names
+from firp.runtime.bundle.graphs.attention import LayerCache, PassContext, attention
+from firp.runtime.bundle.graphs.builder import GraphBuilder
+from firp.runtime.bundle.graphs.mlp import mlp
+from firp.runtime.bundle.graphs.tape import FLOAT, Value
 from firp.runtime.bundle.weight_table import DRAFT_HEAD, head_name, layer_name
 
 # of layer i, as layers.{i}.attention_out: the residual stream after attention, after all
+DRAFT_TOKENS = "draft_tokens"  # the constant that lists them
 LAYER_OUTPUTS = ("attention_out", "out")
 
 
-def lower(
-    b: GraphBuilder, inputs: dict[str, ir.Value], layers: range, spec: GraphSpec
-) -> dict[str, ir.Value]:
+def lower(b: GraphBuilder, inputs: dict[str, Value], layers: range, spec: GraphSpec) -> dict[str, Value]:
     """Build the lower half: token ids [B, T] to hidden states [B, T, D] and new cache rows."""
     ids = inputs["input_ids"]
     size = b.config.hidden_size
@@ -30,11 +29,11 @@ def lower(
 
 def upper(
     b: GraphBuilder,
-    inputs: dict[str, ir.Value],
+    inputs: dict[str, Value],
     layers: range,
     spec: GraphSpec,
     draft_tokens: np.ndarray | None,
-) -> dict[str, ir.Value]:
+) -> dict[str, Value]:
     """Build the upper half: hidden states [B, R, D] to logits, top lists and new cache rows.
     draft_tokens: [n] i64 that pseudo rows are decoded over; None: all.
     """
@@ -51,14 +50,14 @@ def upper(
             head, tokens = DRAFT_HEAD, len(draft_tokens)
         _, logprobs, ids = _decode(b, stream, inputs["draft_rows"], head, tokens, spec)
         if draft_tokens is not None:
-            ids = b.op("Gather", b.constant("draft_tokens", draft_tokens), ids)
+            ids = b.op("Gather", b.constant(DRAFT_TOKENS, "int64", draft_tokens), ids)
         outputs |= {"draft_ids": ids, "draft_logprobs": logprobs}
     return outputs
 
 
 def _decode(
-    b: GraphBuilder, stream: ir.Value, rows: ir.Value, head: str, tokens: int, spec: GraphSpec
-) -> tuple[ir.Value, ir.Value, ir.Value]:
+    b: GraphBuilder, stream: Value, rows: Value, head: str, tokens: int, spec: GraphSpec
+) -> tuple[Value, Value, Value]:
     """Decode rows [B, n] of the stream [B, R, D] over a head's tokens: logits f32 [B, n, tokens], and
     the best log-probabilities with their places among the tokens, [B, n, k] each.
     """
@@ -69,8 +68,8 @@ def _decode(
     shape = b.batch_shape(rows, tokens)
     # ONNX Runtime takes an empty list of rows, whose 0 would else mean "as many as there are"
     logits = b.op("Reshape", logits, shape, **({"allowzero": 1} if spec.cache == IN_PLACE else {}))
-    if b.dtype != ir.DataType.FLOAT:
-        logits = b.op("Cast", logits, to=ir.DataType.FLOAT)
+    if b.dtype != "float32":
+        logits = b.op("Cast", logits, to=FLOAT)
     logprobs, places = b.tape.op_multi_out(
         "TopK",
         [b.op("LogSoftmax", logits, axis=-1), b.ints([count])],
@@ -82,12 +81,12 @@ def _decode(
 
 def _layers(
     b: GraphBuilder,
-    stream: ir.Value,
-    like: ir.Value,
-    inputs: dict[str, ir.Value],
+    stream: Value,
+    like: Value,
+    inputs: dict[str, Value],
     layers: range,
     contract: str,
-) -> tuple[ir.Value, dict[str, ir.Value]]:
+) -> tuple[Value, dict[str, Value]]:
     """Run several layers. like: its first two axes are B and the rows of a sequence."""
     b.start_rows(stream)
     shared = PassContext(b, like, inputs, contract)
@@ -101,8 +100,8 @@ def _layers(
 
 
 def _decoder_layer(
-    b: GraphBuilder, index: int, stream: ir.Value, shared: PassContext, past: LayerCache
-) -> tuple[ir.Value, LayerCache]:
+    b: GraphBuilder, index: int, stream: Value, shared: PassContext, past: LayerCache
+) -> tuple[Value, LayerCache]:
     """Run one layer: stream [B*T, D] -> (stream [B*T, D], the cache after them)."""
     layer = layer_name(index)
     attended, new = attention(b, layer, b.norm(stream, f"{layer}.input_norm"), shared, past)

@@ -4,14 +4,12 @@ In: hidden states and the rows that are draft sources. Out: the same hidden stat
 for each source after them.
 """
 
-import onnx_ir as ir
-
-from firp.export.graphs.builder import GraphBuilder
-
-PREDICTORS_WEIGHT = "predictors.weight"  # [K*D, D]: all K as one GEMM
+from firp.runtime.bundle.graphs.builder import GraphBuilder
+from firp.runtime.bundle.graphs.tape import Value
+from firp.runtime.bundle.weight_table import PREDICTORS_WEIGHT
 
 
-def predictors(b: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
+def predictors(b: GraphBuilder, inputs: dict[str, Value]) -> dict[str, Value]:
     """Append pseudo rows h~ = W_j h: hidden_states [B, T, D], source_rows [B, M] -> [B, T + M*K,
     D].
     """

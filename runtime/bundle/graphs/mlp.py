@@ -3,12 +3,11 @@
 In: normed rows. Out: rows to add to the residual stream.
 """
 
-import onnx_ir as ir
+from firp.runtime.bundle.graphs.builder import GraphBuilder
+from firp.runtime.bundle.graphs.tape import Value
 
-from firp.export.graphs.builder import GraphBuilder
 
-
-def mlp(b: GraphBuilder, layer: str, rows: ir.Value) -> ir.Value:
+def mlp(b: GraphBuilder, layer: str, rows: Value) -> Value:
     """Run the MLP of one layer: rows [B*T, D] -> [B*T, D]."""
     gate, up = b.split(b.linear(rows, f"{layer}.gate_up_proj"), [b.config.mlp.intermediate_size] * 2)
     activated = b.op("Mul", b.op("Mul", gate, b.op("Sigmoid", gate)), up)  # SwiGLU

@@ -7,18 +7,17 @@ contract (`firp.runtime.bundle.graph_spec`): rows written into a buffer, or join
 
 from typing import NamedTuple
 
-import onnx_ir as ir
-
-from firp.export.graphs.builder import GraphBuilder
 from firp.runtime.bundle.graph_spec import IN_PLACE
+from firp.runtime.bundle.graphs.builder import GraphBuilder
+from firp.runtime.bundle.graphs.tape import Value
 from firp.runtime.bundle.weight_table import ROPE_TABLES
 
 
 class LayerCache(NamedTuple):
     """Keys and values of one layer, as they go in or come out."""
 
-    key: ir.Value
-    value: ir.Value
+    key: Value
+    value: Value
 
 
 class PassContext:
@@ -26,7 +25,7 @@ class PassContext:
     shapes to reshape to.
     """
 
-    def __init__(self, b: GraphBuilder, like: ir.Value, inputs: dict[str, ir.Value], contract: str):
+    def __init__(self, b: GraphBuilder, like: Value, inputs: dict[str, Value], contract: str):
         c = b.config.attention
         self.position_ids = inputs["position_ids"]
         self.bias = inputs["attention_bias"]
@@ -41,14 +40,14 @@ class PassContext:
             self.query_shape = inputs["query_shape"]
             self.bias = b.op("Reshape", b.op("Tile", self.bias, inputs["bias_repeats"]), inputs["bias_shape"])
 
-    def rotate(self, b: GraphBuilder, heads: ir.Value) -> ir.Value:
+    def rotate(self, b: GraphBuilder, heads: Value) -> Value:
         """Rotate [B, H, T, Dh] by its rows' positions."""
         return b.op("RotaryEmbedding", heads, self.cos, self.sin, self.position_ids)
 
 
 def attention(
-    b: GraphBuilder, layer: str, rows: ir.Value, shared: PassContext, past: LayerCache
-) -> tuple[ir.Value, LayerCache]:
+    b: GraphBuilder, layer: str, rows: Value, shared: PassContext, past: LayerCache
+) -> tuple[Value, LayerCache]:
     """Attend within one layer: rows [B*T, D] -> (rows [B*T, D], the cache after them)."""
     c = b.config.attention
     joined = b.op("Reshape", b.linear(rows, f"{layer}.qkv_proj"), shared.qkv_shape)  # [B, T, H+2Hkv, Dh]
@@ -65,8 +64,8 @@ def attention(
 
 
 def _attend_in_place(
-    b: GraphBuilder, query: ir.Value, new: LayerCache, shared: PassContext, past: LayerCache
-) -> tuple[ir.Value, LayerCache]:
+    b: GraphBuilder, query: Value, new: LayerCache, shared: PassContext, past: LayerCache
+) -> tuple[Value, LayerCache]:
     """Write the new rows into the buffers [B, Hkv, S, Dh], and attend to these."""
     c = b.config.attention
     buffers = LayerCache(
@@ -81,8 +80,8 @@ def _attend_in_place(
 
 
 def _attend_to_prefix(
-    b: GraphBuilder, query: ir.Value, new: LayerCache, shared: PassContext, past: LayerCache
-) -> tuple[ir.Value, LayerCache]:
+    b: GraphBuilder, query: Value, new: LayerCache, shared: PassContext, past: LayerCache
+) -> tuple[Value, LayerCache]:
     """Attend to views [P, B, Hkv, Dh] and the new rows, which are given back [T, B, Hkv, Dh]."""
     rows = LayerCache(*(b.op("Transpose", heads, perm=[2, 0, 1, 3]) for heads in new))
     keys, values = (

@@ -1,1 +1,0 @@
-"""The ONNX graphs of a bundle, built node by node."""
