@@ -42,12 +42,17 @@ class ChatEncoder:
         return cls(template, tokenizer)
 
     def encode(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
     ) -> list[int]:
-        """Token ids of the messages, and of what begins an answer. tools: JSON schemas of functions.
-        Raises PromptError.
+        """Token ids of the messages. tools: JSON schemas of functions; add_generation_prompt: end with
+        what begins an answer. Raises PromptError.
         """
         checked = check_messages(messages)
-        text = self.template.render(checked, tools, add_generation_prompt=True, **checked.variables)
+        text = self.template.render(
+            checked, tools, add_generation_prompt=add_generation_prompt, **checked.variables
+        )
         # the template writes the special tokens itself
         return encode_text(self._tokenizer, text, add_special_tokens=False)

@@ -11,7 +11,7 @@ from firp.runtime.errors import PromptError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # What a rendering passes itself, so that nobody gives it by name
-_PASSED = ("messages", "tools", "documents", "add_generation_prompt")
+_PASSED = ("self", "messages", "tools", "documents", "add_generation_prompt")
 
 
 class Messages(list[dict[str, Any]]):

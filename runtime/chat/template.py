@@ -48,6 +48,15 @@ class ChatTemplate:
         """The text of the token that ends a turn, by tokenizer_config.json."""
         return self.special_tokens.get("eos_token")
 
+    def source(self, for_tools: bool) -> str:
+        """The text of the template that serves. Raises BundleError where there is none."""
+        name = "tool_use" if for_tools and "tool_use" in self._templates else "default"
+        if name not in self._templates:
+            raise BundleError(
+                "no default chat template", got=", ".join(self._templates), expected="one named default"
+            )
+        return self._templates[name]
+
     def check(self) -> None:
         """Raises BundleError for a template that is none."""
         self._compiled(for_tools=False)
@@ -78,14 +87,9 @@ class ChatTemplate:
         return self._compiled(tools is not None)({**self.special_tokens, **variables, **values})
 
     def _compiled(self, for_tools: bool) -> "Callable[[Mapping[str, Any]], str]":
-        name = "tool_use" if for_tools and "tool_use" in self._templates else "default"
-        if name not in self._templates:
-            raise BundleError(
-                "no default chat template", got=", ".join(self._templates), expected="one named default"
-            )
         from firp.runtime.chat.rendering import compile_template
 
-        return compile_template(self._templates[name])
+        return compile_template(self.source(for_tools))
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
