@@ -9,6 +9,7 @@ from firp.export.families.recipe import head_dim
 from firp.runtime.errors import CheckpointError
 
 LEAST_CONTEXT = 16  # tokens: a prompt, a tree of drafts and some steps; shorter ones are mistakes
+MOST_CONTEXT = 1 << 24  # tokens: rope tables have a row for each, and no model reads that many
 LEAST_WINDOW = 2  # tokens: Hugging Face's own cache is wrong for a window of 1
 _SIZES = (
     "vocab_size",
@@ -39,10 +40,10 @@ def check_config(config: Any, where: str) -> None:
         )
     if heads % 2:
         raise _bad(where, "head_dim", heads, "an even number, for rotary embedding turns pairs")
-    if config.max_position_embeddings < LEAST_CONTEXT:
-        raise _bad(
-            where, "max_position_embeddings", config.max_position_embeddings, f"at least {LEAST_CONTEXT}"
-        )
+    context = config.max_position_embeddings
+    if not LEAST_CONTEXT <= context <= MOST_CONTEXT:
+        limit = f"at least {LEAST_CONTEXT}" if context < LEAST_CONTEXT else f"at most {MOST_CONTEXT}"
+        raise _bad(where, "max_position_embeddings", context, limit)
 
 
 def check_window(window: Any, where: str) -> None:
