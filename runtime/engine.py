@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from firp.runtime.arguments import TRUTH, checked
 from firp.runtime.backends.interface import Backend
 from firp.runtime.backends.registry import backend_factory
 from firp.runtime.bundle.calibration import Choice
@@ -65,6 +66,7 @@ class Engine:
         core; check_hashes: see `load_bundle`. Raises FirpError: the bundle is not whole, or the
         backend cannot run it.
         """
+        check_hashes = checked("check_hashes", check_hashes, TRUTH)
         make_backend = backend_factory(backend, threads)
         bundle = load_bundle(path, check_hashes, _READ_AT_ONCE)
         made = make_backend()
@@ -258,11 +260,11 @@ class Engine:
 
     def _chosen(self, plain: bool, tree: TreeConfig | None) -> TreeConfig | None:
         """The tree to decode with; None: plainly."""
-        if plain and tree is not None:
+        if checked("plain", plain, TRUTH) and tree is not None:
             raise FirpError(
                 "plain decoding has no tree", got=f"{tree!r:.60}", fix="leave out the tree, or plain"
             )
-        return None if plain else tree or self.tree
+        return None if plain else self.tree if tree is None else tree
 
     def generate(self, prompt: Prompt, params: SamplingParams | None = None, **options) -> Generation:
         """Decode one request to its end. `options`: as for `stream`."""

@@ -14,16 +14,31 @@ class FirpError(Exception):
         self.expected = expected
         self.fix = fix
         found = [
-            f"{word} {value}" for word, value in (("got", got), ("expected", expected)) if value is not None
+            f"{word} {_short(value)}"
+            for word, value in (("got", got), ("expected", expected))
+            if value is not None
         ]
-        line = what + (" | " + ", ".join(found) if found else "")
+        line = _short(what) + (" | " + ", ".join(found) if found else "")
         if fix:
             line += f". Fix: {fix}"
-        super().__init__(" ".join(line.split()))
+        super().__init__(" ".join(_shown(line).split()))
 
     def with_fix(self, kind: "type[FirpError]", fix: str) -> "FirpError":
         """The same mistake as an error of another kind, for a caller who knows how to mend it."""
         return kind(self.what, got=self.got, expected=self.expected, fix=fix)
+
+
+_MOST = 400  # characters of one part of a message
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _MOST else f"{text[: _MOST // 2]} … {text[-_MOST // 4 :]}"
+
+
+def _shown(line: str) -> str:
+    """A line without what a terminal would obey, and that every stream can encode."""
+    return "".join(char if char.isprintable() or char.isspace() else ascii(char)[1:-1] for char in line)
 
 
 class CheckpointError(FirpError):

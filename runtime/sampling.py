@@ -7,14 +7,13 @@ so plain and drafted decoding, whatever their trees, pick the same tokens: lossl
 equality test (method.md, "Lossless, at every temperature").
 """
 
-import numbers
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from firp.runtime.arguments import integer, real, truth
 from firp.runtime.errors import FirpError
 
 
@@ -38,31 +37,6 @@ class SamplingParams:
             object.__setattr__(self, name, value)  # numpy's numbers wrap around, Python's do not
 
 
-def integer(value: Any) -> int | None:
-    """A whole number of any integer type, numpy's among them; None for anything else, truth values
-    too.
-    """
-    if isinstance(value, bool | np.bool_):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None
-
-
-def _real(value: Any) -> float | None:
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return None
-
-
-def _truth(value: Any) -> bool | None:
-    return bool(value) if isinstance(value, bool | np.bool_) else None
-
-
 def _texts(value: Any) -> tuple[str, ...] | None:
     texts = tuple(value) if isinstance(value, tuple | list) else None
     return texts if texts is not None and all(isinstance(text, str) and text for text in texts) else None
@@ -71,9 +45,9 @@ def _texts(value: Any) -> tuple[str, ...] | None:
 MOST_STOP_CHARACTERS = 10_000  # of all stop strings together: each token's text is compared with them
 _PARAMS = (  # field, conversion (None: of the wrong type), check, what is expected
     ("max_new_tokens", integer, lambda value: value >= 1, "a whole number, at least 1"),
-    ("temperature", _real, lambda value: 0 <= value < float("inf"), "0 (greedy) or more"),
+    ("temperature", real, lambda value: 0 <= value < float("inf"), "0 (greedy) or more"),
     ("top_k", integer, lambda value: value >= 0, "a whole number, 0 (all) or more"),
-    ("top_p", _real, lambda value: 0 < value <= 1, "more than 0 and at most 1"),
+    ("top_p", real, lambda value: 0 < value <= 1, "more than 0 and at most 1"),
     ("seed", integer, lambda value: 0 <= value < 2**64, "a whole number in [0, 2^64)"),
     (
         "stop",
@@ -81,7 +55,7 @@ _PARAMS = (  # field, conversion (None: of the wrong type), check, what is expec
         lambda value: sum(map(len, value)) <= MOST_STOP_CHARACTERS,
         f"a tuple of non-empty strings, at most {MOST_STOP_CHARACTERS} characters in all",
     ),
-    ("ignore_eos", _truth, lambda value: True, "True or False"),
+    ("ignore_eos", truth, lambda value: True, "True or False"),
 )
 
 

@@ -14,7 +14,8 @@ HOUSES = ("runtime", "export", "calib")  # a house imports those before it, and 
 FLOORS = {
     "runtime": (
         {"errors", "progress"},
-        {"machine", "extras", "sampling", "console"},
+        {"machine", "extras", "arguments", "console"},
+        {"sampling"},
         {"trees"},
         {"bundle"},
         {"backends"},

@@ -21,6 +21,7 @@ from firp.export.sources.checkpoint import Checkpoint
 from firp.export.sources.open import open_checkpoint
 from firp.export.target_folder import check_target
 from firp.export.weights.fingerprint import fingerprint
+from firp.runtime.arguments import PATH, TRUTH, Rule, check_fields, instance
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.chat.encoder import ChatEncoder
 from firp.runtime.chat.messages import is_messages
@@ -44,6 +45,25 @@ class CalibrationRequest:
     options: TrainOptions = field(default_factory=TrainOptions)
     latency: LatencyTable | None = None  # of the target device; None: measured here, where this is a CPU
     resume: bool = False
+
+    def __post_init__(self):
+        """Raises FirpError for a value of another kind."""
+        check_fields(self, _FIELDS)
+
+
+def _several(value: Any) -> tuple | None:
+    return tuple(value) if isinstance(value, list | tuple) else None
+
+
+_FIELDS = {
+    "model": PATH,
+    "output": PATH,
+    "data": Rule(_several, lambda paths: all(isinstance(path, str | Path) for path in paths), "paths"),
+    "prompts": Rule(_several, lambda prompts: True, "prompts: texts, token ids or messages"),
+    "options": instance(TrainOptions),
+    "latency": instance(LatencyTable).or_none(),
+    "resume": TRUTH,
+}
 
 
 class Prepared(NamedTuple):
@@ -77,7 +97,7 @@ def prepare(request: CalibrationRequest) -> Prepared:
             expected="text files, or prompts that the model continues",
         )
     chat = ChatTemplate.from_files(checkpoint.companion)
-    documents = load_documents(list(request.data), tokenizer, chat) if request.data else []
+    documents = load_documents(list(map(Path, request.data)), tokenizer, chat) if request.data else []
     prompts = encode_prompts(request.prompts, tokenizer, chat)
     check_ids([*documents, *prompts], checkpoint.config.vocab_size)
     _check_latency(request.latency, checkpoint)

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from firp.runtime.chat.messages import check_messages
 from firp.runtime.chat.template import ChatTemplate
 from firp.runtime.errors import FirpError
-from firp.runtime.loop.text import check_text
+from firp.runtime.loop.text import check_text, encode_texts
 
 HELD_OUT_SHARE = 0.05  # of the windows, the last ones; at least one
 _CHUNK = 256  # documents tokenized at once
@@ -36,13 +36,9 @@ def load_documents(paths: list[Path], tokenizer: Tokenizer, chat: ChatTemplate |
     for text in (text for path in paths for file in _files(path) for text in _texts(file, chat)):
         texts.append(text)
         if len(texts) == _CHUNK:
-            documents += [
-                encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-            ]
+            documents += encode_texts(tokenizer, texts)
             texts.clear()
-    return documents + [
-        encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    ]
+    return documents + encode_texts(tokenizer, texts)
 
 
 def make_dataset(

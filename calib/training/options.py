@@ -3,6 +3,17 @@
 import math
 from dataclasses import dataclass
 
+from firp.runtime.arguments import (
+    TRUTH,
+    Rule,
+    check_fields,
+    instance,
+    integer,
+    more_than_0,
+    one_of,
+    real,
+    whole,
+)
 from firp.runtime.errors import FirpError
 
 AUTO = "auto"
@@ -32,32 +43,35 @@ class TrainOptions:
     baselines: bool = False  # train Medusa heads and early exit as well, with the same budget, and compare
 
     def __post_init__(self):
+        check_fields(self, _FIELDS)
+        needed = 2 * self.num_predictors + 2
+        if self.window < needed:
+            raise FirpError("bad window", got=self.window, expected=f"at least {needed} tokens")
         amount = (self.minutes or 0) if self.steps is None else self.steps
-        layer = self.prediction_layer
-        limits = (
-            ("number of predictors", self.num_predictors, 1 <= self.num_predictors <= 16, "1 to 16"),
-            ("training budget", amount, 0 < amount < math.inf, "more than 0 minutes or steps"),
-            (
-                "prediction layer",
-                layer,
-                layer is None or layer == AUTO or isinstance(layer, int),
-                f"a layer or {AUTO}",
-            ),
-            (
-                "window",
-                self.window,
-                self.window >= 2 * self.num_predictors + 2,
-                f"at least {2 * self.num_predictors + 2} tokens",
-            ),
-            ("batch", self.batch, self.batch >= 1, "at least 1 sequence"),
-            ("accumulate", self.accumulate, self.accumulate >= 1, "at least 1 pass"),
-            ("anchors", self.anchors, self.anchors >= 1, "at least 1"),
-            ("learning rate", self.learning_rate, 0 < self.learning_rate <= 1, "more than 0 and at most 1"),
-            ("own tokens", self.own_tokens, self.own_tokens >= 1, "at least 1"),
-            ("correction rank", self.correction_rank, 1 <= self.correction_rank <= 1024, "1 to 1024"),
-            ("seed", self.seed, 0 <= self.seed < 2**63, "in [0, 2^63)"),
-            ("precision", self.precision, self.precision in PRECISIONS, " or ".join(PRECISIONS)),
-        )
-        for name, value, good, expected in limits:
-            if not good:
-                raise FirpError(f"bad {name}", got=repr(value), expected=expected)
+        if not amount:
+            raise FirpError("bad training budget", got=amount, expected="more than 0 minutes or steps")
+
+
+_LAYER = Rule(
+    lambda value: value if value == AUTO and isinstance(value, str) else integer(value),
+    lambda value: value == AUTO or value >= 1,
+    f"a layer or {AUTO}",
+)
+_FIELDS = {
+    "num_predictors": whole(1, 16),
+    "prediction_layer": _LAYER.or_none(),
+    "minutes": Rule(real, lambda value: 0 <= value < math.inf, "0 or more, finite").or_none(),
+    "steps": whole(0).or_none(),
+    "seed": whole(0, 2**63 - 1),
+    "window": whole(1),
+    "batch": whole(1),
+    "accumulate": whole(1),
+    "anchors": whole(1),
+    "learning_rate": more_than_0(1),
+    "own_tokens": whole(1),
+    "correction_rank": whole(1, 1024),
+    "correction_learning_rate": more_than_0(1),
+    "device": instance(str),
+    "precision": one_of(PRECISIONS),
+    "baselines": TRUTH,
+}

@@ -7,6 +7,7 @@ stays as it was.
 
 import dataclasses
 import functools
+import math
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from firp.export.target_folder import check_target, disk_errors, target_folder
 from firp.export.weights import stream as weights
 from firp.export.weights.fingerprint import fingerprint
 from firp.export.weights.rope import rope_tables
+from firp.runtime.arguments import PATH, TRUTH, check_fields, instance, more_than_0, one_of, whole
 from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
 from firp.runtime.bundle.format import (
     FORMAT_VERSION,
@@ -44,7 +46,7 @@ from firp.runtime.bundle.graph_spec import CACHE_CONTRACTS, IN_PLACE, graph_spec
 from firp.runtime.bundle.graphs.stored import Blueprint, stored_weights
 from firp.runtime.bundle.graphs.written import graph_files
 from firp.runtime.bundle.json_fields import to_json, write_json
-from firp.runtime.bundle.model_config import Precision
+from firp.runtime.bundle.model_config import METHODS, Precision
 from firp.runtime.bundle.weight_table import PREDICTORS_WEIGHT, ROPE_TABLES
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.progress import Progress, silent
@@ -70,6 +72,24 @@ class ExportOptions:
     quality_limit: float | None = None  # of the perplexity's rise, in percent; None: LIMITS of the method
     tree: TreeConfig | None = None  # None: one that suits the weights
     force: bool = False
+
+    def __post_init__(self):
+        """Raises FirpError for a value of another kind."""
+        check_fields(self, _OPTIONS)
+
+
+_OPTIONS = {
+    "model": PATH,
+    "output": PATH,
+    "predictors": PATH.or_none(),
+    "prediction_layer": whole(1).or_none(),
+    "dtype": one_of(MODEL_DTYPES),
+    "quantize": one_of(METHODS).or_none(),
+    "quantize_text": PATH.or_none(),
+    "quality_limit": more_than_0(math.inf).or_none(),
+    "tree": instance(TreeConfig).or_none(),
+    "force": TRUTH,
+}
 
 
 def export_bundle(

@@ -11,6 +11,7 @@ import numpy as np
 
 from firp.export.sources.checkpoint import Checkpoint
 from firp.runtime.errors import CheckpointError
+from firp.runtime.loop.text import encode_text
 
 LEAST_TOKENS = 512  # of a calibration text: fewer leave channels that no token has driven to their range
 SEQUENCE = 256
@@ -42,7 +43,7 @@ def _tokens(checkpoint: Checkpoint, file: Path, seed: int) -> np.ndarray:
         text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError("cannot read the calibration text", got=f"'{file}': {error}") from error
-    ids = tokenizer.encode(text).ids[:_MOST_TOKENS]
+    ids = encode_text(tokenizer, text)[:_MOST_TOKENS]
     if len(ids) < LEAST_TOKENS:
         raise CheckpointError(
             "calibration text too small",

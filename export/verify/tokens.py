@@ -12,6 +12,7 @@ import numpy as np
 
 from firp.export.verify.report import Check, Tie
 from firp.runtime.engine import Engine
+from firp.runtime.loop.text import encode_text
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import CHAIN, DRAFTERS, MAX_PASS_ROWS, TreeConfig
 from firp.runtime.tuning.parity import NEAR_TIE, compare_trees, first_difference, plain_run
@@ -31,7 +32,7 @@ def prompts_by_kind(engine: Engine, count: int, length: int) -> dict[str, list[l
     rng = np.random.default_rng(0)
     kinds = {"random": rng.integers(0, engine.model.vocab_size, shape).tolist()}
     if engine.tokenizer:
-        kinds["text"] = [engine.tokenizer.encode(text).ids[:most] for text in TEXTS[:count]]
+        kinds["text"] = [encode_text(engine.tokenizer, text)[:most] for text in TEXTS[:count]]
     return kinds
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime as ort
 
+from firp.runtime.arguments import checked, whole
 from firp.runtime.backends.cuda import CudaMemory
 from firp.runtime.backends.cuda_runtime import device_name, load_cuda, new_stream
 from firp.runtime.backends.host import HostMemory
@@ -21,7 +22,6 @@ from firp.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from firp.runtime.bundle.model_config import refuse_quantized
 from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.machine import cores, processor, sums_int8_exactly
-from firp.runtime.sampling import integer
 
 MOST_THREADS = 1024  # more take ONNX Runtime minutes to start
 SPIN_US = "20"  # microseconds
@@ -37,9 +37,7 @@ class OnnxRuntimeBackend:
 
     def __init__(self, threads: int | None = None):
         """Raises FirpError for a number of threads that no machine has."""
-        if threads is not None and not 1 <= (integer(threads) or 0) <= MOST_THREADS:
-            raise FirpError("bad number of threads", got=f"{threads!r:.60}", expected=f"1 to {MOST_THREADS}")
-        threads = None if threads is None else int(threads)
+        threads = checked("number of threads", threads, whole(1, MOST_THREADS).or_none())
         self.device = f"{processor()}, {threads or cores()} threads"
         self._threads = threads or 0
 

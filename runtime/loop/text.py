@@ -47,6 +47,16 @@ def encode_text(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True
         return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
 
+def encode_texts(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token ids of several texts, without special tokens around them. Raises PromptError, as
+    `encode_text` does.
+    """
+    for text in texts:
+        check_text(text)
+    with _tokenizer_errors(lambda reason: PromptError("the tokenizer fails on these texts", got=reason)):
+        return [found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
 @contextmanager
 def _tokenizer_errors(make: Callable[[str], FirpError]) -> Iterator[None]:
     """Turn what `tokenizers` raises into one error: bare Exception, and for a panic in its Rust

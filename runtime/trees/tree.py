@@ -6,11 +6,13 @@ yet.
 """
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from firp.runtime.arguments import integer, real
 from firp.runtime.errors import FirpError
 from firp.runtime.trees.guesses import Guesses, Ranking
 
@@ -41,6 +43,18 @@ class TreeConfig:
     paths: tuple[tuple[int, ...], ...] = ()
     drafters: tuple[str, ...] = (FIRP,)  # whose paths it holds, in the order of `DRAFTERS`
     least: float = 0.0  # probability of a path below which a dynamic tree leaves it out
+
+    def __post_init__(self):
+        """Numbers and paths of other types become Python's; what is none of them, `validate` names."""
+        for name in ("rows", "draft_sources", "depth"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, _plain(value))
+        object.__setattr__(self, "least", _plain(self.least, real))
+        for name in ("paths", "drafters"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+        if isinstance(self.paths, tuple):
+            object.__setattr__(self, "paths", tuple(map(_ranks, self.paths)))
 
     @staticmethod
     def lookup(rows: int, least: float = 0.0) -> "TreeConfig":
@@ -83,7 +97,9 @@ class TreeConfig:
             raise FirpError("unknown tree kind", got=repr(self.kind), expected="static, dynamic or chain")
         if not self.drafters or self.drafters != tuple(name for name in DRAFTERS if name in self.drafters):
             expected = f"one or more of {', '.join(DRAFTERS)}, in this order"
-            raise FirpError("unknown drafters", got=", ".join(self.drafters) or "none", expected=expected)
+            raise FirpError(
+                "unknown drafters", got=", ".join(map(str, self.drafters)) or "none", expected=expected
+            )
         if FIRP in self.drafters and not num_predictors:
             fix = "export it with --predictors, or draft by lookup"
             raise FirpError("the bundle has no predictors", got="a tree of FIRP drafts", fix=fix)
@@ -127,6 +143,16 @@ class TreeConfig:
                 expected = f"at most {deepest} ranks"
                 raise FirpError("tree path deeper than the predictors", got=path, expected=expected)
             seen.add(path)
+
+
+def _plain(value: Any, convert: Callable[[Any], Any] = integer) -> Any:
+    """A number as Python's own; what is none, as it is."""
+    found = convert(value)
+    return value if found is None else found
+
+
+def _ranks(path: Any) -> Any:
+    return tuple(map(_plain, path)) if isinstance(path, list | tuple | np.ndarray) else path
 
 
 class DraftTree(NamedTuple):
