@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from firp.runtime.engine import Engine
     from firp.runtime.errors import FirpError
     from firp.runtime.loop.generation import Chunk, Generation, Stats
+    from firp.runtime.picking.logprobs import TokenLogprob
     from firp.runtime.sampling import SamplingParams
+    from firp.runtime.structured import StructuredOutput
     from firp.runtime.trees.tree import TreeConfig
 
 __all__ = [
@@ -23,6 +25,8 @@ __all__ = [
     "Generation",
     "SamplingParams",
     "Stats",
+    "StructuredOutput",
+    "TokenLogprob",
     "TreeConfig",
 ]
 _HOMES = {
@@ -33,6 +37,8 @@ _HOMES = {
     "Generation": "firp.runtime.loop.generation",
     "SamplingParams": "firp.runtime.sampling",
     "Stats": "firp.runtime.loop.generation",
+    "StructuredOutput": "firp.runtime.structured",
+    "TokenLogprob": "firp.runtime.picking.logprobs",
     "TreeConfig": "firp.runtime.trees.tree",
 }
 

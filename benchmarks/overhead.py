@@ -12,8 +12,9 @@ from table import Result
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.engine import Engine
 from firp.runtime.loop.decode import decode
+from firp.runtime.loop.picker import Picker
 from firp.runtime.prompts import read_prompts
-from firp.runtime.sampling import Picker, SamplingParams
+from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 
 PROMPTS = Path(__file__).parent.parent / "tests" / "demo_model" / "held_out_prompts.jsonl"
@@ -51,7 +52,7 @@ def main(bundle, steps, rows):
                 needs = request.needs(tree, engine.manifest.num_predictors)
                 session = engine.session(needs.capacity, needs.rows)
                 before = 0
-                for step in decode(session, request, engine.drafter(tree, not temperature), Picker(params)):
+                for step in decode(session, request, engine.drafter(tree, not temperature), Picker(request)):
                     moved = session.kv.moved_bytes - before
                     before = session.kv.moved_bytes
                     if step.rows == rows:

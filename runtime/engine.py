@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from firp.runtime.arguments import TRUTH, checked
+from firp.runtime.arguments import TRUTH, checked, integer
 from firp.runtime.backends.interface import Backend
 from firp.runtime.backends.registry import backend_factory
 from firp.runtime.bundle.calibration import Choice
@@ -28,15 +28,18 @@ from firp.runtime.chat.messages import check_messages, check_variables, is_messa
 from firp.runtime.drafters.interface import Drafter
 from firp.runtime.drafters.make import make_drafter
 from firp.runtime.errors import FirpError, PromptError
+from firp.runtime.grammar.compiler import GrammarCompiler
+from firp.runtime.grammar.walk import Walk
 from firp.runtime.loop.decode import Step, decode
 from firp.runtime.loop.generation import Chunk, Generation, collect
+from firp.runtime.loop.picker import Picker
 from firp.runtime.loop.stream import stream_chunks
 from firp.runtime.loop.text import encode_text, load_tokenizer
 from firp.runtime.passes.pass_plan import PREFILL_ROWS
 from firp.runtime.passes.pool import SessionPool
 from firp.runtime.passes.request import Needs, Request, check_prompt
 from firp.runtime.passes.session import Session
-from firp.runtime.sampling import Picker, SamplingParams, integer
+from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import CHAIN, TreeConfig
 
 _READ_AT_ONCE = 32 << 20  # bytes of a file whose hash is checked before graphs are loaded, not beside
@@ -107,6 +110,17 @@ class Engine:
         return None if self.choice and not self.choice.drafts else self.best_tree
 
     @property
+    def forced_tree(self) -> TreeConfig | None:
+        """The tree of a request with a grammar, where there is no other: what the grammar forces; None
+        where the bundle takes no drafts.
+        """
+        quantization = self.manifest.quantization
+        if quantization and not quantization.takes_drafts:
+            return None
+        rows = TreeConfig.forced().rows
+        return TreeConfig.forced(min(rows, self.limits.max_rows) if self.limits else rows)
+
+    @property
     def context(self) -> int:
         """Tokens that a session holds at most: the model's context, or what the engines hold."""
         context = self.model.max_position_embeddings
@@ -163,7 +177,15 @@ class Engine:
             raise FirpError("tools go with messages", got=f"{prompt!r:.60}", fix="leave out the tools")
         tokens = self._tokens(prompt, tools)
         ends = self._ends(params, is_messages(prompt))
-        return Request.checked(tokens, params, ends, self.model.vocab_size, context)
+        grammar = self._grammars.compile(params.structured) if params.structured else None
+        return Request.checked(tokens, params, ends, self.model.vocab_size, context, grammar)
+
+    @functools.cached_property
+    def _grammars(self) -> GrammarCompiler:
+        """What compiles grammars for this bundle."""
+        if self.tokenizer is None:
+            raise FirpError("structured output needs a tokenizer", got="a bundle without one")
+        return GrammarCompiler(self.tokenizer, self.model.vocab_size, self.bundle.eos_token_ids)
 
     def needs(self, request: Request, tree: TreeConfig | None) -> Needs:
         """Sizes that a request needs of a session, decoded with this tree; None: plainly."""
@@ -180,17 +202,23 @@ class Engine:
                 raise FirpError(f"bad {name} of a session", got=f"{value!r:.60}", expected=f"at least {low}")
         return self.sessions.make(int(capacity), int(rows))
 
-    def drafter(self, tree: TreeConfig | None, greedy: bool = True, guarded: bool = False) -> Drafter:
+    def drafter(
+        self,
+        tree: TreeConfig | None,
+        greedy: bool = True,
+        guarded: bool = False,
+        walk: Walk | None = None,
+    ) -> Drafter:
         """Drafts for one request, with this tree; None: plain decoding. greedy: what the drafts are
-        for; it changes their ranking; guarded: they stop while they lose. Raises FirpError for a
-        tree that the bundle cannot draft.
+        for; it changes their ranking; guarded: they stop while they lose; walk: of the request's
+        grammar. Raises FirpError for a tree that the bundle cannot draft.
         """
         if tree is not None:
             if not isinstance(tree, TreeConfig):
                 raise FirpError("bad tree", got=f"{tree!r:.60}", expected="a TreeConfig, or None")
             tree.validate(self.manifest.num_predictors)
             self._check_exact(tree)
-        return make_drafter(tree, self.manifest.num_predictors, self.bundle.correction, greedy, guarded)
+        return make_drafter(tree, self.manifest.num_predictors, self.bundle.correction, greedy, guarded, walk)
 
     def _check_exact(self, tree: TreeConfig) -> None:
         """Only a chain's rows see the keys of a path where plain decoding sees them. Elsewhere sums
@@ -217,10 +245,10 @@ class Engine:
         guarded: drafts stop while they lose (`GuardedDrafter`); to measure a tree, leave it out.
         Raises FirpError at once where the tree, or the request, does not fit.
         """
-        drafter = self.drafter(tree, request.params.temperature == 0, guarded)
+        drafter = self.drafter(tree, request.params.temperature == 0, guarded, request.walk())
         needs = self.needs(request, tree)
         self.sessions.check(needs)
-        return self._steps(request, needs, drafter, picker or Picker(request.params))
+        return self._steps(request, needs, drafter, picker or Picker(request))
 
     def _steps(self, request: Request, needs: Needs, drafter: Drafter, picker: Picker) -> Iterator[Step]:
         with self.sessions.lend(needs) as session:
@@ -255,6 +283,8 @@ class Engine:
             raise FirpError("bad cancel", got=f"{cancel!r:.60}", expected="a threading.Event, or None")
         chosen = self._chosen(plain, tree)
         request = self.request(prompt, params, tools)
+        if chosen is None and request.grammar is not None and not plain:
+            chosen = self.forced_tree
         steps = self.steps(request, chosen, guarded=tree is None)
         return stream_chunks(request, steps, self.tokenizer, cancel)
 

@@ -17,6 +17,7 @@ EXTRAS = {
     "torch": ("export",),
     "transformers": ("export",),
     "gguf": ("export",),
+    "llguidance": ("structured",),
     "onnx_ir": ("export", "profile", "tensorrt", "tensorrt-rtx"),
     "ml_dtypes": ("export", "profile", "tensorrt", "tensorrt-rtx"),
     "onnx": ("profile", "export"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from firp import Engine, FirpError, SamplingParams, TreeConfig
+from firp import Engine, FirpError, SamplingParams, StructuredOutput, TreeConfig
 from firp.calib.calibrate.request import CalibrationRequest
 from firp.calib.training.options import TrainOptions
 from firp.export.bundle.writer import ExportOptions
@@ -51,6 +51,30 @@ DOORS = {
     "seed": (field(SamplingParams, "seed"), (2**63,)),
     "stop": (field(SamplingParams, "stop"), ((), [])),
     "ignore_eos": (field(SamplingParams, "ignore_eos"), (True, np.bool_(True))),
+    "min_p": (field(SamplingParams, "min_p"), (Fraction(1, 2),)),
+    "repetition_penalty": (
+        field(SamplingParams, "repetition_penalty"),
+        (1.5, np.float64(2.5), Fraction(1, 2)),
+    ),
+    "presence_penalty": (field(SamplingParams, "presence_penalty"), (1.5, -1, Fraction(1, 2), -1e-9)),
+    "frequency_penalty": (field(SamplingParams, "frequency_penalty"), (1.5, -1, Fraction(1, 2), -1e-9)),
+    "logit_bias": (field(SamplingParams, "logit_bias"), ((), {})),
+    "a bias": (
+        lambda value, engine: SamplingParams(logit_bias={5: value}),
+        (1.5, -1, np.float64(2.5), Fraction(1, 2), np.int8(-3), -1e-9),
+    ),
+    "allowed_token_ids": (field(SamplingParams, "allowed_token_ids"), (None, {1})),
+    "banned_token_ids": (field(SamplingParams, "banned_token_ids"), ((), [], {1})),
+    "stop_token_ids": (field(SamplingParams, "stop_token_ids"), ((), [], {1})),
+    "min_tokens": (field(SamplingParams, "min_tokens"), ()),
+    "logprobs": (field(SamplingParams, "logprobs"), (None,)),
+    "prompt_logprobs": (field(SamplingParams, "prompt_logprobs"), (None,)),
+    "structured": (field(SamplingParams, "structured"), (None,)),
+    "json_schema": (field(StructuredOutput, "json_schema"), (True, {})),
+    "regex": (field(StructuredOutput, "regex"), ("x", "")),
+    "lark": (field(StructuredOutput, "lark"), ("x", "")),
+    "choice": (field(StructuredOutput, "choice"), ()),
+    "json_object": (field(StructuredOutput, "json_object"), (True,)),
     "tree kind": (tree("kind"), ()),
     "tree rows": (tree("rows"), ()),
     "tree draft_sources": (tree("draft_sources"), (None, 10**30, 10**400, 2**63)),
@@ -114,7 +138,7 @@ def test_what_means_nothing_is_one_line(door, demo_engine):
         assert "\n" not in line
         assert len(line) < 600
         refused += 1
-    assert refused >= len(ODD) + len(NUMBERS) - 5
+    assert refused >= len(ODD) + len(NUMBERS) - 6
 
 
 @pytest.mark.parametrize("door", DOORS)

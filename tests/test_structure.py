@@ -14,9 +14,10 @@ HOUSES = ("runtime", "export", "calib")  # a house imports those before it, and 
 FLOORS = {
     "runtime": (
         {"errors", "progress"},
-        {"machine", "extras", "arguments", "console"},
+        {"machine", "extras", "arguments", "structured", "console"},
         {"sampling"},
-        {"trees"},
+        {"trees", "picking"},
+        {"grammar"},
         {"bundle"},
         {"backends"},
         {"passes"},

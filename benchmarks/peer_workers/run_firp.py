@@ -6,7 +6,8 @@ import numpy as np
 from protocol import serve
 
 from firp.runtime.engine import Engine
-from firp.runtime.sampling import Picker, SamplingParams
+from firp.runtime.loop.picker import Picker
+from firp.runtime.sampling import SamplingParams
 
 
 class Firp:
@@ -22,8 +23,9 @@ class Firp:
 
     def score(self, ids):
         params = SamplingParams(len(ids) - 1, ignore_eos=True)
-        forced = Forced(params, ids)
-        for _ in self.engine.steps(self.engine.request(ids[:1], params), picker=forced):
+        request = self.engine.request(ids[:1], params)
+        forced = Forced(request, ids)
+        for _ in self.engine.steps(request, picker=forced):
             pass
         return forced.nats
 
@@ -31,13 +33,13 @@ class Firp:
 class Forced(Picker):
     """Picks the tokens of a given text, and adds up how unlikely they were."""
 
-    def __init__(self, params, ids):
-        super().__init__(params)
+    def __init__(self, request, ids):
+        super().__init__(request)
         self.needs_logits = True
         self.ids = ids
         self.nats = 0.0
 
-    def __call__(self, logits, position):
+    def choose(self, logits, position):
         token = self.ids[position]
         self.nats += float(np.logaddexp.reduce(logits.astype(np.float64)) - logits[token])
         return token

@@ -11,7 +11,8 @@ import numpy as np
 from firp.calib.profiling.pass_grid import Spread
 from firp.runtime.engine import Engine
 from firp.runtime.loop.decode import Step, decode
-from firp.runtime.sampling import Picker, SamplingParams
+from firp.runtime.loop.picker import Picker
+from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 
 PROMPT_TOKENS = 64
@@ -61,7 +62,7 @@ def _split(engine: Engine, tree: TreeConfig | None) -> StepSplit:
     needs = request.needs(tree, engine.manifest.num_predictors)
     session = engine.session(needs.capacity, needs.rows)
     steps, moved = [], 0
-    for step in decode(session, request, engine.drafter(tree), Picker(params)):
+    for step in decode(session, request, engine.drafter(tree), Picker(request)):
         if step.rows:
             steps.append(step)
         else:

@@ -14,13 +14,15 @@ from tokenizers import Tokenizer
 from firp.runtime.chat.messages import check_messages
 from firp.runtime.drafters.interface import Drafter
 from firp.runtime.errors import ContextFullError
+from firp.runtime.grammar.walk import Walk
 from firp.runtime.loop.decode import decode
 from firp.runtime.loop.generation import Chunk, Stats
+from firp.runtime.loop.picker import Picker
 from firp.runtime.loop.stream import stream_chunks
 from firp.runtime.passes.pass_plan import PREFILL_ROWS
 from firp.runtime.passes.request import Needs, Request
 from firp.runtime.passes.session import Session
-from firp.runtime.sampling import Picker, SamplingParams
+from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 
 FIRST_CAPACITY = 1024  # tokens of a first session, where the context has as many
@@ -36,7 +38,13 @@ class Decoder(Protocol):
 
     def needs(self, request: Request, tree: TreeConfig | None) -> Needs: ...
 
-    def drafter(self, tree: TreeConfig | None, greedy: bool = True, guarded: bool = False) -> Drafter: ...
+    def drafter(
+        self,
+        tree: TreeConfig | None,
+        greedy: bool = True,
+        guarded: bool = False,
+        walk: Walk | None = None,
+    ) -> Drafter: ...
 
     def session(self, capacity: int, rows: int = PREFILL_ROWS) -> Session: ...
 
@@ -137,8 +145,9 @@ class Conversation:
         session: Session,
         cancel: threading.Event | None,
     ) -> Iterator[Chunk]:
-        drafter = self._decoder.drafter(self._tree, request.params.temperature == 0, self._guarded)
-        steps = decode(session, request, drafter, Picker(request.params), reuse=True)
+        greedy = request.params.temperature == 0
+        drafter = self._decoder.drafter(self._tree, greedy, self._guarded, request.walk())
+        steps = decode(session, request, drafter, Picker(request), reuse=True)
         stats = Stats(prompt_tokens=len(request.prompt))
         text = ""
         try:

@@ -4,13 +4,15 @@ In: a tree configuration, or None for plain decoding, and what the bundle knows.
 """
 
 from firp.runtime.drafters.firp import FirpDrafter
+from firp.runtime.drafters.grammar import GrammarDrafter
 from firp.runtime.drafters.guarded import GuardedDrafter
 from firp.runtime.drafters.interface import Drafter
 from firp.runtime.drafters.lookup import LookupDrafter
 from firp.runtime.drafters.merged import MergedDrafter
 from firp.runtime.drafters.plain import PlainDrafter
+from firp.runtime.grammar.walk import Walk
 from firp.runtime.trees.path_correction import PathCorrection
-from firp.runtime.trees.tree import FIRP, LOOKUP, TreeConfig
+from firp.runtime.trees.tree import FIRP, GRAMMAR, LOOKUP, TreeConfig
 
 
 def make_drafter(
@@ -19,19 +21,24 @@ def make_drafter(
     correction: PathCorrection | None,
     greedy: bool,
     guarded: bool = False,
+    walk: Walk | None = None,
 ) -> Drafter:
     """A drafter for one request. greedy: whether it is decoded greedily; guarded: whether drafts
-    stop while they lose.
+    stop while they lose; walk: of the request's grammar, where it has one.
     """
     if tree is None:
         return PlainDrafter()
     drafter = _drafter_of(tree, num_predictors, correction, greedy)
+    if walk is not None:
+        drafter = GrammarDrafter(drafter, tree, walk)
     return GuardedDrafter(drafter) if guarded else drafter
 
 
 def _drafter_of(
     tree: TreeConfig, num_predictors: int, correction: PathCorrection | None, greedy: bool
 ) -> Drafter:
+    if tree.drafters == (GRAMMAR,):
+        return PlainDrafter()
     if tree.drafters == (LOOKUP,):
         return LookupDrafter(tree)
     firp = FirpDrafter(tree, num_predictors, correction, greedy)

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from firp.runtime.drafters.interface import Drafter
-from firp.runtime.loop.accept import accept, pick_at
+from firp.runtime.loop.accept import Accepted, accept
+from firp.runtime.loop.picker import Picker
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.passes.request import Request
 from firp.runtime.passes.sequence import Sequence
 from firp.runtime.passes.session import COPIES, Session
-from firp.runtime.sampling import Picker
-from firp.runtime.trees.tree import chain
+from firp.runtime.picking.logprobs import TokenLogprob, token_logprob
+from firp.runtime.trees.tree import chain, root_only
 
 
 class StepTimes(NamedTuple):
@@ -41,6 +42,8 @@ class Step(NamedTuple):
     finish_reason: str | None  # set in the last step: "stop" or "length"
     times: StepTimes
     reused_tokens: int = 0  # of the prompt, that the cache held already; in the first step
+    logprobs: list[TokenLogprob] | None = None  # of the tokens
+    prompt_logprobs: list[TokenLogprob | None] | None = None  # of the prompt's, in the first step
 
 
 def decode(
@@ -55,10 +58,15 @@ def decode(
         sequence = Sequence(request, session.kv.capacity)
         logits = session.memory.free_reads or picker.needs_logits
         clock = _Clock(session)
-        known = session.known_prefix(sequence.tokens) if reuse else 0
+        every_row = request.params.prompt_logprobs is not None
+        known = session.known_prefix(sequence.tokens) if reuse and not every_row else 0
         session.rewind(known)
-        prefill(session, sequence, drafter, picker, logits)
-        yield Step(sequence.tokens[-1:], 0, 0, sequence.finish_reason, clock.lap(), known)
+        first = prefill(session, sequence, drafter, picker, logits)
+        sequence.extend(first.accepted.tokens, first.accepted.ended)
+        yield Step(
+            *(first.accepted.tokens, 0, 0, sequence.finish_reason, clock.lap(), known),
+            *(first.accepted.logprobs, first.prompt_logprobs),
+        )
         while sequence.finish_reason is None:
             clock.start()
             # a step emits one token more than it accepts
@@ -67,28 +75,47 @@ def decode(
             accepted = accept(proposal.tree, result, sequence, picker)
             session.commit(accepted.rows)
             drafter.observe(accepted.rows, result)
-            sequence.extend(accepted.tokens)
-            accept_length = len(accepted.rows) - 1
-            rows = len(proposal.tree.tokens)
-            yield Step(accepted.tokens, rows, accept_length, sequence.finish_reason, clock.lap())
+            sequence.extend(accepted.tokens, accepted.ended)
+            yield Step(
+                *(accepted.tokens, len(proposal.tree.tokens), len(accepted.rows) - 1),
+                *(sequence.finish_reason, clock.lap(), 0, accepted.logprobs),
+            )
 
 
-def prefill(session: Session, sequence: Sequence, drafter: Drafter, picker: Picker, logits: bool) -> None:
-    """Fill the cache with what it lacks of the prompt, in as few passes as fit, and emit the first
-    token. logits: whether to bring those of its last row to the host.
+class Prefilled(NamedTuple):
+    """What the prompt's last row gave."""
+
+    accepted: Accepted  # the first token
+    prompt_logprobs: list[TokenLogprob | None] | None  # where the request asks for them
+
+
+def prefill(
+    session: Session, sequence: Sequence, drafter: Drafter, picker: Picker, logits: bool
+) -> Prefilled:
+    """Fill the cache with what it lacks of the prompt, in as few passes as fit, and pick the first
+    token. logits: whether to bring those of its last row to the host; those of every row come where
+    the request asks for the logprobs of its prompt.
     """
     prompt = sequence.tokens
     offsets = drafter.prompt_offsets if sequence.remaining > 1 else 0
-    for start in range(session.kv.length, len(prompt), session.prefill_rows):
-        tokens = prompt[start : start + session.prefill_rows]
+    top = sequence.request.params.prompt_logprobs
+    piece = session.prefill_rows if top is None else min(session.prefill_rows, session.decoded_rows)
+    logprobs: list[TokenLogprob | None] = [None]  # nothing comes before the first token
+    for start in range(session.kv.length, len(prompt), piece):
+        tokens = prompt[start : start + piece]
         last = len(tokens) - 1
         drafts = offsets if start + len(tokens) == len(prompt) else 0
         sources = (last,) if drafts else ()
-        plan = PassPlan(chain(tokens), sources, drafts, (last,), logits, prompt=True)
+        decode = (last,) if top is None else None
+        plan = PassPlan(chain(tokens), sources, drafts, decode, logits or top is not None, prompt=True)
         result = session.forward(plan)
+        if top is not None:
+            following = prompt[start + 1 : start + piece + 1]
+            logprobs += [token_logprob(*pair, top) for pair in zip(result.logits, following, strict=False)]
         session.commit(range(len(tokens)))
     drafter.observe([last], result)
-    sequence.extend([pick_at(result, 0, len(prompt), picker)])
+    accepted = accept(root_only(sequence.root), result.last(), sequence, picker)
+    return Prefilled(accepted, None if top is None else logprobs)
 
 
 class _Clock:

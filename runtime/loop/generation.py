@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from firp.runtime.loop.decode import Step
+from firp.runtime.picking.logprobs import TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class Chunk(NamedTuple):
     text: str | None  # released by these tokens, may lag behind them; None when the bundle has no tokenizer
     finish_reason: str | None  # set in the closing chunk: "stop", "length" or "cancelled"
     stats: Stats  # of the request so far
+    logprobs: list[TokenLogprob] | None = None  # of the tokens, where they were asked for
+    prompt_logprobs: list[TokenLogprob | None] | None = None  # of the prompt's, likewise; in the first chunk
 
 
 @dataclass(frozen=True)
@@ -99,18 +102,27 @@ class Generation:
     # "stop": end-of-sequence token or stop string; "length": token or context limit; "cancelled"
     finish_reason: str
     stats: Stats
+    logprobs: list[TokenLogprob] | None = None  # of the tokens, where they were asked for
+    prompt_logprobs: list[TokenLogprob | None] | None = None  # of the prompt's: None for the first
 
 
 def collect(chunks: Iterable[Chunk], show: Callable[[Chunk], None] = lambda chunk: None) -> Generation:
     """A whole stream as one result; each chunk is shown as it comes."""
-    token_ids = []
+    token_ids: list[int] = []
     text = ""
+    logprobs = prompt_logprobs = None
     for chunk in chunks:
         show(chunk)
         token_ids += chunk.token_ids
         text += chunk.text or ""
+        if chunk.logprobs is not None:
+            logprobs = [*(logprobs or ()), *chunk.logprobs]
+        prompt_logprobs = prompt_logprobs or chunk.prompt_logprobs
     whole = None if chunk.text is None else text
-    return Generation(chunk.stats.prompt_tokens, token_ids, whole, chunk.finish_reason, chunk.stats)
+    return Generation(
+        *(chunk.stats.prompt_tokens, token_ids, whole, chunk.finish_reason, chunk.stats),
+        *(logprobs, prompt_logprobs),
+    )
 
 
 def _sum_by_place(left: list[int], right: list[int]) -> list[int]:

@@ -35,7 +35,8 @@ def stream_chunks(
             released += text.push(token) if text else ""
             if text and text.stopped:
                 break
-        yield Chunk(tokens, released if text else None, None, stats)
+        logprobs = step.logprobs and step.logprobs[: len(tokens)]
+        yield Chunk(tokens, released if text else None, None, stats, logprobs, step.prompt_logprobs)
         reason = "stop" if text and text.stopped else step.finish_reason
         if reason is None and cancel is not None and cancel.is_set():
             reason = "cancelled"

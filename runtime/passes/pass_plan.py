@@ -44,6 +44,11 @@ class Pass(NamedTuple):
     sources: tuple[int, ...] = ()
     offsets: int = 0
 
+    def last(self) -> "Pass":
+        """The last decoded row alone, without guesses."""
+        logits = None if self.logits is None else self.logits[-1:]
+        return Pass(logits, self.top_ids[-1:], self.top_logprobs[-1:])
+
     def guesses_after(self, row: int) -> Guesses | None:
         """The guesses of a row's own pseudo rows; None where the row was no source."""
         if row not in self.sources:

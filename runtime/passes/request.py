@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from firp.runtime.errors import ContextFullError, PromptError
+from firp.runtime.arguments import integer
+from firp.runtime.errors import ContextFullError, FirpError, PromptError
+from firp.runtime.grammar.walk import Grammar, Walk
 from firp.runtime.passes.pass_plan import PREFILL_ROWS
-from firp.runtime.sampling import SamplingParams, integer
+from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 
 
@@ -30,16 +32,33 @@ class Request:
     params: SamplingParams
     ends: frozenset[int]  # tokens that end the text; they are emitted
     max_tokens: int  # to emit at most: what was asked for, or what the context has room for
+    grammar: Grammar | None = None  # what the output must be
 
     @staticmethod
     def checked(
-        prompt: Sequence[int], params: SamplingParams, ends: frozenset[int], vocab_size: int, context: int
+        prompt: Sequence[int],
+        params: SamplingParams,
+        ends: frozenset[int],
+        vocab_size: int,
+        context: int,
+        grammar: Grammar | None = None,
     ) -> "Request":
-        """Make a request. Raises PromptError for a prompt that cannot be decoded. context: of the
-        model, in tokens.
+        """Make a request. Raises PromptError for a prompt that cannot be decoded, FirpError for params
+        that name a token which the model lacks. context: of the model, in tokens.
         """
         tokens = check_prompt(prompt, vocab_size, context)
-        return Request(tuple(tokens), params, ends, min(params.max_new_tokens, context - len(tokens)))
+        for name, ids in params.token_ids.items():
+            if ids and max(ids) >= vocab_size:
+                expected = f"token ids, 0 to {vocab_size - 1}"
+                raise FirpError(f"bad {name}", got=max(ids), expected=expected)
+        max_tokens = min(params.max_new_tokens, context - len(tokens))
+        return Request(tuple(tokens), params, ends | set(params.stop_token_ids), max_tokens, grammar)
+
+    def walk(self) -> Walk | None:
+        """The walk of the grammar along this request's output; None where there is none."""
+        if self.grammar is None:
+            return None
+        return self.grammar.walk(len(self.prompt), self.ends, self.params.stop_token_ids)
 
     def needs(self, tree: TreeConfig | None, num_predictors: int) -> Needs:
         """Sizes that decoding takes with this tree; None: plainly."""

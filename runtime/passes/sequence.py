@@ -26,6 +26,7 @@ class Sequence:
         self.request = request
         self.tokens = list(request.prompt)
         self._limit = len(request.prompt) + min(request.max_tokens, room)
+        self._ended = False
 
     @property
     def root(self) -> int:
@@ -45,12 +46,11 @@ class Sequence:
     @property
     def finish_reason(self) -> str | None:
         """ "stop" after a token that ends the text, "length" when nothing more fits, else None."""
-        if len(self.tokens) == len(self.request.prompt):
-            return None
-        if self.root in self.request.ends:
+        if self._ended:
             return "stop"
         return None if self.remaining else "length"
 
-    def extend(self, tokens: list[int]) -> None:
-        """Append what a pass emitted."""
+    def extend(self, tokens: list[int], ended: bool = False) -> None:
+        """Append what a pass emitted. ended: whether the last of them ends the text."""
         self.tokens += tokens
+        self._ended = ended

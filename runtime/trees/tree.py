@@ -18,6 +18,7 @@ from firp.runtime.trees.guesses import Guesses, Ranking
 
 FIRP, LOOKUP = "firp", "lookup"
 DRAFTERS = (FIRP, LOOKUP)  # what paths may come from: pseudo rows, and the text so far
+GRAMMAR = "grammar"  # paths that the grammar of a request forces; they join any other drafter's
 STATIC, DYNAMIC, CHAIN = "static", "dynamic", "chain"
 MAX_PASS_ROWS = 1024  # of one pass, pseudo rows included: a bound for buffers, not a target
 
@@ -41,7 +42,7 @@ class TreeConfig:
     draft_sources: int | None = 3
     depth: int | None = None  # offsets drafted, at most K; None: all
     paths: tuple[tuple[int, ...], ...] = ()
-    drafters: tuple[str, ...] = (FIRP,)  # whose paths it holds, in the order of `DRAFTERS`
+    drafters: tuple[str, ...] = (FIRP,)  # whose paths it holds, in the order of `DRAFTERS`; or GRAMMAR alone
     least: float = 0.0  # probability of a path below which a dynamic tree leaves it out
 
     def __post_init__(self):
@@ -65,6 +66,11 @@ class TreeConfig:
     def chain(depth: int, draft_sources: int | None = None) -> "TreeConfig":
         """The best guess of each offset, one after the other."""
         return TreeConfig(CHAIN, depth + 1, draft_sources)
+
+    @staticmethod
+    def forced(rows: int = 8) -> "TreeConfig":
+        """What the grammar of a request forces, and nothing else; needs no predictors."""
+        return TreeConfig(CHAIN, rows, 0, drafters=(GRAMMAR,))
 
     @staticmethod
     def static(paths: list[tuple[int, ...]], draft_sources: int | None = None) -> "TreeConfig":
@@ -95,7 +101,8 @@ class TreeConfig:
             raise FirpError("bad tree", got=got, expected="a tuple of names, a number")
         if self.kind not in (STATIC, DYNAMIC, CHAIN):
             raise FirpError("unknown tree kind", got=repr(self.kind), expected="static, dynamic or chain")
-        if not self.drafters or self.drafters != tuple(name for name in DRAFTERS if name in self.drafters):
+        in_order = tuple(name for name in DRAFTERS if name in self.drafters)
+        if not self.drafters or self.drafters not in (in_order, (GRAMMAR,)):
             expected = f"one or more of {', '.join(DRAFTERS)}, in this order"
             raise FirpError(
                 "unknown drafters", got=", ".join(map(str, self.drafters)) or "none", expected=expected
@@ -119,8 +126,9 @@ class TreeConfig:
             got = f"{', '.join(self.drafters)}, least {self.least}"
             raise FirpError("a static tree is FIRP's alone", got=got, fix="use kind dynamic")
         if FIRP not in self.drafters and (self.depth is not None or self.draft_sources):
+            what = f"{self.drafters[0]} has no pseudo rows"
             got = f"depth {self.depth}, draft_sources {self.draft_sources}"
-            raise FirpError("lookup has no pseudo rows", got=got, expected="depth null, draft_sources 0")
+            raise FirpError(what, got=got, expected="depth null, draft_sources 0")
         deepest = self.depth or num_predictors
         if self.kind == CHAIN and self.drafters == (FIRP,) and self.rows - 1 > deepest:
             got = f"a chain of {self.rows - 1} drafts"

@@ -13,7 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from firp.runtime.engine import Engine, Prompt
-from firp.runtime.sampling import Picker, SamplingParams, margin
+from firp.runtime.loop.picker import Picker
+from firp.runtime.passes.request import Request
+from firp.runtime.picking.pick import margin
+from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 
 
@@ -83,20 +86,21 @@ class Comparison:
 class MarginPicker(Picker):
     """Picks as ever, and keeps how near each pick was to another."""
 
-    def __init__(self, params: SamplingParams):
-        super().__init__(params)
+    def __init__(self, request: Request):
+        super().__init__(request)
         self.needs_logits = True
         self.margins: list[float] = []
 
-    def __call__(self, logits: np.ndarray, position: int) -> int:
+    def choose(self, logits: np.ndarray, position: int) -> int:
         self.margins.append(margin(logits, position, self.params))
-        return super().__call__(logits, position)
+        return super().choose(logits, position)
 
 
 def plain_run(engine: Engine, prompt: Prompt, params: SamplingParams) -> PlainRun:
     """Decode one prompt plainly."""
-    picker = MarginPicker(params)
-    steps = engine.steps(engine.request(prompt, params), picker=picker)
+    request = engine.request(prompt, params)
+    picker = MarginPicker(request)
+    steps = engine.steps(request, picker=picker)
     tokens = [token for step in steps for token in step.tokens]
     return PlainRun(tokens, picker.margins)
 

@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 
-from tokenizers import AddedToken, Tokenizer, decoders
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from firp.runtime.bundle.format import (
@@ -47,6 +47,22 @@ def small_tokenizer():
     vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", *characters])}
     tokenizer = Tokenizer(BPE(vocabulary, [], fuse_unk=False))
     tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    return tokenizer
+
+
+def byte_tokenizer():
+    """A byte-level tokenizer of 193 tokens: `<s>` and `</s>`, printable ASCII, and pairs, so that one
+    text can be cut in several ways.
+    """
+    letters = [chr(byte) for byte in range(33, 127)] + ["Ġ", "Ċ"]
+    pairs = [left + right for left in '{}[]:,"' for right in '"{}[]0a']
+    pairs += [left + right for left in "abcdef" for right in "abcdef01"]
+    merges = list(dict.fromkeys(pairs))[: 193 - 2 - len(letters)]
+    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", *letters, *merges])}
+    tokenizer = Tokenizer(BPE(vocabulary, [tuple(pair) for pair in merges]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
     return tokenizer
 

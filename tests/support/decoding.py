@@ -1,14 +1,14 @@
 """Requests decoded in a session of the test's own."""
 
 from firp.runtime.loop.decode import decode
-from firp.runtime.sampling import Picker
+from firp.runtime.loop.picker import Picker
 
 
-def steps_in(session, engine, prompt, params, tree=None):
-    """The steps of one request; plain without a tree."""
+def steps_in(session, engine, prompt, params, tree=None, reuse=False):
+    """The steps of one request; plain without a tree. reuse: what the session has cached."""
     request = engine.request(prompt, params)
-    drafter = engine.drafter(tree, params.temperature == 0)
-    return decode(session, request, drafter, Picker(params))
+    drafter = engine.drafter(tree, params.temperature == 0, walk=request.walk())
+    return decode(session, request, drafter, Picker(request), reuse)
 
 
 def tokens_in(session, engine, prompt, params, tree=None):

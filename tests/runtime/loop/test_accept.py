@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 
 from firp.runtime.loop.accept import accept
+from firp.runtime.loop.picker import Picker
 from firp.runtime.passes.pass_plan import Pass
 from firp.runtime.passes.request import Request
 from firp.runtime.passes.sequence import Sequence
-from firp.runtime.sampling import Picker, SamplingParams
+from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import DraftTree
 
 #        5
 #      6   7
 #      8   8
 TREE = DraftTree([5, 6, 7, 8, 8], [-1, 0, 0, 1, 2], [0, 1, 1, 2, 2], [1.0, 0.9, 0.1, 0.9, 0.1])
-GREEDY = Picker(SamplingParams(10))
+GREEDY = Picker(Request((2, 3, 5), SamplingParams(10), frozenset(), 10))
 
 
 def verified(*picks, logits=True):
@@ -40,7 +41,7 @@ def sequence(*ends):
     ],
 )
 def test_the_walk_steps_to_the_child_that_the_target_picks(picks, rows, tokens, logits):
-    assert accept(TREE, verified(*picks, logits=logits), sequence(), GREEDY) == (rows, tokens)
+    assert accept(TREE, verified(*picks, logits=logits), sequence(), GREEDY) == (rows, tokens, False, None)
 
 
 def test_draft_probabilities_are_not_read():
@@ -50,16 +51,18 @@ def test_draft_probabilities_are_not_read():
 
 def test_nothing_is_emitted_after_an_end_token():
     result = verified(6, 8, 1, 3, 4)
-    assert accept(TREE, result, sequence(6), GREEDY) == ([0], [6])
-    assert accept(TREE, result, sequence(8), GREEDY) == ([0, 1], [6, 8])
+    assert accept(TREE, result, sequence(6), GREEDY)[:3] == ([0], [6], True)
+    assert accept(TREE, result, sequence(8), GREEDY)[:3] == ([0, 1], [6, 8], True)
+    assert not accept(TREE, result, sequence(9), GREEDY).ended
 
 
-def test_each_pick_is_made_for_its_own_position():
-    positions = []
+def test_each_pick_is_made_for_its_own_position_and_path():
+    seen = []
 
-    def picker(row, position):
-        positions.append(position)
-        return int(row.argmax())
+    class Watching(Picker):
+        def __call__(self, logits, position, context):
+            seen.append((position, [*context.decided, *context.path]))
+            return super().__call__(logits, position, context)
 
-    accept(TREE, verified(7, 8, 8, 1, 4), sequence(), picker)
-    assert positions == [3, 4, 5]  # three tokens are decided
+    accept(TREE, verified(7, 8, 8, 1, 4), sequence(), Watching(sequence().request))
+    assert seen == [(3, [2, 3, 5]), (4, [2, 3, 5, 7]), (5, [2, 3, 5, 7, 8])]  # three are decided

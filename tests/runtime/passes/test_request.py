@@ -49,9 +49,9 @@ def test_a_sequence_ends_with_its_limit():
     assert sequence.finish_reason == "length"
 
 
-def test_a_sequence_ends_with_a_token_that_ends_the_text():
+def test_a_sequence_ends_when_acceptance_says_so():
     sequence = Sequence(request([5, 6], ends=frozenset({7})), capacity=64)
-    sequence.extend([1, 7])
+    sequence.extend([1, 7], ended=True)
     assert sequence.finish_reason == "stop"
 
 

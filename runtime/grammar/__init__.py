@@ -1,0 +1,1 @@
+"""Grammars: what an output may be, compiled for a tokenizer, and the walk along an output."""

@@ -1,0 +1,83 @@
+"""Grammars compiled for one tokenizer, by llguidance.
+
+In: a tokenizer, a `StructuredOutput`. Out: a `Grammar`, or one line that says where it failed. What
+llguidance says comes as a state of its matcher, never as an exception; its panics come as either.
+"""
+
+import functools
+import json
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from firp.runtime.errors import FirpError
+from firp.runtime.extras import require
+from firp.runtime.grammar.walk import Grammar, told
+from firp.runtime.structured import StructuredOutput
+
+KEPT_GRAMMARS = 64  # compiled ones, for requests with the same grammar
+
+
+class GrammarCompiler:
+    """Compiles grammars for one vocabulary. eos_token_ids: of the bundle. Raises FirpError where
+    llguidance is not installed, or cannot use the tokenizer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: frozenset[int]):
+        require("structured output", ["llguidance"])
+        self._vocab_size = vocab_size
+        size = tokenizer.get_vocab_size()
+        special = [token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special]
+        ends = [token for token in (*sorted(eos_token_ids), *special) if token < size]
+        if not ends:
+            raise FirpError("structured output needs an end-of-sequence token", got="a tokenizer without one")
+        self._tokenizer = _guarded(
+            "the grammar library cannot use this tokenizer",
+            lambda: _library().LLTokenizer(tokenizer.to_str(), max(vocab_size, size), ends[:1]),
+        )
+        self.compile = functools.lru_cache(KEPT_GRAMMARS)(self._compile)
+
+    def _compile(self, structured: StructuredOutput) -> Grammar:
+        """A grammar for this vocabulary. Raises FirpError when it does not compile, or no text meets
+        it.
+        """
+        what = f"the grammar of {structured.kind} does not compile"
+        matcher = _guarded(
+            what, lambda: _library().LLMatcher(self._tokenizer, source(structured), log_level=0)
+        )
+        if not matcher.is_error():  # what is wrong with some is seen with the first mask alone
+            _guarded(what, matcher.compute_bitmask)
+        if matcher.is_error():
+            raise FirpError(what, got=told(matcher.get_error()))
+        return Grammar(matcher, self._tokenizer, self._vocab_size)
+
+
+def source(structured: StructuredOutput) -> str:
+    """The grammar as llguidance reads it."""
+    matcher = _library().LLMatcher
+    value = getattr(structured, structured.kind)
+    if structured.kind == "regex":
+        return matcher.grammar_from_regex(value)
+    if structured.kind == "lark":
+        return matcher.grammar_from_lark(value)
+    if structured.kind == "choice":
+        return matcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, value)))
+    schema = value if structured.kind == "json_schema" else '{"type": "object"}'
+    return matcher.grammar_from_json_schema(schema)
+
+
+def _library() -> Any:
+    """llguidance, loaded when the first grammar comes."""
+    import llguidance
+
+    return llguidance
+
+
+def _guarded(what: str, call: Any) -> Any:
+    """Call into the library; whatever it raises, a panic in its Rust code too, is one FirpError."""
+    try:
+        return call()
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise FirpError(what, got=told(str(error))) from error
