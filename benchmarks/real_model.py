@@ -3,8 +3,9 @@ drafted tokens the plain ones, and how many tokens does a step give?
 
     python benchmarks/real_model.py BUNDLE MODEL PROMPTS.jsonl [--tokens 128] [--processes 2]
 
-A prompt's "id" begins with its kind, as in "summarization:12". Every prompt is decoded plainly, and
-with each of --way in trees of 16 rows, greedily and at temperature 0.8. With --generate, transformers'
+A prompt is one message of a user; its "id" begins with its kind, as in "summarization:12". Every
+prompt is decoded plainly, and with each of --way in trees of 16 rows, greedily and at temperature 0.8,
+on one session, whose cache holds the prompt after the first. With --generate, transformers'
 greedy `generate` writes too, for prompts of similar length together. Work that is done is kept in
 real_model.jsonl, so that a run that was stopped goes on, and another file of prompts or other ways add
 to it; the tables are of all lines there, and a copy of them is the raw file beside the tables.
@@ -14,6 +15,7 @@ import json
 import shutil
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import zip_longest
 from pathlib import Path
 
 import click
@@ -84,29 +86,43 @@ def until_end(tokens, ends):
 def decode(bundle, prompt, theirs, options):
     """One prompt, every way; what is worth keeping of it. theirs: what transformers wrote, or None."""
     engine = load(bundle)
-    ids = engine.encode(prompt.content)
-    found = {"id": prompt.id, "prompt_tokens": len(ids), "runs": {}}
+    found = {"id": prompt.id, "prompt_tokens": len(engine.encode(prompt.content)), "runs": {}}
+    session = None
     for kind, temperature in {"greedy": 0.0, "temperature 0.8": 0.8}.items():
         tokens = options["sampled_tokens" if temperature else "tokens"]
         params = SamplingParams(tokens, temperature=temperature, seed=1)
-        plain = plain_run(engine, ids, params)
+        plain, _, session = answer(engine, prompt, params, None, session)
         if theirs and not temperature:
-            found["generate"] = {"tokens": len(theirs), "differs": differing(plain, theirs, params)}
+            differs = differing(engine, prompt, params, plain, theirs)
+            found["generate"] = {"tokens": len(theirs), "differs": differs}
         for way in options["way"]:
-            run = engine.generate(ids, params, tree=TREES[way])
+            tokens, stats, session = answer(engine, prompt, params, TREES[way], session)
             found["runs"][f"{way}, {kind}"] = {
-                "tokens": len(run.token_ids),
-                "decoded": run.stats.decoded_tokens,
-                "steps": run.stats.steps,
-                "differs": differing(plain, run.token_ids, params),
+                "tokens": len(tokens),
+                "decoded": stats.decoded_tokens,
+                "steps": stats.steps,
+                "differs": differing(engine, prompt, params, plain, tokens),
             }
     return [found]
 
 
-def differing(plain, other, params):
+def answer(engine, prompt, params, tree, session):
+    """The answer's tokens, what they cost, and the session: one that has the prompt is taken up."""
+    conversation = engine.conversation(params, plain=tree is None, tree=tree)
+    conversation.session = session
+    (message,) = prompt.messages
+    tokens = [token for chunk in conversation.send(message["content"]) for token in chunk.token_ids]
+    return tokens, conversation.stats, conversation.session
+
+
+def differing(engine, prompt, params, plain, other):
     """None where both runs are the same, else where they part and the margin of the plain pick."""
-    difference = first_difference(0, plain, other, params, "float32")
-    return difference and [difference.position, difference.margin]
+    if plain == other:
+        return None
+    run = plain_run(engine, engine.encode(prompt.content), params)
+    difference = first_difference(0, run, other, params, "float32")
+    place = next(at for at, pair in enumerate(zip_longest(plain, other)) if pair[0] != pair[1])
+    return [place, difference.margin if difference and difference.position == place else None]
 
 
 @click.command()
@@ -114,7 +130,7 @@ def differing(plain, other, params):
 @click.argument("model", type=click.Path(path_type=Path, exists=True))
 @click.argument("prompts", type=click.Path(path_type=Path, exists=True))
 @click.option("--tokens", default=128, show_default=True, help="Of a greedy run.")
-@click.option("--sampled-tokens", default=64, show_default=True, help="Of a run at temperature 0.8.")
+@click.option("--sampled-tokens", default=32, show_default=True, help="Of a run at temperature 0.8.")
 @click.option("--way", multiple=True, type=click.Choice(list(TREES)), default=list(TREES), show_default=True)
 @click.option("--generate/--no-generate", default=True, help="Let transformers write, too.")
 @click.option("--note", help="A line below the tables, such as what the prompts are.")
@@ -171,7 +187,9 @@ def report(done, note):
     }
     for name, runs in compared.items():
         parted = [run["differs"] for run in runs if run["differs"]]
-        places = ", ".join(f"{position}: {margin:.1g}" for position, margin in parted)
+        places = ", ".join(
+            f"{position}: {'no tie' if margin is None else f'{margin:.1g}'}" for position, margin in parted
+        )
         tokens = f"{sum(run['tokens'] for run in runs):,}"
         same.add(name, f"{len(runs) - len(parted)} of {len(runs)}", tokens, places or "nowhere")
     if note:
