@@ -61,12 +61,13 @@ def compare(result: Result, first: str, reports: dict[object, dict]) -> None:
     """Write a table of trainings that differ in one thing. reports: by what they differ in."""
     known = list(reports.values())
     timed = all(report["choice"] for report in known)
-    columns = (first, "steps", "top-1 (%)", *texts(known[0]))
+    columns = (first, "steps", "minutes", "top-1 (%)", *texts(known[0]))
     times = ("expected speedup, full trees, greedy", "of rows") if timed else ()
     table = result.table(f"Tokens per step at {ROWS_SHOWN}", *columns, *times)
     for label, report in reports.items():
         firp = report["methods"][0]
-        cells = (report["steps"], shares(firp["accuracy"], "top1"), *rates(report, firp["corrected"]))
+        trained = (report["steps"], f"{report['minutes']:.1f}")
+        cells = (*trained, shares(firp["accuracy"], "top1"), *rates(report, firp["corrected"]))
         table.add(label, *cells, *(speeds(report) if timed else ()))
     if timed:
         device = known[0]["choice"]["latency"]["device"]

@@ -179,9 +179,8 @@ def report(done, note):
     same = result.table(
         "Runs that are the same", "compared", "the same", "tokens", "where they part: position and margin"
     )
-    compared = {
-        "plain, greedy = generate of transformers": [line["generate"] for line in done if "generate" in line]
-    }
+    written = [line["generate"] for line in done if "generate" in line]
+    compared = {"plain, greedy = generate of transformers": written} if written else {}
     compared |= {
         f"{way} = plain": [line["runs"][way] for line in done if way in line["runs"]] for way in ways
     }
