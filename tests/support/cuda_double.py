@@ -7,6 +7,7 @@ allocated or are freed, copies beyond an allocation, uploads from memory that is
 used again too early shows; fresh device memory holds NaN.
 """
 
+import bisect
 import ctypes
 import time
 from enum import Enum, IntEnum
@@ -70,6 +71,35 @@ class DeviceError(Exception):
         self.status = status
 
 
+class Allocations(dict):
+    """Address -> its array. None overlaps another, so that bytes lie in the last one that begins at
+    their address or before it, or in none.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.starts = []
+
+    def __setitem__(self, address, array):
+        super().__setitem__(address, array)
+        bisect.insort(self.starts, address)
+
+    def free(self, address):
+        """Whether there was one at this address."""
+        if self.pop(address, None) is None:
+            return False
+        self.starts.remove(address)
+        return True
+
+    def hold(self, address, size):
+        """Whether so many bytes from the address on lie in one of them."""
+        place = bisect.bisect_right(self.starts, address) - 1
+        if place < 0:
+            return size == 0
+        start = self.starts[place]
+        return size == 0 or address + size <= start + self[start].nbytes
+
+
 class CudaDouble:
     """The module. memory_bytes: of the device."""
 
@@ -78,7 +108,7 @@ class CudaDouble:
 
     def __init__(self, memory_bytes=2**33, compute_capability=(8, 9)):
         self.memory_bytes, self.compute_capability = memory_bytes, compute_capability
-        self.device, self.pinned = {}, {}  # address -> its array
+        self.device, self.pinned = Allocations(), Allocations()
         self.streams = {}  # handle -> stream
         self.waits = self.launches = self.copied_to_device = self.copied_to_host = self.moved_on_device = 0
 
@@ -115,18 +145,13 @@ class CudaDouble:
         return array.ctypes.data
 
     def cudaFree(self, address):
-        return (OK if self.device.pop(address, None) is not None else cudaError_t.cudaErrorInvalidValue,)
+        return (OK if self.device.free(address) else cudaError_t.cudaErrorInvalidValue,)
 
     def cudaFreeHost(self, address):
-        return (OK if self.pinned.pop(address, None) is not None else cudaError_t.cudaErrorInvalidValue,)
-
-    def holds(self, place, address, size):
-        return size == 0 or any(
-            start <= address and address + size <= start + a.nbytes for start, a in place.items()
-        )
+        return (OK if self.pinned.free(address) else cudaError_t.cudaErrorInvalidValue,)
 
     def need(self, place, address, size):
-        if not self.holds(place, address, size):
+        if not place.hold(address, size):
             raise DeviceError(cudaError_t.cudaErrorIllegalAddress, f"{size} bytes at {address}")
 
     # Copies
