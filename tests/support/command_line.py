@@ -1,8 +1,14 @@
 """firp as a user runs it: a process of its own."""
 
+import functools
+import json
+import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 FIRP = [sys.executable, "-m", "firp.cli"]
 # reports progress at every step, as a terminal shows it
@@ -10,10 +16,35 @@ _TALKATIVE = "from firp.runtime.console import progress; progress.QUIET_SECONDS 
 TALKATIVE = [sys.executable, "-c", _TALKATIVE + "from firp.cli import main; main()"]
 
 
-def firp(*arguments, **options):
-    return subprocess.run(
-        [*FIRP, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options
-    )
+SECONDS = 300  # that a command may take
+
+
+def firp(*arguments, cwd=None, **options):
+    """A command that has ended. With options of subprocess.run it is started from nothing; without,
+    it is forked from a process that has imported torch and transformers, which takes seconds.
+    """
+    arguments = [*map(str, arguments)]
+    if options:
+        command = [*FIRP, *arguments]
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=SECONDS, **options)
+    request = {"arguments": arguments, "folder": str(cwd or Path.cwd()), "environment": dict(os.environ)}
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr, open(os.devnull) as stdin:
+        server = _warm_server()
+        socket.send_fds(server, [json.dumps(request).encode()], [f.fileno() for f in (stdin, stdout, stderr)])
+        status = int(server.recv(100))
+        texts = [(file.seek(0), file.read().decode())[1] for file in (stdout, stderr)]
+    return subprocess.CompletedProcess(arguments, status, *texts)
+
+
+@functools.cache
+def _warm_server():
+    """The socket of a server of this process's own, which ends with it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(SECONDS)
+    program = Path(__file__).with_name("warm_server.py")
+    with theirs:
+        subprocess.Popen([sys.executable, program, str(theirs.fileno())], pass_fds=[theirs.fileno()])
+    return ours
 
 
 def start(*arguments, command=FIRP):
