@@ -86,6 +86,7 @@ def _ranges(spec: GraphSpec, manifest: Manifest, point: Point) -> str:
         "input_ids": manifest.model.vocab_size - 1,
         "position_ids": point.cached_tokens,
         "attention_bias": 0,
+        "attention_bias_window": 0,
     }
     rows = dict.fromkeys(("logits_rows", "draft_rows", "source_rows"), point.rows - 1)
     ranges = {

@@ -26,6 +26,7 @@ class FeedMaker:
         self._k = manifest.num_predictors
         self._rng = np.random.default_rng(0)
         self._heads = head_inputs(manifest.model.attention)
+        self._masks = manifest.model.masks(manifest.layers(spec.name))
         dims = dimensions(spec.name, Point(MAX_PASS_ROWS, cached_tokens, batch), self._k)
         self._past = {
             tensor.name: self._normal(tensor.sizes(dims), tensor.dtype) * 0.1 for tensor in spec.past
@@ -52,8 +53,9 @@ class FeedMaker:
                 made[tensor.name] = self._rng.integers(0, self._model.vocab_size, shape)
             elif tensor.name == "hidden_states":
                 made[tensor.name] = self._normal(shape, tensor.dtype)
-            elif tensor.name == "attention_bias":
-                made[tensor.name] = np.repeat(self._causal(positions, tensor.dtype), batch, axis=0)
+            elif tensor.name in self._masks:
+                bias = self._causal(positions, tensor.dtype, self._masks[tensor.name])
+                made[tensor.name] = np.repeat(bias, batch, axis=0)
             elif tensor.name == "write_at":
                 made[tensor.name] = np.full(batch, cached)
             elif tensor.name in HOST_INPUTS:
@@ -64,10 +66,9 @@ class FeedMaker:
                 made[tensor.name] = np.repeat(of_a_sequence[None], batch, axis=0)  # [B, rows]
         return made
 
-    def _causal(self, positions: np.ndarray, dtype: str) -> np.ndarray:
+    def _causal(self, positions: np.ndarray, dtype: str, window: int | None) -> np.ndarray:
         rows, cached = len(positions), int(positions[0])
         bias = np.empty((rows, cached + rows), numpy_dtype(dtype))
-        window = self._model.sliding_window
         attention_bias(np.tri(rows, dtype=bool), positions, cached, cached, window, bias)
         return bias[None, None]
 

@@ -12,7 +12,7 @@ from firp.export.bundle.predictor_dir import Predictors
 from firp.export.quantize.formats import quantize
 from firp.export.quantize.outputs import matrix
 from firp.export.sources.checkpoint import Checkpoint, Weight
-from firp.export.weights.stream import Output, read_chunks
+from firp.export.weights.stream import Output, from_array, read_array, read_chunks
 from firp.runtime.bundle.model_config import ROWS
 from firp.runtime.bundle.weight_table import DRAFT_HEAD, head_name
 
@@ -42,11 +42,15 @@ def draft_head(checkpoint: Checkpoint, tokens: np.ndarray, quantized: bool) -> l
     """Rows of the head for these tokens."""
     name = head_name(checkpoint.config)
     weight = next(weight for weight in checkpoint.weights if weight.name == name)
+    biases = [each for each in checkpoint.weights if each.name == f"{name.removesuffix('.weight')}.bias"]
+    beside = [
+        from_array(f"{DRAFT_HEAD}.bias", read_array(bias, checkpoint.tensors)[tokens]) for bias in biases
+    ]
     shape = len(tokens), weight.shape[1]
     if quantized:
         whole = lambda: np.concatenate([*_rows(checkpoint, weight, tokens)])  # noqa: E731
-        return list(matrix(DRAFT_HEAD, shape, ROWS, lambda: quantize(whole(), ROWS)))
-    return [Output(f"{DRAFT_HEAD}.weight", shape, lambda: _rows(checkpoint, weight, tokens))]
+        return [*matrix(DRAFT_HEAD, shape, ROWS, lambda: quantize(whole(), ROWS)), *beside]
+    return [Output(f"{DRAFT_HEAD}.weight", shape, lambda: _rows(checkpoint, weight, tokens)), *beside]
 
 
 def _rows(checkpoint: Checkpoint, weight: Weight, tokens: np.ndarray) -> Iterator[np.ndarray]:

@@ -47,7 +47,7 @@ from firp.runtime.bundle.graphs.stored import Blueprint, stored_weights
 from firp.runtime.bundle.graphs.written import graph_files
 from firp.runtime.bundle.json_fields import to_json, write_json
 from firp.runtime.bundle.model_config import METHODS, Precision
-from firp.runtime.bundle.weight_table import PREDICTORS_WEIGHT, ROPE_TABLES
+from firp.runtime.bundle.weight_table import PREDICTORS_WEIGHT
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.progress import Progress, silent
 from firp.runtime.trees.tree import TreeConfig
@@ -266,8 +266,7 @@ def _write_weights(
     predictors: Predictors | None,
     progress: Progress,
 ) -> None:
-    tables = zip(ROPE_TABLES, rope_tables(checkpoint.config), strict=True)
-    tables = [weights.from_array(name, table) for name, table in tables]
+    tables = [weights.from_array(*table) for table in rope_tables(checkpoint.config).items()]
     files = {"model.safetensors": outputs + tables}
     if predictors:
         k = predictors.info.num_predictors

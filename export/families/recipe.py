@@ -1,79 +1,145 @@
 """Recipes of families: what one says, and the parts that several share.
 
-In: transformers' configuration of a model, as its recipe reads it. Out: a `ModelConfig`, and where
-a checkpoint of that family keeps our weights.
+In: transformers' configuration of a model, as its recipe reads it. Out: a `ModelConfig` whose biases
+are still to be found, and where a checkpoint of that family keeps our weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from firp.export.families.names import LLAMA, Names
+from firp.export.families.ropes import ALL_LAYERS, context, rope_tables
 from firp.runtime.bundle.model_config import (
     AttentionConfig,
+    BlockConfig,
+    EmbeddingConfig,
+    HeadConfig,
     LayerConfig,
     MlpConfig,
     ModelConfig,
     NormConfig,
-    RopeConfig,
+    PositionsConfig,
+    QkNormConfig,
+    RopeTable,
 )
+from firp.runtime.errors import CheckpointError
 
-
-class TensorNames(NamedTuple):
-    """Places of our modules in a checkpoint; one of several names is joined along the first
-    axis.
-    """
-
-    layer: str  # what stands before the names of a layer's modules
-    modules: dict[str, tuple[str, ...]]  # ours, without the layer -> theirs
-
-    def sources(self, weight: str) -> tuple[str, ...]:
-        """Names in the checkpoint of one of our weights."""
-        module, _, kind = weight.rpartition(".")
-        before = ""
-        if module.startswith("layers."):
-            _, index, module = module.split(".")
-            before = self.layer.format(i=index)
-        return tuple(f"{before}{name}.{kind}" for name in self.modules[module])
+PRE_NORM = ("input_norm", "mlp_norm")
+POST_NORM = ("attention_out_norm", "mlp_out_norm")
+_ACTIVATIONS = {  # transformers' names
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh", "gelu_python_tanh": "gelu_tanh", "relu": "relu", "relu2": "relu2",
+}  # fmt: skip
+_SEES = {
+    "full_attention": False,
+    "attention": False,
+    "global": False,
+    "sliding_attention": True,
+    "local": True,
+}
 
 
 class Family(NamedTuple):
-    """A row of the table."""
+    """A row of the table: how a configuration is read, and where the weights are."""
 
-    architectures: tuple[str, ...]  # that config.json may name; the first is the family's own
-    describe: Callable[[Any, RopeConfig], ModelConfig]
-    names: TensorNames
+    describe: Callable[[Any], ModelConfig]
+    names: Names | Callable[[Any], Names] = LLAMA  # or those of a configuration
 
-
-# Llama's, which most families share
-NAMES = TensorNames(
-    layer="model.layers.{i}.",
-    modules={
-        "embed_tokens": ("model.embed_tokens",),
-        "norm": ("model.norm",),
-        "lm_head": ("lm_head",),
-        "input_norm": ("input_layernorm",),
-        "qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        "q_norm": ("self_attn.q_norm",),
-        "k_norm": ("self_attn.k_norm",),
-        "o_proj": ("self_attn.o_proj",),
-        "mlp_norm": ("post_attention_layernorm",),
-        "gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
-        "down_proj": ("mlp.down_proj",),
-    },
-)
+    def names_of(self, c: Any) -> Names:
+        """The name map of a model."""
+        return self.names if isinstance(self.names, Names) else self.names(c)
 
 
-def attention(
-    c: Any, qkv_bias: bool = False, output_bias: bool = False, qk_norm: bool = False
-) -> AttentionConfig:
-    """The attention of a model that names its sizes as transformers' Llama does."""
-    return AttentionConfig(
-        num_heads=c.num_attention_heads,
-        num_key_value_heads=c.num_key_value_heads,
-        head_dim=head_dim(c),
-        qkv_bias=qkv_bias,
-        output_bias=output_bias,
-        qk_norm=qk_norm,
+def model(
+    c: Any,
+    *,
+    heads: int | None = None,
+    key_value_heads: int | None = None,
+    scale: float | None = None,
+    qk_norm: str = "",
+    qk_norm_kind: str = "rms",
+    qk_norm_after_rope: bool = False,
+    clip: float | None = None,
+    attention_softcap: float | None = None,
+    inner: int | None = None,
+    gated: bool = True,
+    activation: str | None = None,
+    ropes: dict[str, RopeTable] | None = None,
+    rope_of: Sequence[str | None] | None = None,
+    interleaved: bool = False,
+    learned: bool = False,
+    alibi: tuple[float, ...] | None = None,
+    windows: Sequence[int | None] | None = None,
+    norm: str = "rms",
+    epsilon: float | None = None,
+    norms: tuple[str, ...] = PRE_NORM,
+    parallel: bool = False,
+    residual_scale: float = 1.0,
+    embedding_scale: float = 1.0,
+    embedding_norm: str | None = None,
+    logits_scale: float = 1.0,
+    logits_softcap: float | None = None,
+) -> ModelConfig:
+    """A model, where nothing is said one that names its sizes and layers as transformers' Llama does.
+    ropes: {} for a model that turns nothing; rope_of, windows: of each layer.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    heads = heads or c.num_attention_heads
+    size = head_dim(c)
+    layers = c.num_hidden_layers
+    ropes = rope_tables(c) if ropes is None else ropes
+    if rope_of is None:
+        kinds = getattr(c, "layer_types", None)
+        only = next(iter(ropes), None)
+        rope_of = [only if len(ropes) < 2 else kinds[index] for index in range(layers)]
+    windows = layer_windows(c) if windows is None else windows
+    used = {rope for rope in rope_of if rope}
+    return ModelConfig(
+        architecture=MODEL_FOR_CAUSAL_LM_MAPPING[type(c)].__name__,
+        vocab_size=c.vocab_size,
+        hidden_size=c.hidden_size,
+        max_position_embeddings=context(c),
+        tie_word_embeddings=bool(c.tie_word_embeddings),
+        attention=AttentionConfig(
+            heads,
+            key_value_heads or getattr(c, "num_key_value_heads", None) or heads,
+            size,
+            scale=float(size**-0.5 if scale is None else scale),
+            qk_norm=QkNormConfig(qk_norm, qk_norm_kind, qk_norm_after_rope) if qk_norm else None,
+            clip=number(clip),
+            softcap=number(attention_softcap),
+        ),
+        mlp=MlpConfig(
+            inner or c.intermediate_size, gated, activation_of(c) if activation is None else activation
+        ),
+        positions=PositionsConfig(
+            {name: table for name, table in ropes.items() if name in used}, interleaved, learned, alibi
+        ),
+        norm=NormConfig(norm, epsilon_of(c) if epsilon is None else epsilon),
+        block=BlockConfig(norms, parallel, float(residual_scale)),
+        embedding=EmbeddingConfig(float(embedding_scale), embedding_norm),
+        head=HeadConfig(float(logits_scale), number(logits_softcap)),
+        layers=tuple(LayerConfig(*layer) for layer in zip(windows, rope_of, strict=True)),
+        biases=(),
     )
+
+
+def refuse(c: Any, **fields: Any) -> None:
+    """Raises CheckpointError where a field of a configuration has a value, or fulfils a condition, that no
+    graph follows.
+    """
+    for name, bad in fields.items():
+        value = getattr(c, name, None if callable(bad) else ...)
+        if bad(value) if callable(bad) else value == bad and type(value) is type(bad):
+            raise CheckpointError(
+                f"unsupported {name}", got=value, fix="firp families says what is supported"
+            )
+
+
+def number(value: float | None) -> float | None:
+    """A number, None for one that says nothing."""
+    return float(value) if value else None
 
 
 def head_dim(c: Any) -> int:
@@ -81,25 +147,40 @@ def head_dim(c: Any) -> int:
     return getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
 
 
-def model(
-    c: Any,
-    architecture: str,
-    attention: AttentionConfig,
-    rope: RopeConfig,
-    mlp_bias: bool = False,
-    window: int | None = None,
-) -> ModelConfig:
-    """A model whose layers are all alike."""
-    return ModelConfig(
-        architecture=architecture,
-        vocab_size=c.vocab_size,
-        hidden_size=c.hidden_size,
-        # "dynamic" rope equals "default" up to this length, and changes with the length beyond it
-        max_position_embeddings=c.max_position_embeddings,
-        tie_word_embeddings=c.tie_word_embeddings,
-        attention=attention,
-        mlp=MlpConfig(c.intermediate_size, mlp_bias),
-        rope=rope,
-        norm=NormConfig(c.rms_norm_eps),
-        layers=(LayerConfig(window),) * c.num_hidden_layers,
-    )
+def epsilon_of(c: Any) -> float:
+    """What keeps a norm from dividing by zero, by whatever name."""
+    names = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
+    return next(getattr(c, name) for name in names if getattr(c, name, None) is not None)
+
+
+def activation_of(c: Any) -> str:
+    """The activation, by our name. Raises CheckpointError for one that graphs have no nodes for."""
+    names = ("hidden_activation", "hidden_act", "activation_function", "activation")
+    found = next(getattr(c, name) for name in names if getattr(c, name, None) is not None)
+    if found not in _ACTIVATIONS:
+        raise CheckpointError(
+            "unsupported activation", got=f"{found!r:.60}", expected="one of " + ", ".join(_ACTIVATIONS)
+        )
+    return _ACTIVATIONS[found]
+
+
+def layer_windows(c: Any) -> list[int | None]:
+    """The sliding window of each layer. Raises CheckpointError for layers of a kind that is unknown, or
+    with a window of no size.
+    """
+    window = getattr(c, "sliding_window", None)
+    kinds = getattr(c, "layer_types", None)
+    if not kinds:
+        return [window] * c.num_hidden_layers
+    if unknown := sorted(set(kinds) - set(_SEES)):
+        raise CheckpointError(
+            "unsupported kind of layer", got=", ".join(unknown), expected=" or ".join(_SEES)
+        )
+    if window is None and any(_SEES[kind] for kind in kinds):
+        raise CheckpointError(
+            "layers with a sliding window of no size",
+            got="sliding_window null",
+            expected="a number of tokens",
+            fix="set sliding_window and use_sliding_window, or layer_types, in config.json",
+        )
+    return [window if _SEES[kind] else None for kind in kinds]

@@ -1,8 +1,9 @@
-"""The families that can be exported, by the model_type of config.json."""
+"""The families that can be exported, by the model_type of config.json. One that transformers loads as
+another is that other's row.
+"""
 
-from firp.export.families.llama import LLAMA
-from firp.export.families.mistral import MISTRAL
-from firp.export.families.qwen import QWEN2, QWEN3
+from firp.export.families.gated import GATED
+from firp.export.families.plain import PLAIN_MLP
 from firp.export.families.recipe import Family
 
-FAMILIES: dict[str, Family] = {"llama": LLAMA, "mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3}
+FAMILIES: dict[str, Family] = GATED | PLAIN_MLP

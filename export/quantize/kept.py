@@ -6,6 +6,7 @@ integers and scales in the layout of a bundle, so that nothing is rounded twice.
 
 import numpy as np
 
+from firp.export.families.names import PLAIN
 from firp.export.quantize.formats import Integers
 from firp.export.sources.checkpoint import Weight
 from firp.export.sources.tensor_record import TensorRecord
@@ -18,7 +19,7 @@ _MIDDLE = 8  # of Q4_0: what stands for 0
 
 def kept_format(weight: Weight, tensors: dict[str, TensorRecord]) -> str | None:
     """The format of a weight that can be kept; None where it has to be rounded."""
-    kinds = {tensors[source].blocks for source in weight.sources}
+    kinds = {tensors[source].blocks for source in weight.sources} if weight.layout == PLAIN else set()
     return _FORMATS.get(kinds.pop()) if len(kinds) == 1 else None
 
 

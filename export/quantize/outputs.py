@@ -26,7 +26,7 @@ def quantized_outputs(checkpoint: Checkpoint, plan: Plan) -> list[Output]:
     for weight in checkpoint.weights:
         name, _, kind = weight.name.rpartition(".")
         divisors = row_divisors(checkpoint.config, name, smoothing)
-        if name in _TABLES:
+        if name in _TABLES and kind == "weight":
             outputs += matrix(name, weight.shape, ROWS, _table(weight, checkpoint), None)
         elif name in plan.linears and kind == "weight":
             linear = plan.linears[name]

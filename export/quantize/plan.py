@@ -18,7 +18,7 @@ from firp.export.quantize.gptq import compensate
 from firp.export.quantize.kept import kept_format, kept_integers
 from firp.export.quantize.smoothing import factors
 from firp.export.sources.checkpoint import Checkpoint, Weight
-from firp.export.weights.stream import read_array
+from firp.export.weights.stream import read_array, to_sources
 from firp.export.weights.streamed_model import Reference
 from firp.runtime.bundle.model_config import BLOCKS4, BLOCKS8, ROWS, LinearFormat
 from firp.runtime.errors import CheckpointError
@@ -71,7 +71,7 @@ def make_plan(
     linears: dict[str, LinearPlan] = {}
     for done, weight in enumerate(weights):
         report = functools.partial(progress, "quantizing", done, len(weights))
-        _Group(reference.model, weight, decide, linears, report)
+        _Group(reference, weight, decide, linears, report)
     reference.run(torch.from_numpy(tokens))
     progress("quantizing", len(weights), len(weights))
     return Plan(method, tokens.size, linears)
@@ -82,7 +82,7 @@ class _Group:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        reference: Reference,
         weight: Weight,
         decide: "_Decision",
         linears: dict[str, LinearPlan],
@@ -94,7 +94,7 @@ class _Group:
         self._report = report
         self._rounded: list[torch.Tensor] = []  # of the modules that have not run yet
         for index, source in enumerate(weight.sources):
-            module = model.get_submodule(source.removesuffix(".weight"))
+            module = reference.module(source)
             module.register_forward_pre_hook(functools.partial(self._before, index))
 
     def _before(self, index: int, module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
@@ -104,9 +104,8 @@ class _Group:
             rows = inputs[0].reshape(-1, inputs[0].shape[-1])
             plan, rounded = self._decide(self._weight, name, rows)
             self._linears[name] = plan
-            tensors = self._decide.checkpoint.tensors
-            sizes = [tensors[source].shape[0] for source in self._weight.sources]
-            self._rounded = list(torch.from_numpy(rounded).split(sizes))
+            parts = to_sources(self._weight, rounded, self._decide.checkpoint.tensors)
+            self._rounded = [torch.from_numpy(part) for part in parts]
         module._parameters["weight"] = torch.nn.Parameter(self._rounded.pop(0), requires_grad=False)
 
 

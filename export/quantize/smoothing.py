@@ -15,14 +15,28 @@ _LEAST = np.float32(1e-5)
 
 
 def factors(config: ModelConfig, linear: str, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Factors [in] f32 of a layer's inputs, 1 for an input that is always 0. linear: the name of the
-    layer; inputs, weights: largest magnitudes [in]. One value feeds all query heads of its group, so
-    that they share a factor in o_proj.
+    """Factors [in] f32 of a layer's inputs, 1 for an input that is always 0, and where nothing before the
+    layer can divide them. linear: the name of the layer; inputs, weights: largest magnitudes [in]. One
+    value feeds all query heads of its group, so that they share a factor in o_proj.
     """
+    if not _can_be_divided(config, linear.rpartition(".")[2]):
+        return np.ones(len(inputs), np.float32)
     if linear.endswith("o_proj"):
         inputs, weights = (_over_group(config, side) for side in (inputs, weights))
     found = np.maximum(inputs, _LEAST) ** ALPHA / np.maximum(weights, _LEAST) ** (1 - ALPHA)
     return np.where(inputs > 0, found, 1).astype(np.float32)
+
+
+def _can_be_divided(config: ModelConfig, module: str) -> bool:
+    """Whether what makes a layer's inputs makes them for it alone, and is linear in its own weight."""
+    block = config.block
+    if module == "o_proj":
+        return config.attention.clip is None
+    if module == "down_proj":
+        return config.mlp.gated
+    shared = block.parallel and "mlp_norm" not in block.norms
+    norm = "input_norm" if module == "qkv_proj" else "mlp_norm"
+    return norm in block.norms and not shared
 
 
 def _over_group(config: ModelConfig, magnitudes: np.ndarray) -> np.ndarray:
@@ -50,7 +64,7 @@ def row_divisors(config: ModelConfig, linear: str, smoothing: dict[str, np.ndarr
 
 
 def norm_divisors(norm: str, smoothing: dict[str, np.ndarray]) -> np.ndarray | None:
-    """What the weight of a norm is divided by; None for one before no smoothed layer."""
+    """What the parameters of a norm are divided by; None for one before no smoothed layer."""
     layer, _, module = norm.rpartition(".")
-    reader = {"input_norm": "qkv_proj", "mlp_norm": "gate_up_proj"}.get(module)
-    return smoothing.get(f"{layer}.{reader}")
+    readers = {"input_norm": ("qkv_proj",), "mlp_norm": ("gate_up_proj", "up_proj")}.get(module, ())
+    return next((smoothing[f"{layer}.{name}"] for name in readers if f"{layer}.{name}" in smoothing), None)

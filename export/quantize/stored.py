@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from firp.export.families.names import PLAIN
 from firp.export.quantize.formats import Integers
 from firp.export.quantize.gptq import MOST_STEPS
 from firp.export.quantize.smoothing import row_divisors
 from firp.export.sources.checkpoint import Checkpoint, Weight
 from firp.export.sources.safetensors_file import read_safetensors
-from firp.export.weights.stream import numpy_dtype, read_array
+from firp.export.weights.stream import numpy_dtype, read_array, to_sources
 from firp.export.weights.torch_model import read_tensor
 from firp.runtime.bundle.model_config import BLOCK, BLOCKS4, ROWS, Quantization
 
@@ -47,6 +48,14 @@ class StoredWeights:
         if source not in self._weight_of:
             return read_tensor(source, self._checkpoint.tensors[source], torch.float32)
         weight = self._weight_of[source]
+        if weight.layout != PLAIN:
+            row, column = self._factors(weight)
+            integers = self._integers(weight)
+            values = (
+                integers._replace(scale=integers.scale.astype(np.float64)).values() * row[:, None] / column
+            )
+            parts = to_sources(weight, values, self._checkpoint.tensors)
+            return torch.from_numpy(parts[weight.sources.index(source)])
         start = 0
         for other in weight.sources[: weight.sources.index(source)]:
             start += self._checkpoint.tensors[other].shape[0]

@@ -4,16 +4,26 @@ In: an architecture, tensors by Hugging Face's names, and the rest of a checkpoi
 `Checkpoint`, or a CheckpointError that names tensors.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from firp.export.families.names import Names
 from firp.export.sources.architecture import Architecture
 from firp.export.sources.checkpoint import Checkpoint, Weight
 from firp.export.sources.safetensors_file import same_bytes
 from firp.export.sources.tensor_record import TensorRecord
+from firp.runtime.bundle.model_config import ModelConfig
 from firp.runtime.bundle.weight_table import weight_shapes
 from firp.runtime.errors import CheckpointError
+
+# Ends of the names of tensors that older versions of transformers saved and nobody reads: masks, and
+# frequencies that follow from the configuration.
+_BUFFERS = (
+    "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias",
+    ".attn.causal_mask", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached",
+)  # fmt: skip
 
 
 def assemble(
@@ -25,12 +35,54 @@ def assemble(
     companions: Mapping[str, Path | bytes],
 ) -> Checkpoint:
     """A checkpoint whose every tensor is there, has its shape and is used. Raises CheckpointError."""
-    config = architecture.config
-    names = architecture.family.names
-    weights = tuple(Weight(name, shape, names.sources(name)) for name, shape in weight_shapes(config).items())
+    names = architecture.names
+    tensors = _with_prefix(tensors, names, architecture.config)
+    config = dataclasses.replace(architecture.config, biases=_biases(tensors, names, architecture.config))
+    weights = tuple(
+        Weight(name, shape, *names.place(name, config)) for name, shape in weight_shapes(config).items()
+    )
     checkpoint = Checkpoint(path, config, weights, tensors, eos_token_ids, raw_config, companions)
     _check_tensors(checkpoint)
     return checkpoint
+
+
+def _with_prefix(
+    tensors: dict[str, TensorRecord], names: Names, config: ModelConfig
+) -> dict[str, TensorRecord]:
+    """Tensors by the names that a model for text has: those of a model without its head lack the prefix,
+    those of a part of a larger one have another.
+    """
+    (embedding,) = names.place("embed_tokens.weight", config).sources
+    prefix, _, rest = embedding.partition(".")
+    if embedding in tensors:
+        return tensors
+    if rest in tensors:
+        heads = names.place("lm_head.weight", config).sources
+        return {name if name in heads else f"{prefix}.{name}": record for name, record in tensors.items()}
+    for before, after in (
+        (f"language_model.{prefix}.", f"{prefix}."),
+        ("model.language_model.", f"{prefix}."),
+    ):
+        if f"{before}{rest}" in tensors:
+            moved = {name: record for name, record in tensors.items() if not name.startswith(before)}
+            moved = {name.removeprefix("language_model."): record for name, record in moved.items()}
+            return moved | {
+                after + name.removeprefix(before): record
+                for name, record in tensors.items()
+                if name.startswith(before)
+            }
+    return tensors
+
+
+def _biases(tensors: dict[str, TensorRecord], names: Names, config: ModelConfig) -> tuple[str, ...]:
+    """Modules with a bias: those that have one in the first layer, or anywhere."""
+    found = set()
+    for name in weight_shapes(config):
+        module = name.removesuffix(".weight")
+        sources = names.place(f"{module}.bias", config).sources
+        if any(source in tensors for source in sources):
+            found.add(module.split(".", 2)[-1] if module.startswith("layers.") else module)
+    return tuple(sorted(found))
 
 
 def _check_tensors(checkpoint: Checkpoint) -> None:
@@ -45,15 +97,16 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
             fix="complete the checkpoint",
         )
     architecture = checkpoint.config.architecture
-    unused = {name for name in set(tensors) - used if not name.endswith("rotary_emb.inv_freq")}
-    if checkpoint.config.tie_word_embeddings and "lm_head.weight" in unused:
-        if not same_bytes(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
+    unused = {name for name in set(tensors) - used if not name.endswith(_BUFFERS)}
+    head, embedding = "lm_head.weight", weights[0].sources[0]
+    if checkpoint.config.tie_word_embeddings and head in unused:
+        if not same_bytes(tensors[head], tensors[embedding]):
             raise CheckpointError(
-                "tie_word_embeddings is true but lm_head.weight differs from model.embed_tokens.weight",
+                f"tie_word_embeddings is true but {head} differs from {embedding}",
                 got=f"'{checkpoint.path}'",
-                fix="set tie_word_embeddings to false in config.json, or remove lm_head.weight",
+                fix=f"set tie_word_embeddings to false in config.json, or remove {head}",
             )
-        unused.remove("lm_head.weight")
+        unused.remove(head)
     if unused:
         raise CheckpointError(
             f"{len(unused)} tensors in '{checkpoint.path}' that {architecture} does not use",
@@ -61,11 +114,26 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
         )
     for weight in weights:
         shapes = [tensors[source].shape for source in weight.sources]
-        fits = all(len(s) == len(weight.shape) and s[1:] == weight.shape[1:] for s in shapes)
-        if not fits or sum(s[0] for s in shapes) != weight.shape[0]:
+        if shapes and not _fits(weight, shapes):
             raise CheckpointError(
                 f"wrong shape of {' + '.join(weight.sources)}", got=shapes, expected=list(weight.shape)
             )
+
+
+def _fits(weight: Weight, shapes: list[tuple[int, ...]]) -> bool:
+    """Whether tensors of these shapes make the weight."""
+    layout = weight.layout
+    if layout.transposed:
+        shapes = [shape[::-1] for shape in shapes]
+    if any(len(shape) < 1 or shape[1:] != shapes[0][1:] for shape in shapes):
+        return False
+    joined = (sum(shape[0] for shape in shapes) - layout.skipped, *shapes[0][1:])
+    if layout.order and joined[0] % len(layout.order):
+        return False
+    wanted = weight.shape
+    if len(shapes) > 1 and len(wanted) == 2 and len(shapes[0]) == 1:  # a vector of each head
+        wanted = (wanted[0] * wanted[1],)
+    return joined == wanted
 
 
 def _some(names: list[str]) -> str:

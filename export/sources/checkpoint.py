@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
+from firp.export.families.names import PLAIN, Layout
 from firp.export.sources.tensor_record import TensorRecord
 from firp.runtime.bundle.model_config import ModelConfig
 from firp.runtime.errors import CheckpointError
@@ -22,12 +23,13 @@ COMPANIONS = (TOKENIZER, "tokenizer_config.json", "chat_template.jinja")  # that
 
 class Weight(NamedTuple):
     """One tensor of the bundle: checkpoint tensors joined along their first axis, so that one GEMM
-    serves them.
+    serves them, or one tensor in another layout.
     """
 
     name: str  # ours (firp.runtime.bundle.weight_table)
     shape: tuple[int, ...]
-    sources: tuple[str, ...]
+    sources: tuple[str, ...]  # none: it is 1 everywhere
+    layout: Layout = PLAIN
 
 
 @dataclass(frozen=True)
@@ -80,4 +82,15 @@ def transformers_config(raw: dict[str, Any]) -> Any:
     """
     from transformers import CONFIG_MAPPING
 
-    return CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
+    return CONFIG_MAPPING[raw["model_type"]].from_dict(_with_infinities(raw))
+
+
+def _with_infinities(value: Any) -> Any:
+    """JSON data whose infinite numbers are numbers: transformers writes them as an object."""
+    if isinstance(value, list):
+        return [_with_infinities(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"__float__"}:
+        return float(value["__float__"])
+    return {key: _with_infinities(item) for key, item in value.items()}

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from firp.export.families.names import Layout
 from firp.export.sources.checkpoint import Weight
 from firp.export.sources.gguf.blocks import block_sizes, dequantize
 from firp.export.sources.tensor_record import TensorRecord
@@ -48,12 +49,57 @@ class Output(NamedTuple):
 
 
 def from_checkpoint(weight: Weight, tensors: dict[str, TensorRecord]) -> Output:
-    """An output that joins tensors of a checkpoint."""
-    return Output(
-        weight.name,
-        weight.shape,
-        lambda: (c for source in weight.sources for c in read_chunks(source, tensors[source])),
-    )
+    """An output of tensors of a checkpoint."""
+    return Output(weight.name, weight.shape, lambda: weight_chunks(weight, tensors))
+
+
+def weight_chunks(weight: Weight, tensors: dict[str, TensorRecord]) -> Iterator[np.ndarray]:
+    """A weight's values, flat and in order. Raises CheckpointError for a value that is not finite."""
+    layout = weight.layout
+    if layout.ones:
+        yield np.ones(weight.shape, np.float32).reshape(-1)
+    for source in weight.sources:
+        record = tensors[source]
+        if layout.transposed:
+            whole = np.concatenate(list(read_chunks(source, record))).reshape(record.shape)
+            yield np.ascontiguousarray(whole.T).reshape(-1)
+            continue
+        for rows in _rows_in_order(record, layout):
+            for chunk in read_chunks(source, rows):
+                yield chunk.astype(np.float32) + np.float32(1) if layout.plus_one else chunk
+
+
+def _rows_in_order(record: TensorRecord, layout: Layout) -> Iterator[TensorRecord]:
+    """Runs of a tensor's rows in the order of the weight."""
+    count = record.shape[0]
+    if layout.skipped:
+        yield _rows(record, layout.skipped, count)
+    elif layout.order:
+        size = count // len(layout.order)
+        yield from (_rows(record, block * size, (block + 1) * size) for block in layout.order)
+    else:
+        yield record
+
+
+def _rows(record: TensorRecord, start: int, stop: int) -> TensorRecord:
+    """Rows of a tensor, which must not be of heads whose rows are in pairs."""
+    row = record.nbytes // record.shape[0]
+    shape = (stop - start, *record.shape[1:])
+    return record._replace(shape=shape, offset=record.offset + start * row, nbytes=(stop - start) * row)
+
+
+def to_sources(weight: Weight, values: np.ndarray, tensors: dict[str, TensorRecord]) -> list[np.ndarray]:
+    """What the tensors of a weight hold where the weight holds these values: `weight_chunks` undone."""
+    layout = weight.layout
+    if layout.plus_one:
+        values = values - 1
+    if layout.order:
+        blocks = values.reshape(len(layout.order), -1, *values.shape[1:])
+        values = blocks[np.argsort(layout.order)].reshape(values.shape)
+    if layout.transposed:
+        values = values.T
+    ends = np.cumsum([tensors[source].shape[0] for source in weight.sources])[:-1]
+    return [np.ascontiguousarray(part) for part in np.split(values, ends)]
 
 
 def from_array(name: str, array: np.ndarray) -> Output:
@@ -76,7 +122,7 @@ def read_chunks(name: str, record: TensorRecord) -> Iterator[np.ndarray]:
 
 def read_array(weight: Weight, tensors: dict[str, TensorRecord]) -> np.ndarray:
     """A whole weight in float32. Raises CheckpointError for a value that is not finite."""
-    chunks = from_checkpoint(weight, tensors).chunks()
+    chunks = weight_chunks(weight, tensors)
     return np.concatenate([chunk.astype(np.float32) for chunk in chunks]).reshape(weight.shape)
 
 

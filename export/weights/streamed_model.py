@@ -13,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from firp.export.sources.checkpoint import Checkpoint
-from firp.export.weights.torch_model import empty_model, read_tensor
+from firp.export.weights.torch_model import empty_model, read_tensor, tensors_of
 
 ReadTensor = Callable[[str], torch.Tensor]  # a tensor's name in the checkpoint -> its values
 
@@ -24,7 +24,10 @@ class Reference:
     def __init__(self, checkpoint: Checkpoint, stored: str, read: ReadTensor | None = None):
         """read: the values of a tensor by its name; None: as the checkpoint has them."""
         self.model = empty_model(checkpoint, torch.float32, "eager")
-        self._tensors = checkpoint.tensors
+        self._sources = tensors_of(self.model, checkpoint)
+        self._changed = {  # what a bundle stores is the value and 1
+            source for weight in checkpoint.weights for source in weight.sources if weight.layout.plus_one
+        }
         self._read = read or (lambda name: read_tensor(name, checkpoint.tensors[name], torch.float32))
         self._embeddings = checkpoint.weights[0].sources[0]  # which a tied head shares
         self._stored = getattr(torch, stored)
@@ -46,12 +49,21 @@ class Reference:
         with torch.no_grad(), double:
             return self.model(input_ids=input_ids, use_cache=False, **options)
 
+    def module(self, source: str) -> torch.nn.Module:
+        """The module of transformers that holds a weight of the checkpoint."""
+        (name,) = (name for name, of in self._sources.items() if of == source)
+        return self.model.get_submodule(name.removesuffix(".weight"))
+
     def _loader(self, prefix: str) -> Any:
         def load(module: torch.nn.Module, _: Any) -> None:
             table = isinstance(module, torch.nn.Embedding)
             for name, empty in module.named_parameters(recurse=False):
-                source = f"{prefix}.{name}" if f"{prefix}.{name}" in self._tensors else self._embeddings
-                values = self._read(source).to(self._stored).to(torch.float32 if table else self._dtype)
+                source = self._sources.get(f"{prefix}.{name}", self._embeddings)
+                values = self._read(source)
+                if source in self._changed:
+                    values = (values + 1).to(self._stored).to(self._dtype) - 1
+                else:
+                    values = values.to(self._stored).to(torch.float32 if table else self._dtype)
                 self._empty[module, name] = empty
                 module._parameters[name] = torch.nn.Parameter(values, requires_grad=False)
 

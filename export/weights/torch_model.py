@@ -7,11 +7,13 @@ import math
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
 
 from firp.export.sources.checkpoint import Checkpoint, transformers_config
 from firp.export.sources.tensor_record import TensorRecord
 from firp.export.weights.stream import read_chunks
+from firp.runtime.errors import CheckpointError
 
 
 def torch_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
@@ -19,8 +21,8 @@ def torch_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     finite.
     """
     model = empty_model(checkpoint, dtype)
-    used = [name for weight in checkpoint.weights for name in weight.sources]
-    state = {name: read_tensor(name, checkpoint.tensors[name], dtype) for name in used}
+    names = tensors_of(model, checkpoint)
+    state = {name: read_tensor(of, checkpoint.tensors[of], dtype) for name, of in names.items()}
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     return model
@@ -31,11 +33,44 @@ def empty_model(checkpoint: Checkpoint, dtype: torch.dtype, attention: str | Non
     None: its own choice.
     """
     config = transformers_config(checkpoint.raw_config)
-    with torch.device("meta"):
+    with _EmptyWithoutMemory():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-    rotary = model.model.rotary_emb  # holds no weights, but what it computed when it was made
-    model.model.rotary_emb = type(rotary)(config)
     return model.eval()
+
+
+class _EmptyWithoutMemory(TorchFunctionMode):
+    """Weights, which modules make as `torch.empty`, take no memory; what they compute when they are made
+    does, such as rotary frequencies, for no checkpoint holds it.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch.empty:
+            return func(*args, **(kwargs or {}) | {"device": "meta"})
+        return func(*args, **(kwargs or {}))
+
+
+def tensors_of(model: Any, checkpoint: Checkpoint) -> dict[str, str]:
+    """The tensor of the checkpoint that each parameter of the model holds; a tied head is not among them.
+    Raises CheckpointError where the model has others than the checkpoint, as where config.json
+    contradicts it.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    changes = get_model_conversion_mapping(model)
+    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+    converters = [change for change in changes if not isinstance(change, WeightRenaming)]
+    used = [source for weight in checkpoint.weights for source in weight.sources]
+    found = {rename_source_key(source, renamings, converters)[0]: source for source in used}
+    own = {name for name, _ in model.named_parameters()}
+    if different := sorted(own ^ set(found)):
+        raise CheckpointError(
+            f"config.json and the tensors of '{checkpoint.path}' disagree",
+            got=f"{different[0]} {'only in the tensors' if different[0] in found else 'in no tensor'}",
+            expected=f"the weights of {checkpoint.config.architecture}",
+            fix="correct config.json",
+        )
+    return found
 
 
 def read_tensor(name: str, record: TensorRecord, dtype: torch.dtype) -> torch.Tensor:

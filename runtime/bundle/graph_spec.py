@@ -127,9 +127,11 @@ def graph_specs(
     """
     compute = precision.compute
     size = config.hidden_size
-    past, new = {}, {}
+    past, new, masks = {}, {}, {}
     for graph, rows in (("lower", "T"), ("upper", "R")):
-        names = cache_names(layers_of(graph, config, prediction_layer), contract)
+        layers = layers_of(graph, config, prediction_layer)
+        names = cache_names(layers, contract)
+        masks[graph] = sorted(config.masks(layers))
         before, after = (_cache_shape(config, contract, slots) for slots in ("P", rows))
         past[graph] = [TensorSpec(name.past, precision.cache, before) for name in names]
         new[graph] = [TensorSpec(name.new, precision.cache, after) for name in names]
@@ -147,7 +149,7 @@ def graph_specs(
             contract,
             (
                 TensorSpec("input_ids", "int64", ("B", "T")),
-                *_attention_inputs("T", compute, contract),
+                *_attention_inputs("T", compute, contract, masks["lower"]),
                 *past["lower"],
             ),
             (TensorSpec("hidden_states", compute, ("B", "T", size)), *new["lower"]),
@@ -166,7 +168,7 @@ def graph_specs(
             contract,
             (
                 TensorSpec("hidden_states", compute, ("B", "R", size)),
-                *_attention_inputs("R", compute, contract),
+                *_attention_inputs("R", compute, contract, masks["upper"]),
                 TensorSpec("logits_rows", "int64", ("B", "G")),
                 *draft_rows,
                 *past["upper"],
@@ -191,13 +193,15 @@ def _cache_shape(config: ModelConfig, contract: str, slots: str) -> tuple[Any, .
     return ("B", heads, "S", size) if contract == IN_PLACE else (slots, "B", heads, size)
 
 
-def _attention_inputs(rows: str, dtype: str, contract: str) -> list[TensorSpec]:
+def _attention_inputs(rows: str, dtype: str, contract: str, masks: list[str]) -> list[TensorSpec]:
     positions = TensorSpec("position_ids", "int64", ("B", rows))
+    columns = f"P+{rows}" if contract == PREFIX else "S"
+    biases = [TensorSpec(name, dtype, ("B", 1, rows, columns)) for name in masks]
     if contract == PREFIX:
-        return [positions, TensorSpec("attention_bias", dtype, ("B", 1, rows, f"P+{rows}"))]
+        return [positions, *biases]
     return [
         positions,
-        TensorSpec("attention_bias", dtype, ("B", 1, rows, "S")),
+        *biases,
         TensorSpec("write_at", "int64", ("B",)),  # slot of the first row
         # how Attention sees queries [B, H, T, Dh] and the mask: as they are, or every row as a head of
         # its own, [B, H*T, 1, Dh] and [B, H*T, 1, S] (`firp.runtime.passes.buffers.head_inputs`)

@@ -8,7 +8,7 @@ where they are integers.
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,23 @@ FORMATS = (ROWS, BLOCKS8, BLOCKS4)
 BLOCK = 32  # inputs that share a scale
 
 
+QK_NORMS = ("head", "heads", "all")
+NORMS = ("rms", "layer")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
+BRANCH_NORMS = ("input_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm")
+# masks of a graph: of layers that see all, or all the same window; and of the windowed ones among others
+MASK, WINDOW_MASK = "attention_bias", "attention_bias_window"
+
+
+@dataclass(frozen=True)
+class QkNormConfig:
+    """A norm of queries and keys."""
+
+    over: str  # "head": one weight for all heads; "heads": a weight of each; "all": over all heads at once
+    kind: str  # one of NORMS
+    after_rope: bool
+
+
 @dataclass(frozen=True)
 class AttentionConfig:
     """Sizes and variants of attention, the same in all layers."""
@@ -32,9 +49,10 @@ class AttentionConfig:
     num_heads: int  # H, of queries
     num_key_value_heads: int  # Hkv
     head_dim: int  # Dh
-    qkv_bias: bool
-    output_bias: bool
-    qk_norm: bool  # a norm over head_dim on queries and keys
+    scale: float  # of queries
+    qk_norm: QkNormConfig | None
+    clip: float | None  # queries, keys and values are cut to +- this
+    softcap: float | None  # scores s become softcap * tanh(s / softcap)
 
     @property
     def query_size(self) -> int:
@@ -49,27 +67,62 @@ class AttentionConfig:
 
 @dataclass(frozen=True)
 class MlpConfig:
-    """Gated by SiLU."""
+    """down(act(gate(x)) * up(x)), or down(act(up(x)))."""
 
     intermediate_size: int
-    bias: bool
+    gated: bool
+    activation: str  # one of ACTIVATIONS
 
 
 @dataclass(frozen=True)
-class RopeConfig:
-    """Rotary positions. Row p is turned by p times each frequency; cos and sin are tables in
-    model.safetensors.
-    """
+class RopeTable:
+    """Row p is turned by p times each frequency; cos and sin are tables in model.safetensors."""
 
-    frequencies: tuple[float, ...]  # [Dh / 2] radians a position, whatever scaling included
+    frequencies: tuple[float, ...]  # radians a position, for two features each; the rest is not turned
     scale: float  # of cos and sin
 
 
 @dataclass(frozen=True)
-class NormConfig:
-    """RMSNorm."""
+class PositionsConfig:
+    """How rows know their positions."""
 
+    ropes: dict[str, RopeTable]  # which a layer takes by name
+    interleaved: bool  # pairs are neighbours, not a feature and that of the other half
+    learned: bool  # a vector for each position, added to the embedding
+    alibi: tuple[float, ...] | None  # [H]: what a head adds to a score for each position of its key
+
+
+@dataclass(frozen=True)
+class NormConfig:
+    """The norms of the residual stream."""
+
+    kind: str  # one of NORMS
     epsilon: float
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """How attention and MLP of a layer are joined to the residual stream."""
+
+    norms: tuple[str, ...]  # of BRANCH_NORMS; a parallel MLP without its own reads what attention reads
+    parallel: bool  # both read the same stream
+    scale: float  # of what they add to it
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig:
+    """What token embeddings become before the first layer."""
+
+    scale: float
+    norm: str | None  # one of NORMS
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What becomes of logits."""
+
+    scale: float
+    softcap: float | None
 
 
 @dataclass(frozen=True)
@@ -77,6 +130,7 @@ class LayerConfig:
     """Properties in which one layer may differ from the others."""
 
     window: int | None  # tokens a row sees, itself included; None sees all
+    rope: str | None  # a name of PositionsConfig.ropes; None turns nothing
 
 
 @dataclass(frozen=True)
@@ -90,54 +144,90 @@ class ModelConfig:
     tie_word_embeddings: bool
     attention: AttentionConfig
     mlp: MlpConfig
-    rope: RopeConfig
+    positions: PositionsConfig
     norm: NormConfig
+    block: BlockConfig
+    embedding: EmbeddingConfig
+    head: HeadConfig
     layers: tuple[LayerConfig, ...]  # [N]
+    biases: tuple[str, ...]  # modules that have a bias, a layer's without its number: as the tensors say
 
     @property
     def num_hidden_layers(self) -> int:
         """N: the number of layers."""
         return len(self.layers)
 
-    @property
-    def sliding_window(self) -> int | None:
-        """The window of every layer."""
-        return self.layers[0].window
+    def masks(self, layers: Iterable[int]) -> dict[str, int | None]:
+        """The masks that these layers read: their names, and the window of each."""
+        return {self.mask(index): self.layers[index].window for index in layers}
+
+    def mask(self, layer: int) -> str:
+        """The name of the mask that a layer reads."""
+        mixed = len({each.window for each in self.layers}) > 1
+        return WINDOW_MASK if mixed and self.layers[layer].window is not None else MASK
 
     def validate(self, where: str) -> None:
         """Raises FirpError for what is no model, or is none that the graphs can express."""
-        bad = f"bad model in {where}"
+        for wrong, got, expected in self._wrong():
+            if wrong:
+                raise FirpError(f"bad model in {where}", got=got, expected=expected)
+
+    def _wrong(self) -> Iterator[tuple[bool, str, str]]:
+        """Conditions that no model fulfils, each with what was found and what should be."""
+        attention, block, count = self.attention, self.block, len(self.layers)
         for name, value in _integers(self, ""):
-            if not 1 <= value < 2**31:
-                raise FirpError(bad, got=f"{name} {value}", expected="a size of a real model")
-        if not 2 <= len(self.layers) < _MOST_LAYERS:
-            raise FirpError(bad, got=f"{len(self.layers)} layers", expected=f"2 to {_MOST_LAYERS - 1}")
-        if len(windows := {layer.window for layer in self.layers}) > 1:
-            raise FirpError(bad, got=f"layers with windows {windows}", expected="one window for all layers")
-        attention = self.attention
-        rope = self.rope
-        if attention.num_heads % attention.num_key_value_heads:
-            heads = f"{attention.num_heads} query, {attention.num_key_value_heads} key/value heads"
-            raise FirpError(bad, got=heads, expected="heads that divide")
-        if 2 * len(rope.frequencies) != attention.head_dim:
-            got = f"{len(rope.frequencies)} rope frequencies for head_dim {attention.head_dim}"
-            raise FirpError(bad, got=got, expected="one for two dimensions")
-        if not all(0 < number < math.inf for number in (*rope.frequencies, rope.scale)):
-            raise FirpError(bad, got="rope", expected="positive, finite frequencies and scale")
-        if not 0 < self.norm.epsilon < 1:
-            raise FirpError(bad, got=f"norm.epsilon {self.norm.epsilon}", expected="between 0 and 1")
+            yield not 1 <= value < 2**31, f"{name} {value}", "a size of a real model"
+        yield not 2 <= count < _MOST_LAYERS, f"{count} layers", f"2 to {_MOST_LAYERS - 1}"
+        windows = {layer.window for layer in self.layers} - {None}
+        yield len(windows) > 1, f"layers with windows {sorted(windows)}", "one window, for some layers or all"
+        heads, pairs = attention.num_heads, attention.num_key_value_heads
+        yield heads % pairs != 0, f"{heads} query, {pairs} key/value heads", "heads that divide"
+        for name, value, known in self._words():
+            yield value is not None and value not in known, f"{name} {value}", " or ".join(known)
+        for name, value in _numbers(self, ""):
+            yield not 0 < value < math.inf, f"{name} {value}", "positive and finite"
+        yield self.norm.epsilon >= 1, f"norm.epsilon {self.norm.epsilon}", "between 0 and 1"
+        yield len(set(block.norms)) < len(block.norms), f"block.norms {block.norms}", "each once"
+        ropes, alibi = self.positions.ropes, self.positions.alibi
+        for name, table in ropes.items():
+            turned = len(table.frequencies)
+            bad = not 1 <= turned <= attention.head_dim // 2
+            yield bad, f"{turned} rope frequencies for head_dim {attention.head_dim}", "one for two features"
+            good = 0 < table.scale < math.inf and all(0 < abs(turn) < math.inf for turn in table.frequencies)
+            yield not good, f"rope {name}", "finite frequencies and a positive scale"
+        named = {layer.rope for layer in self.layers} - {None}
+        yield named != set(ropes), f"ropes {sorted(named)} of layers", f"those there are, {sorted(ropes)}"
+        yield alibi is not None and len(alibi) != heads, f"alibi of {len(alibi or ())} heads", f"of {heads}"
+
+    def _words(self) -> Iterator[tuple[str, str | None, tuple[str, ...]]]:
+        """Names in the blueprint, and those that are known."""
+        yield "norm.kind", self.norm.kind, NORMS
+        yield "embedding.norm", self.embedding.norm, NORMS
+        yield "mlp.activation", self.mlp.activation, ACTIVATIONS
+        yield from (("block.norms", norm, BRANCH_NORMS) for norm in self.block.norms)
+        if self.attention.qk_norm:
+            yield "attention.qk_norm.over", self.attention.qk_norm.over, QK_NORMS
+            yield "attention.qk_norm.kind", self.attention.qk_norm.kind, NORMS
 
 
-def _integers(value: Any, name: str) -> Iterator[tuple[str, int]]:
-    """Every integer of nested dataclasses and tuples, with the path to it."""
-    if type(value) is int:
-        yield name, value
-    elif isinstance(value, tuple):
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Every value of nested dataclasses and tuples, with the path to it."""
+    if isinstance(value, tuple):
         for index, item in enumerate(value):
-            yield from _integers(item, f"{name}[{index}]")
+            yield from _leaves(item, f"{name}[{index}]")
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
-            yield from _integers(getattr(value, field.name), f"{name}.{field.name}".lstrip("."))
+            yield from _leaves(getattr(value, field.name), f"{name}.{field.name}".lstrip("."))
+    else:
+        yield name, value
+
+
+def _integers(value: Any, name: str) -> list[tuple[str, int]]:
+    return [(path, leaf) for path, leaf in _leaves(value, name) if type(leaf) is int]
+
+
+def _numbers(value: Any, name: str) -> list[tuple[str, float]]:
+    return [(path, leaf) for path, leaf in _leaves(value, name) if type(leaf) is float]
 
 
 @dataclass(frozen=True)

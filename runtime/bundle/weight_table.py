@@ -2,52 +2,76 @@
 writes a bundle, what builds its graphs, and what counts its bytes.
 
 In: a ModelConfig. Out: name -> shape, in the order of model.safetensors. A linear layer's weight is
-[out, in], and it has a bias where the table holds one.
+[out, in]; it and a norm have a bias where the blueprint names it among its biases.
 """
 
 from firp.runtime.bundle.model_config import ModelConfig
 from firp.runtime.trees.tree import MAX_PASS_ROWS
 
 Shape = tuple[int, ...]
-DRAFT_HEAD = "draft_head"  # rows of the head, [tokens, D]: of the tokens that pseudo rows are decoded over
 PREDICTORS_WEIGHT = "predictors.weight"  # [K*D, D]: all K as one GEMM
-ROPE_TABLES = ("rope.cos", "rope.sin")  # [positions, Dh / 2] each, after the weights in the file
+DRAFT_HEAD = "draft_head"  # rows of the head, [tokens, D]: of the tokens that pseudo rows are decoded over
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, Shape]:
     """All weights; the rope tables, which are computed, are not among them."""
     size = config.hidden_size
-    shapes = {"embed_tokens.weight": (config.vocab_size, size)}
+    shapes: dict[str, Shape] = {"embed_tokens.weight": (config.vocab_size, size)}
+    if config.positions.learned:
+        shapes["embed_positions.weight"] = (config.max_position_embeddings, size)
+    if config.embedding.norm:
+        shapes |= _module(config, "embed_norm", (size,))
     for index in range(config.num_hidden_layers):
         shapes |= layer_shapes(config, index)
-    shapes["norm.weight"] = (size,)
+    shapes |= _module(config, "norm", (size,))
     if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, size)
+        shapes |= _module(config, "lm_head", (config.vocab_size, size))
     return shapes
 
 
 def layer_shapes(config: ModelConfig, index: int) -> dict[str, Shape]:
     """The weights of one layer."""
-    attention = config.attention
-    mlp = config.mlp
-    size = config.hidden_size
-    layer = layer_name(index)
-    shapes: dict[str, Shape] = {f"{layer}.input_norm.weight": (size,)}
-    joined = attention.query_size + 2 * attention.key_value_size
-    shapes |= _linear(f"{layer}.qkv_proj", joined, size, attention.qkv_bias)
-    if attention.qk_norm:
-        shapes |= {f"{layer}.{part}_norm.weight": (attention.head_dim,) for part in "qk"}
-    shapes |= _linear(f"{layer}.o_proj", size, attention.query_size, attention.output_bias)
-    shapes[f"{layer}.mlp_norm.weight"] = (size,)
-    shapes |= _linear(f"{layer}.gate_up_proj", 2 * mlp.intermediate_size, size, mlp.bias)
-    shapes |= _linear(f"{layer}.down_proj", size, mlp.intermediate_size, mlp.bias)
+    shapes: dict[str, Shape] = {}
+    for module, shape in _layer_modules(config).items():
+        shapes |= _module(config, module, shape, f"{layer_name(index)}.")
     return shapes
 
 
+def _layer_modules(config: ModelConfig) -> dict[str, Shape]:
+    """Modules of a layer: the shapes of their weights."""
+    attention, size, inner = config.attention, config.hidden_size, config.mlp.intermediate_size
+    norms: dict[str, Shape] = {norm: (size,) for norm in config.block.norms}
+    modules = {name: norms[name] for name in ("input_norm",) if name in norms}
+    modules["qkv_proj"] = (attention.query_size + 2 * attention.key_value_size, size)
+    if attention.qk_norm:
+        heads = {"q_norm": attention.num_heads, "k_norm": attention.num_key_value_heads}
+        for name, count in heads.items():
+            modules[name] = {
+                "head": (attention.head_dim,),
+                "heads": (count, attention.head_dim),
+                "all": (count * attention.head_dim,),
+            }[attention.qk_norm.over]
+    modules["o_proj"] = (size, attention.query_size)
+    modules |= {name: norms[name] for name in ("attention_out_norm", "mlp_norm") if name in norms}
+    modules |= {"gate_up_proj": (2 * inner, size)} if config.mlp.gated else {"up_proj": (inner, size)}
+    modules["down_proj"] = (size, inner)
+    return modules | {name: norms[name] for name in ("mlp_out_norm",) if name in norms}
+
+
+def rope_rows(config: ModelConfig) -> int:
+    """Positions in the rope tables; ONNX Runtime refuses a pass of more rows than that, whatever their
+    positions.
+    """
+    return max(config.max_position_embeddings, MAX_PASS_ROWS)
+
+
 def rope_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """The rope tables; ONNX Runtime refuses a pass of more rows than that, whatever their positions."""
-    rows = max(config.max_position_embeddings, MAX_PASS_ROWS)
-    return {name: (rows, len(config.rope.frequencies)) for name in ROPE_TABLES}
+    """The rope tables."""
+    return {
+        table: (rope_rows(config), len(rope.frequencies))
+        for name, rope in config.positions.ropes.items()
+        for table in rope_names(name)
+    }
 
 
 def layer_name(index: int) -> str:
@@ -55,11 +79,18 @@ def layer_name(index: int) -> str:
     return f"layers.{index}"
 
 
+def rope_names(rope: str) -> tuple[str, str]:
+    """The tables of cos and sin by the name of a rope, [positions, pairs] each, after the weights in
+    the file.
+    """
+    return f"rope.{rope}.cos", f"rope.{rope}.sin"
+
+
 def head_name(config: ModelConfig) -> str:
     """The weight that turns hidden states into logits."""
     return "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
 
 
-def _linear(name: str, out_features: int, in_features: int, bias: bool) -> dict[str, Shape]:
-    shapes: dict[str, Shape] = {f"{name}.weight": (out_features, in_features)}
-    return shapes | {f"{name}.bias": (out_features,)} if bias else shapes
+def _module(config: ModelConfig, module: str, shape: Shape, before: str = "") -> dict[str, Shape]:
+    shapes = {f"{before}{module}.weight": shape}
+    return shapes | {f"{before}{module}.bias": shape[:1]} if module in config.biases else shapes

@@ -84,7 +84,11 @@ class Buffers:
             name: zeros((1 if name is Hidden.SOURCE else rows, model.hidden_size), dtype, "hidden states")
             for name in Hidden
         }
-        self._bias = zeros((rows * (capacity + rows + STEP),), dtype, "attention mask")
+        self._masks = {graph: tuple(model.masks(manifest.layers(graph))) for graph in ("lower", "upper")}
+        self._biases = {
+            name: zeros((rows * (capacity + rows + STEP),), dtype, "attention mask")
+            for name in sorted({name for names in self._masks.values() for name in names})
+        }
         self.logits = zeros((decoded_rows, model.vocab_size), np.float32, "logits")
         self.top_ids = zeros((decoded_rows, top_k), np.int64, "guesses")
         self.top_logprobs = zeros((decoded_rows, top_k), np.float32, "guesses")
@@ -99,9 +103,9 @@ class Buffers:
         """Number of bindings that are kept."""
         return len(self._bindings)
 
-    def bias(self, rows: int, columns: int) -> Array:
-        """The additive mask of a pass, [1, 1, rows, columns], a view."""
-        return self._bias[: rows * columns].reshape(1, 1, rows, columns)
+    def bias(self, name: str, rows: int, columns: int) -> Array:
+        """An additive mask of a pass, [1, 1, rows, columns], a view."""
+        return self._biases[name][: rows * columns].reshape(1, 1, rows, columns)
 
     def slabs(self, graph: str) -> range:
         """The slabs that a graph writes."""
@@ -136,7 +140,7 @@ class Buffers:
         states = batch_of_one(self.hidden[key.hidden][: key.rows])
         inputs = {
             "position_ids": batch_of_one(self.indices["position_ids"][: key.rows]),
-            "attention_bias": self.bias(key.rows, key.columns),
+            **{name: self.bias(name, key.rows, key.columns) for name in self._masks[key.graph]},
         }
         if self._heads:
             inputs["write_at"] = self.indices["write_at"][:1]

@@ -43,6 +43,7 @@ class Session:
     ):
         self.manifest = manifest
         self.model = manifest.model
+        self._masks = manifest.model.masks(range(manifest.model.num_hidden_layers))
         self.memory = memory
         self.rows = rows
         self.decoded_rows = decoded_rows
@@ -227,9 +228,9 @@ class Session:
 
     def _write_bias(self, visible: np.ndarray, positions: np.ndarray) -> None:
         view = self.kv.view(len(positions))
-        bias = self.buffers.bias(len(positions), view.columns)
-        window = self.model.sliding_window
-        self.memory.write_bias(bias, visible, positions, self.kv.length, view.first, window)
+        for name, window in self._masks.items():
+            bias = self.buffers.bias(name, len(positions), view.columns)
+            self.memory.write_bias(bias, visible, positions, self.kv.length, view.first, window)
 
     def _read(self, plan: PassPlan, drafts: int) -> Pass:
         """Wait for the pass, and bring what was asked for."""

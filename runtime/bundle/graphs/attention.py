@@ -7,10 +7,13 @@ contract (`firp.runtime.bundle.graph_spec`): rows written into a buffer, or join
 
 from typing import NamedTuple
 
+import numpy as np
+
+from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.graph_spec import IN_PLACE
 from firp.runtime.bundle.graphs.builder import GraphBuilder
 from firp.runtime.bundle.graphs.tape import Value
-from firp.runtime.bundle.weight_table import ROPE_TABLES
+from firp.runtime.bundle.weight_table import layer_name, rope_names
 
 
 class LayerCache(NamedTuple):
@@ -21,50 +24,132 @@ class LayerCache(NamedTuple):
 
 
 class PassContext:
-    """Values that every layer of one graph shares: row positions, the mask, cos and sin, and the
-    shapes to reshape to.
+    """Values that every layer of one graph shares: row positions, masks, cos and sin, and the shapes
+    to reshape to.
     """
 
-    def __init__(self, b: GraphBuilder, like: Value, inputs: dict[str, Value], contract: str):
+    def __init__(self, b: GraphBuilder, like: Value, inputs: dict[str, Value], layers: range, contract: str):
         c = b.config.attention
         self.position_ids = inputs["position_ids"]
-        self.bias = inputs["attention_bias"]
-        self.cos, self.sin = (b.weights[name] for name in ROPE_TABLES)
+        self.tables = {
+            rope: tuple(b.weights[name] for name in rope_names(rope)) for rope in b.config.positions.ropes
+        }
         heads = [c.num_heads, c.num_key_value_heads, c.num_key_value_heads]
         self.heads = heads
         self.qkv_shape = b.batch_shape(like, sum(heads), c.head_dim)
-        self.scale = b.scalar(c.head_dim**-0.5)
+        self.scale = b.scalar(c.scale)
         self.contract = contract
+        self.biases = {name: inputs[name] for name in sorted(b.config.masks(layers))}
         if contract == IN_PLACE:
             self.write_at = inputs["write_at"]
             self.query_shape = inputs["query_shape"]
-            self.bias = b.op("Reshape", b.op("Tile", self.bias, inputs["bias_repeats"]), inputs["bias_shape"])
+            self.biases = {
+                name: b.op("Tile", bias, inputs["bias_repeats"]) for name, bias in self.biases.items()
+            }
+        if b.config.positions.alibi:
+            slopes = self._slopes_by_position(b)
+            self.biases = {name: b.op("Add", bias, slopes) for name, bias in self.biases.items()}
+        if contract == IN_PLACE:
+            self.biases = {
+                name: b.op("Reshape", bias, inputs["bias_shape"]) for name, bias in self.biases.items()
+            }
 
-    def rotate(self, b: GraphBuilder, heads: Value) -> Value:
-        """Rotate [B, H, T, Dh] by its rows' positions."""
-        return b.op("RotaryEmbedding", heads, self.cos, self.sin, self.position_ids)
+    def rotate(self, b: GraphBuilder, heads: Value, layer: int) -> Value:
+        """Rotate [B, H, T, Dh] by its rows' positions, as the layer does."""
+        rope = b.config.layers[layer].rope
+        if rope is None:
+            return heads
+        turned = 2 * len(b.config.positions.ropes[rope].frequencies)
+        some = {"rotary_embedding_dim": turned} if turned < b.config.attention.head_dim else {}
+        if b.config.positions.interleaved:
+            some["interleaved"] = 1
+        return b.op("RotaryEmbedding", heads, *self.tables[rope], self.position_ids, **some)
+
+    def _slopes_by_position(self, b: GraphBuilder) -> Value:
+        """What each head adds to a score by the position of the key, [B, H, 1, keys]."""
+        (bias, *_) = self.biases.values()
+        zero, one = (b.constant(f"index_{value}", "int64", np.array(value, np.int64)) for value in (0, 1))
+        columns = b.op("Squeeze", b.op("Shape", bias, start=3, end=4))
+        batch = b.op("Concat", b.op("Shape", self.position_ids, start=0, end=1), b.ints([1]), axis=0)
+        if self.contract == IN_PLACE:
+            slots = b.op("Unsqueeze", b.op("Range", zero, columns, one), b.ints([0]))
+            positions = b.op("Expand", slots, batch)
+            positions = b.op("TensorScatter", positions, self.position_ids, self.write_at, axis=1)
+        else:
+            rows = b.op("Squeeze", b.op("Shape", self.position_ids, start=1, end=2))
+            cached = b.op("Range", zero, b.op("Sub", columns, rows), one)
+            positions = b.op("Concat", b.op("Expand", cached, batch), self.position_ids, axis=1)
+        positions = b.op("Cast", positions, to=DTYPES[b.dtype].onnx_number)
+        slopes = b.values("alibi", b.config.positions.alibi, (1, -1, 1, 1))
+        return b.op("Mul", slopes, b.op("Unsqueeze", positions, b.ints([1, 2])))
 
 
 def attention(
-    b: GraphBuilder, layer: str, rows: Value, shared: PassContext, past: LayerCache
+    b: GraphBuilder, index: int, rows: Value, shared: PassContext, past: LayerCache
 ) -> tuple[Value, LayerCache]:
     """Attend within one layer: rows [B*T, D] -> (rows [B*T, D], the cache after them)."""
     c = b.config.attention
-    joined = b.op("Reshape", b.linear(rows, f"{layer}.qkv_proj"), shared.qkv_shape)  # [B, T, H+2Hkv, Dh]
+    layer = layer_name(index)
+    joined = _joined(b, layer, rows)
+    joined = b.op("Reshape", joined, shared.qkv_shape)  # [B, T, H+2Hkv, Dh]
     query, key, value = b.split(b.op("Transpose", joined, perm=[0, 2, 1, 3]), shared.heads, axis=1)
-    if c.qk_norm:
-        query, key = b.norm(query, f"{layer}.q_norm"), b.norm(key, f"{layer}.k_norm")
+    query, key = (
+        _positioned(b, index, heads, shared, f"{layer}.{norm}")
+        for heads, norm in ((query, "q_norm"), (key, "k_norm"))
+    )
     # on the rows: a scale inside Attention is also multiplied with all keys
-    query = b.op("Mul", shared.rotate(b, query), shared.scale)  # [B, H, T, Dh]
-    new = LayerCache(shared.rotate(b, key), value)  # [B, Hkv, T, Dh] each
+    query = b.op("Mul", query, shared.scale)  # [B, H, T, Dh]
+    new = LayerCache(key, value)  # [B, Hkv, T, Dh] each
     attend = _attend_in_place if shared.contract == IN_PLACE else _attend_to_prefix
-    attended, cache = attend(b, query, new, shared, past)  # [B, H, T, Dh]
+    bias = shared.biases[b.config.mask(index)]
+    attended, cache = attend(b, query, new, shared, bias, past)  # [B, H, T, Dh]
     attended = b.rows(b.op("Transpose", attended, perm=[0, 2, 1, 3]), c.query_size)
     return b.linear(attended, f"{layer}.o_proj"), cache
 
 
+def _joined(b: GraphBuilder, layer: str, rows: Value) -> Value:
+    """Queries, keys and values [B*T, (H + 2 Hkv) * Dh] of rows [B*T, D]."""
+    c = b.config.attention
+    joined = b.linear(rows, f"{layer}.qkv_proj")
+    if c.qk_norm and c.qk_norm.over == "all":
+        query, key, value = b.split(joined, [c.query_size, c.key_value_size, c.key_value_size])
+        query, key = (
+            b.norm(part, f"{layer}.{norm}", c.qk_norm.kind)
+            for part, norm in ((query, "q_norm"), (key, "k_norm"))
+        )
+        joined = b.op("Concat", query, key, value, axis=-1)
+    if c.clip is not None:
+        joined = b.op("Clip", joined, b.scalar(-c.clip), b.scalar(c.clip))
+    return joined
+
+
+def _positioned(b: GraphBuilder, index: int, heads: Value, shared: PassContext, norm: str) -> Value:
+    """Queries or keys [B, H, T, Dh], normed and turned by their positions."""
+    c = b.config.attention.qk_norm
+    by_head = c is not None and c.over != "all"
+    if by_head and not c.after_rope:
+        heads = _head_norm(b, heads, norm)
+    heads = shared.rotate(b, heads, index)
+    return _head_norm(b, heads, norm) if by_head and c.after_rope else heads
+
+
+def _head_norm(b: GraphBuilder, heads: Value, name: str) -> Value:
+    """Normalize each head of [B, H, T, Dh]."""
+    c = b.config.attention
+    if c.qk_norm.over == "head":
+        return b.norm(heads, name, c.qk_norm.kind)
+    ones = b.values("ones", (1.0,) * c.head_dim, (-1,))
+    weights = b.op("Unsqueeze", b.weights[f"{name}.weight"], b.ints([1]))  # [H, 1, Dh]
+    return b.op("Mul", b.normalized(heads, c.qk_norm.kind, ones), weights)
+
+
 def _attend_in_place(
-    b: GraphBuilder, query: Value, new: LayerCache, shared: PassContext, past: LayerCache
+    b: GraphBuilder,
+    query: Value,
+    new: LayerCache,
+    shared: PassContext,
+    bias: Value,
+    past: LayerCache,
 ) -> tuple[Value, LayerCache]:
     """Write the new rows into the buffers [B, Hkv, S, Dh], and attend to these."""
     c = b.config.attention
@@ -75,12 +160,18 @@ def _attend_in_place(
         )
     )
     query = b.op("Reshape", query, shared.query_shape)
-    attended = b.op("Attention", query, *buffers, shared.bias, scale=1.0)
+    capped = {"softcap": c.softcap} if c.softcap else {}
+    attended = b.op("Attention", query, *buffers, bias, scale=1.0, **capped)
     return b.op("Reshape", attended, b.ints([0, c.num_heads, -1, c.head_dim])), buffers
 
 
 def _attend_to_prefix(
-    b: GraphBuilder, query: Value, new: LayerCache, shared: PassContext, past: LayerCache
+    b: GraphBuilder,
+    query: Value,
+    new: LayerCache,
+    shared: PassContext,
+    bias: Value,
+    past: LayerCache,
 ) -> tuple[Value, LayerCache]:
     """Attend to views [P, B, Hkv, Dh] and the new rows, which are given back [T, B, Hkv, Dh]."""
     rows = LayerCache(*(b.op("Transpose", heads, perm=[2, 0, 1, 3]) for heads in new))
@@ -88,4 +179,29 @@ def _attend_to_prefix(
         b.op("Transpose", b.op("Concat", before, rows_now, axis=0), perm=[1, 2, 0, 3])  # [B, Hkv, P+T, Dh]
         for before, rows_now in zip(past, rows, strict=True)
     )
-    return b.op("Attention", query, keys, values, shared.bias, scale=1.0), rows
+    if b.config.attention.softcap is None:
+        return b.op("Attention", query, keys, values, bias, scale=1.0), rows
+    return _attend_by_products(b, query, keys, values, bias), rows
+
+
+def _attend_by_products(b: GraphBuilder, query: Value, keys: Value, values: Value, bias: Value) -> Value:
+    """Attention with capped scores, whose attribute TensorRT does not take. Heads of one group are
+    rows of one product.
+    """
+    c = b.config.attention
+    whole = b.op("Shape", query)
+    grouped = b.op("Reshape", query, b.ints([0, c.num_key_value_heads, -1, c.head_dim]))  # [B, Hkv, G*T, Dh]
+    scores = b.op("MatMul", grouped, b.op("Transpose", keys, perm=[0, 1, 3, 2]))
+    shape = b.op(
+        "Concat",
+        b.op("Shape", query, start=0, end=3),
+        b.op("Shape", keys, start=2, end=3),
+        axis=0,
+    )
+    scores = b.soft_capped(b.op("Reshape", scores, shape), c.softcap)  # [B, H, T, keys]
+    shares = b.op("Softmax", b.op("Add", scores, bias), axis=-1)
+    columns = b.op(
+        "Concat", b.ints([0, c.num_key_value_heads, -1]), b.op("Shape", keys, start=2, end=3), axis=0
+    )
+    shares = b.op("Reshape", shares, columns)
+    return b.op("Reshape", b.op("MatMul", shares, values), whole)

@@ -5,6 +5,7 @@ holds nodes and initializers. A linear layer has a bias where the weight table h
 quantized where it holds a scale.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,6 +58,11 @@ class GraphBuilder:
     def scalar(self, value: float) -> Value:
         """A constant in the graph's type, made once."""
         return self.constant(f"scalar_{value:.9g}", self.dtype, rounded(value, self.dtype))
+
+    def values(self, name: str, values: Sequence[float], shape: tuple[int, ...]) -> Value:
+        """A constant array in the graph's type, made once."""
+        content = np.stack([rounded(value, self.dtype) for value in values])
+        return self.constant(name, self.dtype, content.reshape(shape))
 
     def constant(self, name: str, dtype: str, content: np.ndarray) -> Value:
         """A constant inside the graph, made once. content: as it lies in memory."""
@@ -112,11 +118,26 @@ class GraphBuilder:
         scales = self.op("Unsqueeze", scales, self.ints([-1]))
         return self.op("Mul", self.op("Cast", columns, to=FLOAT), scales)
 
-    def norm(self, value: Value, name: str) -> Value:
-        """Normalize the last axis by root mean square, with the named weight."""
+    def norm(self, value: Value, name: str, kind: str | None = None) -> Value:
+        """Normalize the last axis, with the named weight. kind: None for that of the residual stream."""
         weight = self.weights[f"{name}.weight"]
-        epsilon = self.config.norm.epsilon
-        return self.op("RMSNormalization", value, weight, axis=-1, epsilon=epsilon)
+        bias = [self.weights[f"{name}.bias"]] if f"{name}.bias" in self.weights else []
+        return self.normalized(value, kind or self.config.norm.kind, weight, *bias)
+
+    def normalized(self, value: Value, kind: str, *parameters: Value) -> Value:
+        """Normalize the last axis by these parameters: a weight, and a bias if there is one."""
+        op_type = {"rms": "RMSNormalization", "layer": "LayerNormalization"}[kind]
+        return self.op(op_type, value, *parameters, axis=-1, epsilon=self.config.norm.epsilon)
+
+    def scaled(self, value: Value, factor: float) -> Value:
+        """Multiply by a factor that is not 1."""
+        return value if factor == 1 else self.op("Mul", value, self.scalar(factor))
+
+    def soft_capped(self, value: Value, cap: float | None) -> Value:
+        """cap * tanh(value / cap)."""
+        if cap is None:
+            return value
+        return self.op("Mul", self.op("Tanh", self.op("Mul", value, self.scalar(1 / cap))), self.scalar(cap))
 
     def rows(self, value: Value, features: int) -> Value:
         """Flatten [B, T, features] -> [B*T, features]."""

@@ -22,9 +22,18 @@ def lower(b: GraphBuilder, inputs: dict[str, Value], layers: range, spec: GraphS
     """Build the lower half: token ids [B, T] to hidden states [B, T, D] and new cache rows."""
     ids = inputs["input_ids"]
     size = b.config.hidden_size
-    stream = b.rows(b.embed(ids), size)  # [B*T, D]
+    stream = b.rows(_embedded(b, ids, inputs["position_ids"]), size)  # [B*T, D]
     stream, caches = _layers(b, stream, ids, inputs, layers, spec.cache)
     return {"hidden_states": b.op("Reshape", stream, b.batch_shape(ids, size)), **caches}
+
+
+def _embedded(b: GraphBuilder, ids: Value, positions: Value) -> Value:
+    """Embeddings [B, T, D] of token ids [B, T]."""
+    embedding = b.config.embedding
+    rows = b.scaled(b.embed(ids), embedding.scale)
+    if b.config.positions.learned:
+        rows = b.op("Add", rows, b.op("Gather", b.weights["embed_positions.weight"], positions))
+    return b.norm(rows, "embed_norm", embedding.norm) if embedding.norm else rows
 
 
 def upper(
@@ -68,6 +77,7 @@ def _decode(
     shape = b.batch_shape(rows, tokens)
     # ONNX Runtime takes an empty list of rows, whose 0 would else mean "as many as there are"
     logits = b.op("Reshape", logits, shape, **({"allowzero": 1} if spec.cache == IN_PLACE else {}))
+    logits = b.soft_capped(b.scaled(logits, b.config.head.scale), b.config.head.softcap)
     if b.dtype != "float32":
         logits = b.op("Cast", logits, to=FLOAT)
     logprobs, places = b.tape.op_multi_out(
@@ -89,7 +99,7 @@ def _layers(
 ) -> tuple[Value, dict[str, Value]]:
     """Run several layers. like: its first two axes are B and the rows of a sequence."""
     b.start_rows(stream)
-    shared = PassContext(b, like, inputs, contract)
+    shared = PassContext(b, like, inputs, layers, contract)
     caches = {}
     for index in layers:
         names = cache_names([index], contract)
@@ -104,8 +114,19 @@ def _decoder_layer(
 ) -> tuple[Value, LayerCache]:
     """Run one layer: stream [B*T, D] -> (stream [B*T, D], the cache after them)."""
     layer = layer_name(index)
-    attended, new = attention(b, layer, b.norm(stream, f"{layer}.input_norm"), shared, past)
+    block = b.config.block
+
+    def normed(rows: Value, norm: str) -> Value:
+        return b.norm(rows, f"{layer}.{norm}") if norm in block.norms else rows
+
+    read = normed(stream, "input_norm")
+    attended, new = attention(b, index, read, shared, past)
+    attended = b.scaled(normed(attended, "attention_out_norm"), block.scale)
     after_attention, after_mlp = (f"{layer}.{output}" for output in LAYER_OUTPUTS)
-    stream = b.op("Add", stream, attended, output=after_attention)
-    stream = b.op("Add", stream, mlp(b, layer, b.norm(stream, f"{layer}.mlp_norm")), output=after_mlp)
-    return stream, new
+    after = b.op("Add", stream, attended, output=after_attention)
+    if not block.parallel:
+        read = normed(after, "mlp_norm")
+    elif "mlp_norm" in block.norms:
+        read = normed(stream, "mlp_norm")
+    changed = b.scaled(normed(mlp(b, layer, read), "mlp_out_norm"), block.scale)
+    return b.op("Add", after, changed, output=after_mlp), new

@@ -9,6 +9,20 @@ from firp.runtime.bundle.graphs.tape import Value
 
 def mlp(b: GraphBuilder, layer: str, rows: Value) -> Value:
     """Run the MLP of one layer: rows [B*T, D] -> [B*T, D]."""
-    gate, up = b.split(b.linear(rows, f"{layer}.gate_up_proj"), [b.config.mlp.intermediate_size] * 2)
-    activated = b.op("Mul", b.op("Mul", gate, b.op("Sigmoid", gate)), up)  # SwiGLU
-    return b.linear(activated, f"{layer}.down_proj")
+    c = b.config.mlp
+    if c.gated:
+        gate, up = b.split(b.linear(rows, f"{layer}.gate_up_proj"), [c.intermediate_size] * 2)
+        inner = b.op("Mul", activated(b, gate, c.activation), up)
+    else:
+        inner = activated(b, b.linear(rows, f"{layer}.up_proj"), c.activation)
+    return b.linear(inner, f"{layer}.down_proj")
+
+
+def activated(b: GraphBuilder, value: Value, activation: str) -> Value:
+    """Apply one of `firp.runtime.bundle.model_config.ACTIVATIONS`."""
+    if activation == "silu":
+        return b.op("Mul", value, b.op("Sigmoid", value))
+    if activation.startswith("gelu"):
+        return b.op("Gelu", value, approximate="tanh" if activation == "gelu_tanh" else "none")
+    positive = b.op("Relu", value)
+    return b.op("Mul", positive, positive) if activation == "relu2" else positive

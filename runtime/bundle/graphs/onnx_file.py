@@ -17,7 +17,7 @@ from firp.runtime.bundle.graphs.tape import Constant, Node, Tape
 OPSET = 24
 IR_VERSION = 11
 _EXTERNAL = 1  # TensorProto.EXTERNAL
-_FLOAT, _INT, _INTS = 1, 2, 7  # AttributeProto.AttributeType
+_FLOAT, _INT, _STRING, _INTS = 1, 2, 3, 7  # AttributeProto.AttributeType
 _UINT4 = 21  # TensorProto.UINT4, two values a byte
 
 
@@ -67,6 +67,8 @@ def _node(index: int, node: Node) -> bytes:
 def _attribute(name: str, value: Any) -> bytes:
     if isinstance(value, float):
         return _text(1, name) + _float(2, value) + _int(20, _FLOAT)
+    if isinstance(value, str):
+        return _text(1, name) + _text(4, value) + _int(20, _STRING)
     if isinstance(value, int):
         return _text(1, name) + _int(3, value) + _int(20, _INT)
     return _text(1, name) + b"".join([_int(8, each) for each in value]) + _int(20, _INTS)

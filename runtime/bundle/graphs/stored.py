@@ -56,6 +56,8 @@ def _wanted(blueprint: Blueprint, draft_tokens: int | None) -> _Wanted:
     formats = {name: linear.format for name, linear in quantization.linears.items()} if quantization else {}
     if draft_tokens is not None:
         shapes[f"{DRAFT_HEAD}.weight"] = (draft_tokens, model.hidden_size)
+        if "lm_head" in model.biases:
+            shapes[f"{DRAFT_HEAD}.bias"] = (draft_tokens,)
         formats |= {DRAFT_HEAD: ROWS} if quantization else {}
     if unknown := sorted(set(formats) - {name.removesuffix(".weight") for name in shapes}):
         raise BundleError(

@@ -24,7 +24,7 @@ class Value:
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """One operator of the standard domain. attributes: int, float, or a list of ints each."""
+    """One operator of the standard domain. attributes: int, float, str, or a list of ints each."""
 
     op_type: str
     inputs: list[Value]

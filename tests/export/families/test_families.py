@@ -13,6 +13,7 @@ from firp.export.sources.open import open_checkpoint
 from firp.export.sources.safetensors_file import read_safetensors
 from firp.export.verify.checks import verify
 from firp.export.weights.rope import rope_tables
+from firp.runtime.bundle.weight_table import rope_names
 from firp.runtime.trees.tree import MAX_PASS_ROWS
 
 
@@ -56,7 +57,8 @@ def test_a_damaged_weight_fails_verification(family_bundle, tmp_path):
 @pytest.mark.parametrize("family", ["llama", "llama3_rope", "llama_linear_rope", "llama_yarn_rope"])
 def test_rope_tables_are_those_of_the_model(family, tmp_path):
     checkpoint = open_checkpoint(make_model(tmp_path / "model", family))
-    cos, sin = rope_tables(checkpoint.config)
+    tables = rope_tables(checkpoint.config)
+    cos, sin = (tables[name] for name in rope_names("default"))
     positions = torch.arange(len(cos))[None]
     expected = LlamaRotaryEmbedding(CONFIGS[family])(torch.zeros(1), positions)
     half = checkpoint.config.attention.head_dim // 2
