@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from firp.export.families.names import LLAMA, Names
-from firp.export.families.ropes import ALL_LAYERS, context, rope_tables
+from firp.export.families.ropes import context, rope_tables
 from firp.runtime.bundle.model_config import (
     AttentionConfig,
     BlockConfig,

@@ -49,7 +49,8 @@ def context(c: Any) -> int:
     names = ("max_position_embeddings", "max_seq_len", "seq_length")
     length = next((getattr(c, name) for name in names if getattr(c, name, None)), 2048)
     if parameters.get("rope_type") == "longrope" and parameters["short_factor"] != parameters["long_factor"]:
-        return min(length, getattr(c, "original_max_position_embeddings", None) or length)
+        original = parameters.get("original_max_position_embeddings")
+        return min(length, original or getattr(c, "original_max_position_embeddings", None) or length)
     return length
 
 

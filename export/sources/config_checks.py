@@ -6,7 +6,7 @@ CheckpointError that names the field.
 
 from typing import Any
 
-from firp.runtime.bundle.model_config import ModelConfig
+from firp.runtime.bundle.model_config import MOST_LAYERS, ModelConfig
 from firp.runtime.errors import CheckpointError
 
 LEAST_CONTEXT = 16  # tokens: a prompt, a tree of drafts and some steps; shorter ones are mistakes
@@ -33,6 +33,8 @@ def check_config(config: Any, where: str) -> None:
             if value is None and name in ("num_key_value_heads", "intermediate_size"):
                 continue
             raise _bad(where, name, value, "a positive integer")
+    if config.num_hidden_layers > MOST_LAYERS:
+        raise _bad(where, "num_hidden_layers", config.num_hidden_layers, f"at most {MOST_LAYERS}")
     if config.num_hidden_layers < 2:
         raise CheckpointError("too few layers to split", got=config.num_hidden_layers, expected="at least 2")
     heads, pairs = config.num_attention_heads, getattr(config, "num_key_value_heads", None)

@@ -15,7 +15,7 @@ from typing import Any
 from firp.runtime.bundle.dtypes import MODEL_DTYPES
 from firp.runtime.errors import FirpError
 
-_MOST_LAYERS = 10_000
+MOST_LAYERS = 9_999
 METHODS = ("int8", "int4")
 # Of one weight [out, in]. "int8 rows": one scale an output, and activations rounded to int8 row by
 # row as they come, so that a product is one of integers. "blocks": one scale for every 32 inputs of an
@@ -177,7 +177,7 @@ class ModelConfig:
         attention, block, count = self.attention, self.block, len(self.layers)
         for name, value in _integers(self, ""):
             yield not 1 <= value < 2**31, f"{name} {value}", "a size of a real model"
-        yield not 2 <= count < _MOST_LAYERS, f"{count} layers", f"2 to {_MOST_LAYERS - 1}"
+        yield not 2 <= count <= MOST_LAYERS, f"{count} layers", f"2 to {MOST_LAYERS}"
         windows = {layer.window for layer in self.layers} - {None}
         yield len(windows) > 1, f"layers with windows {sorted(windows)}", "one window, for some layers or all"
         heads, pairs = attention.num_heads, attention.num_key_value_heads

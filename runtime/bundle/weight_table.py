@@ -40,7 +40,7 @@ def layer_shapes(config: ModelConfig, index: int) -> dict[str, Shape]:
 def _layer_modules(config: ModelConfig) -> dict[str, Shape]:
     """Modules of a layer: the shapes of their weights."""
     attention, size, inner = config.attention, config.hidden_size, config.mlp.intermediate_size
-    norms: dict[str, Shape] = {norm: (size,) for norm in config.block.norms}
+    norms: dict[str, Shape] = dict.fromkeys(config.block.norms, (size,))
     modules = {name: norms[name] for name in ("input_norm",) if name in norms}
     modules["qkv_proj"] = (attention.query_size + 2 * attention.key_value_size, size)
     if attention.qk_norm:

@@ -3,7 +3,6 @@
 In: a model_type and a seed. Out: a checkpoint as transformers saves it.
 """
 
-import random
 from pathlib import Path
 from typing import Any
 

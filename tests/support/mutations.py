@@ -103,7 +103,7 @@ def shifted_cos(bundle: Path, rng: random.Random) -> None:
     """The table of cosines begins at position 1. (Both tables shifted would be no error that values
     show: rotary attention depends on differences of positions.)
     """
-    edit_weight(bundle, "rope.cos", lambda table: np.roll(table, -1, axis=0))
+    edit_weight(bundle, "rope.default.cos", lambda table: np.roll(table, -1, axis=0))
 
 
 def shifted_queries(bundle: Path, rng: random.Random) -> None:

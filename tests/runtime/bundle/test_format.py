@@ -43,14 +43,14 @@ def test_the_manifest_survives_the_round_trip(bundle):
         (lambda b: (b / "firp.json").write_text("{"), "not JSON"),
         (lambda b: (b / "firp.json").write_text("[]"), "not a bundle manifest"),
         (
-            lambda b: edit_manifest(b, lambda d: d.update(format_version=4)),
-            "newer format.*version 4.*at most 3.*upgrade",
+            lambda b: edit_manifest(b, lambda d: d.update(format_version=5)),
+            "newer format.*version 5.*at most 4.*upgrade",
         ),
         (lambda b: edit_manifest(b, lambda d: d.update(format_version="1")), "not a bundle manifest"),
         (lambda b: edit_manifest(b, lambda d: d.update(format_version=0)), "not a bundle manifest"),
         (
             lambda b: edit_manifest(b, lambda d: [d.clear(), d.update(format_version=1)]),
-            "bundle of an older format.*version 1.*expected 3. Fix: export the model again",
+            "bundle of an older format.*version 1.*expected 4. Fix: export the model again",
         ),
         (lambda b: edit_manifest(b, lambda d: d.update(speed=9)), "unknown key in firp.json.*speed"),
         (
@@ -101,15 +101,37 @@ def test_the_manifest_survives_the_round_trip(bundle):
         ),
         (
             lambda b: edit_manifest(b, lambda d: d["model"]["layers"][2].update(window=7)),
-            "bad model in.*one window for all layers",
+            "does not declare the graphs",
         ),
         (
-            lambda b: edit_manifest(b, lambda d: d["model"]["rope"]["frequencies"].pop()),
-            "bad model in.*rope frequencies for head_dim 16",
+            lambda b: edit_manifest(
+                b, lambda d: [d["model"]["layers"][index].update(window=index + 7) for index in (1, 2)]
+            ),
+            r"bad model in.*windows \[8, 9\].*one window, for some layers or all",
+        ),
+        (
+            lambda b: edit_manifest(b, lambda d: d["model"]["layers"][2].update(rope="other")),
+            "bad model in.*ropes .*other.* of layers",
+        ),
+        (
+            lambda b: edit_manifest(b, lambda d: d["model"]["mlp"].update(activation="tan")),
+            "bad model in.*mlp.activation tan, expected silu or",
+        ),
+        (
+            lambda b: edit_manifest(b, lambda d: d["model"]["attention"].update(scale=0.0)),
+            "bad model in.*attention.scale 0.0, expected positive",
+        ),
+        (
+            lambda b: edit_manifest(
+                b, lambda d: d["model"]["positions"]["ropes"]["default"]["frequencies"].append(1)
+            ),
+            "bad model in.*9 rope frequencies for head_dim 16",
         ),
         (lambda b: edit_manifest(b, lambda d: d["model"].update(hidden_size=-1)), "bad model in"),
         (
-            lambda b: edit_manifest(b, lambda d: d["model"].update(layers=[{"window": None}] * 10_000)),
+            lambda b: edit_manifest(
+                b, lambda d: d["model"].update(layers=[{"window": None, "rope": None}] * 10_000)
+            ),
             "bad model in.*10000 layers",
         ),
         (lambda b: edit_manifest(b, lambda d: d.update(prediction_layer=4)), "bad split"),

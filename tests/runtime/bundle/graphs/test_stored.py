@@ -71,10 +71,13 @@ def test_what_is_no_safetensors_file_is_one_line(content, bundle):
     ("change", "message"),
     [
         (lambda model: model.update(vocab_size=2**31 - 1), r"embed_tokens.weight"),
-        (lambda model: model.update(max_position_embeddings=2**31 - 1), r"rope.cos .*expected .*2147483647"),
+        (
+            lambda model: model.update(max_position_embeddings=2**31 - 1),
+            r"rope.default.cos .*2147483647",
+        ),
         (lambda model: model["mlp"].update(intermediate_size=111), r"gate_up_proj.weight"),
         (lambda model: model.update(tie_word_embeddings=False), "no 'lm_head.weight'"),
-        (lambda model: model["attention"].update(qkv_bias=True), "no 'layers.0.qkv_proj.bias'"),
+        (lambda model: model["biases"].append("qkv_proj"), "no 'layers.0.qkv_proj.bias'"),
     ],
 )
 def test_a_manifest_whose_weights_are_others_is_one_line(change, message, bundle):
