@@ -6,7 +6,12 @@ from typing import Any
 import click
 
 from firp.runtime.backends.registry import BACKENDS
-from firp.runtime.commands.asked import sampling_options, template_option
+from firp.runtime.commands.asked import (
+    sampling_options,
+    structured_options,
+    structured_output,
+    template_option,
+)
 from firp.runtime.commands.shown import tuning_remark
 from firp.runtime.console.interrupts import cancel_on_interrupt
 from firp.runtime.console.options import PATH, Repeating, backend_option, json_option
@@ -30,16 +35,39 @@ from firp.runtime.sampling import SamplingParams
 @template_option
 @sampling_options
 @click.option("--stop", multiple=True, help="End before any of these texts.")
+@structured_options
+@click.option(
+    "--logprobs", type=int, metavar="N", help="With --json: logprobs of every token and of the N best."
+)
 @click.option("--plain", is_flag=True, help="One token a pass, no drafts.")
 @backend_option(BACKENDS)
 @json_option("Print one JSON object a prompt.")
-def generate(bundle, prompt, prompts, chat, chat_template_kwargs, stop, plain, backend, as_json, **sampling):
+def generate(
+    bundle,
+    prompt,
+    prompts,
+    chat,
+    chat_template_kwargs,
+    stop,
+    json_schema,
+    regex,
+    grammar,
+    choice,
+    logprobs,
+    plain,
+    backend,
+    as_json,
+    **sampling,
+):
     """Continue prompts from BUNDLE; drafted decoding gives the same tokens as plain decoding, in
     fewer passes.
     """
     if bool(prompt) == (prompts is not None):
         raise click.UsageError("give either --prompt or --prompts.")
-    params = SamplingParams(**sampling, stop=tuple(stop))
+    if logprobs is not None and not as_json:
+        raise click.UsageError("--logprobs goes with --json.")
+    structured = structured_output(json_schema, regex, grammar, choice)
+    params = SamplingParams(**sampling, stop=stop, logprobs=logprobs, structured=structured)
     requests = (
         read_prompts(prompts) if prompts else [Prompt(str(i), text) for i, text in enumerate(prompt, 1)]
     )
@@ -84,7 +112,7 @@ def _summary(result: Generation) -> str:
 
 
 def _to_json(request_id: str, result: Generation) -> dict[str, Any]:
-    return {
+    found = {
         "id": request_id,
         "prompt_tokens": result.prompt_tokens,
         "token_ids": result.token_ids,
@@ -93,3 +121,6 @@ def _to_json(request_id: str, result: Generation) -> dict[str, Any]:
         "steps": result.stats.steps,
         "tokens_per_step": result.stats.tokens_per_step,
     }
+    if result.logprobs is not None:
+        found["logprobs"] = [token._asdict() for token in result.logprobs]
+    return found

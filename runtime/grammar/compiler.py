@@ -15,6 +15,9 @@ from firp.runtime.extras import require
 from firp.runtime.grammar.walk import Grammar, told
 from firp.runtime.structured import StructuredOutput
 
+# between two parts of JSON: what people and models write; a schema's own "x-guidance" says otherwise.
+# Without a bound a model that is unsure of a value goes on with spaces to its last token.
+WHITESPACE = r" |\n[ \t]{0,40}"
 KEPT_GRAMMARS = 64  # compiled ones, for requests with the same grammar
 
 
@@ -62,8 +65,11 @@ def source(structured: StructuredOutput) -> str:
         return matcher.grammar_from_lark(value)
     if structured.kind == "choice":
         return matcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, value)))
-    schema = value if structured.kind == "json_schema" else '{"type": "object"}'
-    return matcher.grammar_from_json_schema(schema)
+    schema = json.loads(value) if structured.kind == "json_schema" else {"type": "object"}
+    schema = {} if schema is True else schema
+    bounded = isinstance(schema, dict) and "x-guidance" not in schema
+    options = {"whitespace_pattern": WHITESPACE} if bounded else None
+    return matcher.grammar_from_json_schema(json.dumps(schema), options)
 
 
 def _library() -> Any:

@@ -68,6 +68,24 @@ def test_a_prompt_of_many_passes(bundle):
     )
 
 
+def test_penalties_and_logprobs_are_those_of_the_cpu(bundle):
+    """The prompt's rows come home in pieces, as many as the engines decode at once."""
+    prompt = np.random.default_rng(6).integers(2, 190, 70).tolist()
+    params = SamplingParams(
+        40, frequency_penalty=0.3, repetition_penalty=1.2, ignore_eos=True, logprobs=2, prompt_logprobs=1
+    )
+    device, host = device_engine(bundle, Limits(max_context=300, max_rows=20)), Engine.load(bundle)
+    right, found = (
+        host.generate(prompt, params, plain=True),
+        device.generate(prompt, params, tree=TREES["shallow"]),
+    )
+    assert found.token_ids == right.token_ids
+    for ours, theirs in ((found.logprobs, right.logprobs), (found.prompt_logprobs, right.prompt_logprobs)):
+        assert [each and each.token_id for each in ours] == [each and each.token_id for each in theirs]
+        known = [(mine.logprob, other.logprob) for mine, other in zip(ours, theirs, strict=True) if mine]
+        np.testing.assert_allclose(*zip(*known, strict=True), atol=1e-4)
+
+
 def test_one_wait_a_step_and_few_bytes_come_back(bundle):
     engine, tree = device_engine(bundle), TreeConfig("dynamic", rows=8, draft_sources=2)
     engine.generate([5, 6, 7], SamplingParams(40, ignore_eos=True), tree=tree)

@@ -152,6 +152,27 @@ def test_a_schema_may_be_text_or_what_it_means_and_is_compiled_once(compiler):
     assert whole == StructuredOutput(json_schema=json.dumps(schema, indent=2))
     assert compiler.compile(whole) is compiler.compile(StructuredOutput(json_schema=schema))
     assert whole.kind == "json_schema"
+    assert compiler.compile(StructuredOutput(json_schema=True)).vocab_size
+
+
+@pytest.mark.parametrize(
+    ("text", "flexible"),
+    [
+        ('{"a":1}', False),
+        (json.dumps({"a": [1, 2, {"x": {}}]}, indent=4), False),
+        ('{\n\t"a": 1\n}', False),
+        ('{"a":\n\n1}', True),
+        ('{"a":       1}', True),
+    ],
+)
+def test_space_between_the_parts_of_json_has_a_bound_unless_the_schema_says_otherwise(
+    text, flexible, walk, tokenizer
+):
+    given = ids(tokenizer, text)
+    bounded = walk(StructuredOutput(json_object=True)).legal(Context([7, 7], []), [given])
+    assert (bounded == [len(given)]) is not flexible
+    own = StructuredOutput(json_schema={"type": "object", "x-guidance": {"whitespace_flexible": True}})
+    assert walk(own).legal(Context([7, 7], []), [given]) == [len(given)]
 
 
 def test_tokens_outside_the_grammar_are_one_line(walk, tokenizer):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.chat_bundles import add_chat, byte_tokenizer
 from support.small_models import make_model, make_predictors
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
@@ -13,6 +14,7 @@ from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.sampling import SamplingParams
+from firp.runtime.structured import StructuredOutput
 from firp.runtime.trees.tree import CHAIN, DRAFTERS, TreeConfig, chain
 from firp.runtime.tuning.parity import compare_trees
 from firp.runtime.tuning.tune import tune
@@ -54,6 +56,23 @@ def test_chains_give_the_plain_tokens(engines):
     for comparison in compare_trees(engine, prompts(engine), PARAMS, CHAINS):
         assert comparison.differences == [], comparison.name
         assert comparison.tokens > 400
+
+
+def test_penalties_and_grammars_are_exact_on_chains(engines, tmp_path):
+    bundle = add_chat(engines["int8"].bundle.path, tmp_path / "bundle", tokenizer=byte_tokenizer())
+    engine = Engine.load(bundle)
+    schema = {"type": "object", "required": ["key"], "properties": {"key": {"enum": ["abc", "abd"]}}}
+    params = [
+        SamplingParams(40, frequency_penalty=0.5, repetition_penalty=1.1, ignore_eos=True),
+        SamplingParams(
+            40, 1.0, seed=2, structured=StructuredOutput(json_schema=schema), presence_penalty=0.4
+        ),
+    ]
+    chains = {"merged": CHAINS["merged"], "one source": CHAINS["one source"], "forced": TreeConfig.forced()}
+    for comparison in compare_trees(engine, prompts(engine)[:2], params, chains):
+        assert comparison.differences == [], comparison.name
+    drafted = engine.generate([5], params[1], tree=chains["forced"])
+    assert drafted.stats.drafted_steps > 0
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 13])

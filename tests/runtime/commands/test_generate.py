@@ -1,0 +1,74 @@
+"""The generate command: what picks obey, and what the text must be."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from firp.runtime.commands.generate import generate
+from firp.runtime.errors import FirpError
+from firp.runtime.sampling import SamplingParams
+
+PROMPT = "def add(a, b):"
+SCHEMA = {
+    "type": "object",
+    "properties": {"answer": {"enum": [40, 42]}},
+    "required": ["answer"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture
+def run(demo_bundle):
+    """The command's JSON object, in this process."""
+
+    def call(*arguments):
+        line = [str(demo_bundle), "--prompt", PROMPT, "--json", *map(str, arguments)]
+        result = CliRunner().invoke(generate, line, catch_exceptions=False, standalone_mode=False)
+        return json.loads(result.stdout.splitlines()[-1])
+
+    return call
+
+
+def test_options_are_those_of_the_interface(run, demo_engine):
+    fields = {"repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.2, "min_p": 0.1}
+    flags = [part for name, value in fields.items() for part in (f"--{name.replace('_', '-')}", value)]
+    found = run(*flags, "--temperature", 0.8, "--seed", 4, "--max-new-tokens", 9, "--logprobs", 2)
+    expected = demo_engine.generate(PROMPT, SamplingParams(9, 0.8, seed=4, logprobs=2, **fields))
+    assert found["token_ids"] == expected.token_ids
+    assert [each["token_id"] for each in found["logprobs"]] == expected.token_ids
+    assert {len(each["top"]) for each in found["logprobs"]} == {2}
+    assert found["logprobs"][0]["logprob"] == pytest.approx(expected.logprobs[0].logprob, abs=1e-4)
+
+
+def test_the_text_is_what_was_asked_for(run, tmp_path):
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    (tmp_path / "list.lark").write_text('start: "<" /[a-c]/ ">"')
+    found = run("--json-schema", tmp_path / "schema.json", "--max-new-tokens", 60, "--repetition-penalty", 2)
+    assert json.loads(found["text"])["answer"] in (40, 42)
+    assert found["finish_reason"] == "stop"
+    assert run("--grammar", tmp_path / "list.lark")["text"] in ("<a>", "<b>", "<c>")
+    assert run("--regex", "[0-9]{4}")["text"].isdigit()
+    assert run("--choice", "yes", "no")["text"] in ("yes", "no")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--json-schema", "absent.json"], "cannot read the JSON schema.*absent.json"),
+        (["--grammar", "absent.lark"], "cannot read the grammar"),
+        (["--regex", "(a"], "grammar of regex does not compile"),
+        (["--regex", "a", "--choice", "b"], "bad structured output.*regex, choice"),
+        (["--min-p", 2], "bad min_p.*0 to 1"),
+        (["--logprobs", 21], "bad logprobs.*0 to 20"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, run):
+    with pytest.raises(FirpError, match=message):
+        run(*arguments)
+
+
+def test_logprobs_are_for_programs(demo_bundle):
+    result = CliRunner().invoke(generate, [str(demo_bundle), "--prompt", "x", "--logprobs", "1"])
+    assert result.exit_code == 2
+    assert "--logprobs goes with --json" in result.output
