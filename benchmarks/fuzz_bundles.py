@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+from click.testing import CliRunner
 from table import Result
 
 from firp.runtime.bundle.format import load_bundle, manifest_digest, sha256_file
 from firp.runtime.bundle.graph_spec import graph_specs
 from firp.runtime.bundle.json_fields import from_json, to_json
 from firp.runtime.bundle.model_config import ModelConfig, Precision
+from firp.runtime.commands.inspect import inspect
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.sampling import SamplingParams
@@ -58,16 +60,13 @@ def mutate(bundle: Path, rng: random.Random) -> Mutant:
     name = rng.choice([*files, *["firp.json"] * len(files)])
     if name == "firp.json" and rng.random() < 0.4:
         return Mutant(name, _consistent(bundle, rng), False)
-    if name.endswith(".json") and rng.random() < 0.8:
-        change = _edit_json(bundle / name, rng)
-    elif name.endswith(".safetensors") and rng.random() < 0.5:
-        change = _edit_header(bundle / name, rng)
-    else:
-        change = _edit_bytes(bundle / name, rng)
+    edit = _edit_bytes
+    if rng.random() < 0.7:
+        edit = {".json": _edit_json, ".safetensors": _edit_header}.get(Path(name).suffix, edit)
+    change = edit(bundle / name, rng)
     if name != "firp.json":
         _list_again(bundle, name)
-    weights = name in ("model.safetensors", "predictors.safetensors")
-    return Mutant(name, change, weights)
+    return Mutant(name, change, name in ("model.safetensors", "predictors.safetensors"))
 
 
 def _list_again(bundle: Path, name: str) -> None:
@@ -92,8 +91,7 @@ def _consistent(bundle: Path, rng: random.Random) -> str:
 
     def change(data: dict[str, Any]) -> None:
         nonlocal said
-        numbers = [place for place in _leaves(data["model"]) if type(place[0][place[1]]) in (int, float)]
-        where, key = rng.choice(numbers)
+        where, key = rng.choice([p for p in _leaves(data["model"]) if type(p[0][p[1]]) in (int, float)])
         where[key] = rng.choice((0, 1, 2, where[key] + 1, where[key] * 2, 2**31 - 1, 2**31, 1e-9, 0.5))
         said = f"model: {key} {where[key]}"
         data["prediction_layer"] = rng.choice((data["prediction_layer"], data["prediction_layer"] + 1))
@@ -134,8 +132,8 @@ def _edit_json(file: Path, rng: random.Random) -> str:
 
 def _leaves(value: Any, inner: bool = False) -> list[tuple[Any, Any]]:
     """Places of a JSON value: a container, and a key of it. inner: those of containers too."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     found = []
+    items = value.items() if isinstance(value, dict) else enumerate(value)
     for key, item in list(items)[:300]:
         nested = isinstance(item, dict | list)
         if inner or not nested:
@@ -186,6 +184,8 @@ def decode(bundle: Path) -> dict[str, Any]:
     """What becomes of a bundle: {"error"} of one line, or {"tokens"} and whether drafts keep them."""
     try:
         loaded = load_bundle(bundle)
+        for flags in ([], ["--json"]):
+            CliRunner().invoke(inspect, [str(bundle), *flags], catch_exceptions=False, standalone_mode=False)
         engine = Engine.load(bundle, threads=1)
         greedy = SamplingParams(8, ignore_eos=True)
         plain = engine.generate(_PROMPT, greedy, plain=True).token_ids

@@ -6,8 +6,10 @@ while this one lives; what dead processes left is put back or removed.
 `.NAME.partial-HOST-PID-*` is unfinished, or already replaced, and nobody's loss.
 `.NAME.replaced-HOST-PID-*` is whole: the old NAME on its way out, put back where NAME is missing.
 Their owner holds a shared lock (flock) on them, which ends with the process and is seen from other
-containers too. Where a folder cannot be locked, the host and the process number in its name tell
-whether the owner lives, and only its own host removes it.
+containers too, where the file system passes locks on. HOST stands for the machine's name, its start and
+the namespace of process numbers, so two containers never have the same one. What another host left is
+removed when its lock is free and nothing in it has changed for a day; where a folder cannot be locked,
+the process number tells whether the owner lives, and only its own host removes it.
 """
 
 import fcntl
@@ -17,6 +19,7 @@ import re
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +27,7 @@ from pathlib import Path
 _LEFTOVER = re.compile(
     r"\.(?P<name>.+)\.(?P<kind>partial|replaced)-((?P<host>[0-9a-f]{8})-)?(?P<pid>\d+)(-.*)?", re.DOTALL
 )
+_QUIET_S = 86_400  # a running export writes more often than once a day
 
 
 def located(output: Path) -> Path:
@@ -55,7 +59,7 @@ def _repair(parent: Path, name: str | None) -> None:
         with _claimed(path) as claimed:
             if claimed and found["kind"] == "replaced" and not os.path.lexists(parent / found["name"]):
                 path.rename(parent / found["name"])
-            elif claimed:
+            elif claimed and (_is_own_host(found) or _is_quiet(path)):
                 remove(path)
 
 
@@ -153,7 +157,7 @@ def _owner_lives(path: Path) -> bool:
     may.
     """
     found = _LEFTOVER.fullmatch(path.name)
-    if found["host"] not in (None, this_host()):
+    if not _is_own_host(found):
         return True
     try:
         os.kill(int(found["pid"]), 0)
@@ -164,9 +168,33 @@ def _owner_lives(path: Path) -> bool:
     return True
 
 
+def _is_own_host(found: re.Match) -> bool:
+    return found["host"] in (None, this_host())
+
+
+def _is_quiet(path: Path) -> bool:
+    """Tell whether nothing in a folder has changed for a day."""
+    changes = [_changed(path), *(_changed(entry) for entry in path.rglob("*"))]
+    return time.time() - max(changes) > _QUIET_S
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except OSError:  # it vanished a moment ago
+        return time.time()
+
+
 def this_host() -> str:
-    """A short name of this host, fit for a file name."""
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    """A short name, fit for a file name, of where the numbers of processes count: of this machine
+    since its start, and of this container.
+    """
+    seen = [socket.gethostname()]
+    with suppress(OSError):
+        seen.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+    with suppress(OSError):
+        seen.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\n".join(seen).encode()).hexdigest()[:8]
 
 
 def _umask() -> int:

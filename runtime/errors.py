@@ -1,6 +1,10 @@
 """The error that a user's mistake gets: one line of what, got, expected and how to fix it. Anything
-else is a bug.
+else is a bug. What libraries in other languages raise becomes such a line at one guard,
+`foreign_errors`.
 """
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class FirpError(Exception):
@@ -63,3 +67,22 @@ class SessionBusyError(FirpError):
 
 class CheckFailedError(FirpError):
     """A verification ran and found a difference beyond its limit."""
+
+
+@contextmanager
+def foreign_errors(make: Callable[[str], FirpError]) -> Iterator[None]:
+    """Turn what ONNX Runtime, onnx_ir, safetensors and tokenizers raise into one error, made of its
+    reason: their exceptions share no base class, and a panic of Rust code is not even an Exception.
+    """
+    try:
+        yield
+    except (FirpError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise make(reason(error)) from error
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error, cut to what one line has room for."""
+    lines = str(error).strip().splitlines()
+    return f"{lines[0]:.200}" if lines else type(error).__name__

@@ -35,7 +35,7 @@ from firp.runtime.bundle.graph_spec import PREFIX
 from firp.runtime.bundle.json_fields import to_json, write_json
 from firp.runtime.bundle.limits import Limits
 from firp.runtime.bundle.model_config import refuse_quantized
-from firp.runtime.errors import BundleError, FirpError
+from firp.runtime.errors import BundleError, FirpError, foreign_errors
 from firp.runtime.machine import available_bytes, peak_bytes, require_bytes, reset_peak
 from firp.runtime.progress import Progress, silent
 from firp.runtime.trees.tree import MAX_PASS_ROWS
@@ -195,12 +195,12 @@ def graph_weight_bytes(onnx: Path) -> int:
     """Bytes of the weights that a graph refers to; none is read. Raises BundleError for a file that
     is no graph.
     """
-    try:
+    again = "export the model again"
+    with foreign_errors(
+        lambda reason: BundleError("graph does not load", got=f"'{onnx}': {reason}", fix=again)
+    ):
         initializers = ir.load(onnx).graph.initializers.values()
         return sum(value.const_value.nbytes for value in initializers)
-    except Exception as error:  # of protobuf and of onnx_ir, which share no base class
-        reason = f"'{onnx}': {error!s:.200}"
-        raise BundleError("graph does not load", got=reason, fix="export the model again") from error
 
 
 def memory_needed(manifest: Manifest, graph: str, weight_bytes: int) -> dict[str, int]:

@@ -2,6 +2,7 @@
 to the caller's own arrays.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from firp.runtime.bundle.model_config import refuse_quantized
-from firp.runtime.errors import BundleError, FirpError
+from firp.runtime.errors import BundleError, FirpError, foreign_errors, reason
 from firp.runtime.machine import cores, processor, sums_int8_exactly
 
 MOST_THREADS = 1024  # more take ONNX Runtime minutes to start
@@ -122,17 +123,18 @@ def _load(
     graphs = {}
     for name, spec in bundle.manifest.graphs.items():
         path = bundle.graph_path(spec)
-        try:
+        with foreign_errors(functools.partial(_does_not_load, path, device)):
             session = library.InferenceSession(path, options, providers=providers)
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            reason = str(error).splitlines()[0]
-            fix = "export the model again" if device == "cpu" else "see whether it loads with --backend cpu"
-            raise BundleError("graph does not load", got=f"'{path}': {reason}", fix=fix) from error
         if device == "cuda":
             _check_on_cuda(session, path)
         _check_signature(session, spec, path)
         graphs[name] = OnnxRuntimeGraph(session, spec, device, run_options)
     return LoadedGraphs(graphs, None)
+
+
+def _does_not_load(path: Path, device: str, reason: str) -> BundleError:
+    fix = "export the model again" if device == "cpu" else "see whether it loads with --backend cpu"
+    return BundleError("graph does not load", got=f"'{path}': {reason}", fix=fix)
 
 
 def _check_on_cuda(session: Any, path: Path) -> None:
@@ -239,9 +241,10 @@ class OnnxRuntimeRunner:
         try:
             self._graph.native.run_with_iobinding(self._binding, self._graph.run_options)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            reason = f"{str(error).splitlines()[0]:.200}"
             fix = "export the model again, or lower what the request needs"
-            raise FirpError(f"the {self._spec.name} graph does not run", got=reason, fix=fix) from error
+            raise FirpError(
+                f"the {self._spec.name} graph does not run", got=reason(error), fix=fix
+            ) from error
 
     def _places(
         self, tensors: tuple[TensorSpec, ...], arrays: Mapping[str, Array], output: bool

@@ -191,7 +191,7 @@ def _check_whole(folder: EngineFolder, manifest: Manifest, build: str, check_has
                     fix=build,
                 )
         path = folder.plan_path(graph)
-        size = path.stat().st_size if path.is_file() else None
+        size = path.stat().st_size if path.is_file() and not path.is_symlink() else None
         if size != entry.size:
             got = "no such file" if size is None else f"{size} bytes"
             raise BundleError(f"damaged engine '{path}'", got=got, expected=f"{entry.size} bytes", fix=build)

@@ -17,10 +17,15 @@ def bundle_folder(path: Path | str) -> Path:
     """
     try:
         path = Path(path)
+        str(path).encode()  # ONNX Runtime takes no other paths
         if path.is_dir():
             return path
         aside = sorted(path.absolute().parent.glob(f".{path.name}.replaced-*"))
-    except (OSError, TypeError, ValueError) as error:  # a name too long, no path, a null character
+    except (
+        OSError,
+        TypeError,
+        ValueError,
+    ) as error:  # a name too long or not UTF-8, no path, a null character
         raise BundleError("no such bundle", got=f"'{path!s:.100}': {error!s:.100}") from error
     fix = f"mv '{aside[0]}' '{path}'" if aside else "write one with firp export"
     raise BundleError("no such bundle", got=f"'{path}'", expected="a directory", fix=fix)

@@ -4,13 +4,11 @@ In: a tokenizer file, text; token ids one at a time. Out: token ids; text that n
 character or a stop string.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from firp.runtime.errors import BundleError, FirpError, PromptError
+from firp.runtime.errors import BundleError, PromptError, foreign_errors
 
 _UNFINISHED = "�"  # what a tokenizer decodes an incomplete UTF-8 sequence to
 _PENDING_TOKENS = 64  # without a character that is complete, before text is let go as it is
@@ -31,7 +29,7 @@ def parse_tokenizer(content: bytes, where: str) -> Tokenizer:
     """The tokenizer that a tokenizer.json holds. where: its place, for errors. Raises BundleError when
     it holds none.
     """
-    with _tokenizer_errors(lambda reason: BundleError("tokenizer does not load", got=f"'{where}': {reason}")):
+    with foreign_errors(lambda reason: BundleError("tokenizer does not load", got=f"'{where}': {reason}")):
         tokenizer = Tokenizer.from_buffer(content)
     tokenizer.no_truncation()  # what the file was saved with would cut prompts silently
     tokenizer.no_padding()
@@ -43,7 +41,7 @@ def encode_text(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True
     BOS. Raises PromptError when it is no Unicode, or the tokenizer fails on it.
     """
     check_text(text)
-    with _tokenizer_errors(lambda reason: PromptError("the tokenizer fails on this prompt", got=reason)):
+    with foreign_errors(lambda reason: PromptError("the tokenizer fails on this prompt", got=reason)):
         return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
 
@@ -53,21 +51,8 @@ def encode_texts(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """
     for text in texts:
         check_text(text)
-    with _tokenizer_errors(lambda reason: PromptError("the tokenizer fails on these texts", got=reason)):
+    with foreign_errors(lambda reason: PromptError("the tokenizer fails on these texts", got=reason)):
         return [found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-
-
-@contextmanager
-def _tokenizer_errors(make: Callable[[str], FirpError]) -> Iterator[None]:
-    """Turn what `tokenizers` raises into one error: bare Exception, and for a panic in its Rust
-    code an exception that is not even one.
-    """
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:
-        raise make(" ".join(f"{error!s:.200}".split())) from error
 
 
 def check_text(text: str) -> str:
@@ -149,7 +134,7 @@ class TextStream:
         return text
 
     def _decode(self, start: int, end: int) -> str:
-        with _tokenizer_errors(lambda reason: BundleError("the tokenizer does not decode", got=reason)):
+        with foreign_errors(lambda reason: BundleError("the tokenizer does not decode", got=reason)):
             return self._tokenizer.decode(self._ids[start:end], skip_special_tokens=True)
 
     def _find_stop(self, text: str) -> int | None:

@@ -86,7 +86,8 @@ def candidates(logits: np.ndarray, params: SamplingParams) -> Ranked:
     """
     weights = logits.astype(np.float64)  # then in place: fresh pages cost more than the arithmetic
     weights -= weights.max()
-    weights /= params.temperature
+    with np.errstate(over="ignore"):  # of a tiny temperature: what is not best is as good as impossible
+        weights /= params.temperature
     np.exp(weights, out=weights)
     top_k = params.top_k if 0 < params.top_k < len(weights) else len(weights)
     total = weights.sum()

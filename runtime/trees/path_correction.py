@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from safetensors.numpy import save as serialize
 
-from firp.runtime.errors import BundleError
+from firp.runtime.errors import BundleError, foreign_errors
 from firp.runtime.trees.guesses import Guesses, Ranking
 
 # of the tensors in a file
@@ -44,10 +43,10 @@ class PathCorrection(NamedTuple):
         """Read a correction. Raises BundleError when the file is not a correction for this
         vocabulary and so many predictors.
         """
-        try:
+        with foreign_errors(
+            lambda reason: BundleError("unreadable path correction", got=f"'{file}': {reason}")
+        ):
             tensors = load_file(file)
-        except (OSError, SafetensorError, AttributeError) as error:  # the last for a type that numpy lacks
-            raise BundleError("unreadable path correction", got=f"'{file}': {error}") from error
         rank = tensors["previous"].shape[-1] if "previous" in tensors and tensors["previous"].ndim else 0
         expected = {
             "previous": (vocab_size, rank),

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -147,6 +148,43 @@ def test_without_locks_the_owner_s_number_decides_and_only_on_its_host(owner, st
     (scene / f".out.partial-{owner}").mkdir()
     leftovers.repair(scene / "out")
     assert (f".out.partial-{owner}" in names(scene)) is stays
+
+
+@pytest.mark.parametrize(("age_s", "stays"), [(60, True), (2 * 86_400, False)])
+def test_what_another_host_left_is_removed_when_it_is_quiet(age_s, stays, scene):
+    """Some file systems keep the locks of two machines apart, so a free lock says little."""
+    partial = scene / f".out.partial-00000000-{os.getpid()}-x"
+    every_instant.fill(partial, every_instant.content("half", "m.json"))
+    then = time.time() - age_s
+    for path in (*partial.rglob("*"), partial):
+        os.utime(path, (then, then))
+    leftovers.repair(scene / "out")
+    assert partial.exists() == stays
+
+
+def test_what_another_host_moved_aside_is_put_back_at_once(scene):
+    (scene / "out").rename(scene / f".out.replaced-00000000-{DEAD}-x")
+    leftovers.repair(scene / "out")
+    assert names(scene) == ["out"]
+
+
+IN_A_CONTAINER = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+REPAIR = "import sys; from pathlib import Path; from firp.export import leftovers as found; {}"
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_container_leaves_what_another_one_writes(locks, scene):
+    """Both have the machine's name, and process numbers of their own."""
+    if subprocess.run([*IN_A_CONTAINER, "true"], capture_output=True).returncode:
+        pytest.skip("no namespaces here")
+    without = "found.fcntl.flock = lambda *_: (_ for _ in ()).throw(OSError()); "
+    script = REPAIR.format(("" if locks else without) + "found.repair(Path(sys.argv[1]))")
+    command = [*IN_A_CONTAINER, sys.executable, "-c", script, str(scene / "out")]
+    with leftovers.unfinished_folder(scene / "out") as folder:
+        every_instant.fill(folder, every_instant.content("half", "m.json"))
+        subprocess.run(command, check=True)
+        assert sorted(path.name for path in folder.iterdir()) != []
+    assert names(scene) == ["out"]
 
 
 def test_cleaning_up_never_hides_the_reason(tmp_path):

@@ -1,6 +1,8 @@
 """The one line that an error is."""
 
-from firp.runtime.errors import BundleError, CheckpointError, FirpError
+import pytest
+
+from firp.runtime.errors import BundleError, CheckpointError, FirpError, foreign_errors
 
 
 def test_a_line_says_what_was_got_what_was_expected_and_what_to_do():
@@ -24,3 +26,32 @@ def test_a_long_part_is_cut_in_its_middle():
 def test_what_a_terminal_would_obey_is_spelled_out():
     line = str(FirpError("x", got="red \x1b[31m, null \0, half \ud800, naïve 日本"))
     assert line == "x | got red \\x1b[31m, null \\x00, half \\ud800, naïve 日本"
+
+
+class Panic(BaseException):
+    """As PyO3's is."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "reason"),
+    [
+        (Panic("\nretry limit\nbacktrace"), "retry limit"),
+        (ValueError(), "ValueError"),
+        (OSError(2, "x" * 900), "x"),
+    ],
+)
+def test_what_a_library_raises_becomes_one_line(raised, reason):
+    with (
+        pytest.raises(BundleError, match=f"it fails . got .*{reason}") as caught,
+        foreign_errors(lambda said: BundleError("it fails", got=said)),
+    ):
+        raise raised
+    assert len(str(caught.value)) < 300
+    assert caught.value.__cause__ is raised
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt(), SystemExit(1), BundleError("as it is")])
+def test_interrupts_and_our_own_errors_pass_the_guard(raised):
+    with pytest.raises(type(raised)) as caught, foreign_errors(BundleError):
+        raise raised
+    assert caught.value is raised

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from firp.export.sources.gguf.pre_tokenizers import CUTS
 from firp.export.sources.gguf.vocabulary import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
-from firp.runtime.errors import CheckpointError
+from firp.runtime.errors import CheckpointError, foreign_errors
 
 _SPACE = "▁"  # how SentencePiece spells a space
 _PADDING = re.compile(r"\[PAD\d+\]")
@@ -132,10 +132,8 @@ def _is_padding(vocabulary: Vocabulary, index: int) -> bool:
 
 def _made(vocabulary: Vocabulary, make: Callable[[], Any]) -> Any:
     """What the library makes of the vocabulary. Raises CheckpointError where it makes nothing."""
-    try:
+    with foreign_errors(lambda reason: _unusable(vocabulary, reason)):  # such as a merge of unknown tokens
         return make()
-    except Exception as error:  # all that the library raises, such as for a merge of unknown tokens
-        raise _unusable(vocabulary, f"{error}") from error
 
 
 def _merges_of_scores(vocabulary: Vocabulary) -> list[tuple[str, str]]:

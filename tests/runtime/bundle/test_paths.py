@@ -43,7 +43,7 @@ def test_a_file_name_beyond_the_system_s_limit_is_one_line(bundle):
         load_bundle("x" * 5000)
 
 
-@pytest.mark.parametrize("path", [None, 3, "a\0b"])
+@pytest.mark.parametrize("path", [None, 3, "a\0b", "not UTF-8 \udcff"])
 def test_what_is_no_path_is_no_bundle(path):
     with pytest.raises(BundleError, match="no such bundle"):
         load_bundle(path)

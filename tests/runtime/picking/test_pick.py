@@ -2,6 +2,8 @@
 (logits, position, params).
 """
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -132,3 +134,10 @@ def test_what_is_not_sorted_changes_no_candidate(scale, top_k, top_p):
         assert ids[:count].tolist() == expected_ids.tolist()
         assert weights[:count].tolist() == expected.tolist()
         assert len(ids) > count or count == len(row) or top_p > 0.999
+
+
+@pytest.mark.parametrize("cut", [{}, {"top_k": 3}, {"top_p": 0.5}])
+def test_a_tiny_temperature_is_greedy_without_a_warning(cut):
+    logits = np.random.default_rng(0).normal(size=50).astype(np.float32)
+    with warnings.catch_warnings(action="error"):
+        assert pick(logits, 3, SamplingParams(temperature=1e-320, **cut)) == logits.argmax()
