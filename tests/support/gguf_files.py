@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig
 
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}  # whole blocks of every type
-_ARCHITECTURES = {"mistral": "llama"}
+_ARCHITECTURES = {"mistral": "llama", "cohere": "command-r"}
+_MOVED = ("llama", "granite", "smollm3")  # that the converter reads as Llama's
 _DEQUANTIZED_ONLY = ("Q4_K", "Q5_K", "Q6_K")  # the package cannot quantize to them
 
 
@@ -76,13 +77,24 @@ def _metadata(config: Any, name: str) -> dict[str, Any]:
         "attention.head_count_kv": config.num_key_value_heads,
         "attention.key_length": head_dim,
         "attention.value_length": head_dim,
-        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         "rope.dimension_count": head_dim,
         "rope.freq_base": float(config.rope_parameters["rope_theta"]),
         "vocab_size": config.vocab_size,
     }
-    if config.model_type == "mistral" and config.sliding_window:
+    if config.model_type in ("mistral", "cohere2") and config.sliding_window:
         keys["attention.sliding_window"] = config.sliding_window
+    if config.model_type in ("cohere", "cohere2"):
+        keys["attention.layer_norm_epsilon"] = config.layer_norm_eps
+        keys |= {"logit_scale": config.logit_scale, "rope.scaling.type": "none"}
+    else:
+        keys["attention.layer_norm_rms_epsilon"] = config.rms_norm_eps
+    if config.model_type == "granite":
+        keys |= {
+            "attention.scale": config.attention_multiplier,
+            "embedding_scale": config.embedding_multiplier,
+            "residual_scale": config.residual_multiplier,
+            "logit_scale": config.logits_scaling,
+        }
     if (scaling := config.rope_parameters["rope_type"]) in ("linear", "yarn"):
         keys |= {"rope.scaling.type": scaling, "rope.scaling.factor": config.rope_parameters["factor"]}
     if scaling == "yarn":
@@ -110,7 +122,7 @@ def _add_tensor(
 ) -> np.ndarray:
     """Write one tensor; returns the values that it holds, in Hugging Face's order."""
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    moved = heads.get(target.split(".")[-2]) if name == "llama" else None
+    moved = heads.get(target.split(".")[-2]) if name in _MOVED else None
     if values.ndim == 1:
         writer.add_tensor(target, _moved(values, moved))
         return values

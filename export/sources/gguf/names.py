@@ -7,6 +7,7 @@ of queries and keys marked where llama.cpp's converter moved their rows.
 import re
 from typing import Any
 
+from firp.export.sources.gguf.architectures import PAIRED
 from firp.export.sources.gguf.config import ROPE_FACTORS
 from firp.export.sources.tensor_record import TensorRecord
 
@@ -25,15 +26,16 @@ _LAYER_MODULES = {
     "ffn_down": "mlp.down_proj",
 }
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+)")
-# Families whose rotary embedding llama.cpp computes on neighbouring rows, as Meta wrote Llama, where
-# Hugging Face pairs row i with row i + head_dim / 2: its converter moves the rows of queries and keys.
-_PAIRED = ("llama", "mistral")
 
 
 def renamed(tensors: dict[str, TensorRecord], config: dict[str, Any]) -> dict[str, TensorRecord]:
-    """Tensors by Hugging Face's names; one that has none there keeps its own."""
+    """Tensors by Hugging Face's names; one that has none there keeps its own.
+
+    Where llama.cpp computes rotary embedding on neighbouring rows, as Meta wrote Llama, and Hugging
+    Face pairs row i with row i + head_dim / 2, its converter moved the rows of queries and keys.
+    """
     heads = {}
-    if config["model_type"] in _PAIRED:
+    if config["model_type"] in PAIRED:
         heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     found = {}
     for name, record in tensors.items():

@@ -176,7 +176,7 @@ def test_every_damaged_byte_of_a_header_gets_one_line_or_changes_nothing(content
         ({LLAMA + "vocab_size": 200}, "disagree.*got vocab_size 200, expected 193"),
         ({LLAMA + "context_length": 8}, "bad max_position_embeddings"),
         ({LLAMA + "context_length": 2**31}, "bad max_position_embeddings.* at most 16777216"),
-        ({LLAMA + "attention.layer_norm_rms_epsilon": 2.0}, "bad rms_norm_eps"),
+        ({LLAMA + "attention.layer_norm_rms_epsilon": 2.0}, "bad epsilon of norms"),
         ({LLAMA + "rope.freq_base": -1.0}, "rope"),
         ({LLAMA + "rope.scaling.type": "longrope"}, "unsupported llama.rope.scaling.type.*longrope"),
         ({LLAMA + "expert_count": 8}, "unsupported llama.expert_count.*got 8, expected 0"),

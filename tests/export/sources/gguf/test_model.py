@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.family_models import save_family
 from support.gguf_files import WIDE, write_gguf
 from support.small_models import make_model
 from transformers import AutoModelForCausalLM
@@ -47,6 +48,34 @@ def test_a_file_says_what_the_directory_says(family, tmp_path):
     found = values_of(ours)
     assert found.keys() == held.keys()
     assert all(np.array_equal(found[name], held[name]) for name in held)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("granite", {"tie_word_embeddings": True}),
+        ("smollm3", {"num_hidden_layers": 5, "no_rope_layers": None}),
+        ("cohere", {"tie_word_embeddings": True}),
+        ("cohere", {"tie_word_embeddings": True, "use_qk_norm": False}),
+        ("cohere2", {"tie_word_embeddings": True, "num_hidden_layers": 5, "layer_types": None}),
+    ],
+)
+def test_files_of_other_families_say_what_their_directories_say(family, changes, tmp_path):
+    model = save_family(tmp_path / "model", family, **changes)
+    held = write_gguf(tmp_path / "model.gguf", model)
+    theirs, ours = open_checkpoint(model), open_checkpoint(tmp_path / "model.gguf")
+    assert ours.config == theirs.config
+    assert ours.weights == theirs.weights
+    found = values_of(ours)
+    assert found.keys() == held.keys()
+    assert all(np.array_equal(found[name], held[name]) for name in held)
+
+
+def test_a_scale_that_a_family_needs_is_not_guessed(tmp_path):
+    model = save_family(tmp_path / "model", "granite")
+    write_gguf(tmp_path / "model.gguf", model, changes={"granite.residual_scale": None})
+    with pytest.raises(CheckpointError, match="unsupported granite.residual_scale.*got nothing"):
+        open_checkpoint(tmp_path / "model.gguf")
 
 
 def test_a_mistral_file_without_a_window_is_a_llama(tmp_path):
