@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from firp.runtime.arguments import TRUTH, checked, integer
+from firp.runtime.arguments import TRUTH, checked, instance, integer
 from firp.runtime.backends.interface import Backend
 from firp.runtime.backends.registry import backend_factory
 from firp.runtime.bundle.calibration import Choice
@@ -43,6 +43,7 @@ from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import CHAIN, TreeConfig
 
 _READ_AT_ONCE = 32 << 20  # bytes of a file whose hash is checked before graphs are loaded, not beside
+_PARAMS = instance(SamplingParams).or_none()
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token ids, or messages
 
 
@@ -167,9 +168,7 @@ class Engine:
         chat template; tools: JSON schemas of functions, for messages alone. Raises PromptError for
         a prompt that cannot be decoded, FirpError for params that this bundle cannot serve.
         """
-        if params is not None and not isinstance(params, SamplingParams):
-            raise FirpError("bad params", got=f"{params!r:.60}", expected="SamplingParams, or None")
-        params = params or SamplingParams()
+        params = checked("params", params, _PARAMS) or SamplingParams()
         if params.stop and self.tokenizer is None:
             raise FirpError("stop strings need a tokenizer", got="a bundle without one")
         context = self.model.max_position_embeddings
@@ -281,20 +280,22 @@ class Engine:
         """
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise FirpError("bad cancel", got=f"{cancel!r:.60}", expected="a threading.Event, or None")
-        chosen = self._chosen(plain, tree)
         request = self.request(prompt, params, tools)
-        if chosen is None and request.grammar is not None and not plain:
-            chosen = self.forced_tree
+        chosen = self._chosen(plain, tree, request.params)
         steps = self.steps(request, chosen, guarded=tree is None)
         return stream_chunks(request, steps, self.tokenizer, cancel)
 
-    def _chosen(self, plain: bool, tree: TreeConfig | None) -> TreeConfig | None:
-        """The tree to decode with; None: plainly."""
+    def _chosen(self, plain: bool, tree: TreeConfig | None, params: SamplingParams) -> TreeConfig | None:
+        """The tree to decode with; None: plainly. What a grammar forces is drafted without another
+        tree, too.
+        """
         if checked("plain", plain, TRUTH) and tree is not None:
             raise FirpError(
                 "plain decoding has no tree", got=f"{tree!r:.60}", fix="leave out the tree, or plain"
             )
-        return None if plain else self.tree if tree is None else tree
+        if plain or tree is not None:
+            return tree
+        return self.tree or (self.forced_tree if params.structured else None)
 
     def generate(self, prompt: Prompt, params: SamplingParams | None = None, **options) -> Generation:
         """Decode one request to its end. `options`: as for `stream`."""
@@ -337,8 +338,9 @@ class Engine:
         `stream`; chat_template_kwargs: as for `stream_chat`. Raises FirpError where the bundle cannot
         chat, or the tree does not fit.
         """
-        chosen = self._chosen(plain, tree)
+        params = checked("params", params, _PARAMS) or SamplingParams()
+        chosen = self._chosen(plain, tree, params)
         self.drafter(chosen)
         self.chat_encoder  # noqa: B018 - a bundle that cannot chat says so now
         variables = check_variables(chat_template_kwargs)
-        return Conversation(self, params or SamplingParams(), system, chosen, tree is None, variables)
+        return Conversation(self, params, system, chosen, tree is None, variables)

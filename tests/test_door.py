@@ -117,6 +117,11 @@ def test_a_signal_while_modules_are_imported_gets_one_line(arguments, module, ho
             "backend cuda needs onnxruntime. Fix: pip install 'firp[gpu]'",
         ),
         (
+            "llguidance",
+            ["generate", "BUNDLE", "--prompt", "x", "--regex", "a", "--plain"],
+            "structured output needs llguidance | got not installed. Fix: pip install 'firp[structured]'",
+        ),
+        (
             "polygraphy",
             ["profile", "BUNDLE"],
             "profiling needs polygraphy | got not installed. Fix: pip install 'firp[profile]'",

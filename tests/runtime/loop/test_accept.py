@@ -56,6 +56,15 @@ def test_nothing_is_emitted_after_an_end_token():
     assert not accept(TREE, result, sequence(9), GREEDY).ended
 
 
+def test_nothing_is_emitted_after_a_token_that_completes_the_grammar():
+    class Complete(Picker):
+        def complete(self, context):
+            return context.path == [6]
+
+    found = accept(TREE, verified(6, 8, 1, 3, 4), sequence(), Complete(sequence().request))
+    assert found[:3] == ([0], [6], True)
+
+
 def test_each_pick_is_made_for_its_own_position_and_path():
     seen = []
 

@@ -140,6 +140,19 @@ def test_illegal_drafts_take_no_row(name, engine):
     assert drafter.drafts > 0
 
 
+def test_drafts_that_know_no_grammar_go_past_its_end_and_change_nothing(engine):
+    text = "the first of them, and what follows; the second of them, and what follows; "
+    prompt = engine.encode(text * 2 + "the")
+    tree = TreeConfig.lookup(8)
+    for heat in (0.0, 1.0):
+        request = engine.request(prompt, asked("choice", heat))
+        session = engine.session(300, 300)
+        steps = list(decode(session, request, engine.drafter(tree), Picker(request)))
+        plain = engine.generate(prompt, asked("choice", heat), plain=True)
+        assert [token for step in steps for token in step.tokens] == plain.token_ids
+        assert steps[-1].finish_reason == "stop"
+
+
 def test_end_tokens_stand_only_where_the_grammar_accepts(engine):
     """Although a bias pushes them, and stop strings and ids end the text on their own."""
     for prompt in prompts():
@@ -164,10 +177,16 @@ def test_grammars_need_a_tokenizer(family_bundle):
         Engine.load(family_bundle("llama")[1]).stream([5], asked("regex"))
 
 
-def test_a_conversation_follows_the_grammar_turn_by_turn(demo_engine, tmp_path):
+@pytest.mark.parametrize("drafts", [True, False])
+def test_a_conversation_follows_the_grammar_turn_by_turn(drafts, demo_engine, tmp_path, monkeypatch):
+    if not drafts:
+        monkeypatch.setattr(Engine, "tree", None)  # and then the grammar's own tokens are all there is
     engine = Engine.load(add_chat(demo_engine.bundle.path, tmp_path / "bundle", bos_token="", eos_token=""))
+    with pytest.raises(FirpError, match="bad params.*a SamplingParams, or None"):
+        engine.conversation({"temperature": 1})
     conversation = engine.conversation(SamplingParams(40, structured=GRAMMARS["choice"]))
     for _ in range(2):
         chunks = list(conversation.send("which?"))
         assert "".join(chunk.text for chunk in chunks) in GRAMMARS["choice"].choice
         assert chunks[-1].finish_reason == "stop"
+        assert drafts or chunks[-1].stats.drafted_steps == chunks[-1].stats.steps
