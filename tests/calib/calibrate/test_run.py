@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM
 from firp.calib.calibrate.request import CalibrationRequest
 from firp.calib.calibrate.run import calibrate
 from firp.calib.replay import evaluation
+from firp.calib.report import report as report_module
+from firp.calib.report.pictures import draw_pictures
 from firp.calib.text.continuations import continue_prompts
 from firp.calib.training.options import TrainOptions
 from firp.calib.training.trainer import Trainer
@@ -28,24 +30,37 @@ from firp.runtime.errors import FirpError
 OPTIONS = TrainOptions(minutes=None, steps=12, window=48, batch=2, anchors=16, correction_rank=8)
 
 
-@pytest.fixture(autouse=True)
-def few_sequences(monkeypatch):
-    monkeypatch.setattr(evaluation, "SEQUENCES", 4)
+@pytest.fixture(scope="module", autouse=True)
+def short_report():
+    """Few and short held-out sequences, and pictures only where a test asks for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "SEQUENCES", 2)
+        patch.setattr(evaluation, "LENGTH", 24)
+        patch.setattr(report_module, "draw_pictures", lambda findings: {})
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def demo(pytestconfig):
     return pytestconfig.rootpath / "tests" / "demo_model"
 
 
-@pytest.fixture
-def text(tmp_path, pytestconfig):
+@pytest.fixture(scope="module")
+def text(tmp_path_factory, pytestconfig):
     """A few thousand tokens that any machine has: this project's own sources."""
-    file = tmp_path / "text.txt"
+    file = tmp_path_factory.mktemp("text") / "text.txt"
     file.write_text(
         "".join(path.read_text() for path in sorted((pytestconfig.rootpath / "runtime").rglob("*.py"))[:8])
     )
     return file
+
+
+@pytest.fixture(scope="module")
+def whole(demo, text, tmp_path_factory):
+    """What a run that nothing disturbs trains with OPTIONS."""
+    folder = tmp_path_factory.mktemp("whole") / "a"
+    calibrate(request_for(demo, folder, text))
+    return weights_of(folder)
 
 
 # A machine that need not be measured again for every run.
@@ -68,7 +83,8 @@ def request_for(demo, output, text, latency=LATENCY, **options):
     return CalibrationRequest(demo, output, (text,), options=options, latency=latency)
 
 
-def test_it_learns_and_its_directory_makes_a_bundle(demo, text, tmp_path):
+def test_it_learns_and_its_directory_makes_a_bundle(demo, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(report_module, "draw_pictures", draw_pictures)
     seen = []
     info = calibrate(request_for(demo, tmp_path / "a", text, latency=None, steps=40), seen.append)
     report = json.loads((tmp_path / "a" / "report.json").read_text())
@@ -86,6 +102,7 @@ def test_it_learns_and_its_directory_makes_a_bundle(demo, text, tmp_path):
         max(speedup for _, speedup in report["speedups"]), abs=2e-3
     )
     assert (tmp_path / "a" / "report.html").is_file()
+    assert (tmp_path / "a" / "speedup.png").is_file()
     assert not list(tmp_path.glob("*.unfinished"))
     export_bundle(ExportOptions(demo, tmp_path / "bundle", tmp_path / "a"))
     bundle = load_bundle(tmp_path / "bundle")
@@ -97,14 +114,15 @@ def weights_of(folder):
     return load_file(folder / "predictors.safetensors") | load_file(folder / "path_correction.safetensors")
 
 
-def test_the_seed_decides_and_a_resumed_run_ends_like_one_that_was_not_interrupted(demo, text, tmp_path):
+def test_the_seed_decides_and_a_resumed_run_ends_like_one_that_was_not_interrupted(
+    demo, text, whole, tmp_path
+):
     cancel = threading.Event()
 
     def stop_at_step_5(event):
         if event.training and event.training.step == 5:
             cancel.set()
 
-    calibrate(request_for(demo, tmp_path / "whole", text))
     with pytest.raises(FirpError, match=r"interrupted.*step 5, .*kept in .*\.unfinished.*--resume"):
         calibrate(request_for(demo, tmp_path / "parts", text), stop_at_step_5, cancel)
     assert not (tmp_path / "parts").exists()
@@ -115,7 +133,7 @@ def test_the_seed_decides_and_a_resumed_run_ends_like_one_that_was_not_interrupt
         calibrate(dataclasses.replace(request_for(demo, tmp_path / "parts", text, seed=1), resume=True))
     calibrate(dataclasses.replace(request_for(demo, tmp_path / "parts", text), resume=True))
     calibrate(request_for(demo, tmp_path / "other seed", text, seed=1))
-    whole, parts, other = (weights_of(tmp_path / name) for name in ("whole", "parts", "other seed"))
+    parts, other = (weights_of(tmp_path / name) for name in ("parts", "other seed"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert not torch.equal(whole["predictors.weight"], other["predictors.weight"])
     assert not list(tmp_path.glob("*.unfinished"))
@@ -141,22 +159,26 @@ def test_baselines_and_sweep_share_the_budget(demo, text, tmp_path):
 
 def test_the_model_writes_its_own_data(demo, tmp_path):
     options = dataclasses.replace(OPTIONS, own_tokens=3000)
+    prompts = ("def add(a, b):", [5, 6, 7])
     info = calibrate(
-        CalibrationRequest(demo, tmp_path / "a", prompts=("def add(a, b):", [5, 6, 7]), options=options)
+        CalibrationRequest(demo, tmp_path / "a", prompts=prompts, options=options, latency=LATENCY)
     )
     assert info.training["prompts"] == 2
     assert 2500 <= info.training["tokens"] < 4500
 
 
 def test_bfloat16_and_accumulation(demo, text, tmp_path):
-    calibrate(request_for(demo, tmp_path / "a", text, precision="bfloat16", accumulate=2))
+    """In few passes: without instructions for bfloat16 a CPU takes ten times as long."""
+    (tmp_path / "short.txt").write_text(text.read_text()[:4000])
+    options = {"precision": "bfloat16", "accumulate": 2, "steps": 2, "anchors": 8}
+    calibrate(request_for(demo, tmp_path / "a", tmp_path / "short.txt", **options))
     weight = weights_of(tmp_path / "a")["predictors.weight"]
     assert weight.dtype == torch.bfloat16
     assert not torch.equal(weight[0], torch.eye(256, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("failure", ["divergence", "interrupt"])
-def test_a_step_that_fails_did_not_happen(failure, demo, text, tmp_path, monkeypatch):
+def test_a_step_that_fails_did_not_happen(failure, demo, text, whole, tmp_path, monkeypatch):
     """NaN, or Ctrl-C twice, in the middle of a step: what is kept is the state before it, and goes
     on as if nothing had been.
     """
@@ -173,10 +195,8 @@ def test_a_step_that_fails_did_not_happen(failure, demo, text, tmp_path, monkeyp
         calibrate(request_for(demo, tmp_path / "a", text))
     assert not (tmp_path / "a").exists()
     monkeypatch.undo()
-    monkeypatch.setattr(evaluation, "SEQUENCES", 4)
     calibrate(dataclasses.replace(request_for(demo, tmp_path / "a", text), resume=True))
-    calibrate(request_for(demo, tmp_path / "b", text))
-    parts, whole = weights_of(tmp_path / "a"), weights_of(tmp_path / "b")
+    parts = weights_of(tmp_path / "a")
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
 
 
@@ -212,7 +232,7 @@ def test_bad_prompts_and_latency_tables_are_refused(demo, text, tmp_path):
     table = LatencyTable("x", 6, 32, (256,), (1, 2), ((1.0, 1.0),), ((1.0, 1.0),), 0.1, 0.1, 0.1)
     with pytest.raises(FirpError, match="latency table of another model.*32 layers.*expected 8"):
         calibrate(dataclasses.replace(request_for(demo, tmp_path / "a", text), latency=table))
-    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_out_of_memory_says_what_to_lower(demo, text, tmp_path, monkeypatch):
@@ -251,7 +271,7 @@ def test_out_of_memory_says_what_to_lower(demo, text, tmp_path, monkeypatch):
 def test_bad_options_are_refused(changes, message, demo, text, tmp_path):
     with pytest.raises(FirpError, match=message):
         calibrate(request_for(demo, tmp_path / "out", text, **changes))
-    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_overwritten_and_nothing_else_resumed(demo, text, tmp_path):
