@@ -2,9 +2,11 @@
 
 In: the number of a socket of packets; each packet is a command as JSON (arguments, folder, environment)
 with three open files, for its stdin, stdout and stderr. Out: its exit status. Nothing of firp is
-imported here: a child does that as `python -m firp.cli` would, and ends as that would.
+imported here: a child does that as `python -m firp.cli` would; where it succeeds, it also ends as that
+would, modules taken apart.
 """
 
+import atexit
 import gc
 import json
 import os
@@ -47,7 +49,20 @@ def become(command: dict, files: list[int]) -> None:
     os.environ.update(command["environment"])
     os.chdir(command["folder"])
     sys.argv[1:], sys.path[0] = command["arguments"], command["folder"]
-    runpy.run_module("firp.cli", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module("firp.cli", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if isinstance(end.code, int) and end.code:
+            leave(end.code)
+        raise
+
+
+def leave(status: int) -> None:
+    """End a command that was refused, without taking apart all that was imported: half a second."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
