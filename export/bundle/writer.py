@@ -284,9 +284,8 @@ def _write_weights(
 
 def _bytes_beside_weights(checkpoint: Checkpoint, predictors: Predictors | None) -> int:
     """Size of the files that are taken along, and about that of the graphs."""
-    companions = sum(len(checkpoint.companion(name)) for name in checkpoint.companions)
-    files = predictors.files.values() if predictors else ()
-    return companions + sum(file.stat().st_size for file in files) + _GRAPHS_BYTES
+    found = (*checkpoint.companions.values(), *(predictors.files.values() if predictors else ()))
+    return sum(len(it) if isinstance(it, bytes) else it.stat().st_size for it in found) + _GRAPHS_BYTES
 
 
 def _check_disk(needed: int, free: int) -> None:
