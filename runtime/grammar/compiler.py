@@ -31,7 +31,7 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         size = tokenizer.get_vocab_size()
         special = [token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special]
-        ends = [token for token in (*sorted(eos_token_ids), *special) if token < size]
+        ends = [token for token in (*sorted(eos_token_ids), *special) if token < min(size, vocab_size)]
         if not ends:
             raise FirpError("structured output needs an end-of-sequence token", got="a tokenizer without one")
         self._tokenizer = _guarded(
