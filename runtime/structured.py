@@ -34,7 +34,7 @@ class StructuredOutput:
             raise FirpError("bad structured output", got=", ".join(given) or "none", expected=expected)
         convert = {"json_schema": _schema, "choice": _choice, "json_object": _object}.get(given[0], _text)
         value = convert(given[0], getattr(self, given[0]))
-        if (size := len("".join(value) if isinstance(value, tuple) else str(value))) > MOST_CHARACTERS:
+        if (size := len('" | "'.join(value) if isinstance(value, tuple) else str(value))) > MOST_CHARACTERS:
             expected = f"at most {MOST_CHARACTERS}"
             raise FirpError(f"{given[0]} is too long", got=f"{size} characters", expected=expected)
         object.__setattr__(self, given[0], value)
@@ -70,7 +70,7 @@ def _choice(name: str, value: Any) -> tuple[str, ...]:
     texts = tuple(value) if isinstance(value, list | tuple) else ()
     if not texts or not all(isinstance(text, str) and text for text in texts):
         raise FirpError(f"bad {name}", got=f"{value!r:.60}", expected="a list of non-empty strings")
-    return tuple(_unicode(name, text) for text in texts)
+    return tuple(dict.fromkeys(_unicode(name, text) for text in texts))
 
 
 def _object(name: str, value: Any) -> bool:

@@ -136,6 +136,7 @@ CYCLE["properties"] = CYCLE
         ({"json_schema": CYCLE}, "json_schema is not JSON"),
         ({"json_schema": "[" * 100_000}, "json_schema is not JSON"),
         ({"choice": []}, "bad choice"),
+        ({"choice": [f"{number:05}" for number in range(10_001)]}, "choice is too long"),
         ({"choice": "ab"}, "bad choice"),
         ({"choice": ["a", ""]}, "bad choice"),
         ({"json_object": "yes"}, "bad json_object"),
