@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from firp.runtime.loop.generation import Chunk, Generation, Stats
     from firp.runtime.picking.logprobs import TokenLogprob
     from firp.runtime.sampling import SamplingParams
+    from firp.runtime.scheduling.handle import Handle
+    from firp.runtime.scheduling.service import EngineOptions
+    from firp.runtime.scheduling.statistics import EngineStats
     from firp.runtime.structured import StructuredOutput
     from firp.runtime.trees.tree import TreeConfig
 
@@ -21,8 +24,11 @@ __all__ = [
     "Chunk",
     "Conversation",
     "Engine",
+    "EngineOptions",
+    "EngineStats",
     "FirpError",
     "Generation",
+    "Handle",
     "SamplingParams",
     "Stats",
     "StructuredOutput",
@@ -33,8 +39,11 @@ _HOMES = {
     "Chunk": "firp.runtime.loop.generation",
     "Conversation": "firp.runtime.chat.conversation",
     "Engine": "firp.runtime.engine",
+    "EngineOptions": "firp.runtime.scheduling.service",
+    "EngineStats": "firp.runtime.scheduling.statistics",
     "FirpError": "firp.runtime.errors",
     "Generation": "firp.runtime.loop.generation",
+    "Handle": "firp.runtime.scheduling.handle",
     "SamplingParams": "firp.runtime.sampling",
     "Stats": "firp.runtime.loop.generation",
     "StructuredOutput": "firp.runtime.structured",

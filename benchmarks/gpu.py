@@ -61,7 +61,7 @@ def latency(engine: Engine, bandwidth: float, result: Result, model: str) -> Non
         *("cached", "rows", "ms [quartiles]", "to 1 row", "host ms", "host", "bandwidth"),
     )
     for cached in CACHED:
-        session.kv.fill(np.random.default_rng(0), cached)
+        session.batch.kv.fill(np.random.default_rng(0), cached)
         passes = {rows: [] for rows in ROWS}
         for turn in range(PASSES + WARM_UP):
             for rows in ROWS:

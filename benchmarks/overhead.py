@@ -53,8 +53,8 @@ def main(bundle, steps, rows):
                 session = engine.session(needs.capacity, needs.rows)
                 before = 0
                 for step in decode(session, request, engine.drafter(tree, not temperature), Picker(request)):
-                    moved = session.kv.moved_bytes - before
-                    before = session.kv.moved_bytes
+                    moved = session.batch.kv.moved_bytes - before
+                    before = session.batch.kv.moved_bytes
                     if step.rows == rows:
                         outside.append(step.times.outside_ms)
                         moved_ratio.append(moved / ((step.accept_length + 1) * slot_bytes))

@@ -4,18 +4,19 @@
     print(engine.generate("def add(a, b):", SamplingParams(max_new_tokens=32)).text)
     print(engine.chat([{"role": "user", "content": "What is gravity?"}]).text)
 
-An `Engine` holds graphs and weights and may be shared between threads; every request gets a session
-of its own.
+An `Engine` holds graphs and weights and may be shared between threads and event loops; one thread
+of its own decodes all requests together.
 """
 
 import functools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from firp.runtime.arguments import TRUTH, checked, instance, integer
+from firp.runtime.arguments import TRUTH, checked, instance, integer, more_than_0, whole
 from firp.runtime.backends.interface import Backend
 from firp.runtime.backends.registry import backend_factory
 from firp.runtime.bundle.calibration import Choice
@@ -33,13 +34,16 @@ from firp.runtime.grammar.walk import Walk
 from firp.runtime.loop.decode import Step, decode
 from firp.runtime.loop.generation import Chunk, Generation, collect
 from firp.runtime.loop.picker import Picker
-from firp.runtime.loop.stream import stream_chunks
 from firp.runtime.loop.text import encode_text, load_tokenizer
+from firp.runtime.observer import Observer
 from firp.runtime.passes.pass_plan import PREFILL_ROWS
 from firp.runtime.passes.pool import SessionPool
 from firp.runtime.passes.request import Needs, Request, check_prompt
 from firp.runtime.passes.session import Session
 from firp.runtime.sampling import SamplingParams
+from firp.runtime.scheduling.handle import Following, Handle
+from firp.runtime.scheduling.service import EngineOptions, Service
+from firp.runtime.scheduling.statistics import EngineStats
 from firp.runtime.trees.tree import CHAIN, TreeConfig
 
 _READ_AT_ONCE = 32 << 20  # bytes of a file whose hash is checked before graphs are loaded, not beside
@@ -48,9 +52,16 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token ids, o
 
 
 class Engine:
-    """A bundle with its graphs loaded. Make one with `Engine.load`."""
+    """A bundle with its graphs loaded. Make one with `Engine.load`; it closes with `with`."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, check_hashes: bool = True):
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        check_hashes: bool = True,
+        options: EngineOptions | None = None,
+        observer: Observer | None = None,
+    ):
         self.bundle = bundle
         self.backend = backend
         self.manifest = bundle.manifest
@@ -59,27 +70,65 @@ class Engine:
         file = bundle.path / "tokenizer.json"
         self.tokenizer = load_tokenizer(file) if "tokenizer.json" in self.manifest.files else None
         self._added_tokens = self.tokenizer.get_added_tokens_decoder() if self.tokenizer else {}
+        latency = self.choice.latency if self.choice else None
+        self._service = Service(
+            self.manifest,
+            self.sessions.batch,
+            self.limits,
+            latency,
+            self.tokenizer,
+            options or EngineOptions(),
+            observer,
+        )
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all requests, whose last chunk has the reason "cancelled", and give memory back. A closed
+        engine takes no more requests.
+        """
+        self._service.close()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it takes requests: it is not closed, and its thread is alive."""
+        return self._service.healthy
+
+    def stats(self) -> EngineStats:
+        """Totals since it was loaded, and what it holds now."""
+        return self._service.stats()
 
     @classmethod
     def load(
-        cls, path: Path | str, backend: str = "cpu", threads: int | None = None, check_hashes: bool = True
+        cls,
+        path: Path | str,
+        backend: str = "cpu",
+        threads: int | None = None,
+        check_hashes: bool = True,
+        options: EngineOptions | None = None,
+        observer: Observer | None = None,
     ) -> "Engine":
         """Validate a bundle and load its graphs.
 
         backend: a name in `registry.BACKENDS`; threads: of each graph on the CPU, None for one a
-        core; check_hashes: see `load_bundle`. Raises FirpError: the bundle is not whole, or the
-        backend cannot run it.
+        core; check_hashes: see `load_bundle`; options: how many requests run and wait, and the memory
+        that they may take; observer: is told of requests and steps. Raises FirpError: the bundle is
+        not whole, or the backend cannot run it.
         """
-        check_hashes = checked("check_hashes", check_hashes, TRUTH)
+        checked("options", options, instance(EngineOptions).or_none())
         make_backend = backend_factory(backend, threads)
         bundle = load_bundle(path, check_hashes, _READ_AT_ONCE)
         made = make_backend()
         if not check_hashes:
-            return cls(bundle, made, check_hashes=False)
+            return cls(bundle, made, False, options, observer)
         with ThreadPoolExecutor(1) as beside:  # weights are read twice at once: from the disk only once
             hashes = beside.submit(check_large_files, bundle, _READ_AT_ONCE)
             try:
-                return cls(bundle, made)
+                return cls(bundle, made, True, options, observer)
             finally:
                 hashes.result()  # what raises here is the reason of what failed above
 
@@ -262,28 +311,82 @@ class Engine:
         turn = self.chat_encoder.ends if of_messages else ()
         return stops if params.ignore_eos else stops.union(self.bundle.eos_token_ids, turn)
 
-    def stream(
+    def submit(
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         plain: bool = False,
         tree: TreeConfig | None = None,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
         cancel: threading.Event | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-    ) -> Iterator[Chunk]:
-        """Yield what each step adds, then a closing chunk with the finish reason.
+    ) -> Handle:
+        """Begin to decode a request; it runs together with all others.
 
         prompt and tools: as for `request`; plain: decode one token a pass; tree: instead of the
-        tuned one, whose drafts stop while they lose; a tree that is given drafts to the end; cancel:
-        when set, the stream closes after the current step. Raises PromptError at once for a prompt
-        that cannot be decoded.
+        tuned one, whose drafts stop while they lose; a tree that is given drafts to the end;
+        deadline_s: seconds from now, the queue included, after which it ends with the reason
+        "deadline"; request_id: for logs and metrics; cancel: when set, the request ends after the
+        current step. Raises PromptError for a prompt that cannot be decoded, EngineBusyError when
+        the queue is full, RequestTooLargeError for more than the memory of the engine.
         """
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise FirpError("bad cancel", got=f"{cancel!r:.60}", expected="a threading.Event, or None")
+        deadline_s = checked("deadline_s", deadline_s, more_than_0(float("inf")).or_none())
+        checked("request_id", request_id, instance(str).or_none())
         request = self.request(prompt, params, tools)
         chosen = self._chosen(plain, tree, request.params)
-        steps = self.steps(request, chosen, guarded=tree is None)
-        return stream_chunks(request, steps, self.tokenizer, cancel)
+        drafter = self.drafter(chosen, request.params.temperature == 0, walk=request.walk())
+        needs = self.needs(request, chosen)
+        self.sessions.check(needs)
+        return self._service.submit(request, needs, drafter, tree is None, deadline_s, request_id, cancel)
+
+    def submit_samples(
+        self, prompt: Prompt, params: SamplingParams | None = None, n: int = 1, **options
+    ) -> list[Handle]:
+        """Begin `n` requests that differ in their seeds: params.seed, + 1, ...  `options`: as for
+        `submit`.
+        """
+        count = checked("n", n, whole(1))
+        params = params or SamplingParams()
+        handles = []
+        try:
+            for seed in range(params.seed, params.seed + count):
+                sample = replace(params, seed=seed % 2**64)
+                handles.append(self.submit(prompt, sample, **options))
+        except FirpError:
+            for handle in handles:
+                handle.cancel()
+            raise
+        return handles
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options) -> Iterator[Chunk]:
+        """Yield what each step adds, then a closing chunk with the finish reason; whoever stops
+        listening ends the request. `options`: as for `submit`, which also says what is raised, at
+        once.
+        """
+        return Following(self.submit(prompt, params, **options))
+
+    async def astream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options
+    ) -> AsyncIterator[Chunk]:
+        """`stream`, in an event loop."""
+        handle = self.submit(prompt, params, **options)
+        try:
+            async for chunk in handle:
+                yield chunk
+        finally:
+            handle.cancel()
+
+    async def agenerate(self, prompt: Prompt, params: SamplingParams | None = None, **options) -> Generation:
+        """`generate`, in an event loop."""
+        handle = self.submit(prompt, params, **options)
+        try:
+            return await handle.wait()
+        finally:
+            handle.cancel()
 
     def _chosen(self, plain: bool, tree: TreeConfig | None, params: SamplingParams) -> TreeConfig | None:
         """The tree to decode with; None: plainly. What a grammar forces is drafted without another
@@ -298,7 +401,7 @@ class Engine:
         return self.tree or (self.forced_tree if params.structured else None)
 
     def generate(self, prompt: Prompt, params: SamplingParams | None = None, **options) -> Generation:
-        """Decode one request to its end. `options`: as for `stream`."""
+        """Decode one request to its end. `options`: as for `submit`."""
         return collect(self.stream(prompt, params, **options))
 
     def stream_chat(
@@ -310,7 +413,7 @@ class Engine:
         **options,
     ) -> Iterator[Chunk]:
         """Stream the answer to messages: dicts of "role" and "content". chat_template_kwargs: what the
-        chat template may read besides, such as enable_thinking; `options`: as for `stream`. Raises
+        chat template may read besides, such as enable_thinking; `options`: as for `submit`. Raises
         PromptError at once for messages that are none, and where there is no chat template.
         """
         return self.stream(check_messages(messages, chat_template_kwargs), params, tools=tools, **options)
@@ -326,6 +429,29 @@ class Engine:
         """Answer messages, as `stream_chat` does, to the end."""
         return collect(self.stream_chat(messages, params, tools, chat_template_kwargs, **options))
 
+    def astream_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options,
+    ) -> AsyncIterator[Chunk]:
+        """`stream_chat`, in an event loop."""
+        return self.astream(check_messages(messages, chat_template_kwargs), params, tools=tools, **options)
+
+    async def achat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options,
+    ) -> Generation:
+        """`chat`, in an event loop."""
+        prompt = check_messages(messages, chat_template_kwargs)
+        return await self.agenerate(prompt, params, tools=tools, **options)
+
     def conversation(
         self,
         params: SamplingParams | None = None,
@@ -334,13 +460,13 @@ class Engine:
         tree: TreeConfig | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Conversation:
-        """Turns on one session that keeps its cache. system: the first message; plain, tree: as for
-        `stream`; chat_template_kwargs: as for `stream_chat`. Raises FirpError where the bundle cannot
-        chat, or the tree does not fit.
+        """Turns that keep their cache. system: the first message; plain, tree: as for `submit`;
+        chat_template_kwargs: as for `stream_chat`. Raises FirpError where the bundle cannot chat, or
+        the tree does not fit.
         """
         params = checked("params", params, _PARAMS) or SamplingParams()
         chosen = self._chosen(plain, tree, params)
         self.drafter(chosen)
         self.chat_encoder  # noqa: B018 - a bundle that cannot chat says so now
         variables = check_variables(chat_template_kwargs)
-        return Conversation(self, params, system, chosen, tree is None, variables)
+        return Conversation(self, params, system, plain, tree, variables)

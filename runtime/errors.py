@@ -69,6 +69,18 @@ class CheckFailedError(FirpError):
     """A verification ran and found a difference beyond its limit."""
 
 
+class EngineBusyError(FirpError):
+    """The engine's queue is full; try again later."""
+
+
+class EngineClosedError(FirpError):
+    """The engine was closed, or its thread has died."""
+
+
+class RequestTooLargeError(FirpError):
+    """A request needs more memory than the engine may ever use."""
+
+
 @contextmanager
 def foreign_errors(make: Callable[[str], FirpError]) -> Iterator[None]:
     """Turn what ONNX Runtime, onnx_ir, safetensors and tokenizers raise into one error, made of its

@@ -13,7 +13,7 @@ HOUSES = ("runtime", "export", "calib")  # a house imports those before it, and 
 # Rooms by floor; a room is a folder, or a file that stands in its house's own folder.
 FLOORS = {
     "runtime": (
-        {"errors", "progress"},
+        {"errors", "progress", "observer"},
         {"machine", "extras", "arguments", "structured", "console"},
         {"sampling"},
         {"trees", "picking"},
@@ -23,6 +23,7 @@ FLOORS = {
         {"passes"},
         {"drafters"},
         {"loop"},
+        {"scheduling"},
         {"chat"},
         {"engine", "prompts"},
         {"tuning"},

@@ -66,8 +66,8 @@ def _split(engine: Engine, tree: TreeConfig | None) -> StepSplit:
         if step.rows:
             steps.append(step)
         else:
-            moved = session.kv.moved_bytes
-    moved = session.kv.moved_bytes - moved
+            moved = session.batch.kv.moved_bytes
+    moved = session.batch.kv.moved_bytes - moved
     kept = steps[WARM_UP_STEPS:] or steps
     parts = [_parts(step) for step in kept]
     total = Spread.of([step[TOTAL] for step in parts])

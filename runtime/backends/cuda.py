@@ -107,6 +107,12 @@ class CudaMemory:
     def clear(self, array: DeviceArray) -> None:
         self._call(self.cuda.cudaMemsetAsync, array.address, 0, array.nbytes, self.stream)
 
+    def copy(self, source: DeviceArray, target: DeviceArray) -> None:
+        kind = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call(
+            self.cuda.cudaMemcpyAsync, target.address, source.address, source.nbytes, kind, self.stream
+        )
+
     def write(self, array: DeviceArray, values: np.ndarray) -> None:
         if values.shape != array.shape:
             raise ValueError(f"cannot write {values.shape} to {array.shape}")
@@ -126,7 +132,7 @@ class CudaMemory:
         """Write the additive mask of a pass. Cached slots that every row sees are cleared on the
         device; only the columns after them cross the bus.
         """
-        rows, keys = array.shape[2:]
+        rows, keys = array.shape
         if window is not None and positions.max() < window:
             window = None
         clear = cached if window is None else 0

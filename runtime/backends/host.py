@@ -35,6 +35,9 @@ class HostMemory:
     def clear(self, array: np.ndarray) -> None:
         array[...] = 0
 
+    def copy(self, source: np.ndarray, target: np.ndarray) -> None:
+        target[...] = source
+
     def write(self, array: np.ndarray, values: np.ndarray) -> None:
         array[...] = values
 
@@ -47,7 +50,7 @@ class HostMemory:
         first: int,
         window: int | None,
     ) -> None:
-        attention_bias(visible, positions, cached, first, window, array[0, 0])
+        attention_bias(visible, positions, cached, first, window, array)
 
     def move_rows(self, source: np.ndarray, rows: Sequence[int], target: np.ndarray, start: int) -> None:
         target[:, start : start + len(rows)] = source[:, rows]

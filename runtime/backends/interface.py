@@ -45,6 +45,9 @@ class Memory(Protocol):
     def clear(self, array: Array) -> None:
         """Fill with zeros."""
 
+    def copy(self, source: Array, target: Array) -> None:
+        """target[...] = source, of one size; the two do not overlap."""
+
     def write(self, array: Array, values: np.ndarray) -> None:
         """Copy from the host; `values` may change as soon as the call returns."""
 
@@ -57,7 +60,7 @@ class Memory(Protocol):
         first: int,
         window: int | None,
     ) -> None:
-        """`firp.runtime.backends.host.attention_bias` into an array [1, 1, R, columns]."""
+        """`firp.runtime.backends.host.attention_bias` into an array [R, columns]."""
 
     def move_rows(self, source: Array, rows: Sequence[int], target: Array, start: int) -> None:
         """target[:, start:start+n] = source[:, rows]; the two do not overlap."""

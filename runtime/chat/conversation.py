@@ -1,59 +1,37 @@
-"""A conversation: turns on one session, whose cache goes on from turn to turn.
+"""A conversation: turns of a user and the model, one request of the engine each.
 
 In: what a user says, turn by turn. Out: the answers as they come. A turn computes only tokens that
-the cache does not hold: the longest common prefix of what is cached and what the template makes of
-all messages is kept, whatever the template changes about earlier turns.
+the engine's cache does not hold: the longest common prefix of what is cached and what the template
+makes of all messages is kept, whatever the template changes about earlier turns.
 """
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
-from tokenizers import Tokenizer
-
 from firp.runtime.chat.messages import check_messages
-from firp.runtime.drafters.interface import Drafter
 from firp.runtime.errors import ContextFullError
-from firp.runtime.grammar.walk import Walk
-from firp.runtime.loop.decode import decode
 from firp.runtime.loop.generation import Chunk, Stats
-from firp.runtime.loop.picker import Picker
-from firp.runtime.loop.stream import stream_chunks
-from firp.runtime.passes.pass_plan import PREFILL_ROWS
-from firp.runtime.passes.request import Needs, Request
-from firp.runtime.passes.session import Session
+from firp.runtime.passes.request import Request
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
-
-FIRST_CAPACITY = 1024  # tokens of a first session, where the context has as many
 
 
 class Decoder(Protocol):
     """What a conversation needs of an `Engine`, which stands above it."""
 
-    tokenizer: Tokenizer | None
     context: int  # tokens that a session holds at most
 
     def request(self, prompt: Any, params: SamplingParams | None = None) -> Request: ...
 
-    def needs(self, request: Request, tree: TreeConfig | None) -> Needs: ...
-
-    def drafter(
-        self,
-        tree: TreeConfig | None,
-        greedy: bool = True,
-        guarded: bool = False,
-        walk: Walk | None = None,
-    ) -> Drafter: ...
-
-    def session(self, capacity: int, rows: int = PREFILL_ROWS) -> Session: ...
+    def stream(self, prompt: Any, params: SamplingParams | None = None, **options) -> Iterator[Chunk]: ...
 
 
 class Conversation:
     """Turns of a user and the model; made by `Engine.conversation`, for one caller.
 
-    `messages` holds what was said so far, and may be changed between turns; `session` is the one that
-    turns run on, None before the first.
+    `messages` holds what was said so far, and may be changed between turns.
     """
 
     def __init__(
@@ -61,17 +39,15 @@ class Conversation:
         decoder: Decoder,
         params: SamplingParams,
         system: str | None,
+        plain: bool,
         tree: TreeConfig | None,
-        guarded: bool,
         variables: Mapping[str, Any],
     ):
         self._decoder = decoder
         self._params = params
         self._system = system
-        self._tree = tree
-        self._guarded = guarded  # whether drafts stop while they lose
+        self._options = {"plain": plain, "tree": tree}
         self._variables = variables  # of the chat template
-        self.session: Session | None = None
         self._turn: Iterator[Chunk] | None = None
         self.reset()
 
@@ -82,6 +58,7 @@ class Conversation:
         if self._system is not None:
             self.messages.append({"role": "system", "content": self._system})
         self._finished: list[Stats] = []
+        self.tokens = 0  # of the conversation so far, prompt and answers
 
     @property
     def stats(self) -> Stats:
@@ -93,11 +70,6 @@ class Conversation:
         """Turns since the last reset."""
         return len(self._finished)
 
-    @property
-    def cached_tokens(self) -> int:
-        """Tokens that the cache holds."""
-        return len(self.session.tokens) if self.session else 0
-
     def send(self, text: str, cancel: threading.Event | None = None) -> Iterator[Chunk]:
         """Yield the answer as it comes, like `Engine.stream`; message and answer join `messages`.
 
@@ -107,9 +79,14 @@ class Conversation:
         """
         self._end_turn()
         messages = [*self.messages, {"role": "user", "content": text}]
-        request = self._request(messages)
-        session = self._session_for(request)
-        self._turn = self._answer(messages, request, session, cancel)
+        prompt = len(self._request(messages).prompt)
+        params = replace(
+            self._params, max_new_tokens=min(self._params.max_new_tokens, self._decoder.context - prompt)
+        )
+        chunks = self._decoder.stream(
+            check_messages(messages, self._variables), params, cancel=cancel, **self._options
+        )
+        self._turn = self._answer(messages, chunks, prompt)
         return self._turn
 
     def _end_turn(self) -> None:
@@ -128,34 +105,19 @@ class Conversation:
             raise ContextFullError("prompt longer than the context", got=got, expected=most, fix=fix)
         return request
 
-    def _session_for(self, request: Request) -> Session:
-        """The session, or one of twice the size, with an empty cache, where it became too small."""
-        needs = self._decoder.needs(request, self._tree)
-        capacity = min(needs.capacity, self._decoder.context)
-        if self.session is None or self.session.kv.capacity < capacity:
-            self.session = None  # its memory is free before more is taken
-            capacity = min(max(2 * capacity, FIRST_CAPACITY), self._decoder.context)
-            self.session = self._decoder.session(capacity, max(PREFILL_ROWS, needs.rows))
-        return self.session
-
     def _answer(
-        self,
-        messages: list[Mapping[str, Any]],
-        request: Request,
-        session: Session,
-        cancel: threading.Event | None,
+        self, messages: list[Mapping[str, Any]], chunks: Iterator[Chunk], prompt: int
     ) -> Iterator[Chunk]:
-        greedy = request.params.temperature == 0
-        drafter = self._decoder.drafter(self._tree, greedy, self._guarded, request.walk())
-        steps = decode(session, request, drafter, Picker(request), reuse=True)
-        stats = Stats(prompt_tokens=len(request.prompt))
+        stats = Stats(prompt_tokens=prompt)
         text = ""
+        self.tokens = prompt
         try:
-            for chunk in stream_chunks(request, steps, self._decoder.tokenizer, cancel):
+            for chunk in chunks:
                 text += chunk.text or ""
                 stats = chunk.stats
+                self.tokens += len(chunk.token_ids)
                 yield chunk
         finally:
-            steps.close()
+            chunks.close()
             self.messages = [*messages, {"role": "assistant", "content": text}]
             self._finished.append(stats)

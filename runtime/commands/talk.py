@@ -98,7 +98,7 @@ class Talk:
 
     def _stats(self) -> None:
         stats = self._conversation.stats
-        cached = f"{self._conversation.cached_tokens} of {self._context} tokens"
+        cached = f"{self._conversation.tokens} of {self._context} tokens"
         messages.print(f"{self._conversation.turns} turns, {cached} of the context in use")
         messages.print(f"{stats.prompt_tokens} prompt tokens, {stats.reused_tokens} of them from the cache")
         rate = f"{stats.tokens_per_step:.2f} tokens/step, {stats.tokens_per_s:.0f} tokens/s"

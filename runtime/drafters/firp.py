@@ -28,8 +28,7 @@ class FirpDrafter:
         self.prompt_offsets = 0 if self.draft_pass else self.offsets
         self._correction = correction
         self._greedy = greedy
-        self._row = 0  # of the last pass: the one accepted last
-        self._guesses: Guesses | None = None  # of that row
+        self._guesses: Guesses | None = None  # of the row accepted last
 
     def propose(self, sequence: Sequence, session: Session, max_depth: int) -> Proposal:
         tree = self.draft(sequence, session, max_depth)
@@ -39,7 +38,7 @@ class FirpDrafter:
         """The tree alone."""
         if max_depth < 1:
             return root_only(sequence.root)
-        guesses = session.draft(self._row, self.offsets) if self.draft_pass else self._guesses
+        guesses = session.draft(self.offsets) if self.draft_pass else self._guesses
         if guesses is None:
             return root_only(sequence.root)
         correction = self._correction
@@ -56,5 +55,4 @@ class FirpDrafter:
         return Proposal(tree, tuple(sources), self.offsets if sources else 0)
 
     def observe(self, accepted: list[int], result: Pass) -> None:
-        self._row = accepted[-1]
-        self._guesses = result.guesses_after(self._row)
+        self._guesses = result.guesses_after(accepted[-1])

@@ -3,9 +3,6 @@
 In: the steps of a request. Out: `Chunk`s; the last one closes the stream.
 """
 
-import threading
-from collections.abc import Iterable, Iterator
-
 from tokenizers import Tokenizer
 
 from firp.runtime.loop.decode import Step
@@ -14,20 +11,19 @@ from firp.runtime.loop.text import TextStream
 from firp.runtime.passes.request import Request
 
 
-def stream_chunks(
-    request: Request,
-    steps: Iterable[Step],
-    tokenizer: Tokenizer | None,
-    cancel: threading.Event | None = None,
-) -> Iterator[Chunk]:
-    """Yield what each step adds, then a closing chunk with the finish reason. tokenizer: None where
-    there is none, and so no text; cancel: when set, the stream closes after the current step.
-    """
-    text = TextStream(tokenizer, request.params.stop, list(request.prompt)) if tokenizer else None
-    stats = Stats(prompt_tokens=len(request.prompt))
-    reason = None
-    for step in steps:
-        stats = stats.after(step)
+class ChunkStream:
+    """Chunks of one request, step by step. tokenizer: None where there is none, and so no text."""
+
+    def __init__(self, request: Request, tokenizer: Tokenizer | None):
+        prompt = list(request.prompt)
+        self._text = TextStream(tokenizer, request.params.stop, prompt) if tokenizer else None
+        self.stats = Stats(prompt_tokens=len(prompt))
+        self.finish_reason: str | None = None  # once the text has come to its end: "stop" or "length"
+
+    def add(self, step: Step) -> Chunk:
+        """The chunk of a step."""
+        self.stats = self.stats.after(step)
+        text = self._text
         tokens = []
         released = ""
         for token in step.tokens:
@@ -35,14 +31,13 @@ def stream_chunks(
             released += text.push(token) if text else ""
             if text and text.stopped:
                 break
+        self.finish_reason = "stop" if text and text.stopped else step.finish_reason
         logprobs = step.logprobs and step.logprobs[: len(tokens)]
-        yield Chunk(tokens, released if text else None, None, stats, logprobs, step.prompt_logprobs)
-        reason = "stop" if text and text.stopped else step.finish_reason
-        if reason is None and cancel is not None and cancel.is_set():
-            reason = "cancelled"
-        if reason:
-            break
-    rest = text.finish() if text else None
-    if text and text.stopped:
-        reason = "stop"  # a stop string that only the held-back text completed
-    yield Chunk([], rest, reason, stats)
+        return Chunk(tokens, released if text else None, None, self.stats, logprobs, step.prompt_logprobs)
+
+    def close(self, reason: str | None = None) -> Chunk:
+        """The closing chunk. reason: why it ends where the text did not come to its end."""
+        rest = self._text.finish() if self._text else None
+        if self._text and self._text.stopped:
+            self.finish_reason = "stop"  # a stop string that only the held-back text completed
+        return Chunk([], rest, self.finish_reason or reason, self.stats)

@@ -1,4 +1,4 @@
-"""The arrays of one session, and which of them each run of a graph reads and writes.
+"""The arrays of a batch, and which of them each run of a graph reads and writes.
 
 In: a manifest, the contract of its caches, the memory that its graphs reach, the largest pass. Out:
 arrays, and a `Binding` for every size of run. Bindings whose sizes come again are kept.
@@ -31,8 +31,11 @@ class Hidden(Enum):
     SOURCE = "one row, for a draft pass"
 
 
+ONE = range(1)  # the lanes of a session that is alone
+
+
 class HalfKey(NamedTuple):
-    """Everything that the arrays of one run of a half depend on."""
+    """Everything that the arrays of one run of a half depend on. Counts are those of one lane."""
 
     graph: str
     slots: int  # of the cache, in view
@@ -42,20 +45,24 @@ class HalfKey(NamedTuple):
     decoded: int = 0  # rows decoded to logits
     drafts: int = 0  # pseudo rows decoded to guesses
     by_row: bool = True  # see `head_inputs`
+    lanes: range = ONE
 
 
 class PredictorsKey(NamedTuple):
-    """Everything that the arrays of one run of the predictors depend on."""
+    """Everything that the arrays of one run of the predictors depend on. Counts are those of one
+    lane.
+    """
 
     hidden: Hidden
     rows: int
     sources: int
+    lanes: int = 1
 
 
 class Buffers:
-    """Arrays of one session. capacity: tokens that the cache holds; rows: of the largest pass;
-    decoded_rows: the most of them that are decoded to logits, or to guesses; top_k: guesses that
-    the graphs list for each.
+    """Arrays of a batch. capacity: tokens that the cache holds of each sequence; rows: of the largest
+    pass, all lanes together; decoded_rows: the most of them that are decoded to logits, or to
+    guesses; top_k: guesses that the graphs list for each.
     """
 
     def __init__(
@@ -67,6 +74,7 @@ class Buffers:
         rows: int,
         decoded_rows: int,
         top_k: int,
+        lanes: int = 1,
     ):
         model = manifest.model
         precision = manifest.precision
@@ -76,7 +84,7 @@ class Buffers:
         self.memory = memory
         heads = model.attention.num_key_value_heads, model.attention.head_dim
         cache_dtype = DTYPES[precision.cache].storage
-        size = CacheSize(model.num_hidden_layers, capacity, rows, *heads, cache_dtype)
+        size = CacheSize(model.num_hidden_layers, capacity, rows, *heads, cache_dtype, lanes)
         self.kv = make_cache(contract, memory, size)
         self._slabs = {graph: _slab_names(manifest.layers(graph), contract) for graph in ("lower", "upper")}
         self._heads = head_inputs(model.attention) if contract == IN_PLACE else {}
@@ -89,6 +97,7 @@ class Buffers:
             name: zeros((rows * (capacity + rows + STEP),), dtype, "attention mask")
             for name in sorted({name for names in self._masks.values() for name in names})
         }
+        self.accepted = zeros((lanes, model.hidden_size), dtype, "hidden states")  # of each lane's last row
         self.logits = zeros((decoded_rows, model.vocab_size), np.float32, "logits")
         self.top_ids = zeros((decoded_rows, top_k), np.int64, "guesses")
         self.top_logprobs = zeros((decoded_rows, top_k), np.float32, "guesses")
@@ -103,9 +112,13 @@ class Buffers:
         """Number of bindings that are kept."""
         return len(self._bindings)
 
-    def bias(self, name: str, rows: int, columns: int) -> Array:
-        """An additive mask of a pass, [1, 1, rows, columns], a view."""
-        return self._biases[name][: rows * columns].reshape(1, 1, rows, columns)
+    def bias(self, name: str, lanes: int, rows: int, columns: int) -> Array:
+        """An additive mask of a pass, [lanes, rows, columns], a view."""
+        return self._biases[name][: lanes * rows * columns].reshape(lanes, rows, columns)
+
+    def batched(self, array: Array, lanes: int, rows: int) -> Array:
+        """The rows of a pass, [lanes, rows, ...], a view of the first rows of an array [n, ...]."""
+        return array[: lanes * rows].reshape(lanes, rows, *array.shape[1:])
 
     def slabs(self, graph: str) -> range:
         """The slabs that a graph writes."""
@@ -129,44 +142,47 @@ class Buffers:
         return binding
 
     def _bind_predictors(self, key: PredictorsKey) -> Binding:
-        out = self.hidden[Hidden.EXTENDED][: key.rows + key.sources * self.num_predictors]
+        lanes = key.lanes
+        extended = key.rows + key.sources * self.num_predictors
         inputs = {
-            "hidden_states": batch_of_one(self.hidden[key.hidden][: key.rows]),
-            "source_rows": batch_of_one(self.indices["source_rows"][: key.sources]),
+            "hidden_states": self.batched(self.hidden[key.hidden], lanes, key.rows),
+            "source_rows": self.batched(self.indices["source_rows"], lanes, key.sources),
         }
-        return Binding(inputs, {"hidden_states_out": batch_of_one(out)})
+        outputs = {"hidden_states_out": self.batched(self.hidden[Hidden.EXTENDED], lanes, extended)}
+        return Binding(inputs, outputs)
 
     def _bind_half(self, key: HalfKey) -> Binding:
-        states = batch_of_one(self.hidden[key.hidden][: key.rows])
+        lanes = len(key.lanes)
+
+        def rows_of(array: Array, rows: int) -> Array:
+            return self.batched(array, lanes, rows)
+
+        states = rows_of(self.hidden[key.hidden], key.rows)
         inputs = {
-            "position_ids": batch_of_one(self.indices["position_ids"][: key.rows]),
-            **{name: self.bias(name, key.rows, key.columns) for name in self._masks[key.graph]},
+            "position_ids": rows_of(self.indices["position_ids"], key.rows),
         }
+        for name in self._masks[key.graph]:
+            bias = self.bias(name, lanes, key.rows, key.columns)
+            inputs[name] = bias.reshape(lanes, 1, key.rows, key.columns)
         if self._heads:
-            inputs["write_at"] = self.indices["write_at"][:1]
+            inputs["write_at"] = self.indices["write_at"][:lanes]
             inputs |= self._heads[key.by_row]
         outputs: dict[str, Array] = {}
         if key.graph == "lower":
-            inputs["input_ids"] = batch_of_one(self.indices["input_ids"][: key.rows])
+            inputs["input_ids"] = rows_of(self.indices["input_ids"], key.rows)
             outputs["hidden_states"] = states
         else:
             inputs["hidden_states"] = states
-            inputs["logits_rows"] = batch_of_one(self.indices["logits_rows"][: key.decoded])
-            outputs["logits"] = batch_of_one(self.logits[: key.decoded])
-            outputs["top_ids"] = batch_of_one(self.top_ids[: key.decoded])
-            outputs["top_logprobs"] = batch_of_one(self.top_logprobs[: key.decoded])
+            inputs["logits_rows"] = rows_of(self.indices["logits_rows"], key.decoded)
+            for name in ("logits", "top_ids", "top_logprobs"):
+                outputs[name] = rows_of(getattr(self, name), key.decoded)
             if self.num_predictors:
-                inputs["draft_rows"] = batch_of_one(self.indices["draft_rows"][: key.drafts])
-                outputs["draft_ids"] = batch_of_one(self.draft_ids[: key.drafts])
-                outputs["draft_logprobs"] = batch_of_one(self.draft_logprobs[: key.drafts])
+                inputs["draft_rows"] = rows_of(self.indices["draft_rows"], key.drafts)
+                for name in ("draft_ids", "draft_logprobs"):
+                    outputs[name] = rows_of(getattr(self, name), key.drafts)
         for past, new, slab in self._slabs[key.graph]:
-            inputs[past], outputs[new] = self.kv.arrays(slab, key.slots, key.rows)
+            inputs[past], outputs[new] = self.kv.arrays(slab, key.lanes, key.slots, key.rows)
         return Binding(inputs, outputs)
-
-
-def batch_of_one(array: Array) -> Array:
-    """Add an axis for a batch of one: [...] → [1, ...]."""
-    return array.reshape(1, *array.shape)
 
 
 def _slab_names(layers: range, contract: str) -> list[tuple[str, str, int]]:

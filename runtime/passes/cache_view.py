@@ -12,11 +12,12 @@ class CacheSize(NamedTuple):
     """Everything that the memory of a cache depends on."""
 
     layers: int  # N
-    capacity: int  # tokens that it may hold
-    rows: int  # of the largest pass
+    capacity: int  # tokens that each sequence may hold
+    rows: int  # of one sequence in the largest pass
     heads: int  # Hkv
     head_dim: int  # Dh
     dtype: np.dtype
+    lanes: int = 1  # sequences
 
 
 class View(NamedTuple):
@@ -24,4 +25,4 @@ class View(NamedTuple):
 
     slots: int  # of the slabs that go in
     columns: int  # of the mask
-    first: int  # column of the pass's first row; cached tokens lie in the columns of their number
+    first: tuple[int, ...]  # of each lane: column of its first row; cached tokens lie in their own columns

@@ -1,8 +1,9 @@
 """Keys and values by the "in place" contract: a graph writes its rows into the slots after the
 decided tokens, and nothing is copied but the accepted rows of a tree.
 
-[2N, B, Hkv, S, Dh], head-major, in one piece of memory. S grows with the text, for attention looks
-at all S slots: the heads are then spread over more of the same memory.
+[2N, lanes, Hkv, S, Dh], head-major, in one piece of memory. S grows with the longest text, for
+attention looks at all S slots: the heads are then spread over more of the same memory. A pass over
+the first lanes sees the leading part of each slab, so any number of them decodes with one graph.
 """
 
 from collections.abc import Sequence
@@ -19,99 +20,142 @@ SHARE = 16  # S grows by a sixteenth of itself, or by one step
 
 
 class InPlaceCache:
-    """Slabs of one sequence. Slots after the last written one hold zeros: also what the mask hides
-    must be finite.
+    """Slabs of all lanes. Slots after the last written one hold zeros: also what the mask hides must
+    be finite.
     """
 
     def __init__(self, memory: Memory, size: CacheSize):
         self.memory = memory
         self.capacity = size.capacity
-        self.length = 0
+        self.lengths = [0] * size.lanes
         self.moved_bytes = 0
+        self._lanes = size.lanes
         self._slabs = 2 * size.layers
         self._heads = size.heads
         self._head_dim = size.head_dim
-        self._most = -(-(size.capacity + size.rows) // STEP) * STEP
-        values = self._slabs * size.heads * self._most * size.head_dim
+        self._most = most_slots(size.capacity, size.rows)
+        values = self._slabs * size.lanes * size.heads * self._most * size.head_dim
         self._values = memory.zeros((values,), size.dtype, "keys and values")
         self._slots = 0  # S
-        self._buffers: list[Array] = []  # of each slab, at this S
-        self._written = [0] * self._slabs  # slots of each slab that hold something
+        self._views: dict[range, list[Array]] = {}  # of each slab, at this S
+        self._written = [[0] * self._slabs for _ in self.lengths]  # slots that hold something, by lane
+        self._spare: Array | None = None  # one lane of a slab, to swap two through
 
     @property
     def slots(self) -> Array:
-        """All slabs, [2N, 1, Hkv, S, Dh], a view."""
-        shape = (self._slabs, 1, self._heads, self._slots, self._head_dim)
-        return self._values[: self._slabs * self._heads * self._slots * self._head_dim].reshape(*shape)
+        """All slabs, [2N, lanes, Hkv, S, Dh], a view."""
+        shape = (self._slabs, self._lanes, self._heads, self._slots, self._head_dim)
+        return self._values[: int(np.prod(shape))].reshape(*shape)
 
-    def _rows_of(self, slabs: range) -> Array:
-        """Heads of these slabs one after the other, [n*Hkv, S, Dh], a view."""
-        head = self._slots * self._head_dim
-        some = self._values[slabs.start * self._heads * head : slabs.stop * self._heads * head]
-        return some.reshape(len(slabs) * self._heads, self._slots, self._head_dim)
+    def _rows_of(self, slabs: range, lane: int) -> list[Array]:
+        """Heads of one lane in these slabs, [n, S, Dh] each, views; in one piece where they lie so."""
+        every = self.slots
+        if self._lanes == 1:
+            heads = (slabs.stop - slabs.start) * self._heads
+            return [every[slabs.start : slabs.stop].reshape(heads, self._slots, self._head_dim)]
+        return [every[slab][lane] for slab in slabs]
 
-    def reserve(self, rows: int) -> None:
-        needed = self.length + rows
+    def reserve(self, lanes: range, rows: int) -> None:
+        needed = max(self.lengths[lane] for lane in lanes) + rows
         if needed <= self._slots:
             return
         if needed > self._most:
             raise ValueError(f"{needed} slots exceed the {self._most} of the cache")
         grown = self._slots + max(STEP, self._slots // SHARE) if self._slots else 0
         slots = min(self._most, -(-max(needed, grown) // STEP) * STEP)
-        used = max(self._written)
+        used = max(map(max, self._written))
         if used:
-            self.memory.spread(
-                self._values, self._slabs * self._heads, self._slots, slots, used, self._head_dim
-            )
+            heads = self._slabs * self._lanes * self._heads
+            self.memory.spread(self._values, heads, self._slots, slots, used, self._head_dim)
         self._slots = slots
-        every = self.slots
-        self._buffers = [every[slab] for slab in range(self._slabs)]
+        self._views.clear()
 
-    def view(self, rows: int) -> View:
-        return View(self._slots, self._slots, self.length)
+    def view(self, lanes: range, rows: int) -> View:
+        return View(self._slots, self._slots, tuple(self.lengths[lane] for lane in lanes))
 
-    def begin(self, slabs: range, rows: int) -> None:
+    def begin(self, slabs: range, lanes: range, rows: int) -> None:
         """What passes before this one wrote beyond its rows is wiped: it may not be finite."""
-        end = self.length + rows
-        stale = self._written[slabs.start]
-        if stale > end:
-            self.memory.clear_slots(self._rows_of(slabs), end, stale)
-        self._written[slabs.start : slabs.stop] = [end] * len(slabs)
+        for lane in lanes:
+            end = self.lengths[lane] + rows
+            written = self._written[lane]
+            stale = written[slabs.start]
+            if stale > end:
+                for heads in self._rows_of(slabs, lane):
+                    self.memory.clear_slots(heads, end, stale)
+            written[slabs.start : slabs.stop] = [end] * len(slabs)
 
-    def arrays(self, slab: int, slots: int, rows: int) -> tuple[Array, Array]:
-        buffer = self._buffers[slab]
-        return buffer, buffer
+    def arrays(self, slab: int, lanes: range, slots: int, rows: int) -> tuple[Array, Array]:
+        views = self._views.get(lanes)
+        if views is None:
+            every = self.slots
+            views = [every[slab][lanes.start : lanes.stop] for slab in range(self._slabs)]
+            self._views[lanes] = views
+        return views[slab], views[slab]
 
-    def commit(self, rows: Sequence[int]) -> None:
-        end = self.length + len(rows)
+    def commit(self, lane: int, rows: Sequence[int]) -> None:
+        length = self.lengths[lane]
+        end = length + len(rows)
         if end > self.capacity:
             raise ValueError(
-                f"commit of {len(rows)} rows at {self.length} exceeds the capacity of {self.capacity}"
+                f"commit of {len(rows)} rows at {length} exceeds the capacity of {self.capacity}"
             )
         there = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], enumerate(rows)))
-        moved = [self.length + row for row in rows[there:]]
+        moved = [length + row for row in rows[there:]]
         if moved:
-            every = self._rows_of(range(self._slabs))
-            self.memory.move_slots(every, moved, self.length + there)
-            row_bytes = every.shape[0] * self._head_dim * every.dtype.itemsize
-            self.moved_bytes += len(moved) * row_bytes
-        self.length = end
+            for heads in self._rows_of(range(self._slabs), lane):
+                self.memory.move_slots(heads, moved, length + there)
+                self.moved_bytes += len(moved) * heads.shape[0] * self._head_dim * heads.dtype.itemsize
+        self.lengths[lane] = end
 
-    def rewind(self, length: int) -> None:
-        self.length = length
+    def rewind(self, lane: int, length: int) -> None:
+        self.lengths[lane] = length
+
+    def swap(self, lane: int, other: int) -> None:
+        copy = self.memory.copy
+        if self._slots:
+            if self._spare is None:
+                shape = (self._heads * self._most * self._head_dim,)
+                self._spare = self.memory.zeros(shape, self._values.dtype, "a lane that moves")
+            every = self.slots
+            for slab in range(self._slabs):
+                one, two = every[slab][lane].reshape(-1), every[slab][other].reshape(-1)
+                spare = self._spare[: one.shape[0]]
+                copy(one, spare)
+                copy(two, one)
+                copy(spare, two)
+        for state in (self.lengths, self._written):
+            state[lane], state[other] = state[other], state[lane]
+
+    def adopt(self, other: "InPlaceCache") -> None:
+        """Take over what another cache holds, of no more lanes and no more slots than this one."""
+        lanes = len(other.lengths)
+        self._slots = other._slots
+        self._views.clear()
+        if self._slots:
+            mine, theirs = self.slots, other.slots
+            for slab in range(self._slabs):
+                self.memory.copy(theirs[slab], mine[slab][:lanes])
+        self.lengths[:lanes] = other.lengths
+        self._written[:lanes] = other._written
+        self.moved_bytes = other.moved_bytes
 
     def clear(self) -> None:
         self.memory.clear(self._values)
-        self.length = 0
-        self._written = [0] * self._slabs
+        self.lengths = [0] * self._lanes
+        self._written = [[0] * self._slabs for _ in self.lengths]
 
     def fill(self, rng: np.random.Generator, length: int) -> None:
         self.clear()
-        self.reserve(length)
+        self.reserve(range(self._lanes), length)
         for slab in range(self._slabs):
-            shape = (self._heads, self._slots, self._head_dim)
+            shape = (self._lanes, self._heads, self._slots, self._head_dim)
             noise = 0.1 * rng.standard_normal(shape, np.float32)
-            noise[:, length:] = 0
-            self.memory.write(self.slots[slab][0], to_storage(noise, self._values.dtype))
-        self._written = [length] * self._slabs
-        self.length = length
+            noise[:, :, length:] = 0
+            self.memory.write(self.slots[slab], to_storage(noise, self._values.dtype))
+        self._written = [[length] * self._slabs for _ in self.lengths]
+        self.lengths = [length] * self._lanes
+
+
+def most_slots(capacity: int, rows: int) -> int:
+    """S at most, of a cache that holds so many tokens and takes passes of so many rows."""
+    return -(-(capacity + rows) // STEP) * STEP

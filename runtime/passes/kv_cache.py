@@ -1,9 +1,10 @@
-"""The keys and values of one sequence: what a session asks of them, by whichever contract its
-graphs keep (`firp.runtime.bundle.graph_spec`).
+"""The keys and values of sequences that decode together: what a batch asks of them, by whichever
+contract its graphs keep (`firp.runtime.bundle.graph_spec`).
 
-In: a session's passes. Out: the arrays that a graph reads and writes for each slab: slab 2i holds
-the keys of layer i, slab 2i + 1 its values. Slots [0, length) are the decided tokens, whole at all
-times; slot s belongs to position s. Nothing that was rejected is ever visible.
+In: passes over neighbouring lanes, one sequence a lane. Out: the arrays that a graph reads and
+writes for each slab: slab 2i holds the keys of layer i, slab 2i + 1 its values. Slots [0, length) of
+a lane are its decided tokens, whole at all times; slot s belongs to position s. Nothing that was
+rejected is ever visible.
 """
 
 from collections.abc import Sequence
@@ -19,37 +20,40 @@ from firp.runtime.passes.prefix_cache import PrefixCache
 
 
 class KVCache(Protocol):
-    """Slabs of one sequence."""
+    """Slabs of all lanes."""
 
-    capacity: int  # tokens that it may hold
-    length: int  # P: tokens that it holds
+    capacity: int  # tokens that each lane may hold
+    lengths: list[int]  # P of each lane: tokens that it holds
     moved_bytes: int  # by commits since the cache was made
 
-    def reserve(self, rows: int) -> None:
-        """Make room for a pass of so many rows after the cached tokens."""
+    def reserve(self, lanes: range, rows: int) -> None:
+        """Make room for a pass of so many rows after the cached tokens of each lane."""
 
-    def view(self, rows: int) -> View:
-        """What a pass of so many rows sees."""
+    def view(self, lanes: range, rows: int) -> View:
+        """What a pass of so many rows a lane sees."""
 
-    def begin(self, slabs: range, rows: int) -> None:
-        """A graph is about to write so many rows into these slabs."""
+    def begin(self, slabs: range, lanes: range, rows: int) -> None:
+        """A graph is about to write so many rows into these slabs of these lanes."""
 
-    def arrays(self, slab: int, slots: int, rows: int) -> tuple[Array, Array]:
+    def arrays(self, slab: int, lanes: range, slots: int, rows: int) -> tuple[Array, Array]:
         """The input and the output of a graph for one slab."""
 
-    def commit(self, rows: Sequence[int]) -> None:
+    def commit(self, lane: int, rows: Sequence[int]) -> None:
         """Append these rows of the last pass, ascending; the others are forgotten. Raises ValueError
         beyond the capacity.
         """
 
-    def rewind(self, length: int) -> None:
-        """Keep the first `length` cached tokens alone."""
+    def rewind(self, lane: int, length: int) -> None:
+        """Keep the first `length` cached tokens of a lane alone."""
+
+    def swap(self, lane: int, other: int) -> None:
+        """Let two lanes change places."""
 
     def clear(self) -> None:
         """Forget everything."""
 
     def fill(self, rng: np.random.Generator, length: int) -> None:
-        """Put noise in the first `length` slots, to time passes with."""
+        """Put noise in the first `length` slots of all lanes, to time passes with."""
 
 
 def make_cache(contract: str, memory: Memory, size: CacheSize) -> KVCache:

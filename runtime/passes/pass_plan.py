@@ -11,6 +11,7 @@ from firp.runtime.trees.guesses import Guesses
 from firp.runtime.trees.tree import DraftTree
 
 PREFILL_ROWS = 256  # tokens of a prompt that one pass takes at most
+LEAST_PIECE = 2  # tokens of a prompt in a pass: the kernels of a single row have other last bits
 # Rows of a decoding pass that attend one by one (`firp.runtime.passes.buffers.head_inputs`), where it is
 # not for the sake of equal bits: more of them are faster together.
 BY_ROW = 8

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from firp.runtime.backends.interface import Backend, LoadedGraphs
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.errors import FirpError
+from firp.runtime.passes.batch import Batch, BatchSize
 from firp.runtime.passes.pass_plan import PREFILL_ROWS
 from firp.runtime.passes.request import Needs
 from firp.runtime.passes.session import Session
@@ -39,7 +40,15 @@ class SessionPool:
             capacity = limits.max_context
             decoded = max(1 + manifest.num_predictors, limits.max_rows)
             rows = max(PREFILL_ROWS + manifest.num_predictors, limits.max_rows)
-        return Session(manifest, self.graphs, self._backend.memory(), capacity, rows, decoded)
+        memory = self._backend.memory()
+        return Session(Batch(manifest, self.graphs, memory, BatchSize(capacity, rows, decoded)))
+
+    def batch(self, size: BatchSize) -> Batch:
+        """Memory for sequences that decode together. Raises FirpError when the device has none."""
+        batch = Batch(self._bundle.manifest, self.graphs, self._backend.memory(), size)
+        if self.limits:
+            self._kept.append(Session(batch))
+        return batch
 
     def check(self, needs: Needs) -> None:
         """Raises FirpError for a request that the graphs were not built to hold."""
@@ -56,7 +65,7 @@ class SessionPool:
         try:
             session = self._idle.pop()
             # empty slots are in view of bucketed passes: nothing that is not finite may be left
-            session.kv.clear()
+            session.batch.kv.clear()
         except IndexError:
             session = self.make(needs.capacity, needs.rows)
             self._kept.append(session)
@@ -83,7 +92,7 @@ class SessionPool:
     @property
     def kept_bindings(self) -> int:
         """Number of bindings that the kept sessions hold."""
-        return sum(session.buffers.kept_bindings for session in self._kept)
+        return sum(session.batch.buffers.kept_bindings for session in self._kept)
 
     @property
     def graph_counts(self) -> dict[str, int] | None:
@@ -91,4 +100,6 @@ class SessionPool:
         is counted.
         """
         names = self._counters
-        return {name: sum(session.memory.counters[name] for session in self._kept) for name in names} or None
+        return {
+            name: sum(session.batch.memory.counters[name] for session in self._kept) for name in names
+        } or None

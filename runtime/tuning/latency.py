@@ -51,7 +51,7 @@ def measure_latency(
     with engine.sessions.lend(Needs(capacity, most + k, most)) as session:
         for place, cached in enumerate(contexts):
             progress("measuring latency", place, len(contexts) + 1)
-            session.kv.fill(np.random.default_rng(0), cached)
+            session.batch.kv.fill(np.random.default_rng(0), cached)
             rows = rows or _worth_measuring(session, counts, max(k, LONG_MATCH))
             counts_above = sorted({*rows, 1 + k})  # at least one pass has pseudo rows, if any can
             plans = [plan for count in counts_above for plan in _plans(count, k)]
@@ -117,7 +117,7 @@ def _take_turns(
                 rows["predictors"] = tree_rows
             for graph, count in rows.items():
                 spent[graph, count].append(session.spent_ms[graph] - before[graph])
-            if session.kv.length >= min(cached + len(plans), session.kv.capacity - 1):
+            if session.length >= min(cached + len(plans), session.capacity - 1):
                 session.rewind(max(cached - len(plans), 1))
     return spent
 

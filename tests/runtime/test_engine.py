@@ -184,7 +184,7 @@ def test_commits_move_the_accepted_rows_alone(demo_engine):
     slot_bytes = 2 * model.num_hidden_layers * model.attention.key_value_size * 4
     tree = TreeConfig("dynamic", 16, None)
     for step in steps_in(session, demo_engine, prompt, SamplingParams(60), tree):
-        moved.append((session.kv.moved_bytes, step.accept_length))
+        moved.append((session.batch.kv.moved_bytes, step.accept_length))
     assert moved[0][0] == 0  # a prompt is a chain
     assert moved[-1][0] > 0
     for (before, _), (after, accept_length) in itertools.pairwise(moved):
@@ -200,7 +200,7 @@ def test_rejected_rows_leave_no_trace(demo_engine):
     for tree in (None, TreeConfig("dynamic", 16, None), TreeConfig.lookup(16)):
         session = demo_engine.session(400)
         tokens = all_tokens_in(session, demo_engine, prompt, SamplingParams(50), tree)
-        caches.append(session.kv.slots[:, 0, :, : len(prompt) + len(tokens) - 1].copy())
+        caches.append(session.batch.kv.slots[:, 0, :, : len(prompt) + len(tokens) - 1].copy())
     np.testing.assert_allclose(caches[0], caches[1], atol=1e-3)
 
 

@@ -48,6 +48,6 @@ def test_training_and_graphs_agree_on_pseudo_rows(family, tmp_path):
     # the draft pass of the last row says the same as its pseudo rows that rode along
     session.commit(range(24))
     for offsets in (1, 3):
-        guesses = session.draft(23, offsets)
+        guesses = session.draft(offsets)
         np.testing.assert_array_equal(guesses.top_ids, top_ids[6 : 6 + offsets])
         np.testing.assert_allclose(guesses.top_logprobs, top_logprobs[6 : 6 + offsets], atol=1e-4)

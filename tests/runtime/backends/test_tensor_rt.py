@@ -167,7 +167,7 @@ def test_a_request_leaves_nothing_in_a_kept_session(bundle):
     engine, params = device_engine(bundle), SamplingParams(40, ignore_eos=True)
     expected = engine.generate([5, 6, 7], params).token_ids
     with engine.sessions.lend(Needs(200, 16, 8)) as session:
-        session.kv.fill(NotFinite(), 200)  # as float16 that overflowed would
+        session.batch.kv.fill(NotFinite(), 200)  # as float16 that overflowed would
     assert engine.generate([5, 6, 7], params).token_ids == expected
 
 

@@ -6,7 +6,7 @@ from firp.runtime.backends.host import HostMemory
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.bundle.graph_spec import IN_PLACE, PREFIX
 from firp.runtime.passes import buffers
-from firp.runtime.passes.buffers import Buffers, HalfKey, Hidden, PredictorsKey
+from firp.runtime.passes.buffers import ONE, Buffers, HalfKey, Hidden, PredictorsKey
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_a_pass_that_does_not_come_again_is_not_kept(make):
 
 def test_bindings_of_buffers_that_have_grown_are_dropped(make):
     made = make(IN_PLACE)
-    made.kv.reserve(4)
+    made.kv.reserve(ONE, 4)
     before = made.binding(HalfKey("lower", 64, 64, Hidden.LOWER, 2), recurs=True)
     made.binding(PredictorsKey(Hidden.LOWER, 2, 2), recurs=True)
     made.binding(HalfKey("lower", 128, 128, Hidden.LOWER, 2), recurs=True)
@@ -52,7 +52,7 @@ def test_bindings_of_buffers_that_have_grown_are_dropped(make):
 def test_rows_attend_as_they_are_or_one_by_one(make, by_row, queries, repeats):
     """The model has four heads of queries."""
     made = make(IN_PLACE)
-    made.kv.reserve(3)
+    made.kv.reserve(ONE, 3)
     key = HalfKey("lower", 64, 64, Hidden.LOWER, 3, by_row=by_row)
     inputs = made.binding(key, recurs=True).inputs
     assert inputs["query_shape"][1] == queries
@@ -61,7 +61,7 @@ def test_rows_attend_as_they_are_or_one_by_one(make, by_row, queries, repeats):
 
 def test_a_graph_in_place_reads_and_writes_one_address(make):
     made = make(IN_PLACE)
-    made.kv.reserve(2)
+    made.kv.reserve(ONE, 2)
     binding = made.binding(HalfKey("lower", 64, 64, Hidden.LOWER, 2), recurs=True)
     assert binding.inputs["past_key.1"].shape == (1, 2, 64, 16)
     assert binding.inputs["past_key.1"].ctypes.data == binding.outputs["present_key.1"].ctypes.data

@@ -11,6 +11,7 @@ from firp.runtime.passes.in_place_cache import STEP, InPlaceCache
 
 LAYERS, HEADS, HEAD_DIM = 2, 3, 5
 SLABS = range(2 * LAYERS)
+ONE = range(1)
 
 
 def host(memory, array):
@@ -20,13 +21,13 @@ def host(memory, array):
 
 def write(cache, rows, value):
     """What a graph does in a pass: rows of these values after the cached tokens."""
-    cache.reserve(rows)
-    cache.begin(SLABS, rows)
+    cache.reserve(ONE, rows)
+    cache.begin(SLABS, ONE, rows)
     for slab in SLABS:
-        buffer, given = cache.arrays(slab, cache.view(rows).slots, rows)
+        buffer, given = cache.arrays(slab, ONE, cache.view(ONE, rows).slots, rows)
         assert buffer is given
         whole = host(cache.memory, buffer)
-        start = cache.view(rows).first
+        start = cache.view(ONE, rows).first[0]
         whole[:, :, start : start + rows] = value + slab + np.arange(rows)[:, None] / 100
         cache.memory.write(buffer, whole)
 
@@ -53,32 +54,32 @@ def expected(*values):
 
 def test_a_chain_moves_nothing(cache):
     write(cache, 3, 10)
-    cache.commit([0, 1, 2])
-    assert cache.length == 3
+    cache.commit(0, [0, 1, 2])
+    assert cache.lengths[0] == 3
     assert cache.moved_bytes == 0
     np.testing.assert_allclose(slots(cache, 3), expected(10, 10.01, 10.02))
 
 
 def test_the_accepted_path_of_a_tree_closes_up(cache):
     write(cache, 8, 10)
-    cache.commit([0, 1, 4, 5, 7])
+    cache.commit(0, [0, 1, 4, 5, 7])
     np.testing.assert_allclose(slots(cache, 5), expected(10, 10.01, 10.04, 10.05, 10.07))
     assert cache.moved_bytes == 3 * 2 * LAYERS * HEADS * HEAD_DIM * 4
 
 
 def test_the_next_pass_follows_the_accepted_rows(cache):
     write(cache, 4, 10)
-    cache.commit([0, 2])
+    cache.commit(0, [0, 2])
     write(cache, 2, 50)
-    cache.commit([0, 1])
+    cache.commit(0, [0, 1])
     np.testing.assert_allclose(slots(cache, 4), expected(10, 10.02, 50, 50.01))
 
 
 def test_rejected_rows_are_gone_before_the_next_pass(cache):
     write(cache, 8, np.nan)
-    cache.commit([])
+    cache.commit(0, [])
     write(cache, 2, 10)
-    found = slots(cache, cache.view(2).slots)
+    found = slots(cache, cache.view(ONE, 2).slots)
     np.testing.assert_allclose(found[..., :2], expected(10, 10.01))
     assert not found[..., 2:].any()
 
@@ -86,20 +87,20 @@ def test_rejected_rows_are_gone_before_the_next_pass(cache):
 def test_growth_keeps_every_decided_value_and_adds_zeros(cache):
     for step in range(30):
         write(cache, 8, 10 * step)
-        cache.commit([0, 1, 2, 3])
+        cache.commit(0, [0, 1, 2, 3])
     steps = [10 * step + row / 100 for step in range(30) for row in range(4)]
-    assert cache.view(1).slots == 2 * STEP
+    assert cache.view(ONE, 1).slots == 2 * STEP
     np.testing.assert_allclose(slots(cache, 120), expected(*steps), rtol=1e-6)
-    cache.begin(SLABS, 0)
+    cache.begin(SLABS, ONE, 0)
     assert not slots(cache, 2 * STEP)[..., 120:].any()
 
 
 def test_buffers_are_as_long_as_the_text_needs(cache):
-    assert cache.view(1).slots == 0
-    cache.reserve(1)
-    assert cache.view(1) == (STEP, STEP, 0)
-    cache.reserve(STEP + 1)
-    assert cache.view(1).slots == 2 * STEP
+    assert cache.view(ONE, 1).slots == 0
+    cache.reserve(ONE, 1)
+    assert cache.view(ONE, 1) == (STEP, STEP, (0,))
+    cache.reserve(ONE, STEP + 1)
+    assert cache.view(ONE, 1).slots == 2 * STEP
 
 
 def test_a_commit_beyond_the_capacity_changes_nothing(cache):
@@ -107,39 +108,61 @@ def test_a_commit_beyond_the_capacity_changes_nothing(cache):
     write(cache, 2, 10)
     before = host(cache.memory, cache.slots)
     with pytest.raises(ValueError, match="commit of 2 rows at 299 exceeds the capacity of 300"):
-        cache.commit([0, 1])
-    assert cache.length == 299
+        cache.commit(0, [0, 1])
+    assert cache.lengths[0] == 299
     np.testing.assert_array_equal(host(cache.memory, cache.slots), before)
 
 
 def test_a_full_cache_still_takes_a_pass(cache):
     cache.fill(np.random.default_rng(0), 300)
-    cache.reserve(8)
+    cache.reserve(ONE, 8)
     with pytest.raises(ValueError, match="slots exceed"):
-        cache.reserve(100)
+        cache.reserve(ONE, 100)
 
 
 def test_a_rewound_cache_keeps_what_comes_before(cache):
     write(cache, 4, 10)
-    cache.commit([0, 1, 2, 3])
-    cache.rewind(2)
+    cache.commit(0, [0, 1, 2, 3])
+    cache.rewind(0, 2)
     write(cache, 1, 50)
-    cache.commit([0])
+    cache.commit(0, [0])
     np.testing.assert_allclose(slots(cache, 3), expected(10, 10.01, 50))
     assert not slots(cache, STEP)[..., 3:].any()
 
 
 def test_a_cleared_cache_is_empty(cache):
     write(cache, 4, 10)
-    cache.commit([0, 1])
+    cache.commit(0, [0, 1])
     cache.clear()
-    assert cache.length == 0
+    assert cache.lengths[0] == 0
     assert not slots(cache, STEP).any()
 
 
 def test_noise_to_time_with_fills_no_more_than_asked(cache):
     cache.fill(np.random.default_rng(0), 70)
     found = host(cache.memory, cache.slots)
-    assert cache.length == 70
+    assert cache.lengths[0] == 70
     assert found[..., :70, :].all()
     assert not found[..., 70:, :].any()
+
+
+def test_lanes_grow_together_and_change_places():
+    cache = InPlaceCache(HostMemory(), CacheSize(LAYERS, 300, 8, HEADS, HEAD_DIM, np.dtype(np.float32), 3))
+    for lane, value in ((0, 10), (1, 20), (2, 30)):
+        lanes = range(lane, lane + 1)
+        for step in range(1 + 20 * lane):
+            cache.reserve(lanes, 4)
+            cache.begin(SLABS, lanes, 4)
+            for slab in SLABS:
+                start = cache.lengths[lane]
+                cache.arrays(slab, lanes, 0, 4)[0][0, :, start : start + 4] = value + slab + step
+            cache.commit(lane, [0, 1, 2, 3])
+    cache.swap(0, 2)
+    assert cache.lengths == [164, 84, 4]
+    values = cache.slots[:, :, 0, :, 0]  # [slabs, lanes, S]
+    np.testing.assert_array_equal(values[1, :, 0], [31, 21, 11])
+    np.testing.assert_array_equal(values[1, :, 83], [51, 41, 0])
+    grown = InPlaceCache(HostMemory(), CacheSize(LAYERS, 500, 8, HEADS, HEAD_DIM, np.dtype(np.float32), 4))
+    grown.adopt(cache)
+    np.testing.assert_array_equal(grown.slots[:, :3], cache.slots)
+    assert grown.lengths == [164, 84, 4, 0]

@@ -28,7 +28,7 @@ def test_a_draft_pass_guesses_what_riding_pseudo_rows_guess(session):
     riding = session.forward(PassPlan(chain(PROMPT), (LAST,), 3)).guesses_after(LAST)
     expected = riding.top_ids.copy(), riding.top_logprobs.copy()
     session.commit(range(len(PROMPT)))
-    apart = session.draft(LAST, 3)
+    apart = session.draft(3)
     np.testing.assert_array_equal(apart.top_ids, expected[0])
     np.testing.assert_allclose(apart.top_logprobs, expected[1], atol=1e-4)
 
@@ -59,7 +59,7 @@ def test_logits_that_nobody_asks_for_stay_where_they_are(session):
 
 
 def test_a_pass_of_more_rows_than_the_session_has_is_refused(session):
-    rows = session.rows
+    rows = session.batch.size.rows
     with pytest.raises(FirpError, match=f"pass larger than the session . got {rows + 1} rows"):
         session.forward(PassPlan(chain([5] * (rows + 1)), decode=(0,)))
     with pytest.raises(FirpError, match=f"got {rows + 1} rows"):

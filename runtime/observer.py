@@ -1,0 +1,61 @@
+"""What an engine tells whoever watches it: requests and steps, as they happen.
+
+In: events of the engine's thread. Out: nothing; an observer must be quick, and may not raise.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+
+class StepReport(NamedTuple):
+    """One step of the engine: a pass of the sequences that decode, and a piece of a prompt."""
+
+    batch: int  # B: sequences that decoded together
+    rows: int  # T: rows of each; 1: plain
+    tokens: int  # emitted
+    prompt_tokens: int  # computed of a prompt
+    accepted: Mapping[int, int]  # depth -> drafts accepted there, of all sequences
+    drafted: Mapping[int, int]  # depth -> sequences that had a draft there
+    graph_ms: Mapping[str, float]  # by graph
+    total_ms: float
+    active: int  # requests that decode or are prefilled
+    waiting: int  # requests in the queue
+    cache_bytes: int  # reserved for keys and values
+
+
+class Observer(Protocol):
+    """Events by request id; milliseconds count from submission unless said otherwise."""
+
+    def submitted(self, request_id: str) -> None: ...
+
+    def started(self, request_id: str, queue_ms: float, reused_tokens: int) -> None: ...
+
+    def first_token(self, request_id: str, ms: float) -> None: ...
+
+    def tokens(self, request_id: str, count: int, ms_since_last: float) -> None: ...
+
+    def step(self, report: StepReport) -> None: ...
+
+    def ended(self, request_id: str, reason: str, prompt_tokens: int, tokens: int, ms: float) -> None: ...
+
+
+class NullObserver:
+    """Listens to nothing."""
+
+    def submitted(self, request_id: str) -> None:
+        return
+
+    def started(self, request_id: str, queue_ms: float, reused_tokens: int) -> None:
+        return
+
+    def first_token(self, request_id: str, ms: float) -> None:
+        return
+
+    def tokens(self, request_id: str, count: int, ms_since_last: float) -> None:
+        return
+
+    def step(self, report: StepReport) -> None:
+        return
+
+    def ended(self, request_id: str, reason: str, prompt_tokens: int, tokens: int, ms: float) -> None:
+        return

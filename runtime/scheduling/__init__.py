@@ -1,0 +1,1 @@
+"""The engine's thread: many requests, decoded together."""

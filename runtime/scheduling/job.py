@@ -1,0 +1,107 @@
+"""A request on its way through the engine: waiting, prefilled, decoding.
+
+In: what was asked for, and the steps of the engine. Out: chunks in its handle. It belongs to the
+engine's thread once it is submitted.
+"""
+
+import threading
+import time
+from collections.abc import Mapping
+
+from tokenizers import Tokenizer
+
+from firp.runtime.drafters.guard import Guard
+from firp.runtime.drafters.interface import Drafter
+from firp.runtime.drafters.plain import PlainDrafter
+from firp.runtime.loop.decode import Step, StepTimes
+from firp.runtime.loop.decoding import Decoding
+from firp.runtime.loop.picker import Picker
+from firp.runtime.loop.stream import ChunkStream
+from firp.runtime.passes.pass_plan import Pass, PassPlan
+from firp.runtime.passes.request import Needs, Request
+from firp.runtime.passes.session import Session
+from firp.runtime.scheduling.handle import Handle
+
+
+class Job:
+    """One request. guarded: whether drafts stop while they lose;
+    deadline_s: seconds from now, those in the queue too; cancel: somebody else's wish to end it.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        needs: Needs,
+        drafter: Drafter,
+        picker: Picker,
+        guarded: bool,
+        handle: Handle,
+        tokenizer: Tokenizer | None,
+        deadline_s: float | None,
+        cancel: threading.Event | None,
+    ):
+        self.request = request
+        self.needs = needs
+        self.drafts = not isinstance(drafter, PlainDrafter)  # whether it has any
+        self.guard = Guard() if guarded else None
+        self.trust = 1.0  # accepted over promised drafts lately
+        self.handle = handle
+        self.submitted_at = time.perf_counter()
+        self.decoding: Decoding | None = None
+        self.last_tokens_at = self.submitted_at
+        self._drafter = drafter
+        self._picker = picker
+        self._stream = ChunkStream(request, tokenizer)
+        self._deadline = None if deadline_s is None else self.submitted_at + deadline_s
+        self._cancel = cancel
+        self._prefill_ms = 0.0
+
+    @property
+    def why_to_end(self) -> str | None:
+        """Why it should end before its text does: "cancelled" or "deadline"."""
+        if self.handle.cancelled or (self._cancel is not None and self._cancel.is_set()):
+            return "cancelled"
+        late = self._deadline is not None and time.perf_counter() >= self._deadline
+        return "deadline" if late else None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens emitted so far."""
+        return len(self.decoding.sequence.tokens) - len(self.request.prompt) if self.decoding else 0
+
+    def start(self, session: Session) -> None:
+        """Begin in a session, with what it holds of the prompt."""
+        self.decoding = Decoding(session, self.request, self._drafter, self._picker, reuse=True)
+
+    def take(
+        self, plan: PassPlan, result: Pass, graph_ms: Mapping[str, float], copies_ms: float, ms: float
+    ) -> int:
+        """Keep what a pass decided and hand it out; return how many tokens it emitted. Times are those
+        of the whole pass.
+        """
+        accepted = self.decoding.take(plan, result)
+        tokens = accepted.tokens
+        reused, rows = 0, len(plan.tree.tokens)
+        if plan.prompt:
+            self._prefill_ms += ms
+            if not tokens:
+                return 0
+            ms, rows, reused = self._prefill_ms, 0, self.decoding.reused_tokens
+        times = StepTimes(dict(graph_ms), copies_ms, ms)
+        drafts = 0 if plan.prompt else len(tokens) - 1
+        finish_reason = self.decoding.finish_reason
+        prompt_logprobs = self.decoding.prompt_logprobs if plan.prompt else None
+        step = Step(tokens, rows, drafts, finish_reason, times, reused, accepted.logprobs, prompt_logprobs)
+        self.handle.publish(self._stream.add(step))
+        return len(tokens)
+
+    @property
+    def finished(self) -> bool:
+        """Whether its text has come to its end."""
+        return self._stream.finish_reason is not None
+
+    def close(self, reason: str | None = None) -> str:
+        """Hand out the closing chunk; return the reason. reason: where the text did not end."""
+        chunk = self._stream.close(reason)
+        self.handle.publish(chunk)
+        return chunk.finish_reason

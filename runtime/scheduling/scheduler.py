@@ -1,0 +1,250 @@
+"""What the engine does next: admit, decode together, compute a piece of a prompt.
+
+In: jobs. Out: their chunks, step by step. One thread owns it. Those that decode come first; the rest
+of a step goes to one piece of one prompt, so small that the others wait for no more than two plain
+steps. A step is a transaction: nothing of a request changes before its pass has returned, and what
+fails in one request ends that one alone.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+
+from firp.runtime.errors import FirpError
+from firp.runtime.observer import Observer, StepReport
+from firp.runtime.passes.batch import COPIES
+from firp.runtime.passes.pass_plan import PREFILL_ROWS, Pass, PassPlan
+from firp.runtime.passes.session import Session, forward_together
+from firp.runtime.scheduling.job import Job
+from firp.runtime.scheduling.lanes import Lanes
+from firp.runtime.scheduling.policy import Policy
+
+PATIENCE = 2.0  # plain steps that those who decode wait for a piece of a prompt, at most
+LEAST_PIECE = 8  # tokens of a prompt
+SMOOTHING = 0.2  # weight of the last time in an average
+
+
+class Scheduler:
+    """Requests that wait and requests that run. clock: seconds, from any moment on."""
+
+    def __init__(
+        self, lanes: Lanes, policy: Policy, observer: Observer, clock: Callable[[], float] = time.perf_counter
+    ):
+        self.lanes = lanes
+        self.waiting: deque[Job] = deque()
+        self._policy = policy
+        self._observer = observer
+        self._clock = clock
+        self._jobs: dict[Session, Job] = {}
+        self._prompts: deque[Session] = deque()  # being prefilled, the next one first
+        self._token_ms = 0.0  # of a prompt's token, an average; 0: not known yet
+        self._report = _Counts()
+        self._pass_ms: dict[str, float] = {}  # of the last pass, by graph, and copies
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self.waiting and not self._jobs
+
+    def step(self) -> None:
+        """One step: everybody who decodes gets a token or more, one prompt comes nearer to its end."""
+        began = self._clock()
+        self._report = _Counts()
+        self._end_those_that_should()
+        self._admit()
+        batch = len(self.lanes.decoding)
+        if batch:
+            self._decode([self._jobs[session] for session in self.lanes.decoding])
+        if self._prompts:
+            self._prefill(self._prompts[0])
+        counts = self._report
+        if counts.tokens or counts.prompt_tokens:
+            report = StepReport(
+                batch,
+                counts.rows,
+                counts.tokens,
+                counts.prompt_tokens,
+                counts.accepted,
+                counts.drafted,
+                counts.graph_ms,
+                (self._clock() - began) * 1e3,
+                self.lanes.active,
+                len(self.waiting),
+                self.lanes.cache_bytes,
+            )
+            self._observer.step(report)
+
+    def close(self, reason: str = "cancelled") -> None:
+        """End everything that waits or runs."""
+        for job in [*self.waiting, *self._jobs.values()]:
+            self._end(job, reason)
+        self.waiting.clear()
+
+    def fail(self, error: BaseException) -> None:
+        """End everything that waits or runs with an error."""
+        for job in [*self.waiting, *self._jobs.values()]:
+            job.handle.fail(error)
+            self._forget(job)
+        self.waiting.clear()
+
+    def _end_those_that_should(self) -> None:
+        for job in [*self.waiting, *self._jobs.values()]:
+            if reason := job.why_to_end:
+                self._end(job, reason)
+        self.waiting = deque(job for job in self.waiting if not job.handle.done)
+
+    def _admit(self) -> None:
+        """In the order of submission: a large request is not overtaken for ever by small ones."""
+        while self.waiting:
+            job = self.waiting[0]
+            try:
+                session = self.lanes.admit(job.needs, job.request.prompt)
+            except FirpError as error:
+                self.waiting.popleft()
+                self._fail(job, error)
+                continue
+            if session is None:
+                return
+            self.waiting.popleft()
+            self._jobs[session] = job
+            self._prompts.append(session)
+            try:
+                job.start(session)
+            except FirpError as error:
+                self._fail(job, error)
+                continue
+            queue_ms = (self._clock() - job.submitted_at) * 1e3
+            self._observer.started(job.handle.id, queue_ms, job.decoding.reused_tokens)
+
+    def _decode(self, jobs: Sequence[Job]) -> None:
+        began = self._clock()
+        try:
+            plans = self._policy.plans(jobs)
+            drafted = self._clock()
+            results = self._forward(jobs, plans)
+        except Exception as error:
+            self._fail_all(jobs, error)
+            return
+        tokens = self._take(jobs, plans, results, began)
+        now = self._clock()
+        self._policy.observe(jobs, plans, tokens, (drafted - began) * 1e3, (now - drafted) * 1e3)
+
+    def _prefill(self, session: Session) -> None:
+        """One piece of a prompt; with several of them, they take turns."""
+        self._prompts.rotate(-1)
+        job = self._jobs[session]
+        began = self._clock()
+        try:
+            plan = job.decoding.next_piece(min(session.prefill_rows, self._piece()))
+            results = self._forward([job], [plan])
+        except Exception as error:
+            self._fail_all([job], error)
+            return
+        count = len(plan.tree.tokens)
+        ms = (self._clock() - began) * 1e3 / count
+        self._token_ms += (SMOOTHING if self._token_ms else 1.0) * (ms - self._token_ms)
+        self._report.prompt_tokens += count
+        self._take([job], [plan], results, began)
+        if self._jobs.get(session) is job and not job.decoding.prefilling:
+            self._prompts.remove(session)
+            self.lanes.start_decoding(session)
+
+    def _piece(self) -> int:
+        """Tokens of a prompt that may be computed while others wait."""
+        if not self.lanes.decoding:
+            return PREFILL_ROWS
+        plain_ms = self._policy.plain_ms(len(self.lanes.decoding))
+        if not plain_ms or not self._token_ms:
+            return 4 * LEAST_PIECE
+        return max(LEAST_PIECE, int(PATIENCE * plain_ms / self._token_ms))
+
+    def _forward(self, jobs: Sequence[Job], plans: Sequence[PassPlan]) -> list[Pass]:
+        sessions = [job.decoding.session for job in jobs]
+        spent = sessions[0].spent_ms
+        before = dict(spent)
+        results = forward_together(sessions, plans)
+        self._pass_ms = {name: ms - before[name] for name, ms in spent.items()}
+        self._report.add_times(self._pass_ms)
+        return results
+
+    def _take(
+        self, jobs: Sequence[Job], plans: Sequence[PassPlan], results: Sequence[Pass], began: float
+    ) -> list[int]:
+        """Hand out what a pass decided; return the tokens of each."""
+        ms = (self._clock() - began) * 1e3
+        graph_ms = {name: spent for name, spent in self._pass_ms.items() if name != COPIES}
+        emitted = []
+        for job, plan, result in zip(jobs, plans, results, strict=True):
+            try:
+                count = job.take(plan, result, graph_ms, self._pass_ms[COPIES], ms)
+            except Exception as error:
+                self._fail(job, error)
+                count = 0
+            emitted.append(count)
+            if count:
+                self._tell_tokens(job, count)
+                self._report.count(plan, count)
+            if job.finished:
+                self._end(job, None)
+        return emitted
+
+    def _tell_tokens(self, job: Job, count: int) -> None:
+        now = self._clock()
+        if job.tokens == count:
+            self._observer.first_token(job.handle.id, (now - job.submitted_at) * 1e3)
+        self._observer.tokens(job.handle.id, count, (now - job.last_tokens_at) * 1e3)
+        job.last_tokens_at = now
+
+    def _end(self, job: Job, reason: str | None) -> None:
+        try:
+            reason = job.close(reason)
+        except Exception as error:
+            self._fail(job, error)
+            return
+        self._tell_end(job, reason)
+        self._forget(job)
+
+    def _fail(self, job: Job, error: BaseException) -> None:
+        job.handle.fail(error)
+        self._tell_end(job, "error")
+        self._forget(job)
+
+    def _fail_all(self, jobs: Sequence[Job], error: BaseException) -> None:
+        for job in jobs:
+            self._fail(job, error)
+
+    def _tell_end(self, job: Job, reason: str) -> None:
+        ms = (self._clock() - job.submitted_at) * 1e3
+        self._observer.ended(job.handle.id, reason, len(job.request.prompt), job.tokens, ms)
+
+    def _forget(self, job: Job) -> None:
+        """Free the lane of a job that runs."""
+        session = next((session for session, running in self._jobs.items() if running is job), None)
+        if session is None:
+            return
+        del self._jobs[session]
+        if session in self._prompts:
+            self._prompts.remove(session)
+        self.lanes.release(session)
+
+
+class _Counts:
+    """What one step did."""
+
+    def __init__(self):
+        self.rows = 0
+        self.tokens = 0
+        self.prompt_tokens = 0
+        self.accepted: Counter[int] = Counter()
+        self.drafted: Counter[int] = Counter()
+        self.graph_ms: Counter[str] = Counter()
+
+    def add_times(self, pass_ms: dict[str, float]) -> None:
+        self.graph_ms.update({name: ms for name, ms in pass_ms.items() if name != COPIES})
+
+    def count(self, plan: PassPlan, tokens: int) -> None:
+        self.tokens += tokens
+        if not plan.prompt:
+            self.rows = max(self.rows, len(plan.tree.tokens))
+            self.drafted.update(range(1, 1 + max(plan.tree.depths)))
+            self.accepted.update(range(1, tokens))

@@ -1,0 +1,106 @@
+"""The engine's thread with everything that it owns, as the public API sees it.
+
+In: checked requests. Out: handles. The thread begins with the first request, and ends when the
+service is closed, or forgotten.
+"""
+
+import itertools
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from firp.runtime.arguments import check_fields, whole
+from firp.runtime.bundle.calibration import LatencyTable
+from firp.runtime.bundle.format import Manifest
+from firp.runtime.bundle.limits import Limits
+from firp.runtime.drafters.interface import Drafter
+from firp.runtime.loop.picker import Picker
+from firp.runtime.machine import available_bytes
+from firp.runtime.observer import NullObserver, Observer
+from firp.runtime.passes.batch import Batch, BatchSize
+from firp.runtime.passes.request import Needs, Request
+from firp.runtime.scheduling.handle import Handle
+from firp.runtime.scheduling.job import Job
+from firp.runtime.scheduling.lanes import Lanes, default_cache_bytes
+from firp.runtime.scheduling.policy import Policy
+from firp.runtime.scheduling.scheduler import Scheduler
+from firp.runtime.scheduling.statistics import EngineStats, Totals
+from firp.runtime.scheduling.worker import Worker
+
+MAX_BATCH = 64  # sequences of one pass: more would take longer than they save
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Bounds of an engine. Raises FirpError for values out of range."""
+
+    max_batch: int = 8  # requests that decode together, 1 to 64
+    max_queue: int = 64  # requests that wait, at least 1; one more is refused at once
+    kv_bytes: int | None = None  # of memory for keys and values; None: half of what is free at load
+
+    def __post_init__(self):
+        check_fields(self, _OPTIONS)
+
+
+_OPTIONS = {"max_batch": whole(1, MAX_BATCH), "max_queue": whole(1), "kv_bytes": whole(1).or_none()}
+
+
+class Service:
+    """Takes requests, and decodes them together. make_batch: memory for so many sequences; latency: of
+    this device, None where it was not measured.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        make_batch: Callable[[BatchSize], Batch],
+        limits: Limits | None,
+        latency: LatencyTable | None,
+        tokenizer: Tokenizer | None,
+        options: EngineOptions,
+        observer: Observer | None,
+    ):
+        cache_bytes = options.kv_bytes or default_cache_bytes(available_bytes(), limits)
+        self._tokenizer = tokenizer
+        self._lanes = Lanes(manifest, make_batch, options.max_batch, cache_bytes, limits)
+        self._totals = Totals(observer or NullObserver())
+        scheduler = Scheduler(self._lanes, Policy(latency), self._totals)
+        self._worker = Worker(scheduler, options.max_queue, self._totals)
+        self._numbers = itertools.count(1)
+        weakref.finalize(self, self._worker.close, 0)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether requests are taken."""
+        return self._worker.healthy
+
+    def stats(self) -> EngineStats:
+        """Totals so far, and what is now."""
+        return self._totals.stats(self._lanes.active, self._worker.waiting, self._lanes.cache_bytes)
+
+    def submit(
+        self,
+        request: Request,
+        needs: Needs,
+        drafter: Drafter,
+        guarded: bool,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Handle:
+        """Hand a request to the engine's thread; drafter: of this request alone. Raises
+        EngineBusyError, EngineClosedError, and RequestTooLargeError.
+        """
+        self._lanes.check(needs)
+        handle = Handle(request_id or f"request-{next(self._numbers)}")
+        picker = Picker(request)
+        job = Job(request, needs, drafter, picker, guarded, handle, self._tokenizer, deadline_s, cancel)
+        self._worker.submit(job)
+        return handle
+
+    def close(self) -> None:
+        """End all requests, and give the memory back."""
+        self._worker.close()

@@ -1,0 +1,91 @@
+"""Sums of what an engine has done since it was loaded.
+
+In: events of the engine's thread. Out: `EngineStats`; every event goes on to the observer that the
+application gave.
+"""
+
+import logging
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+
+from firp.runtime.observer import Observer, StepReport
+
+_log = logging.getLogger("firp.engine")
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """A moment of an engine: totals since it was loaded, and what it holds now."""
+
+    submitted: int = 0  # requests
+    ended: dict[str, int] = field(default_factory=dict)  # by finish reason; "error": those that failed
+    prompt_tokens: int = 0  # computed
+    reused_tokens: int = 0  # of prompts, that a cache held
+    tokens: int = 0  # emitted
+    steps: int = 0
+    accepted_by_depth: dict[int, int] = field(default_factory=dict)  # drafts, from depth 1 on
+    drafted_by_depth: dict[int, int] = field(default_factory=dict)
+    graph_ms: dict[str, float] = field(default_factory=dict)
+    active: int = 0  # requests that run now
+    waiting: int = 0  # requests in the queue now
+    cache_bytes: int = 0  # reserved for keys and values now
+
+
+class Totals:
+    """An observer that adds up, and passes on."""
+
+    def __init__(self, observer: Observer):
+        self._observer = observer
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._ended: Counter[str] = Counter()
+        self._accepted: Counter[int] = Counter()
+        self._drafted: Counter[int] = Counter()
+        self._graph_ms: Counter[str] = Counter()
+
+    def stats(self, active: int, waiting: int, cache_bytes: int) -> EngineStats:
+        """What has been added up, and what is now."""
+        with self._lock:
+            return EngineStats(
+                ended=dict(self._ended),
+                accepted_by_depth=dict(self._accepted),
+                drafted_by_depth=dict(self._drafted),
+                graph_ms=dict(self._graph_ms),
+                active=active,
+                waiting=waiting,
+                cache_bytes=cache_bytes,
+                **self._counts,
+            )
+
+    def submitted(self, request_id: str) -> None:
+        with self._lock:
+            self._counts["submitted"] += 1
+        self._observer.submitted(request_id)
+
+    def started(self, request_id: str, queue_ms: float, reused_tokens: int) -> None:
+        with self._lock:
+            self._counts["reused_tokens"] += reused_tokens
+        _log.debug("%s started after %.1f ms, %d tokens reused", request_id, queue_ms, reused_tokens)
+        self._observer.started(request_id, queue_ms, reused_tokens)
+
+    def first_token(self, request_id: str, ms: float) -> None:
+        self._observer.first_token(request_id, ms)
+
+    def tokens(self, request_id: str, count: int, ms_since_last: float) -> None:
+        self._observer.tokens(request_id, count, ms_since_last)
+
+    def step(self, report: StepReport) -> None:
+        with self._lock:
+            self._counts.update(tokens=report.tokens, prompt_tokens=report.prompt_tokens, steps=1)
+            self._accepted.update(report.accepted)
+            self._drafted.update(report.drafted)
+            self._graph_ms.update(report.graph_ms)
+        self._observer.step(report)
+
+    def ended(self, request_id: str, reason: str, prompt_tokens: int, tokens: int, ms: float) -> None:
+        with self._lock:
+            self._ended[reason] += 1
+        line = "%s ended (%s): %d prompt tokens, %d new, %.1f ms"
+        _log.info(line, request_id, reason, prompt_tokens, tokens, ms)
+        self._observer.ended(request_id, reason, prompt_tokens, tokens, ms)

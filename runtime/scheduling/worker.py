@@ -1,0 +1,98 @@
+"""The engine's thread: the only one that touches what is below the mailbox.
+
+In: jobs, from any thread. Out: their chunks. It sleeps while there is nothing to do, and gives the
+memory of keys and values back when that lasts.
+"""
+
+import threading
+from collections import deque
+
+from firp.runtime.errors import EngineBusyError, EngineClosedError
+from firp.runtime.observer import Observer
+from firp.runtime.scheduling.job import Job
+from firp.runtime.scheduling.scheduler import Scheduler
+
+IDLE_SECONDS = 30.0  # after which memory is given back
+
+
+class Worker:
+    """A thread that decodes. max_queue: requests that may wait for it."""
+
+    def __init__(self, scheduler: Scheduler, max_queue: int, observer: Observer):
+        self._scheduler = scheduler
+        self._max_queue = max_queue
+        self._observer = observer
+        self._mailbox: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="firp-engine", daemon=True)
+        self._started = False
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it takes requests."""
+        return not self._closing and self._error is None
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have not begun."""
+        return len(self._mailbox) + len(self._scheduler.waiting)
+
+    def submit(self, job: Job) -> None:
+        """Hand a job over. Raises EngineBusyError when the queue is full, EngineClosedError when it will
+        never be taken.
+        """
+        with self._changed:
+            if not self.healthy:
+                raise EngineClosedError("the engine is closed", got=self._error, fix="load it again")
+            if self.waiting >= self._max_queue:
+                raise EngineBusyError(
+                    "the engine is busy",
+                    got=f"{self.waiting} requests in the queue",
+                    expected=f"fewer than {self._max_queue}",
+                    fix="try again later",
+                )
+            self._observer.submitted(job.handle.id)
+            self._mailbox.append(job)
+            if not self._started:
+                self._started = True
+                self._thread.start()
+            self._changed.notify()
+
+    def close(self, timeout: float | None = None) -> None:
+        """End all requests, and the thread; waits for the step that runs now."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._started and threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        try:
+            while self._drain():
+                self._scheduler.step()
+            self._scheduler.close()
+        except BaseException as error:  # whatever it is: nobody may wait for ever
+            with self._changed:
+                self._error = error
+                self._scheduler.waiting.extend(self._mailbox)
+                self._mailbox.clear()
+            reason = f"{type(error).__name__}: {error!s:.200}"
+            self._scheduler.fail(EngineClosedError("the engine's thread has died", got=reason))
+        self._scheduler.lanes.give_back()
+
+    def _drain(self) -> bool:
+        """Take what was submitted; wait where there is nothing to do. False: it is over."""
+        with self._changed:
+            if self._scheduler.idle:
+                arrived = self._changed.wait_for(self._has_news, IDLE_SECONDS)
+                if not arrived:
+                    self._scheduler.lanes.give_back()
+                    self._changed.wait_for(self._has_news)
+            self._scheduler.waiting.extend(self._mailbox)
+            self._mailbox.clear()
+            return not self._closing
+
+    def _has_news(self) -> bool:
+        return bool(self._mailbox) or self._closing

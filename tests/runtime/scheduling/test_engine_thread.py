@@ -1,0 +1,223 @@
+"""Requests that run together get what each gets alone; what one of them does costs no other."""
+
+import asyncio
+import random
+import threading
+import time
+
+import pytest
+
+from firp.runtime.engine import Engine
+from firp.runtime.errors import EngineBusyError, EngineClosedError, FirpError, RequestTooLargeError
+from firp.runtime.loop.picker import Picker
+from firp.runtime.sampling import SamplingParams
+from firp.runtime.scheduling import scheduler
+from firp.runtime.scheduling.service import EngineOptions
+from firp.runtime.trees.tree import TreeConfig
+
+TREES = (None, TreeConfig("dynamic", 6, 2), TreeConfig("dynamic", 4, 0), TreeConfig.lookup(5))
+
+
+@pytest.fixture(scope="module")
+def bundle(family_bundle):
+    return family_bundle("llama")[1]
+
+
+@pytest.fixture
+def load(bundle):
+    made = []
+
+    def load(**options):
+        made.append(Engine.load(bundle, threads=1, check_hashes=False, options=EngineOptions(**options)))
+        return made[-1]
+
+    yield load
+    for engine in made:
+        engine.close()
+
+
+def requests(count, seed=0):
+    rng = random.Random(seed)
+    for index in range(count):
+        prompt = [rng.randrange(3, 190) for _ in range(rng.choice([1, 2, 5, 17, 60, 120]))]
+        temperature = rng.choice([0.0, 0.9])
+        params = SamplingParams(rng.randrange(1, 40), temperature=temperature, seed=index, ignore_eos=True)
+        yield prompt, params, rng.choice(TREES)
+
+
+def alone(engine, prompt, params, tree):
+    return [token for step in engine.steps(engine.request(prompt, params), tree) for token in step.tokens]
+
+
+@pytest.mark.parametrize("max_batch", [1, 3, 8])
+def test_every_request_gets_the_tokens_that_it_gets_alone(load, max_batch):
+    engine = load(max_batch=max_batch)
+    asked = list(requests(24, seed=max_batch))
+    expected = [alone(engine, *one) for one in asked]
+    handles = [engine.submit(prompt, params, tree=tree, plain=tree is None) for prompt, params, tree in asked]
+    assert [handle.result(120).token_ids for handle in handles] == expected
+    stats = engine.stats()
+    assert stats.ended == {"length": 24}
+    assert stats.tokens == sum(map(len, expected))
+    assert (stats.active, stats.waiting, stats.cache_bytes) == (0, 0, 0)
+
+
+def test_requests_that_come_while_others_run_and_end_early_change_nothing(load):
+    engine = load(max_batch=4)
+    asked = list(requests(30, seed=5))
+    expected = [alone(engine, *one) for one in asked]
+    handles, rng = [], random.Random(1)
+    for prompt, params, tree in asked:
+        handles.append(engine.submit(prompt, params, tree=tree, plain=tree is None))
+        if rng.random() < 0.3:
+            handles[rng.randrange(len(handles))].cancel()
+        time.sleep(rng.choice([0, 0, 0.01]))
+    for handle, tokens in zip(handles, expected, strict=True):
+        result = handle.result(120)
+        assert result.token_ids == tokens[: len(result.token_ids)]
+        assert result.finish_reason == "cancelled" or result.token_ids == tokens
+    assert engine.stats().active == 0
+
+
+def test_a_full_queue_refuses_at_once_and_takes_again(load):
+    engine = load(max_batch=1, max_queue=2)
+    long = SamplingParams(200, ignore_eos=True)
+    running = engine.submit([5, 6], long)
+    next(iter(running))  # it runs, so it is not in the queue
+    waiting = [engine.submit([5, 6], long) for _ in range(2)]
+    with pytest.raises(EngineBusyError, match="the engine is busy . got 2 requests in the queue"):
+        engine.submit([5, 6], long)
+    for handle in (running, *waiting):
+        handle.cancel()
+    assert [handle.result(60).finish_reason for handle in (running, *waiting)] == ["cancelled"] * 3
+    assert engine.generate([5, 6], SamplingParams(3)).token_ids
+
+
+def test_a_deadline_counts_in_the_queue_too(load):
+    engine = load(max_batch=1)
+    running = engine.submit([5, 6], SamplingParams(200, ignore_eos=True))
+    late = engine.submit([5, 6], SamplingParams(200), deadline_s=1e-6)
+    result = late.result(60)
+    assert (result.finish_reason, result.token_ids) == ("deadline", [])
+    running.cancel()
+    with pytest.raises(FirpError, match="bad deadline s"):
+        engine.submit([5], deadline_s=0)
+
+
+def test_a_request_that_could_never_run_is_refused_with_both_numbers(load):
+    engine = load(kv_bytes=100_000)
+    with pytest.raises(RequestTooLargeError, match=r"got 250 tokens, \d+ bytes, expected at most 100000"):
+        engine.submit([5] * 50, SamplingParams(200))
+    assert engine.generate([5], SamplingParams(3)).token_ids
+
+
+def test_requests_wait_for_memory_and_none_is_lost(load):
+    engine = load(max_batch=8, kv_bytes=200_000)
+    asked = [([5 + n, 6], SamplingParams(60, ignore_eos=True), None) for n in range(6)]
+    expected = [alone(engine, *one) for one in asked]
+    handles = [engine.submit(prompt, params, plain=True) for prompt, params, _ in asked]
+    assert [handle.result(60).token_ids for handle in handles] == expected
+
+
+def test_a_closed_engine_ends_its_requests_and_takes_no_more(load):
+    engine = load(max_batch=1)
+    handles = [engine.submit([5, 6], SamplingParams(200, ignore_eos=True)) for _ in range(3)]
+    with engine:
+        next(iter(handles[0]))
+    assert {handle.result(1).finish_reason for handle in handles} == {"cancelled"}
+    assert not engine.healthy
+    with pytest.raises(EngineClosedError, match="the engine is closed"):
+        engine.submit([5])
+
+
+def test_what_fails_in_one_request_ends_that_one_alone(load, monkeypatch):
+    engine = load(max_batch=4)
+    pick = Picker.__call__
+
+    def poisoned(self, *arguments):
+        if self.params.seed == 13 and arguments[1] > 10:
+            raise FirpError("the model's logits are not finite")
+        return pick(self, *arguments)
+
+    expected = alone(engine, [5, 6], SamplingParams(30, ignore_eos=True), None)
+    monkeypatch.setattr(Picker, "__call__", poisoned)
+    handles = [engine.submit([5, 6], SamplingParams(30, ignore_eos=True, seed=seed)) for seed in (1, 13, 2)]
+    with pytest.raises(FirpError, match="not finite"):
+        handles[1].result(60)
+    assert [handles[place].result(60).token_ids for place in (0, 2)] == [expected] * 2
+    assert engine.stats().ended == {"error": 1, "length": 2}
+    assert engine.healthy
+
+
+def test_a_thread_that_dies_leaves_nobody_waiting(load, monkeypatch):
+    engine = load(max_batch=1)
+    monkeypatch.setattr(scheduler.Scheduler, "step", lambda self: 1 / 0)
+    handles = [engine.submit([5, 6]) for _ in range(2)]
+    for handle in handles:
+        with pytest.raises(EngineClosedError, match="thread has died . got ZeroDivisionError"):
+            handle.result(60)
+    assert not engine.healthy
+    with pytest.raises(EngineClosedError):
+        engine.submit([5])
+
+
+def test_a_long_prompt_is_computed_between_the_steps_of_others(load):
+    engine = load(max_batch=2)
+    running = engine.submit([5, 6], SamplingParams(200, ignore_eos=True), plain=True)
+    chunks = iter(running)
+    for _ in range(12):
+        next(chunks)
+    before = len(running._chunks)
+    long = engine.submit([7] * 240, SamplingParams(2), plain=True)
+    next(iter(long))
+    between = len(running._chunks) - before
+    pieces = 240 / 8  # the smallest, if each takes longer than two plain steps
+    assert 2 <= between <= 3 * pieces
+    running.cancel()
+
+
+def test_handles_are_awaited_and_iterated_in_an_event_loop(load):
+    engine = load(max_batch=4)
+    params = SamplingParams(12, ignore_eos=True)
+    prompts = [[5, 6], [7, 8, 9], [10] * 30]
+    expected = [alone(engine, prompt, params, None) for prompt in prompts]
+
+    async def main():
+        results = await asyncio.gather(*(engine.agenerate(prompt, params) for prompt in prompts))
+        streamed = [token async for chunk in engine.astream(prompts[0], params) for token in chunk.token_ids]
+        async for _ in engine.astream([5], SamplingParams(200, ignore_eos=True)):
+            break  # whoever leaves ends the request
+        return [result.token_ids for result in results], streamed
+
+    assert asyncio.run(main()) == (expected, expected[0])
+    deadline = time.monotonic() + 30
+    while engine.stats().active and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert engine.stats().ended == {"length": 4, "cancelled": 1}
+
+
+def test_samples_differ_in_their_seeds(load):
+    engine = load()
+    params = SamplingParams(10, temperature=1.0, seed=3, ignore_eos=True)
+    found = [handle.result(60).token_ids for handle in engine.submit_samples([5, 6], params, 3)]
+    assert found == [
+        alone(engine, [5, 6], SamplingParams(10, temperature=1.0, seed=seed, ignore_eos=True), None)
+        for seed in (3, 4, 5)
+    ]
+
+
+def test_many_threads_share_an_engine(load):
+    engine = load(max_queue=100)
+    expected = alone(engine, [5, 6], SamplingParams(5, ignore_eos=True), None)
+    found = []
+    threads = [
+        threading.Thread(
+            target=lambda: found.append(engine.generate([5, 6], SamplingParams(5, ignore_eos=True)).token_ids)
+        )
+        for _ in range(40)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == [expected] * 40
