@@ -8,7 +8,8 @@ prompt is decoded plainly, and with each of --way in trees of 16 rows, greedily 
 on one session, whose cache holds the prompt after the first. With --generate, transformers'
 greedy `generate` writes too, for prompts of similar length together. Work that is done is kept in
 real_model.jsonl, so that a run that was stopped goes on, and another file of prompts or other ways add
-to it; the tables are of all lines there, and a copy of them is the raw file beside the tables.
+to it; the tables are of all lines there, and a copy of the lines lies beside the tables. Nothing here
+is a speed, so it may run beside other work.
 """
 
 import json
@@ -133,9 +134,10 @@ def differing(engine, prompt, params, plain, other):
 @click.option("--sampled-tokens", default=32, show_default=True, help="Of a run at temperature 0.8.")
 @click.option("--way", multiple=True, type=click.Choice(list(TREES)), default=list(TREES), show_default=True)
 @click.option("--generate/--no-generate", default=True, help="Let transformers write, too.")
+@click.option("--name", help="Of this run, for the names of files in results/.")
 @click.option("--note", help="A line below the tables, such as what the prompts are.")
 @click.option("--processes", default=2, show_default=True)
-def main(bundle, model, prompts, note, processes, **options):
+def main(bundle, model, prompts, name, note, processes, **options):
     lines = [json.loads(line) for line in DONE.read_text("utf-8").splitlines()] if DONE.is_file() else []
     known = {line["id"] for line in lines if "runs" in line}
     waiting = [prompt for prompt in read_prompts(prompts) if prompt.id not in known]
@@ -161,12 +163,12 @@ def main(bundle, model, prompts, note, processes, **options):
         jobs = [pool.submit(decode, bundle, prompt, generated.get(prompt.id), options) for prompt in waiting]
         for count, _ in enumerate(finish(jobs), len(known) + 1):
             print(f"{count} of {len(known) + len(waiting)}", flush=True)
-    report([line for line in lines if "runs" in line], note)
+    report([line for line in lines if "runs" in line], f"real_model_{name}" if name else "real_model", note)
 
 
-def report(done, note):
+def report(done, name, note):
     """The tables of all prompts that are done."""
-    result = Result("real_model", "A real LLM")
+    result = Result(name, "A real LLM")
     ways = list(dict.fromkeys(way for line in done for way in line["runs"]))
     kinds = defaultdict(list)
     for line in sorted(done, key=lambda line: line["id"]):
@@ -184,17 +186,17 @@ def report(done, note):
     compared |= {
         f"{way} = plain": [line["runs"][way] for line in done if way in line["runs"]] for way in ways
     }
-    for name, runs in compared.items():
+    for what, runs in compared.items():
         parted = [run["differs"] for run in runs if run["differs"]]
         places = ", ".join(
             f"{position}: {'no tie' if margin is None else f'{margin:.1g}'}" for position, margin in parted
         )
         tokens = f"{sum(run['tokens'] for run in runs):,}"
-        same.add(name, f"{len(runs) - len(parted)} of {len(runs)}", tokens, places or "nowhere")
+        same.add(what, f"{len(runs) - len(parted)} of {len(runs)}", tokens, places or "nowhere")
     if note:
         result.note(note)
     result.write()
-    shutil.copyfile(DONE, RESULTS / DONE.name)
+    shutil.copyfile(DONE, RESULTS / f"{name}.jsonl")
 
 
 def rate(runs):
