@@ -200,8 +200,9 @@ def report(done, name, note):
 
 
 def rate(runs):
-    """Tokens a step, and of how many runs."""
-    return f"{sum(run['decoded'] for run in runs) / sum(run['steps'] for run in runs):.2f} ({len(runs)})"
+    """Tokens a step, and of how many runs; nothing of none."""
+    steps = sum(run["steps"] for run in runs)
+    return f"{sum(run['decoded'] for run in runs) / steps:.2f} ({len(runs)})" if steps else ""
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 import click
 import pytest
 from click.testing import CliRunner
+from support.chat_bundles import add_chat
 from support.tensorrt_double import device_engine
 
 from firp.calib.calibrate.request import CalibrationRequest
@@ -15,6 +16,8 @@ from firp.calib.replay import evaluation
 from firp.calib.training.options import TrainOptions
 from firp.runtime.bundle.calibration import read_latency
 from firp.runtime.bundle.limits import Limits
+from firp.runtime.chat.messages import check_messages
+from firp.runtime.prompts import Prompt
 
 
 @pytest.fixture
@@ -243,3 +246,24 @@ def test_peers_take_turns_and_are_compared(table, firp_peer, peer_lines, tmp_pat
     assert [line["turn"] for line in lines.all if line["what"] == "turn"] == [0, 0, 1, 1]
     assert [row[0] for row in gains.rows] == ["firp demo, drafted"]
     assert "onnxruntime" in result.notes[-1]
+
+
+def test_a_real_model_is_compared_by_kind_of_prompt(table, demo_bundle, tmp_path, monkeypatch):
+    import real_model
+
+    monkeypatch.setattr(real_model, "RESULTS", table.RESULTS)
+    monkeypatch.setattr(real_model, "DONE", tmp_path / "lines.jsonl")
+    bundle = add_chat(demo_bundle, tmp_path / "bundle", "{{ messages[0].content }}")
+    prompt = Prompt("code:1", messages=check_messages([{"role": "user", "content": "def add(a, b):"}]))
+    options = {"tokens": 8, "sampled_tokens": 4, "way": ["both"]}
+    (line,) = real_model.decode(bundle, prompt, None, options)
+    assert [(run["tokens"], run["differs"]) for run in line["runs"].values()] == [(8, None), (4, None)]
+    parted = {"tokens": 8, "decoded": 7, "steps": 7, "differs": [3, 1e-7]}
+    other = {"id": "chat:2", "prompt_tokens": 5, "runs": {"both, greedy": parted}, "generate": parted}
+    real_model.DONE.write_text("")
+    real_model.report([line, other], "real_model_small", None)
+    text = (table.RESULTS / "real_model_small.md").read_text()
+    assert "| plain, greedy = generate of transformers | 0 of 1 | 8 | 3: 1e-07 |" in text
+    assert "| both, greedy = plain | 1 of 2 | 16 | 3: 1e-07 |" in text
+    assert "| chat | 1.00 (1) | " in text
+    assert real_model.until_end([5, 1, 6], [1]) == [5, 1]
