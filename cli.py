@@ -40,6 +40,10 @@ COMMANDS = {
         "firp.calib.commands.export",
         "Turn MODEL, a Hugging Face directory or a GGUF file, into a bundle.",
     ),
+    "families": (
+        "firp.export.commands.families",
+        "List the families of models that can be exported, and what is supported of each.",
+    ),
     "generate": (
         "firp.runtime.commands.generate",
         "Continue prompts from BUNDLE; drafted decoding gives the same tokens as plain decoding, in "

@@ -21,6 +21,7 @@ from firp.calib.replay.replay import rank, record, replay
 from firp.calib.text.sequence import TokenSequence
 from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.heads import FirpPredictors
+from firp.export.sources.open import open_checkpoint
 from firp.runtime.engine import Engine
 from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
@@ -38,7 +39,7 @@ SHOWN = [(4, 0), (8, 0), (8, 1), (8, 3), (16, None)]  # rows, draft sources
 def main(model, predictors, bundle, prompts, tokens):
     engine = Engine.load(bundle, threads=1)  # only tokens are counted
     torch_model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    frozen = FrozenModel(torch_model, engine.manifest.prediction_layer, engine.model.sliding_window)
+    frozen = FrozenModel(torch_model, open_checkpoint(model), engine.manifest.prediction_layer)
     heads = FirpPredictors(engine.manifest.num_predictors, engine.model.hidden_size)
     heads.weight.data = torch.from_numpy(
         load_file(predictors / "predictors.safetensors")["predictors.weight"]

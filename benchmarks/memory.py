@@ -59,7 +59,7 @@ def one_case(folder: str, options: TrainOptions) -> None:
     heads = FirpPredictors(options.num_predictors, model.config.hidden_size)
     tables = PathTables(model.get_input_embeddings().weight, options.num_predictors, options.correction_rank)
     windows = np.random.default_rng(0).integers(0, model.config.vocab_size, (8, options.window))
-    frozen = FrozenModel(model, layer, None)
+    frozen = FrozenModel(model, open_checkpoint(Path(folder)), layer)
     with tempfile.TemporaryDirectory() as rows:
         Trainer(frozen, heads, tables, RowStore(frozen, windows, Path(rows)), options).run()
     print(json.dumps(peak_bytes() - before))

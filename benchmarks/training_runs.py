@@ -76,7 +76,7 @@ class SharedModel(FrozenModel):
     """Split at one layer, with rows that models split elsewhere may have computed before."""
 
     def __init__(self, lowest: StackedModel, prediction_layer: int, known: dict[bytes, RealRows]):
-        super().__init__(lowest.model, prediction_layer, lowest.window)
+        super().__init__(lowest.model, lowest.checkpoint, prediction_layer)
         self.lowest = lowest
         self.known = known
 
@@ -86,7 +86,7 @@ class SharedModel(FrozenModel):
             self.known[key] = self.lowest.real_rows(input_ids)
         stacked = self.known[key]
         if trace is not None:
-            layers = range(self.prediction_layer, len(self.model.model.layers) + 1)
+            layers = range(self.prediction_layer, self.config.num_hidden_layers + 1)
             trace += [self.lowest.at_layer(stacked, layer).hidden for layer in layers]
         return self.lowest.at_layer(stacked, self.prediction_layer)
 
@@ -188,7 +188,7 @@ class Runs:
     @cached_property
     def lowest(self) -> StackedModel:
         layer = min(self.layer, layers_to_try(self.layers)[0])
-        return StackedModel(self.model, layer, self.prepared.checkpoint.config.sliding_window)
+        return StackedModel(self.model, self.prepared.checkpoint, layer)
 
     @cached_property
     def rows(self) -> SharedRows:

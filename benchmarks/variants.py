@@ -84,14 +84,12 @@ class TwoPositions(TwoInputs):
 
 class Embedding(TwoInputs):
     def other(self, frozen, real, anchors):
-        return frozen.model.model.embed_tokens(at(real.input_ids, anchors))
+        return frozen.embedded(at(real.input_ids, anchors))
 
 
 class Bonus(TwoInputs):
     def other(self, frozen, real, anchors):
-        return frozen.model.model.embed_tokens(
-            at(real.input_ids, (anchors + 1).clamp_max(real.input_ids.shape[1] - 1))
-        )
+        return frozen.embedded(at(real.input_ids, (anchors + 1).clamp_max(real.input_ids.shape[1] - 1)))
 
 
 class Final(TwoInputs):
@@ -124,7 +122,7 @@ class Blind(FirpPredictors):
         out = []
         for offset, weight in enumerate(self.weight):
             start = self.layers[offset] if self.layers else frozen.prediction_layer
-            part = FrozenModel(frozen.model, start, frozen.window)
+            part = FrozenModel(frozen.model, frozen.checkpoint, start)
             states = real.states[start - frozen.prediction_layer :]
             pseudo = at(states[0], anchors) @ weight.T
             # K = 1, and as far ahead as this offset is: the position is the anchor's plus offset +
@@ -141,32 +139,14 @@ def _one_offset(
     frozen: FrozenModel, pseudo: Tensor, real: TracedRows, anchors: Tensor, offset: int
 ) -> Tensor:
     """Final states [B, A, D] of one pseudo row for each anchor."""
-    decoder = frozen.model.model
     length = real.hidden.shape[1]
     positions = anchors + offset + 1
     own = torch.eye(anchors.shape[1], dtype=torch.bool).expand(len(anchors), -1, -1)
     visible = torch.cat([torch.arange(length)[None, None] <= anchors[..., None], own], 2)
-    bias = torch.zeros(visible.shape).masked_fill_(~visible, torch.finfo(torch.float32).min)[:, None]
-    rope = decoder.rotary_emb(pseudo, position_ids=positions)
-    rows = pseudo
-    for index in range(frozen.prediction_layer, len(decoder.layers)):
-        past = _Past(*real.keys[index])
-        rows = decoder.layers[index](
-            rows,
-            attention_mask=bias,
-            position_ids=positions,
-            position_embeddings=rope,
-            **{frozen.cache_name: past},
-        )
-    return decoder.norm(rows)
-
-
-class _Past:
-    def __init__(self, keys: Tensor, values: Tensor):
-        self.keys, self.values = keys, values
-
-    def update(self, keys: Tensor, values: Tensor, *_, **__) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+    keys = torch.cat([torch.arange(length).expand(len(anchors), -1), positions], 1)
+    upper = range(frozen.prediction_layer, frozen.config.num_hidden_layers)
+    *_, (_, rows, _) = frozen.layers(pseudo, upper, positions, visible, keys, real.keys)
+    return frozen.normed(rows)
 
 
 VARIANTS = {

@@ -187,7 +187,7 @@ class _Run:
         )
 
     def _train(self, method: type[Heads], layer: int, dataset: Dataset, options: TrainOptions) -> Trainer:
-        frozen = FrozenModel(self.model, layer, self.checkpoint.config.layers[0].window)
+        frozen = FrozenModel(self.model, self.checkpoint, layer)
         torch.manual_seed(options.seed)
         heads = method(options.num_predictors, self.checkpoint.config.hidden_size).to(options.device)
         embeddings = self.model.get_input_embeddings().weight

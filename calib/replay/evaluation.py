@@ -194,7 +194,7 @@ class Evaluation:
         at_layer = latency.at_layer(firp.frozen.prediction_layer) if latency else None
         findings = Findings(
             model_name=model_name,
-            num_hidden_layers=len(firp.frozen.model.model.layers),
+            num_hidden_layers=firp.frozen.config.num_hidden_layers,
             prediction_layer=firp.frozen.prediction_layer,
             num_predictors=k,
             tokens=self.dataset.tokens,

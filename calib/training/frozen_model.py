@@ -1,18 +1,25 @@
-"""A frozen Hugging Face model, run as its two halves: real rows once without gradients, pseudo rows
-with them.
+"""A frozen model, run as its two halves: real rows once without gradients, pseudo rows with them.
 
-In: a decoder-only model of a supported family, on any device. Out: hidden states at and above the
-prediction layer, and the final states of pseudo rows that attend to the real rows' keys and values
-(method.md, "Training the predictors").
+In: a Hugging Face model of a supported family, on any device, and its checkpoint. Out: hidden states at
+and above the prediction layer, and the final states of pseudo rows that attend to the real rows' keys and
+values (method.md, "Training the predictors"). The layers are those of the bundle's graphs, in torch.
 """
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from firp.calib.training.torch_graph import TorchGraph, TorchWeights
+from firp.export.sources.checkpoint import Checkpoint
+from firp.runtime.bundle.graph_spec import PREFIX
+from firp.runtime.bundle.graphs.attention import LayerCache, PassContext
+from firp.runtime.bundle.graphs.halves import decoder_layer, embedded
+from firp.runtime.bundle.weight_table import head_name
+
+Keys = dict[int, tuple[Tensor, Tensor]]  # layer -> keys, values [B, Hkv, S, Dh]
 
 
 class RealRows(NamedTuple):
@@ -20,84 +27,55 @@ class RealRows(NamedTuple):
 
     hidden: Tensor  # [B, S, D] at the input of the prediction layer
     final: Tensor  # [B, S, D] after the final norm
-    keys: dict[int, tuple[Tensor, Tensor]]  # upper layer -> keys, values [B, Hkv, S, Dh]
-
-
-class _Recorder:
-    """The part of a Hugging Face cache that a decoder layer calls: keeps what it is given."""
-
-    def __init__(self):
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_, **__) -> tuple[Tensor, Tensor]:
-        self.layers[layer] = (keys, values)
-        return keys, values
-
-
-class _Prefix:
-    """Puts the real rows' keys and values before those of the pseudo rows, and keeps nothing."""
-
-    def __init__(self, layers: dict[int, tuple[Tensor, Tensor]]):
-        self._layers = layers
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_, **__) -> tuple[Tensor, Tensor]:
-        past_keys, past_values = self._layers[layer]
-        return torch.cat([past_keys, keys.to(past_keys.dtype)], 2), torch.cat(
-            [past_values, values.to(past_values.dtype)], 2
-        )
+    keys: Keys  # of the upper layers
 
 
 class FrozenModel(nn.Module):
-    def __init__(self, model: nn.Module, prediction_layer: int, sliding_window: int | None):
+    def __init__(self, model: nn.Module, checkpoint: Checkpoint, prediction_layer: int):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
         self.prediction_layer = prediction_layer
-        self.window = sliding_window
-        parameters = inspect.signature(type(model.model.layers[0]).forward).parameters
-        # transformers renamed it in its fifth version
-        self.cache_name = "cache" if "cache" in parameters else "past_key_values"
+        self._graph = TorchGraph(self.config, "float32", TorchWeights(model, checkpoint))
 
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of hidden states."""
+        return self.model.dtype
 
     @torch.no_grad()
     def real_rows(self, input_ids: Tensor, trace: list[Tensor] | None = None) -> RealRows:
         """Run the whole model on input_ids [B, S], without gradients. trace: receives the rows
         [B, S, D] as they enter each upper layer, and as they leave the last.
         """
-        positions = torch.arange(input_ids.shape[1], device=self.device)[None]
-        bias = self._bias(positions[:, :, None] >= positions[:, None, :], positions, positions)
-        decoder = self.model.model
-        cache = _Recorder()
+        positions = torch.arange(input_ids.shape[1], device=self.device).expand(input_ids.shape)
+        visible = positions[:, :, None] >= positions[:, None, :]
         trace = [] if trace is None else trace
-        rows = decoder.embed_tokens(input_ids)
-        rope = decoder.rotary_emb(rows, position_ids=positions)
-        for index, layer in enumerate(decoder.layers):
-            if index == self.prediction_layer:
-                cache = _Recorder()
-            if index >= self.prediction_layer:
-                trace.append(rows)
-            rows = layer(
-                rows,
-                attention_mask=bias,
-                position_ids=positions,
-                **{self.cache_name: cache},
-                position_embeddings=rope,
-            )
+        rows = embedded(self._graph, input_ids, positions)
+        lower = range(self.prediction_layer)
+        *_, (_, rows, _) = self.layers(rows, lower, positions, visible, positions)
+        upper = range(self.prediction_layer, self.config.num_hidden_layers)
+        keys = {}
         trace.append(rows)
-        return RealRows(trace[0], decoder.norm(rows), cache.layers)
+        for index, state, new in self.layers(rows, upper, positions, visible, positions):
+            trace.append(state)
+            keys[index] = new
+        return RealRows(trace[0], self.normed(trace[-1]), keys)
 
     def pseudo_rows(self, pseudo: Tensor, real: RealRows, anchors: Tensor) -> Tensor:
         """Final hidden states [B, A, K, D] of pseudo rows [B, A, K, D] that follow anchors [B, A],
         which are positions.
         """
-        return self.model.model.norm(self.pseudo_states(pseudo, real, anchors)[-1])
+        return self.normed(self.pseudo_states(pseudo, real, anchors)[-1])
 
     def pseudo_states(self, pseudo: Tensor, real: RealRows, anchors: Tensor) -> Sequence[Tensor]:
         """The pseudo rows [B, A, K, D] as they enter each upper layer, and as they leave the last."""
         batch, count, k, size = pseudo.shape
-        decoder = self.model.model
         length = real.hidden.shape[1]
         device = self.device
         positions = (anchors[:, :, None] + torch.arange(1, k + 1, device=device)).reshape(batch, count * k)
@@ -107,31 +85,62 @@ class FrozenModel(nn.Module):
         to_pseudo = (owner[:, None] == owner[None]) & (offset[:, None] >= offset[None])  # [A*K, A*K]
         visible = torch.cat([to_real, to_pseudo.expand(batch, -1, -1)], 2)
         keys = torch.cat([torch.arange(length, device=device).expand(batch, -1), positions], 1)
-        bias = self._bias(visible, positions, keys)
-        rows = pseudo.reshape(batch, count * k, size).to(self.model.dtype)
-        rope = decoder.rotary_emb(rows, position_ids=positions)
-        cache = _Prefix(real.keys)
+        rows = pseudo.reshape(batch, count * k, size).to(self.dtype)
+        upper = range(self.prediction_layer, self.config.num_hidden_layers)
         states = [rows]
-        for layer in decoder.layers[self.prediction_layer :]:
-            rows = layer(
-                rows,
-                attention_mask=bias,
-                position_ids=positions,
-                **{self.cache_name: cache},
-                position_embeddings=rope,
-            )
-            states.append(rows)
+        states += [state for _, state, _ in self.layers(rows, upper, positions, visible, keys, real.keys)]
         return [state.reshape(pseudo.shape) for state in states]
+
+    def layers(
+        self,
+        rows: Tensor,
+        layers: range,
+        positions: Tensor,
+        visible: Tensor,
+        key_positions: Tensor,
+        past: Keys | None = None,
+    ) -> Iterator[tuple[int, Tensor, tuple[Tensor, Tensor]]]:
+        """Run layers over rows [B, T, D] at positions [B, T], after the past. visible: [B, T, keys], of
+        key_positions [B, keys], the past's first. Gives each layer, the rows as they leave it, and their
+        keys and values.
+        """
+        graph, batch = self._graph, len(rows)
+        biases = {
+            name: self._bias(visible, positions, key_positions, window)
+            for name, window in self.config.masks(layers).items()
+        }
+        shared = PassContext(graph, rows, {"position_ids": positions, **biases}, layers, PREFIX)
+        heads, size = self.config.attention.num_key_value_heads, self.config.attention.head_dim
+        none = rows.new_empty((batch, heads, 0, size))
+        stream = graph.rows(rows, rows.shape[-1])
+        for index in layers:
+            before = past[index] if past else (none, none)
+            slots = LayerCache(*(each.to(rows.dtype).permute(2, 0, 1, 3) for each in before))
+            stream, new = decoder_layer(graph, index, stream, shared, slots)
+            yield index, stream.reshape(rows.shape), tuple(each.permute(1, 2, 0, 3) for each in new)
+
+    def embedded(self, input_ids: Tensor) -> Tensor:
+        """The rows of the embedding table for ids [...]."""
+        return self._graph.weights["embed_tokens.weight"][input_ids]
+
+    def normed(self, rows: Tensor) -> Tensor:
+        """The final norm of rows [..., D]."""
+        return self._graph.norm(rows, "norm")
 
     def logits(self, final: Tensor, tokens: Tensor | None = None) -> Tensor:
         """[..., D] -> [..., V] float32; [..., C] of these tokens [C] alone, where they are given."""
-        if tokens is None:
-            return self.model.lm_head(final).float()
-        return F.linear(final, self.model.lm_head.weight[tokens]).float()
+        weights, graph = self._graph.weights, self._graph
+        name = head_name(self.config)
+        bias = name.replace(".weight", ".bias")
+        parameters = [weights[each] for each in (name, bias) if each in weights]
+        if tokens is not None:
+            parameters = [each[tokens] for each in parameters]
+        logits = graph.scaled(F.linear(final, *parameters).float(), self.config.head.scale)
+        return graph.soft_capped(logits, self.config.head.softcap)
 
-    def _bias(self, visible: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
-        """The additive mask [B, 1, rows, keys] of what is visible, the sliding window included."""
-        if self.window is not None:
-            visible = visible & (rows[:, :, None] - keys[:, None, :] < self.window)
-        bias = torch.zeros(visible.shape, dtype=self.model.dtype, device=self.device)
-        return bias.masked_fill_(~visible, torch.finfo(self.model.dtype).min)[:, None]
+    def _bias(self, visible: Tensor, rows: Tensor, keys: Tensor, window: int | None) -> Tensor:
+        """The additive mask [B, 1, rows, keys] of what is visible, a sliding window included."""
+        if window is not None:
+            visible = visible & (rows[:, :, None] - keys[:, None, :] < window)
+        bias = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
+        return bias.masked_fill_(~visible, torch.finfo(self.dtype).min)[:, None]

@@ -60,7 +60,7 @@ class EarlyExit(Heads):
 
     def final(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
         mapped = self.map(at(real.hidden, anchors))
-        return frozen.model.model.norm(mapped.to(frozen.model.dtype))
+        return frozen.normed(mapped.to(frozen.dtype))
 
 
 class Medusa(Heads):
@@ -76,7 +76,7 @@ class Medusa(Heads):
 
     def final(self, frozen: FrozenModel, real: RealRows, anchors: Tensor) -> Tensor:
         final = at(real.final, anchors)
-        return (final[..., None, :] + F.silu(self.map(final))).to(frozen.model.dtype)
+        return (final[..., None, :] + F.silu(self.map(final))).to(frozen.dtype)
 
 
 def at(rows: Tensor, positions: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def main(data):
     correction = PathCorrection.load(FOLDER / "path_correction.safetensors", vocab_size, k)
     model = AutoModelForCausalLM.from_pretrained(HERE, dtype=torch.float32, local_files_only=True)
     window = checkpoint.config.max_position_embeddings
-    frozen = FrozenModel(model, info.prediction_layer, checkpoint.config.sliding_window)
+    frozen = FrozenModel(model, checkpoint, info.prediction_layer)
     heads = FirpPredictors(k, info.hidden_size)
     heads.load_state_dict({"weight": load_file(FOLDER / "predictors.safetensors")["predictors.weight"]})
     options = TrainOptions(num_predictors=k)

@@ -70,6 +70,7 @@ ARCHITECTURES = {
     "cohere2": GgufArchitecture("cohere2", "Cohere2ForCausalLM", _cohere2),
 }
 _MISTRAL = GgufArchitecture("mistral", "MistralForCausalLM", _mistral, paired=True)
+MODEL_TYPES = {row.model_type for row in (*ARCHITECTURES.values(), _MISTRAL)}
 PAIRED = {row.model_type for row in (*ARCHITECTURES.values(), _MISTRAL) if row.paired}
 
 

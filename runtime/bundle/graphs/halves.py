@@ -22,12 +22,12 @@ def lower(b: GraphBuilder, inputs: dict[str, Value], layers: range, spec: GraphS
     """Build the lower half: token ids [B, T] to hidden states [B, T, D] and new cache rows."""
     ids = inputs["input_ids"]
     size = b.config.hidden_size
-    stream = b.rows(_embedded(b, ids, inputs["position_ids"]), size)  # [B*T, D]
+    stream = b.rows(embedded(b, ids, inputs["position_ids"]), size)  # [B*T, D]
     stream, caches = _layers(b, stream, ids, inputs, layers, spec.cache)
     return {"hidden_states": b.op("Reshape", stream, b.batch_shape(ids, size)), **caches}
 
 
-def _embedded(b: GraphBuilder, ids: Value, positions: Value) -> Value:
+def embedded(b: GraphBuilder, ids: Value, positions: Value) -> Value:
     """Embeddings [B, T, D] of token ids [B, T]."""
     embedding = b.config.embedding
     rows = b.scaled(b.embed(ids), embedding.scale)
@@ -104,12 +104,12 @@ def _layers(
     for index in layers:
         names = cache_names([index], contract)
         past = LayerCache(*(inputs[name.past] for name in names))
-        stream, new = _decoder_layer(b, index, stream, shared, past)
+        stream, new = decoder_layer(b, index, stream, shared, past)
         caches |= {name.new: value for name, value in zip(names, new, strict=True)}
     return stream, caches
 
 
-def _decoder_layer(
+def decoder_layer(
     b: GraphBuilder, index: int, stream: Value, shared: PassContext, past: LayerCache
 ) -> tuple[Value, LayerCache]:
     """Run one layer: stream [B*T, D] -> (stream [B*T, D], the cache after them)."""

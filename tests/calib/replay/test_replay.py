@@ -21,6 +21,7 @@ from firp.calib.replay.trees import (
 from firp.calib.text.sequence import TokenSequence
 from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.heads import FirpPredictors
+from firp.export.sources.open import open_checkpoint
 from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.guesses import Guesses, independent
@@ -48,7 +49,8 @@ def decoded(family_bundle):
         texts[params] = [
             TokenSequence(np.array([*a, *b]), len(a)) for a, b in zip(prompts, written, strict=True)
         ]
-    frozen = FrozenModel(AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32), 2, None)
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    frozen = FrozenModel(model, open_checkpoint(model_dir), 2)
     heads = FirpPredictors(3, 64)
     heads.load_state_dict(
         {"weight": load_file(bundle / "predictors.safetensors")["predictors.weight"].reshape(3, 64, 64)}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.family_models import save_family
 from support.small_models import make_model, make_predictors
 from transformers import AutoModelForCausalLM
 
@@ -11,6 +12,7 @@ from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.heads import FirpPredictors
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.open import open_checkpoint
+from firp.export.weights.torch_model import torch_model
 from firp.runtime.engine import Engine
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.trees.tree import chain
@@ -30,7 +32,7 @@ def test_training_and_graphs_agree_on_pseudo_rows(family, tmp_path):
     result = session.forward(PassPlan(chain(tokens), sources, offsets=3))
 
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    frozen = FrozenModel(model, 2, checkpoint.config.sliding_window)
+    frozen = FrozenModel(model, checkpoint, 2)
     predictors = FirpPredictors(3, checkpoint.config.hidden_size)
     predictors.load_state_dict(
         {"weight": load_file(tmp_path / "predictors" / "predictors.safetensors")["predictors.weight"]}
@@ -51,3 +53,16 @@ def test_training_and_graphs_agree_on_pseudo_rows(family, tmp_path):
         guesses = session.draft(offsets)
         np.testing.assert_array_equal(guesses.top_ids, top_ids[6 : 6 + offsets])
         np.testing.assert_allclose(guesses.top_logprobs, top_logprobs[6 : 6 + offsets], atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "model_type", ["gemma3_text", "gpt2", "bloom", "codegen", "cohere", "olmo2", "falcon"]
+)
+def test_the_layers_in_torch_are_those_of_the_model(model_type, tmp_path):
+    checkpoint = open_checkpoint(save_family(tmp_path, model_type))
+    model = torch_model(checkpoint, torch.float32)
+    ids = torch.randint(0, 60, (2, 24), generator=torch.Generator().manual_seed(0))
+    frozen = FrozenModel(model, checkpoint, 2)
+    logits = frozen.logits(frozen.real_rows(ids).final)
+    torch.testing.assert_close(logits, model(ids).logits, atol=1e-4, rtol=1e-4)

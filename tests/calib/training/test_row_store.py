@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from firp.calib.training import row_store
 from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.row_store import RowStore
+from firp.export.sources.open import open_checkpoint
 
 WINDOWS = np.random.default_rng(0).integers(2, 190, (3, 20))
 
@@ -18,7 +19,8 @@ WINDOWS = np.random.default_rng(0).integers(2, 190, (3, 20))
 @pytest.fixture(scope="module")
 def frozen(tmp_path_factory):
     folder = make_model(tmp_path_factory.mktemp("rows") / "model", "llama")
-    return FrozenModel(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), 2, None)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return FrozenModel(model, open_checkpoint(folder), 2)
 
 
 def equal(one, other):

@@ -13,12 +13,14 @@ from firp.calib.training.options import TrainOptions
 from firp.calib.training.path_tables import PathTables
 from firp.calib.training.row_store import RowStore
 from firp.calib.training.trainer import Trainer, sample_anchors, targets
+from firp.export.sources.open import open_checkpoint
 
 
 @pytest.fixture(scope="module")
 def frozen(tmp_path_factory):
     folder = make_model(tmp_path_factory.mktemp("training") / "model", "llama")
-    return FrozenModel(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), 2, None)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return FrozenModel(model, open_checkpoint(folder), 2)
 
 
 @torch.no_grad()
@@ -33,7 +35,7 @@ def test_untrained_heads_say_what_their_layer_says(frozen):
     for offset in range(3):
         torch.testing.assert_close(medusa[:, :, offset], final)
         torch.testing.assert_close(
-            early[:, :, offset], frozen.logits(frozen.model.model.norm(at(real.hidden, anchors)))
+            early[:, :, offset], frozen.logits(frozen.normed(at(real.hidden, anchors)))
         )
     whole = frozen.model(ids).logits
     torch.testing.assert_close(frozen.logits(real.final), whole, atol=1e-4, rtol=1e-4)

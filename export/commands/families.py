@@ -1,0 +1,81 @@
+"""The `families` command: what can be exported, read from the table that the exporter reads."""
+
+import json
+
+import click
+
+from firp.export.families.examples import EXAMPLES
+from firp.export.families.refused import REFUSED
+from firp.export.families.table import FAMILIES
+from firp.export.sources.gguf.architectures import MODEL_TYPES
+from firp.runtime.bundle.dtypes import MODEL_DTYPES
+from firp.runtime.bundle.model_config import METHODS
+from firp.runtime.console.options import json_option
+from firp.runtime.console.tables import results
+
+
+@click.command()
+@json_option("Print one JSON object: what is supported of each family, and why others are refused.")
+@click.option("--markdown", is_flag=True, help="Print the page of the documentation.")
+def families(as_json, markdown):
+    """List the families of models that can be exported, and what is supported of each."""
+    if as_json:
+        print(json.dumps({"families": {name: support(name) for name in FAMILIES}, "refused": REFUSED}))
+    elif markdown:
+        print(page(), end="")
+    else:
+        width = max(map(len, FAMILIES))
+        for name in sorted(FAMILIES):
+            gguf = "GGUF" if support(name)["gguf"] else ""
+            results.print(f"{name:<{width}}  {gguf:<4}  {EXAMPLES.get(name, '')}")
+        kinds = ", ".join((*MODEL_DTYPES, *METHODS))
+        results.print(f"all {len(FAMILIES)}: {kinds}, TensorRT; drafts, but of int4")
+
+
+def support(model_type: str) -> dict[str, bool]:
+    """What is supported of a family in the table: the table holds what its graphs can express, so only
+    sources differ.
+    """
+    return {
+        "float": True,
+        **dict.fromkeys(METHODS, True),
+        "gguf": model_type in MODEL_TYPES,
+        "tensorrt": True,
+        "drafts": True,
+    }
+
+
+def page() -> str:
+    """docs/families.md."""
+    yes = {True: "yes", False: ""}
+    rows = [
+        f"| `{name}` | {EXAMPLES.get(name, '')} | {yes[support(name)['gguf']]} |" for name in sorted(FAMILIES)
+    ]
+    reasons = {
+        reason: sorted(n for n, why in REFUSED.items() if why == reason) for reason in REFUSED.values()
+    }
+    refused = [f"| {reason} | {', '.join(f'`{n}`' for n in names)} |" for reason, names in reasons.items()]
+    return "\n".join([*_INTRODUCTION, *rows, *_REFUSED, *refused, ""])
+
+
+_INTRODUCTION = (
+    "# Families",
+    "",
+    "Written by `firp families --markdown` from the table that the exporter reads. A family goes by the",
+    "`model_type` of config.json. Each can be exported in every float type, as int8 and as int4, and its",
+    "graphs have the form of ONNX Runtime and that of TensorRT; drafts go with all of these but int4.",
+    "Checkpoints are Hugging Face directories; of some families GGUF files are read too.",
+    "",
+    f"{len(FAMILIES)} families. Every export is held to Hugging Face's own module in float64, so a variant",
+    "that the recipe does not know is refused, not exported wrongly.",
+    "",
+    "| model_type | models | GGUF |",
+    "|---|---|---|",
+)
+_REFUSED = (
+    "",
+    "Refused, with the nearest family that is supported:",
+    "",
+    "| what is missing | model_type |",
+    "|---|---|",
+)
