@@ -111,5 +111,6 @@ def _path(value: Any) -> Path | None:
     return Path(value)
 
 
+TEXT = instance(str)._replace(expected="text")
 TRUTH = Rule(truth, lambda value: True, "True or False")
 PATH = Rule(_path, lambda value: "\0" not in str(value), "a path")

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from firp.runtime.arguments import TRUTH, checked, instance, integer, more_than_0, whole
+from firp.runtime.arguments import TEXT, TRUTH, checked, instance, integer, more_than_0, whole
 from firp.runtime.backends.interface import Backend
 from firp.runtime.backends.registry import backend_factory
 from firp.runtime.bundle.calibration import Choice
@@ -464,6 +464,7 @@ class Engine:
         chat_template_kwargs: as for `stream_chat`. Raises FirpError where the bundle cannot chat, or
         the tree does not fit.
         """
+        system = checked("system", system, TEXT.or_none())
         params = checked("params", params, _PARAMS) or SamplingParams()
         chosen = self._chosen(plain, tree, params)
         self.drafter(chosen)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.chat_bundles import add_chat
 
 from firp import Engine, FirpError, SamplingParams, StructuredOutput, TreeConfig
 from firp.calib.calibrate.request import CalibrationRequest
@@ -20,6 +21,12 @@ ODD = (
 )  # fmt: skip
 NUMBERS = (math.inf, -math.inf, 10**400, np.int8(-3), -1e-9, 2**63)
 MESSAGE = {"role": "user", "content": "Hello"}
+
+
+@pytest.fixture(scope="module")
+def engine(demo_bundle, tmp_path_factory):
+    """The demo model, and a chat template."""
+    return Engine.load(add_chat(demo_bundle, tmp_path_factory.mktemp("misuse") / "bundle"))
 
 
 def same(one, other):
@@ -90,15 +97,15 @@ DOORS = {
     "plain": (decode(plain=True), (True, np.bool_(True))),
     "tree": (decode(tree=None), (None,)),
     "cancel": (decode(cancel=None), (None,)),
-    "tools": (decode(tools=None), (None,)),
+    "tools": (lambda value, engine: engine.chat([MESSAGE], FEW, tools=value), (None, (), [])),
     "messages": (lambda value, engine: engine.chat(value, FEW), ()),
     "a message": (lambda value, engine: engine.chat([value], FEW), ()),
     "a role": (lambda value, engine: engine.chat([{**MESSAGE, "role": value}], FEW), ()),
-    "a content": (lambda value, engine: engine.chat([{**MESSAGE, "content": value}], FEW), ()),
+    "a content": (lambda value, engine: engine.chat([{**MESSAGE, "content": value}], FEW), ("x", "", (), [])),
     "capacity": (lambda value, engine: engine.session(value), ()),
     "rows": (lambda value, engine: engine.session(64, value), ()),
     "drafter": (lambda value, engine: engine.drafter(value), (None,)),
-    "system": (lambda value, engine: engine.conversation(FEW, system=value), ()),
+    "system": (lambda value, engine: engine.conversation(FEW, system=value), (None, "x", "")),
     "path": (lambda value, engine: Engine.load(value), ()),
     "backend": (lambda value, engine: Engine.load(engine.bundle.path, backend=value), ()),
     "threads": (lambda value, engine: Engine.load(engine.bundle.path, threads=value), (None,)),
@@ -126,14 +133,14 @@ DOORS = {
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_what_means_nothing_is_one_line(door, demo_engine):
+def test_what_means_nothing_is_one_line(door, engine):
     enter, taken = DOORS[door]
     refused = 0
     for value in (*ODD, *NUMBERS):
         if any(same(value, each) for each in taken):
             continue
         with pytest.raises(FirpError) as caught:
-            enter(value, demo_engine)
+            enter(value, engine)
         line = str(caught.value)
         assert "\n" not in line
         assert len(line) < 600
@@ -142,19 +149,19 @@ def test_what_means_nothing_is_one_line(door, demo_engine):
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_what_means_something_is_taken(door, demo_engine):
+def test_what_means_something_is_taken(door, engine):
     enter, taken = DOORS[door]
     for value in taken:
-        if door not in ("check_hashes", "threads", "tools", "messages"):
-            enter(value, demo_engine)
+        if door != "threads":  # None takes all that are there
+            enter(value, engine)
 
 
 @pytest.mark.parametrize(
     "call", [lambda e: e.generate(), lambda e: e.generate("a", wrong=1), lambda e: e.encode()]
 )
-def test_python_s_own_rules_of_calls_are_python_s(call, demo_engine):
+def test_python_s_own_rules_of_calls_are_python_s(call, engine):
     with pytest.raises(TypeError, match=r"argument"):
-        call(demo_engine)
+        call(engine)
 
 
 def test_numbers_arrays_and_paths_of_other_types_are_what_they_mean(demo_engine, demo_bundle):
