@@ -8,7 +8,7 @@ fields are those of onnx.proto; fields stand in the order of their numbers.
 import functools
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.graph_spec import GraphSpec
@@ -60,18 +60,26 @@ def _name_values(nodes: Iterable[Node]) -> None:
 def _node(index: int, node: Node) -> bytes:
     inputs = b"".join([_text(1, value.name) for value in node.inputs])
     outputs = b"".join([_text(2, value.name) for value in node.outputs])
-    attributes = b"".join([_field(5, _attribute(*item)) for item in node.attributes.items()])
+    attributes = b"".join(
+        [
+            _attribute(name, tuple(value) if isinstance(value, list) else value)
+            for name, value in node.attributes.items()
+        ]
+    )
     return inputs + outputs + _text(3, f"node_{node.op_type}_{index}") + _text(4, node.op_type) + attributes
 
 
-def _attribute(name: str, value: Any) -> bytes:
+@functools.lru_cache(maxsize=1 << 12, typed=True)
+def _attribute(name: str, value: int | float | str | tuple[int, ...]) -> bytes:
     if isinstance(value, float):
-        return _text(1, name) + _float(2, value) + _int(20, _FLOAT)
-    if isinstance(value, str):
-        return _text(1, name) + _text(4, value) + _int(20, _STRING)
-    if isinstance(value, int):
-        return _text(1, name) + _int(3, value) + _int(20, _INT)
-    return _text(1, name) + b"".join([_int(8, each) for each in value]) + _int(20, _INTS)
+        content = _float(2, value) + _int(20, _FLOAT)
+    elif isinstance(value, str):
+        content = _text(4, value) + _int(20, _STRING)
+    elif isinstance(value, int):
+        content = _int(3, value) + _int(20, _INT)
+    else:
+        content = b"".join([_int(8, each) for each in value]) + _int(20, _INTS)
+    return _field(5, _text(1, name) + content)
 
 
 def _typed(constant: Constant) -> tuple[str, str, tuple[int, ...]]:
