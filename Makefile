@@ -10,7 +10,7 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet "torch==2.13.0"
-	$(BIN)/pip install --quiet --editable ".[cpu,export,profile,tensorrt-rtx,dev]"
+	$(BIN)/pip install --quiet --editable ".[cpu,export,profile,tensorrt-rtx,serve,dev]"
 	touch $@
 
 demo: $(VENV)/installed

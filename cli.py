@@ -58,6 +58,15 @@ COMMANDS = {
         "Measure BUNDLE through polygraphy: latency of each graph over rows, cached tokens and batch, "
         "the parts of a step, layers by kind, and the share of this device's bandwidth and arithmetic.",
     ),
+    "serve": (
+        "firp.runtime.commands.serve",
+        "Serve BUNDLE over HTTP: OpenAI's /v1/chat/completions and /v1/completions, /metrics, and a page "
+        "to chat with at /.",
+    ),
+    "triton": (
+        "firp.runtime.commands.triton",
+        "Write a model for Triton's Python backend that streams from BUNDLE.",
+    ),
     "tune": (
         "firp.runtime.commands.tune",
         "Measure latency against rows on this device, choose the fastest tree, and store the choice in "

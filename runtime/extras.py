@@ -17,12 +17,16 @@ EXTRAS = {
     "torch": ("export",),
     "transformers": ("export",),
     "gguf": ("export",),
-    "llguidance": ("structured",),
+    "llguidance": ("structured", "serve"),
     "onnx_ir": ("export", "profile", "tensorrt", "tensorrt-rtx"),
     "ml_dtypes": ("export", "profile", "tensorrt", "tensorrt-rtx"),
     "onnx": ("profile", "export"),
     "matplotlib": ("profile", "export"),
     "polygraphy": ("profile",),
+    "fastapi": ("serve",),
+    "uvicorn": ("serve",),
+    "prometheus_client": ("serve",),
+    "ray": ("ray",),
 }
 
 

@@ -26,7 +26,7 @@ FLOORS = {
         {"scheduling"},
         {"chat"},
         {"engine", "prompts"},
-        {"tuning"},
+        {"tuning", "serving"},
         {"commands"},
     ),
     "export": (

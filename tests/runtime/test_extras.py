@@ -14,6 +14,7 @@ MODULES = {
     "onnxruntime-gpu": "onnxruntime",
     "cuda-bindings": "cuda",
     "tensorrt-rtx-cu13": "tensorrt_rtx",
+    "prometheus-client": "prometheus_client",
 }
 
 

@@ -1,0 +1,95 @@
+"""The `serve` command: a bundle behind HTTP, for OpenAI's clients and for browsers."""
+
+import ipaddress
+import logging
+from pathlib import Path
+
+import click
+
+from firp.runtime.backends.registry import BACKENDS
+from firp.runtime.commands.shown import tuning_remark
+from firp.runtime.console.options import PATH, backend_option, options_from
+from firp.runtime.console.progress import messages
+from firp.runtime.engine import Engine
+from firp.runtime.errors import FirpError
+from firp.runtime.scheduling.service import EngineOptions
+from firp.runtime.serving.app import build_app
+from firp.runtime.serving.metrics import Metrics
+from firp.runtime.serving.observers import observers_of
+from firp.runtime.serving.server import Certificate, Server, bind
+from firp.runtime.serving.settings import ServerSettings, read_keys
+
+_BATCH = {
+    "max_batch": "Requests decoded together at most.",
+    "max_queue": "Requests that wait at most; more get status 429.",
+}
+_LIMITS = {
+    "default_max_tokens": "Tokens of an answer at most, where a request does not say.",
+    "max_body_bytes": "Of a request at most.",
+    "max_requests": "Open requests at most; more get status 429.",
+    "drain_s": "Seconds that running requests get after SIGTERM.",
+}
+
+
+@click.command()
+@click.argument("bundle", type=PATH)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free."
+)
+@click.option(
+    "--served-model-name", multiple=True, help="Names that clients may ask for; the folder's by default."
+)
+@click.option("--api-key", envvar="FIRP_API_KEY", help="Key that clients must send.  [env: FIRP_API_KEY]")
+@click.option("--api-key-file", type=PATH, help="File with one such key a line.")
+@options_from(EngineOptions(), _BATCH)
+@click.option("--kv-bytes", type=int, help="Bytes of all caches at most.")
+@click.option("--max-tokens", type=int, help="Tokens that a request may ask for at most.")
+@options_from(ServerSettings(), _LIMITS)
+@click.option("--threads", type=int, help="Of each graph on the CPU; one a core by default.")
+@backend_option(BACKENDS)
+@click.option("--plain", is_flag=True, help="One token a pass, no drafts.")
+@click.option("--ssl-certfile", type=PATH, help="Certificate chain, PEM: serve HTTPS.")
+@click.option("--ssl-keyfile", type=PATH, help="Its private key, PEM.")
+@click.option("--ssl-keyfile-password", envvar="FIRP_SSL_KEYFILE_PASSWORD", help="Of the private key.")
+def serve(
+    bundle, host, port, served_model_name, api_key, api_key_file, max_batch, max_queue, kv_bytes,
+    threads, backend, ssl_certfile, ssl_keyfile, ssl_keyfile_password, **limits,
+):  # fmt: skip
+    """Serve BUNDLE over HTTP: OpenAI's /v1/chat/completions and /v1/completions, /metrics, and a page
+    to chat with at /.
+
+    Ctrl-C or SIGTERM lets running requests end first.
+    """
+    keys = ((api_key,) if api_key else ()) + (read_keys(api_key_file) if api_key_file else ())
+    settings = ServerSettings(served_model_name=served_model_name, api_keys=keys, **limits)
+    certificate = _certificate(ssl_certfile, ssl_keyfile, ssl_keyfile_password)
+    options = EngineOptions(max_batch=max_batch, max_queue=max_queue, kv_bytes=kv_bytes)
+    metrics = Metrics()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    with (
+        bind(host, port) as socket,
+        Engine.load(bundle, backend, threads, options=options, observer=observers_of(metrics)) as engine,
+    ):
+        if not settings.plain and (remark := tuning_remark(engine)):
+            messages.print(remark)
+        if not keys and not _is_local(host):
+            messages.print(f"no --api-key: whoever reaches {host} may use this server")
+        scheme, (name, taken) = "https" if certificate else "http", socket.getsockname()[:2]
+        shown = f"[{name}]" if ":" in name else name
+        app = build_app(engine, settings, metrics)
+        ready = f"{app.state.service.names[0]} at {scheme}://{shown}:{taken}; Ctrl-C ends it"
+        Server(app, settings.drain_s, certificate, lambda: messages.print(ready)).run(sockets=[socket])
+
+
+def _certificate(certfile: Path | None, keyfile: Path | None, password: str | None) -> Certificate | None:
+    if certfile is None and (keyfile or password):
+        raise FirpError("--ssl-keyfile needs --ssl-certfile", got="a key without a certificate")
+    return Certificate(certfile, keyfile, password) if certfile else None
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

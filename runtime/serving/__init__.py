@@ -1,0 +1,1 @@
+"""One engine behind HTTP: limits, OpenAI's endpoints, metrics, a page, and other servers' ways in."""

@@ -1,0 +1,1 @@
+"""The wire: fields of requests, answers in one piece, streams, log-probabilities."""

@@ -1,0 +1,1 @@
+"""The same engine under other servers: Ray Serve, Triton."""

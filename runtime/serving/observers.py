@@ -1,0 +1,50 @@
+"""Several observers of one engine, as one.
+
+In: reports of the engine. Out: the same, to each.
+"""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from firp.runtime.observer import Observer, StepReport
+from firp.runtime.serving.metrics import Metrics
+
+
+def observers_of(metrics: Metrics) -> Observer:
+    """What an engine that is served reports to: metrics, and spans where OpenTelemetry is installed."""
+    if find_spec("opentelemetry") is None:
+        return metrics
+    from firp.runtime.serving.tracing import Tracing
+
+    return Observers([metrics, Tracing()])
+
+
+class Observers:
+    """Several observers, told one after the other."""
+
+    def __init__(self, observers: Sequence[Observer]):
+        self._observers = tuple(observers)
+
+    def submitted(self, request_id: str) -> None:
+        for one in self._observers:
+            one.submitted(request_id)
+
+    def started(self, request_id: str, queue_ms: float, reused_tokens: int) -> None:
+        for one in self._observers:
+            one.started(request_id, queue_ms, reused_tokens)
+
+    def first_token(self, request_id: str, ms: float) -> None:
+        for one in self._observers:
+            one.first_token(request_id, ms)
+
+    def tokens(self, request_id: str, count: int, ms_since_last: float) -> None:
+        for one in self._observers:
+            one.tokens(request_id, count, ms_since_last)
+
+    def step(self, report: StepReport) -> None:
+        for one in self._observers:
+            one.step(report)
+
+    def ended(self, request_id: str, reason: str, prompt_tokens: int, tokens: int, ms: float) -> None:
+        for one in self._observers:
+            one.ended(request_id, reason, prompt_tokens, tokens, ms)

@@ -1,0 +1,110 @@
+"""Who comes in, how many, with how much; and what becomes of a client that leaves."""
+
+import json
+import re
+import socket
+import time
+
+import httpx2
+import pytest
+from support.fake_engine import FakeEngine
+from support.http_server import chat, complete, error, serving
+
+from firp.runtime.serving.app import build_app
+from firp.runtime.serving.settings import ServerSettings
+
+HEAD = (
+    b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer key-1\r\n"
+    b"content-type: application/json\r\ncontent-length: %d\r\n\r\n"
+)
+
+
+def test_keys_are_asked_for_where_something_is_decoded(url, client):
+    for headers in ({}, {"authorization": "Bearer key-3"}, {"authorization": "Basic key-1"}):
+        response = httpx2.get(f"{url}/v1/models", headers=headers)
+        assert error(response, 401)["code"] == "invalid_api_key"
+        assert response.headers["www-authenticate"] == "Bearer"
+    assert client.get("/v1/models", headers={"authorization": "bearer key-1"}).status_code == 200
+    for path in ("/healthz", "/version", "/metrics", "/"):
+        assert httpx2.get(url + path).status_code == 200, path
+
+
+def test_a_body_is_bounded_in_bytes_and_in_time(client, url):
+    assert error(client.post("/v1/completions", content=b" " * 20_001), 413)["code"] == "body_too_large"
+    chunked = client.post("/v1/completions", content=(b" " * 5_000 for _ in range(5)))
+    assert error(chunked, 413)
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as slow:
+        slow.sendall(HEAD % 50 + b"{")
+        assert b"408" in slow.recv(4096)
+
+
+def test_more_open_requests_than_the_limit_are_turned_away():
+    engine = FakeEngine()
+    engine.pace_s = 0.5
+    asked = {"prompt": "x", "stream": True}
+    with (
+        serving(build_app(engine, ServerSettings(max_requests=1))) as url,
+        httpx2.Client(base_url=url) as client,
+        client.stream("POST", "/v1/completions", json=asked),
+    ):
+        response = complete(client)
+        assert error(response, 429)["code"] == "too_many_requests"
+        assert response.headers["retry-after"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_cancels_its_requests(stream, url, engine, client):
+    engine.pace_s = 5
+    before = len(engine.submitted)
+    host, port = url.removeprefix("http://").split(":")
+    body = json.dumps({"prompt": "x", "stream": stream, "n": 2}).encode()
+    with socket.create_connection((host, int(port)), timeout=5) as gone:
+        gone.sendall(HEAD % len(body) + body)
+        wait_until(lambda: len(engine.submitted) == before + 2)
+    wait_until(lambda: all(one.handle.cancelled for one in engine.submitted[before:]))
+
+
+def wait_until(true, seconds=5):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_a_client_that_reads_nothing_is_left():
+    engine = FakeEngine(["x" * 500_000] * 40)
+    app = build_app(engine, ServerSettings(api_keys=("key-1",), send_timeout_s=0.2))
+    with serving(app) as url:
+        host, port = url.removeprefix("http://").split(":")
+        body = json.dumps({"prompt": "x", "stream": True}).encode()
+        with socket.create_connection((host, int(port)), timeout=5) as hung:
+            hung.sendall(HEAD % len(body) + body)
+            wait_until(lambda: engine.submitted and engine.submitted[0].handle.cancelled)
+            wait_until(lambda: app.state.gate.open_requests == 0)
+
+
+def test_request_ids_come_back(client):
+    assert client.get("/v1/models", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    made = [client.get("/v1/models", headers={"x-request-id": "not mine"}) for _ in range(2)]
+    assert len({response.headers["x-request-id"] for response in made}) == 2
+
+
+def test_a_line_of_log_tells_both_ids(client, caplog):
+    caplog.set_level("INFO", "firp.serving")
+    answer_id = chat(client, model="alias").json()["id"]
+    wait_until(lambda: answer_id in caplog.text)
+    assert re.search(rf"req-\w+ {answer_id} POST '/v1/chat/completions' 200 \d+ ms", caplog.text)
+
+
+def test_health_says_what_is_wrong(client, app, engine):
+    assert client.get("/healthz").json() == {"status": "ok"}
+    engine.healthy = False
+    assert client.get("/healthz").status_code == 503
+    engine.healthy = True
+    app.state.gate.draining = True
+    try:
+        assert client.get("/healthz").json() == {"status": "draining"}
+        assert error(chat(client), 503)["code"] == "shutting_down"
+    finally:
+        app.state.gate.draining = False

@@ -1,0 +1,123 @@
+"""Metrics and spans: what the engine reports comes out as counters, histograms and spans."""
+
+import re
+
+import pytest
+
+from firp.runtime.observer import StepReport
+from firp.runtime.serving.metrics import Metrics
+from firp.runtime.serving.observers import Observers
+from firp.runtime.serving.tracing import Tracing
+
+
+def report(batch, rows, tokens, prompt_tokens=0, accepted=None, drafted=None, graph_ms=None):
+    accepted, drafted, graph_ms = accepted or {}, drafted or {}, graph_ms or {}
+    return StepReport(batch, rows, tokens, prompt_tokens, accepted, drafted, graph_ms, 8.0, 2, 1, 4096)
+
+
+def tell(observer):
+    """Two requests: one is served, the other is given up in the queue."""
+    observer.submitted("a")
+    observer.submitted("b")
+    observer.started("a", 20.0, 64)
+    observer.step(report(0, 0, 1, prompt_tokens=30, graph_ms={"lower": 5.0}))
+    observer.first_token("a", 40.0)
+    observer.tokens("a", 1, 40.0)
+    observer.step(report(1, 4, 3, accepted={1: 1, 2: 1}, drafted={1: 1, 2: 1, 3: 1}, graph_ms={"lower": 2.0}))
+    observer.tokens("a", 3, 30.0)
+    observer.step(report(1, 1, 1))
+    observer.ended("b", "deadline", 10, 0, 50.0)
+
+
+def value(metrics, name):
+    found = re.search(rf"^{re.escape(name)} (\S+)$", metrics.text().decode(), re.MULTILINE)
+    assert found, name
+    return float(found[1])
+
+
+@pytest.fixture
+def metrics():
+    made = Metrics()
+    tell(made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("firp_requests_submitted_total", 2),
+        ('firp_requests_total{reason="deadline"}', 1),
+        ("firp_prompt_tokens_reused_total", 64),
+        ("firp_generated_tokens_total", 5),
+        ('firp_steps_total{kind="prompt"}', 1),
+        ('firp_steps_total{kind="drafted"}', 1),
+        ('firp_steps_total{kind="plain"}', 1),
+        ('firp_drafts_total{depth="3"}', 1),
+        ('firp_drafts_accepted_total{depth="2"}', 1),
+        ('firp_graph_seconds_total{graph="lower"}', 0.007),
+        ("firp_step_seconds_total", 0.024),
+        ("firp_batch_size_count", 2),
+        ("firp_queue_seconds_sum", 0.02),
+        ("firp_time_to_first_token_seconds_sum", 0.04),
+        ("firp_time_between_tokens_seconds_count", 3),
+        ("firp_time_between_tokens_seconds_sum", 0.03),
+        ("firp_requests_waiting", 0),
+        ("firp_requests_active", 1),
+        ("firp_cache_bytes", 4096),
+    ],
+)
+def test_reports_are_counted(name, expected, metrics):
+    assert value(metrics, name) == pytest.approx(expected)
+
+
+def test_the_gauges_go_back(metrics):
+    metrics.ended("a", "stop", 30, 5, 90.0)
+    assert value(metrics, "firp_requests_active") == 0
+    assert value(metrics, "firp_prompt_tokens_total") == 40
+
+
+def test_paths_that_nobody_has_are_one_label(metrics):
+    for path in ("/v1/x", "/v1/y", "/v1/completions"):
+        metrics.answered(path, 404)
+    assert value(metrics, 'firp_http_answers_total{path="other",status="404"}') == 2
+
+
+class Provider:
+    """Stands for a provider of OpenTelemetry; keeps spans."""
+
+    def __init__(self):
+        self.spans = []
+
+    def get_tracer(self, *_, **__):
+        return self
+
+    def start_span(self, name, attributes):
+        self.spans.append(Span(name, attributes))
+        return self.spans[-1]
+
+
+class Span:
+    def __init__(self, name, attributes):
+        self.name, self.attributes, self.events, self.over = name, dict(attributes), [], False
+
+    def add_event(self, name, attributes):
+        self.events.append((name, attributes))
+
+    def set_attribute(self, name, value):
+        self.attributes[name] = value
+
+    def end(self):
+        self.over = True
+
+
+def test_every_request_is_a_span():
+    provider = Provider()
+    metrics = Metrics()
+    tell(Observers([metrics, Tracing(provider)]))
+    a, b = provider.spans
+    assert (a.attributes["firp.id"], a.over) == ("a", False)
+    assert [name for name, _ in a.events] == ["started", "first_token"]
+    assert b.over
+    assert b.attributes["gen_ai.response.finish_reasons"] == ["deadline"]
+    assert b.attributes["gen_ai.usage.input_tokens"] == 10
+    assert value(metrics, "firp_generated_tokens_total") == 5
