@@ -18,14 +18,13 @@ class TokenLogprob(NamedTuple):
 
 def token_logprob(logits: np.ndarray, token: int, top: int) -> TokenLogprob:
     """The logprob of a token of this row, and the `top` best; among equals the lower id comes first."""
-    row = logits.astype(np.float64)
-    row -= row.max()
-    row -= np.log(np.exp(row).sum())
-    top = min(top, len(row))
+    most = logits.max()
+    total = float(most) + float(np.log(np.exp(logits - most).sum(dtype=np.float64)))
+    top = min(top, len(logits))
     best: list[tuple[int, float]] = []
     if top:
-        least = np.partition(row, len(row) - top)[len(row) - top]
-        ids = np.flatnonzero(row >= least)
-        ids = ids[np.argsort(-row[ids], kind="stable")][:top]
-        best = [(int(token), float(row[token])) for token in ids]
-    return TokenLogprob(int(token), float(row[token]), best)
+        least = np.partition(logits, len(logits) - top)[len(logits) - top]
+        ids = np.flatnonzero(logits >= least)
+        ids = ids[np.argsort(-logits[ids], kind="stable")][:top]
+        best = [(int(token), float(logits[token]) - total) for token in ids]
+    return TokenLogprob(int(token), float(logits[token]) - total, best)
