@@ -350,7 +350,7 @@ class Engine:
         `submit`.
         """
         count = checked("n", n, whole(1))
-        params = params or SamplingParams()
+        params = checked("params", params, _PARAMS) or SamplingParams()
         handles = []
         try:
             for seed in range(params.seed, params.seed + count):

@@ -102,6 +102,16 @@ DOORS = {
     "a message": (lambda value, engine: engine.chat([value], FEW), ()),
     "a role": (lambda value, engine: engine.chat([{**MESSAGE, "role": value}], FEW), ()),
     "a content": (lambda value, engine: engine.chat([{**MESSAGE, "content": value}], FEW), ("x", "", (), [])),
+    "deadline_s": (
+        lambda value, engine: engine.submit("a", FEW, deadline_s=value).cancel(),
+        (None, 1.5, np.float64(2.5), Fraction(1, 2), 10**30, 2**63),
+    ),
+    "request_id": (
+        lambda value, engine: engine.submit("a", FEW, request_id=value).cancel(),
+        (None, "x", ""),
+    ),
+    "samples": (lambda value, engine: engine.submit_samples("a", FEW, value), ()),
+    "params of samples": (lambda value, engine: engine.submit_samples("a", value), (None,)),
     "capacity": (lambda value, engine: engine.session(value), ()),
     "rows": (lambda value, engine: engine.session(64, value), ()),
     "drafter": (lambda value, engine: engine.drafter(value), (None,)),
