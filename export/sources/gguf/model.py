@@ -30,9 +30,11 @@ def read_gguf(path: Path) -> Checkpoint:
     found = architecture(config, str(path))
     vocabulary = Vocabulary.read(path, file.metadata)
     ends = vocabulary.ends() if vocabulary else ()
+    ids = vocabulary.ids if vocabulary else {}
     config |= {
         "eos_token_id": list(ends) or None,
-        "bos_token_id": vocabulary.ids.get("bos_token_id") if vocabulary else None,
+        "bos_token_id": ids.get("bos_token_id"),
+        "pad_token_id": ids.get("padding_token_id"),
     }
     companions = tokenizer_files(vocabulary) if vocabulary else {}
     return assemble(path, config, found, renamed(file.tensors, config), ends, companions)

@@ -69,6 +69,9 @@ def test_files_of_other_families_say_what_their_directories_say(family, changes,
     found = values_of(ours)
     assert found.keys() == held.keys()
     assert all(np.array_equal(found[name], held[name]) for name in held)
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
+    expected = AutoModelForCausalLM.from_pretrained(model)(ids).logits
+    assert torch.equal(torch_model(ours, torch.float32)(ids).logits, expected)
 
 
 def test_a_scale_that_a_family_needs_is_not_guessed(tmp_path):
