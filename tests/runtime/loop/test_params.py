@@ -50,7 +50,7 @@ def texts(demo_engine, pytestconfig):
 
 
 def asked(fields, temperature):
-    usual = {"max_new_tokens": 32, "ignore_eos": True, "temperature": temperature, "seed": 3}
+    usual = {"max_new_tokens": 24, "ignore_eos": True, "temperature": temperature, "seed": 3}
     return SamplingParams(**(usual | fields))
 
 

@@ -20,9 +20,7 @@ from firp.runtime.tuning.parity import compare_trees
 TREES = {
     "chain": TreeConfig.chain(3, 1),
     "dynamic": TreeConfig("dynamic", rows=12, draft_sources=None),
-    "static": TreeConfig.static([(0,), (1,), (0, 0), (0, 1), (1, 0)], 2),
     "merged, draft pass": TreeConfig("dynamic", rows=10, draft_sources=0, drafters=DRAFTERS),
-    "lookup": TreeConfig.lookup(8),
     "forced": TreeConfig.forced(),
 }
 SCHEMA = {
@@ -64,8 +62,9 @@ def asked(name, temperature=0.0, **fields):
 @pytest.mark.parametrize("name", GRAMMARS)
 def test_drafted_equals_plain_under_a_grammar(name, engine):
     params = [asked(name), asked(name, 1.3, min_tokens=5, repetition_penalty=1.1)]
-    for comparison in compare_trees(engine, prompts(), params, TREES):
-        assert comparison.differences == [], comparison.name
+    for prompt, each in zip(prompts(), params, strict=True):
+        for comparison in compare_trees(engine, [prompt], [each], TREES):
+            assert comparison.differences == [], comparison.name
 
 
 @pytest.mark.parametrize(("tree", "temperature"), [(None, 1.2), ("dynamic", 0.0), ("forced", 1.2)])
