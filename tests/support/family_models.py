@@ -3,6 +3,7 @@
 In: a model_type and a seed. Out: a checkpoint as transformers saves it.
 """
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "bloom": _NO_PAIRS | {"n_layer": 3, "n_head": 4, "seq_length": 96},
     "mpt": _NO_PAIRS | {"d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 96},
     "persimmon": _NO_PAIRS,
-    "apertus": {},
 }
 
 
@@ -107,3 +107,122 @@ def save_family(folder: Path, model_type: str, seed: int = 0, **changes: Any) ->
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder)
     return folder
+
+
+_HEADS = ((4, 2), (4, 1), (3, 3), (6, 2), (1, 1), (5, 1), (8, 4))
+_PARTIAL = ("glm", "glm4", "phi", "stablelm", "nemotron", "persimmon", "gpt_neox", "gptj", "codegen")
+_MIXED = tuple(
+    name for name, changes in CHANGES.items() if "layer_types" in changes and "sliding_window" in changes
+)
+_SCALED_ROPE = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "seed_oss",
+    "olmo2",
+    "granite",
+    "smollm3",
+    "arcee",
+    "starcoder2",
+)
+_OPTIONS: dict[str, dict[str, tuple]] = {
+    "llama": {"attention_bias": (False, True), "mlp_bias": (False, True)},
+    "mistral": {"sliding_window": (2, 5, 40)},
+    "phi3": {"sliding_window": (3, 50)},
+    "starcoder2": {"sliding_window": (4, 60), "use_bias": (True, False)},
+    "seed_oss": {"attention_bias": (True, False), "attention_out_bias": (False, True)},
+    "phi": {"qk_layernorm": (True, False)},
+    "stablelm": {
+        "use_parallel_residual": (True, False),
+        "qk_layernorm": (True, False),
+        "use_qkv_bias": (True, False),
+    },
+    "cohere": {"use_qk_norm": (True, False), "logit_scale": (0.0625, 1.5)},
+    "cohere2": {"logit_scale": (0.0625, 1.5)},
+    "olmo": {"clip_qkv": (0.1, 2.0, None)},
+    "gemma2": {"attn_logit_softcapping": (0.5, 50.0), "final_logit_softcapping": (0.5, 30.0)},
+    "granite": {
+        "attention_bias": (False, True),
+        "mlp_bias": (False, True),
+        "residual_multiplier": (0.1, 2.0),
+    },
+    "hyperclovax": {"use_post_norm": (False, True)},
+    "smollm3": {"no_rope_layers": ([1, 0, 1], [0, 0, 1], [1, 1, 1])},
+    "gpt_bigcode": {"multi_query": (True, False)},
+    "gpt2": {"scale_attn_weights": (True, False)},
+    "gpt_neo": {"window_size": (2, 30)},
+    "gpt_neox": {
+        "use_parallel_residual": (True, False),
+        "rotary_pct": (0.25, 1.0),
+        "attention_bias": (True, False),
+    },
+    "falcon": {
+        "new_decoder_architecture": (True, False),
+        "bias": (True, False),
+        "parallel_attn": (True, False),
+    },
+    "persimmon": {"qk_layernorm": (True, False)},
+    "arcee": {"attention_bias": (False, True), "mlp_bias": (False, True)},
+    "jais2": {"attention_bias": (True, False)},
+    "helium": {"attention_bias": (False, True)},
+    "ernie4_5": {"use_bias": (False, True)},
+    "opt": {"enable_bias": (True, False)},
+}
+
+
+def random_changes(rng: random.Random, model_type: str, hard: bool) -> dict[str, Any]:
+    """Fields of a configuration. hard: sizes and options that break what is almost right."""
+    heads, pairs = rng.choice(_HEADS) if hard else (4, 2)
+    wide = model_type in _PARTIAL or heads < 3  # a stream of two features is rounding alone
+    size = rng.choice((8, 16) if wide else (2, 6, 8, 12, 16)) if hard else 8
+    own = CHANGES.get(model_type, {})
+    changes: dict[str, Any] = {
+        "initializer_range": rng.choice((0.05, 0.2, 0.35)),
+        "vocab_size": rng.choice((5, 17, 61, 193)) if hard else 61,
+        "tie_word_embeddings": rng.random() < 0.5,
+    }
+    if model_type in ("gptj", "codegen", "phi"):  # whose heads have a bias
+        changes["tie_word_embeddings"] = False
+    names = {"hidden_size": heads * size, "num_attention_heads": heads, "num_key_value_heads": pairs}
+    names |= {"intermediate_size": rng.choice((1, 7, 40)) if hard else 40}
+    if "n_embd" in own:
+        names = {"n_embd": heads * size, "n_head": heads}
+    elif model_type == "gpt_neo":
+        names = {"hidden_size": heads * size, "num_heads": heads}
+    elif model_type == "bloom":
+        names = {"hidden_size": heads * size, "n_head": heads}
+    elif model_type == "mpt":
+        names = {"d_model": heads * size, "n_heads": heads}
+    elif model_type == "opt":
+        names |= {"word_embed_proj_dim": heads * size}
+    elif model_type == "falcon":
+        names |= {"num_kv_heads": pairs}
+    elif model_type == "granitemoehybrid":
+        names |= {"shared_intermediate_size": names["intermediate_size"], "mamba_n_heads": 2 * heads}
+    if own.get("num_key_value_heads", 0) is None:
+        names.pop("num_key_value_heads", None)
+    if "head_dim" in own and own["head_dim"] is not None:
+        names["head_dim"] = size
+    changes |= names
+    if hard:
+        changes |= {name: rng.choice(values) for name, values in _OPTIONS.get(model_type, {}).items()}
+        if model_type in _MIXED:
+            kinds = ("sliding_attention", "full_attention")
+            changes["layer_types"] = [rng.choice(kinds) for _ in range(3)]
+            changes["sliding_window"] = rng.choice((2, 5, 30))
+        if model_type in _SCALED_ROPE:
+            changes["rope_parameters"] = _random_rope(rng)
+    return changes
+
+
+def _random_rope(rng: random.Random) -> dict[str, Any]:
+    rope = {"rope_type": rng.choice(("default", "linear", "dynamic", "yarn", "llama3"))}
+    rope["rope_theta"] = rng.choice((2.0, 1e4, 1e6))
+    if rope["rope_type"] != "default":
+        rope["factor"] = rng.choice((1.5, 4.0))
+    if rope["rope_type"] in ("yarn", "llama3"):
+        rope["original_max_position_embeddings"] = 32
+    if rope["rope_type"] == "llama3":
+        rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    return rope
