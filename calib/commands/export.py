@@ -40,6 +40,11 @@ from firp.runtime.tuning.tune import tune as choose_tree
     help="Where to split; default: that of the predictors, or 3/4 of the layers.",
 )
 @click.option(
+    "--max-context",
+    type=click.IntRange(min=1),
+    help="Tokens of the longest text; default: what the model takes. Tables of positions grow with it.",
+)
+@click.option(
     "--dtype",
     type=click.Choice(MODEL_DTYPES),
     default=MODEL_DTYPES[0],
@@ -82,6 +87,7 @@ def export(
     calib_data,
     minutes,
     prediction_layer,
+    max_context,
     dtype,
     quantize,
     quantize_text,
@@ -124,6 +130,7 @@ def export(
             quantize_text,
             quality_limit,
             force=force,
+            max_context=max_context,
         )
         if calib_data:
             prepare(options, verify)  # before minutes of training

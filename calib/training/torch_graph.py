@@ -25,7 +25,7 @@ class TorchWeights:
 
     def __init__(self, model: nn.Module, checkpoint: Checkpoint):
         names = {source: name for name, source in tensors_of(model, checkpoint).items()}
-        self._parameters = {source: model.get_parameter(name) for source, name in names.items()}
+        self._parameters = {source: model.state_dict()[name] for source, name in names.items()}
         self._weights = {weight.name: weight for weight in checkpoint.weights}
         self._made = {
             name: torch.from_numpy(table).to(model.device)
@@ -64,6 +64,7 @@ class TorchWeights:
         if layout.ones:
             return torch.ones(weight.shape, dtype=self._like.dtype, device=self._like.device)
         parts = self._tensors(weight)
+        parts = [part.reshape(-1) if part.ndim == 0 else part for part in parts]
         whole = (torch.cat(parts) if len(parts) > 1 else parts[0])[layout.skipped :]
         return whole.float() + 1 if layout.plus_one else whole.reshape(weight.shape)
 
@@ -105,6 +106,12 @@ class TorchGraph(GraphBuilder):
 
 def _reshape(value: Tensor, shape: list[int]) -> Tensor:
     return value.reshape([value.shape[axis] if size == 0 else size for axis, size in enumerate(shape)])
+
+
+def _unsqueeze(value: Tensor, axes: list[int]) -> Tensor:
+    for axis in axes:
+        value = value.unsqueeze(axis)
+    return value
 
 
 def _concat(*values: Any, axis: int) -> Any:
@@ -156,11 +163,16 @@ _OPERATORS: dict[str, Callable] = {
     "Cast": lambda value, to: value.float(),
     "Clip": torch.clamp,
     "Concat": _concat,
+    "Div": lambda a, b: torch.div(a, b, rounding_mode="floor"),
+    "Exp": torch.exp,
     "Expand": lambda value, shape: value.expand(*shape[:-1], value.shape[-1]),
     "Gather": lambda table, ids: table[ids],
     "Gelu": lambda value, approximate: F.gelu(value, approximate=approximate),
+    "Greater": lambda a, b: a > b,
     "LayerNormalization": _layer_norm,
+    "Log": torch.log,
     "MatMul": torch.matmul,
+    "Min": torch.minimum,
     "Mul": torch.mul,
     "RMSNormalization": _rms_norm,
     "Range": torch.arange,
@@ -169,10 +181,12 @@ _OPERATORS: dict[str, Callable] = {
     "RotaryEmbedding": _rotary_embedding,
     "Shape": lambda value, start=0, end=None: list(value.shape[start:end]),
     "Sigmoid": torch.sigmoid,
+    "Softplus": F.softplus,
     "Softmax": lambda value, axis: value.softmax(axis),
     "Squeeze": lambda shape: shape[0],
     "Sub": lambda a, b: a - b,
     "Tanh": torch.tanh,
     "Transpose": lambda value, perm: value.permute(perm),
-    "Unsqueeze": lambda value, axes: value[(slice(None),) * axes[0] + (None,) * len(axes)],
+    "Unsqueeze": _unsqueeze,
+    "Where": torch.where,
 }

@@ -71,6 +71,7 @@ class ExportOptions:
     quantize_text: Path | None = None  # that ranges are found on; None: the package's own
     quality_limit: float | None = None  # of the perplexity's rise, in percent; None: LIMITS of the method
     tree: TreeConfig | None = None  # None: one that suits the weights
+    max_context: int | None = None  # tokens; None: what the model takes
     force: bool = False
 
     def __post_init__(self):
@@ -89,6 +90,7 @@ _OPTIONS = {
     "quality_limit": more_than_0(math.inf).or_none(),
     "tree": instance(TreeConfig).or_none(),
     "force": TRUTH,
+    "max_context": whole(1).or_none(),
 }
 
 
@@ -158,6 +160,8 @@ def prepare(options: ExportOptions, verify: bool) -> Prepared:
             fix="add --no-verify, or export float32 or float16",
         )
     checkpoint = open_checkpoint(options.model)
+    if options.max_context is not None:
+        checkpoint = checkpoint.with_context(options.max_context)
     checkpoint.tokenizer()
     predictors = open_predictors(options.predictors, checkpoint) if options.predictors else None
     layer = _split(checkpoint, predictors, options.prediction_layer)

@@ -10,6 +10,8 @@ EXAMPLES = {
     "qwen3": "Qwen 3",
     "internlm3": "InternLM 3",
     "seed_oss": "Seed-OSS",
+    "apertus": "Apertus",
+    "ministral3": "Ministral 3, for text alone",
     "cwm": "Code World Model",
     "ministral": "Ministral 8B",
     "iquestcoder": "IQuest-Coder",

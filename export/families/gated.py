@@ -8,7 +8,7 @@ from typing import Any
 from firp.export.families.names import LLAMA
 from firp.export.families.recipe import POST_NORM, PRE_NORM, Family, model, refuse
 from firp.export.families.ropes import ALL_LAYERS
-from firp.runtime.bundle.model_config import ModelConfig
+from firp.runtime.bundle.model_config import ModelConfig, QueryGrowth
 
 _FUSED = LLAMA.but(gate_up_proj="mlp.gate_up_proj")
 _GEMMA = LLAMA.but(
@@ -94,6 +94,13 @@ def _glm(c: Any, norms: tuple[str, ...] = PRE_NORM) -> ModelConfig:
     return model(c, interleaved=True, norms=norms)
 
 
+def _ministral3(c: Any) -> ModelConfig:
+    rope = c.rope_parameters
+    rate = rope.get("llama_4_scaling_beta")
+    growth = QueryGrowth(rate, rope["original_max_position_embeddings"]) if rate else None
+    return model(c, growth=growth)
+
+
 def _olmo(c: Any) -> ModelConfig:
     return model(c, norm="layer", epsilon=1e-5, clip=c.clip_qkv)
 
@@ -103,6 +110,7 @@ GATED: dict[str, Family] = {
         ("llama", "mistral", "qwen2", "internlm3", "seed_oss", "cwm", "ministral", "iquestcoder"),
         Family(model),
     ),
+    "ministral3": Family(_ministral3),
     "qwen3": Family(lambda c: model(c, qk_norm="head")),
     "exaone": Family(
         model,

@@ -52,6 +52,7 @@ _LAYOUTS = {  # operations
     "plus1": Layout(plus_one=True),
     "ones": Layout(ones=True),
     "skip2": Layout(skipped=2),
+    "bare": PLAIN,  # tensors that are no ".weight"
 }
 
 
@@ -92,13 +93,14 @@ class Names:
         layout = Layout(order=order(config.attention)) if order else _LAYOUTS[operation]
         if kind == "bias":
             layout = layout._replace(transposed=False, plus_one=False)
-        if layout.ones:
+        if layout.ones or (operation == "bare" and kind == "bias"):
             return Place((), layout)
+        end = "" if operation == "bare" else f".{kind}"
         heads = {"q_norm": config.attention.num_heads, "k_norm": config.attention.num_key_value_heads}
         sources = []
         for name in names.split(" & "):
             copies = range(heads[module]) if "{h}" in name else (0,)
-            sources += [f"{before}{name.format(h=head)}.{kind}" for head in copies]
+            sources += [f"{before}{name.format(h=head)}{end}" for head in copies]
         return Place(tuple(sources), layout)
 
 

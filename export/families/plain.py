@@ -253,6 +253,14 @@ PLAIN_MLP: dict[str, Family] = {
         ),
     ),
     "nemotron": Family(_layer_norm, LLAMA.norms("plus1")),
+    "apertus": Family(
+        lambda c: model(c, gated=False, qk_norm="head"),
+        LLAMA.but(
+            input_norm="attention_layernorm",
+            mlp_norm="feedforward_layernorm",
+            activation="mlp.act_fn.alpha_p & mlp.act_fn.alpha_n & mlp.act_fn.beta & mlp.act_fn.eps | bare",
+        ),
+    ),
     "arcee": Family(lambda c: model(c, gated=False)),
     "jais2": Family(_layer_norm),
     "persimmon": Family(

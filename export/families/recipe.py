@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from firp.export.families.names import LLAMA, Names
 from firp.export.families.ropes import context, rope_tables
 from firp.runtime.bundle.model_config import (
+    XIELU,
     AttentionConfig,
     BlockConfig,
     EmbeddingConfig,
@@ -20,6 +21,7 @@ from firp.runtime.bundle.model_config import (
     NormConfig,
     PositionsConfig,
     QkNormConfig,
+    QueryGrowth,
     RopeTable,
 )
 from firp.runtime.errors import CheckpointError
@@ -29,6 +31,7 @@ POST_NORM = ("attention_out_norm", "mlp_out_norm")
 _ACTIVATIONS = {  # transformers' names
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh", "gelu_python_tanh": "gelu_tanh", "relu": "relu", "relu2": "relu2",
+    "xielu": XIELU,
 }  # fmt: skip
 _SEES = {
     "full_attention": False,
@@ -56,6 +59,7 @@ def model(
     heads: int | None = None,
     key_value_heads: int | None = None,
     scale: float | None = None,
+    growth: QueryGrowth | None = None,
     qk_norm: str = "",
     qk_norm_kind: str = "rms",
     qk_norm_after_rope: bool = False,
@@ -106,6 +110,7 @@ def model(
             key_value_heads or getattr(c, "num_key_value_heads", None) or heads,
             size,
             scale=float(size**-0.5 if scale is None else scale),
+            growth=growth,
             qk_norm=QkNormConfig(qk_norm, qk_norm_kind, qk_norm_after_rope) if qk_norm else None,
             clip=number(clip),
             softcap=number(attention_softcap),

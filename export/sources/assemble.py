@@ -123,6 +123,7 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
 def _fits(weight: Weight, shapes: list[tuple[int, ...]]) -> bool:
     """Whether tensors of these shapes make the weight."""
     layout = weight.layout
+    shapes = [shape or (1,) for shape in shapes]  # single numbers
     if layout.transposed:
         shapes = [shape[::-1] for shape in shapes]
     if any(len(shape) < 1 or shape[1:] != shapes[0][1:] for shape in shapes):

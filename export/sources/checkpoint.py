@@ -5,7 +5,7 @@ our weights are made of, and what lies beside them. Out: `Checkpoint`. No tensor
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from firp.runtime.bundle.model_config import ModelConfig
 from firp.runtime.errors import CheckpointError
 from firp.runtime.loop.text import parse_tokenizer
 
+LEAST_CONTEXT = 16  # tokens: a prompt, a tree of drafts and some steps; shorter ones are mistakes
 TOKENIZER = "tokenizer.json"
 COMPANIONS = (TOKENIZER, "tokenizer_config.json", "chat_template.jinja")  # that a bundle takes along
 
@@ -63,6 +64,23 @@ class Checkpoint:
         """The model's tokenizer; None where it has none. Raises BundleError when it does not load."""
         content = self.companion(TOKENIZER)
         return None if content is None else parse_tokenizer(content, str(self.path / TOKENIZER))
+
+    def with_context(self, tokens: int) -> "Checkpoint":
+        """The same model for shorter texts, whose rope tables are shorter. Raises CheckpointError."""
+        context = self.config.max_position_embeddings
+        if self.config.positions.learned:
+            raise CheckpointError(
+                "the positions of this model are weights",
+                got=f"a context of {tokens} tokens",
+                expected=context,
+            )
+        if not LEAST_CONTEXT <= tokens <= context:
+            raise CheckpointError(
+                "context out of range",
+                got=tokens,
+                expected=f"{LEAST_CONTEXT} to {context}, what the model takes",
+            )
+        return replace(self, config=replace(self.config, max_position_embeddings=tokens))
 
     def prediction_layer(self, requested: int | None) -> int:
         """The layer to split at: the requested one, or three quarters of the way up. Raises

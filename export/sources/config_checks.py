@@ -6,10 +6,10 @@ CheckpointError that names the field.
 
 from typing import Any
 
+from firp.export.sources.checkpoint import LEAST_CONTEXT
 from firp.runtime.bundle.model_config import MOST_LAYERS, ModelConfig
 from firp.runtime.errors import CheckpointError
 
-LEAST_CONTEXT = 16  # tokens: a prompt, a tree of drafts and some steps; shorter ones are mistakes
 MOST_CONTEXT = 1 << 24  # tokens: rope tables have a row for each, and no model reads that many
 LEAST_WINDOW = 2  # tokens: Hugging Face's own cache is wrong for a window of 1
 _SIZES = (

@@ -71,11 +71,10 @@ def weight_chunks(weight: Weight, tensors: dict[str, TensorRecord]) -> Iterator[
 
 def _rows_in_order(record: TensorRecord, layout: Layout) -> Iterator[TensorRecord]:
     """Runs of a tensor's rows in the order of the weight."""
-    count = record.shape[0]
     if layout.skipped:
-        yield _rows(record, layout.skipped, count)
+        yield _rows(record, layout.skipped, record.shape[0])
     elif layout.order:
-        size = count // len(layout.order)
+        size = record.shape[0] // len(layout.order)
         yield from (_rows(record, block * size, (block + 1) * size) for block in layout.order)
     else:
         yield record

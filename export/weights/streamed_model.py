@@ -33,6 +33,9 @@ class Reference:
         self._stored = getattr(torch, stored)
         self._dtype = torch.float32
         self._empty: dict[tuple[torch.nn.Module, str], torch.nn.Parameter] = {}
+        for name, buffer in self.model.named_buffers():
+            if name in self._sources:
+                buffer.copy_(self._read(self._sources[name]))
         for name, module in self.model.named_modules():
             if any(True for _ in module.parameters(recurse=False)):
                 module.register_forward_pre_hook(self._loader(name))

@@ -63,7 +63,8 @@ def tensors_of(model: Any, checkpoint: Checkpoint) -> dict[str, str]:
     used = [source for weight in checkpoint.weights for source in weight.sources]
     found = {rename_source_key(source, renamings, converters)[0]: source for source in used}
     own = {name for name, _ in model.named_parameters()}
-    if different := sorted(own ^ set(found)):
+    buffers = {name for name, _ in model.named_buffers()}  # of which a checkpoint holds some
+    if different := sorted((own ^ set(found)) - (buffers & set(found))):
         raise CheckpointError(
             f"config.json and the tensors of '{checkpoint.path}' disagree",
             got=f"{different[0]} {'only in the tensors' if different[0] in found else 'in no tensor'}",

@@ -25,9 +25,10 @@ FORMATS = (ROWS, BLOCKS8, BLOCKS4)
 BLOCK = 32  # inputs that share a scale
 
 
+XIELU = "xielu"  # with four numbers of its own in each layer
 QK_NORMS = ("head", "heads", "all")
 NORMS = ("rms", "layer")
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", XIELU)
 BRANCH_NORMS = ("input_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm")
 # masks of a graph: of layers that see all, or all the same window; and of the windowed ones among others
 MASK, WINDOW_MASK = "attention_bias", "attention_bias_window"
@@ -43,6 +44,14 @@ class QkNormConfig:
 
 
 @dataclass(frozen=True)
+class QueryGrowth:
+    """Queries at position p are multiplied by 1 + rate * log(1 + floor(p / length))."""
+
+    rate: float
+    length: int  # tokens
+
+
+@dataclass(frozen=True)
 class AttentionConfig:
     """Sizes and variants of attention, the same in all layers."""
 
@@ -50,6 +59,7 @@ class AttentionConfig:
     num_key_value_heads: int  # Hkv
     head_dim: int  # Dh
     scale: float  # of queries
+    growth: QueryGrowth | None  # of queries, with their position
     qk_norm: QkNormConfig | None
     clip: float | None  # queries, keys and values are cut to +- this
     softcap: float | None  # scores s become softcap * tanh(s / softcap)

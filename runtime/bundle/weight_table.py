@@ -5,7 +5,7 @@ In: a ModelConfig. Out: name -> shape, in the order of model.safetensors. A line
 [out, in]; it and a norm have a bias where the blueprint names it among its biases.
 """
 
-from firp.runtime.bundle.model_config import ModelConfig
+from firp.runtime.bundle.model_config import XIELU, ModelConfig
 from firp.runtime.trees.tree import MAX_PASS_ROWS
 
 Shape = tuple[int, ...]
@@ -54,6 +54,8 @@ def _layer_modules(config: ModelConfig) -> dict[str, Shape]:
     modules["o_proj"] = (size, attention.query_size)
     modules |= {name: norms[name] for name in ("attention_out_norm", "mlp_norm") if name in norms}
     modules |= {"gate_up_proj": (2 * inner, size)} if config.mlp.gated else {"up_proj": (inner, size)}
+    if config.mlp.activation == XIELU:
+        modules["activation"] = (4,)  # alphas of positive and negative values, beta, epsilon
     modules["down_proj"] = (size, inner)
     return modules | {name: norms[name] for name in ("mlp_out_norm",) if name in norms}
 

@@ -39,6 +39,16 @@ _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 CHANGES: dict[str, dict[str, Any]] = {
     "cwm": _WINDOWS,
     "ministral": _WINDOWS | {"rope_parameters": _ROPE, "head_dim": 8},
+    "ministral3": {
+        "head_dim": 8,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "original_max_position_embeddings": 5,
+            "llama_4_scaling_beta": 0.3,
+        },
+    },
     "gemma": {"head_dim": 12},
     "gemma2": _WINDOWS | _CAPS | {"head_dim": 12},
     "vaultgemma": _WINDOWS | _CAPS | {"head_dim": 12},
@@ -141,7 +151,7 @@ _OPTIONS: dict[str, dict[str, tuple]] = {
     "cohere": {"use_qk_norm": (True, False), "logit_scale": (0.0625, 1.5)},
     "cohere2": {"logit_scale": (0.0625, 1.5)},
     "olmo": {"clip_qkv": (0.1, 2.0, None)},
-    "gemma2": {"attn_logit_softcapping": (0.5, 50.0), "final_logit_softcapping": (0.5, 30.0)},
+    "gemma2": {"attn_logit_softcapping": (3.0, 50.0), "final_logit_softcapping": (5.0, 30.0)},
     "granite": {
         "attention_bias": (False, True),
         "mlp_bias": (False, True),
@@ -157,11 +167,7 @@ _OPTIONS: dict[str, dict[str, tuple]] = {
         "rotary_pct": (0.25, 1.0),
         "attention_bias": (True, False),
     },
-    "falcon": {
-        "new_decoder_architecture": (True, False),
-        "bias": (True, False),
-        "parallel_attn": (True, False),
-    },
+    "falcon": {"bias": (True, False)},
     "persimmon": {"qk_layernorm": (True, False)},
     "arcee": {"attention_bias": (False, True), "mlp_bias": (False, True)},
     "jais2": {"attention_bias": (True, False)},
@@ -169,6 +175,15 @@ _OPTIONS: dict[str, dict[str, tuple]] = {
     "ernie4_5": {"use_bias": (False, True)},
     "opt": {"enable_bias": (True, False)},
 }
+
+
+_FALCONS = (
+    {"new_decoder_architecture": True, "parallel_attn": True},
+    {"new_decoder_architecture": True, "parallel_attn": True, "num_ln_in_parallel_attn": 1},
+    {"new_decoder_architecture": False, "parallel_attn": True, "multi_query": True},
+    {"new_decoder_architecture": False, "parallel_attn": False, "multi_query": True},
+    {"new_decoder_architecture": False, "parallel_attn": True, "multi_query": False},
+)
 
 
 def random_changes(rng: random.Random, model_type: str, hard: bool) -> dict[str, Any]:
@@ -206,6 +221,8 @@ def random_changes(rng: random.Random, model_type: str, hard: bool) -> dict[str,
         names["head_dim"] = size
     changes |= names
     if hard:
+        if model_type == "falcon":
+            changes |= rng.choice(_FALCONS)
         changes |= {name: rng.choice(values) for name, values in _OPTIONS.get(model_type, {}).items()}
         if model_type in _MIXED:
             kinds = ("sliding_attention", "full_attention")

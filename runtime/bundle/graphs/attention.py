@@ -38,6 +38,7 @@ class PassContext:
         self.heads = heads
         self.qkv_shape = b.batch_shape(like, sum(heads), c.head_dim)
         self.scale = b.scalar(c.scale)
+        self.growth = self._growth(b) if c.growth else None
         self.contract = contract
         self.biases = {name: inputs[name] for name in sorted(b.config.masks(layers))}
         if contract == IN_PLACE:
@@ -64,6 +65,15 @@ class PassContext:
         if b.config.positions.interleaved:
             some["interleaved"] = 1
         return b.op("RotaryEmbedding", heads, *self.tables[rope], self.position_ids, **some)
+
+    def _growth(self, b: GraphBuilder) -> Value:
+        """Factors of queries by their positions, [B, 1, T, 1]."""
+        growth = b.config.attention.growth
+        length = b.constant(f"index_{growth.length}", "int64", np.array(growth.length, np.int64))
+        times = b.op("Cast", b.op("Div", self.position_ids, length), to=DTYPES[b.dtype].onnx_number)
+        logarithm = b.op("Log", b.op("Add", times, b.scalar(1.0)))
+        factors = b.op("Add", b.op("Mul", logarithm, b.scalar(growth.rate)), b.scalar(1.0))
+        return b.op("Unsqueeze", factors, b.ints([1, 3]))
 
     def _slopes_by_position(self, b: GraphBuilder) -> Value:
         """What each head adds to a score by the position of the key, [B, H, 1, keys]."""
@@ -99,6 +109,8 @@ def attention(
     )
     # on the rows: a scale inside Attention is also multiplied with all keys
     query = b.op("Mul", query, shared.scale)  # [B, H, T, Dh]
+    if c.growth:
+        query = b.op("Mul", query, shared.growth)
     new = LayerCache(key, value)  # [B, Hkv, T, Dh] each
     attend = _attend_in_place if shared.contract == IN_PLACE else _attend_to_prefix
     bias = shared.biases[b.config.mask(index)]

@@ -51,6 +51,8 @@ def upper(
     stream, caches = _layers(b, b.rows(hidden, c.hidden_size), hidden, inputs, layers, spec.cache)
     stream = b.op("Reshape", stream, b.batch_shape(hidden, c.hidden_size))  # [B, R, D]
     head = head_name(c).removesuffix(".weight")
+    if "draft_rows" in inputs and draft_tokens is None and f"{head}.scale" in b.weights:
+        return _decode_together(b, stream, inputs, head, spec) | caches
     logits, logprobs, ids = _decode(b, stream, inputs["logits_rows"], head, c.vocab_size, spec)
     outputs = {"logits": logits, "top_ids": ids, "top_logprobs": logprobs, **caches}
     if "draft_rows" in inputs:
@@ -62,6 +64,29 @@ def upper(
             ids = b.op("Gather", b.constant(DRAFT_TOKENS, "int64", draft_tokens), ids)
         outputs |= {"draft_ids": ids, "draft_logprobs": logprobs}
     return outputs
+
+
+def _decode_together(
+    b: GraphBuilder, stream: Value, inputs: dict[str, Value], head: str, spec: GraphSpec
+) -> dict[str, Value]:
+    """Decode verified and pseudo rows in one product of integers, whose rows are exact whatever stands
+    beside them. Where ONNX Runtime widens weights for a processor without VNNI, it takes no weight that
+    two products share.
+    """
+    kinds = [inputs["logits_rows"], inputs["draft_rows"]]
+    sizes = b.op("Concat", *(b.op("Shape", rows, start=1, end=2) for rows in kinds), axis=0)
+    rows = b.op("Concat", *kinds, axis=1)
+    decoded = _decode(b, stream, rows, head, b.config.vocab_size, spec)
+    (logits, _), (logprobs, draft_logprobs), (ids, draft_ids) = (
+        b.tape.op_multi_out("Split", [value, sizes], {"axis": 1}, num_outputs=2) for value in decoded
+    )
+    return {
+        "logits": logits,
+        "top_ids": ids,
+        "top_logprobs": logprobs,
+        "draft_ids": draft_ids,
+        "draft_logprobs": draft_logprobs,
+    }
 
 
 def _decode(

@@ -5,6 +5,7 @@ In: normed rows. Out: rows to add to the residual stream.
 
 from firp.runtime.bundle.graphs.builder import GraphBuilder
 from firp.runtime.bundle.graphs.tape import Value
+from firp.runtime.bundle.model_config import XIELU
 
 
 def mlp(b: GraphBuilder, layer: str, rows: Value) -> Value:
@@ -12,17 +13,31 @@ def mlp(b: GraphBuilder, layer: str, rows: Value) -> Value:
     c = b.config.mlp
     if c.gated:
         gate, up = b.split(b.linear(rows, f"{layer}.gate_up_proj"), [c.intermediate_size] * 2)
-        inner = b.op("Mul", activated(b, gate, c.activation), up)
+        inner = b.op("Mul", activated(b, layer, gate), up)
     else:
-        inner = activated(b, b.linear(rows, f"{layer}.up_proj"), c.activation)
+        inner = activated(b, layer, b.linear(rows, f"{layer}.up_proj"))
     return b.linear(inner, f"{layer}.down_proj")
 
 
-def activated(b: GraphBuilder, value: Value, activation: str) -> Value:
-    """Apply one of `firp.runtime.bundle.model_config.ACTIVATIONS`."""
+def activated(b: GraphBuilder, layer: str, value: Value) -> Value:
+    """Apply the activation of a layer."""
+    activation = b.config.mlp.activation
+    if activation == XIELU:
+        return _xielu(b, value, b.split(b.weights[f"{layer}.activation.weight"], [1] * 4, axis=0))
     if activation == "silu":
         return b.op("Mul", value, b.op("Sigmoid", value))
     if activation.startswith("gelu"):
         return b.op("Gelu", value, approximate="tanh" if activation == "gelu_tanh" else "none")
     positive = b.op("Relu", value)
     return b.op("Mul", positive, positive) if activation == "relu2" else positive
+
+
+def _xielu(b: GraphBuilder, value: Value, parameters: list[Value]) -> Value:
+    """xIELU (Huang and Schlag 2025): a square above 0, expm1 below it, and a line through both."""
+    positive, negative, beta, epsilon = parameters
+    line = b.op("Mul", value, beta)
+    above = b.op("Mul", b.op("Mul", value, value), b.op("Softplus", positive))
+    steep = b.op("Add", beta, b.op("Softplus", negative))
+    powers = b.op("Sub", b.op("Exp", b.op("Min", value, epsilon)), b.scalar(1.0))
+    below = b.op("Mul", b.op("Sub", powers, value), steep)
+    return b.op("Add", b.op("Where", b.op("Greater", value, b.scalar(0.0)), above, below), line)

@@ -14,7 +14,7 @@ from firp.export.sources.open import open_checkpoint
 from firp.export.verify.reference import Reference, model_rows
 from firp.export.verify.rounding import YARDSTICKS, distance, judge
 from firp.export.verify.rows import SessionRows, random_sample
-from firp.runtime.bundle.model_config import LayerConfig, RopeTable
+from firp.runtime.bundle.model_config import LayerConfig, QueryGrowth, RopeTable
 from firp.runtime.engine import Engine
 
 PROMPT = [7, 40, 3, 22, 51, 9, 30, 14, 2, 44, 60, 18]
@@ -48,15 +48,20 @@ def steeper(model):
     return part("positions", alibi=tuple(1.01 * slope for slope in model.positions.alibi))(model)
 
 
+def swapped(model):
+    return dataclasses.replace(model, layers=(model.layers[0], *model.layers[:0:-1]))
+
+
 MUTATIONS = {
     "attention.scale": ("gemma2", part("attention", scale=0.3)),
+    "attention.growth": ("ministral3", part("attention", growth=QueryGrowth(0.3, 6))),
     "attention.qk_norm.kind": ("cohere", qk_norm(kind="rms")),
     "attention.qk_norm.after_rope": ("hunyuan_v1_dense", qk_norm(after_rope=False)),
     "attention.clip": ("olmo", part("attention", clip=0.51)),
     "attention.softcap": ("gemma2", part("attention", softcap=None)),
     "mlp.activation": ("gpt2", part("mlp", activation="gelu")),
     "positions.ropes.frequencies": ("llama", ropes(lambda t: RopeTable(t.frequencies[::-1], t.scale))),
-    "positions.ropes.frequencies, their number": ("phi", ropes(lambda t: RopeTable((*t.frequencies, 0.01), 1.0))),
+    "positions.ropes, how wide": ("phi", ropes(lambda t: RopeTable((*t.frequencies, 0.01), t.scale))),
     "positions.ropes.scale": ("llama", ropes(lambda t: RopeTable(t.frequencies, 1.01))),
     "positions.interleaved": ("cohere", part("positions", interleaved=False)),
     "positions.alibi": ("bloom", steeper),
@@ -69,7 +74,7 @@ MUTATIONS = {
     "head.scale": ("cohere", part("head", scale=0.26)),
     "head.softcap": ("gemma2", part("head", softcap=3.1)),
     "layers.window": ("cwm", layers(lambda each: LayerConfig(each.window and each.window + 1, each.rope))),
-    "layers.window, whose": ("cwm", lambda model: dataclasses.replace(model, layers=model.layers[::2] + model.layers[1:2])),
+    "layers.window, whose": ("cwm", swapped),
     "layers.rope": ("smollm3", layers(lambda each: LayerConfig(each.window, "default"))),
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from support.family_models import save_family
 from support.small_models import CONFIGS, make_model
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -13,7 +14,9 @@ from firp.export.sources.open import open_checkpoint
 from firp.export.sources.safetensors_file import read_safetensors
 from firp.export.verify.checks import verify
 from firp.export.weights.rope import rope_tables
+from firp.runtime.bundle.format import load_bundle
 from firp.runtime.bundle.weight_table import rope_names
+from firp.runtime.errors import CheckpointError
 from firp.runtime.trees.tree import MAX_PASS_ROWS
 
 
@@ -66,3 +69,26 @@ def test_rope_tables_are_those_of_the_model(family, tmp_path):
     assert len(cos) > checkpoint.config.max_position_embeddings
     np.testing.assert_array_equal(cos, expected[0][0, :, :half].numpy())
     np.testing.assert_array_equal(sin, expected[1][0, :, :half].numpy())
+
+
+def test_a_shorter_context_is_the_same_model(tmp_path):
+    model = make_model(tmp_path / "model", "llama")
+    export_bundle(ExportOptions(model, tmp_path / "bundle", max_context=64))
+    assert load_bundle(tmp_path / "bundle").manifest.model.max_position_embeddings == 64
+    assert verify(tmp_path / "bundle", model).passed
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"), [(8, "context out of range.*16 to 256"), (257, "context out of range.*got 257")]
+)
+def test_a_context_that_no_model_has_is_refused(tokens, message, tmp_path):
+    model = make_model(tmp_path / "model", "llama")
+    with pytest.raises(CheckpointError, match=message):
+        export_bundle(ExportOptions(model, tmp_path / "bundle", max_context=tokens))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_table_of_learned_positions_is_not_cut(tmp_path):
+    checkpoint = open_checkpoint(save_family(tmp_path, "gpt2"))
+    with pytest.raises(CheckpointError, match="positions of this model are weights"):
+        checkpoint.with_context(32)
