@@ -16,9 +16,10 @@ from typing import NamedTuple
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.format import Manifest
 from firp.runtime.bundle.graph_spec import PREFIX, TensorSpec
-from firp.runtime.bundle.model_config import BLOCK, BLOCKS4, BLOCKS8, ROWS
+from firp.runtime.bundle.model_config import BLOCK, BLOCKS4, BLOCKS8, ROWS, ModelConfig
 from firp.runtime.bundle.weight_table import head_name, layer_shapes, weight_shapes
 
+_EXPERT = ".experts."  # in the names of their weights
 # of a value of a quantized weight, with its share of what a block has: a scale, a zero point of 4 bits
 _VALUE_BYTES = {ROWS: 1.0, BLOCKS8: 1 + 4 / BLOCK, BLOCKS4: (1 + 1 / BLOCK) / 2 + 4 / BLOCK}
 
@@ -97,9 +98,17 @@ def pass_cost(manifest: Manifest, graph: str, point: Point) -> Cost:
     tensors = (*spec.inputs, *spec.outputs)
     cache = _bytes((*spec.past, *spec.new), letters)
     shapes = {name: shape for layer in layers for name, shape in layer_shapes(model, layer).items()}
-    weights = sum(_weight_bytes(manifest, name, prod(shape)) for name, shape in shapes.items())
-    linear = sum(prod(shape) for shape in shapes.values() if len(shape) == 2)
     count, keys, head = point.batch * point.rows, point.cached_tokens + point.rows, 0
+    running = _running_experts(model, count)
+    weights = sum(
+        int(_weight_bytes(manifest, name, prod(shape)) * (running.read if _EXPERT in name else 1))
+        for name, shape in shapes.items()
+    )
+    linear = sum(
+        int(prod(shape) * (running.of_a_row if _EXPERT in name else 1))
+        for name, shape in shapes.items()
+        if len(shape) == 2
+    )
     if graph == "lower":
         # of the embedding, the rows looked up
         weights += _weight_bytes(manifest, "embed_tokens.weight", count * model.hidden_size)
@@ -119,6 +128,20 @@ def pass_cost(manifest: Manifest, graph: str, point: Point) -> Cost:
         attention_flops=4 * len(layers) * count * keys * model.attention.query_size,
         head_flops=2 * head * count,
     )
+
+
+class _Running(NamedTuple):
+    """Shares of all experts of a layer."""
+
+    of_a_row: float  # that compute one row
+    read: float  # that some row of a pass chose, were choices independent
+
+
+def _running_experts(model: ModelConfig, rows: int) -> _Running:
+    if model.experts is None:
+        return _Running(1.0, 1.0)
+    share = model.experts.per_token / model.experts.count
+    return _Running(share, 1 - (1 - share) ** rows)
 
 
 def _weight_bytes(manifest: Manifest, name: str, count: int) -> int:

@@ -24,8 +24,13 @@ class TorchWeights:
     """
 
     def __init__(self, model: nn.Module, checkpoint: Checkpoint):
-        names = {source: name for name, source in tensors_of(model, checkpoint).items()}
-        self._parameters = {source: model.state_dict()[name] for source, name in names.items()}
+        state = model.state_dict()
+        self._parameters: dict[str, Tensor] = {}
+        for name, sources in tensors_of(model, checkpoint).items():
+            shapes = [checkpoint.tensors[source].shape for source in sources]
+            whole = state[name].reshape(-1, *shapes[0][1:]) if len(sources) > 1 else state[name]
+            parts = whole.split([shape[0] for shape in shapes]) if len(sources) > 1 else [whole]
+            self._parameters |= dict(zip(sources, parts, strict=True))
         self._weights = {weight.name: weight for weight in checkpoint.weights}
         self._made = {
             name: torch.from_numpy(table).to(model.device)
@@ -95,9 +100,13 @@ class TorchGraph(GraphBuilder):
         like = self.weights["embed_tokens.weight"]
         return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(shape)
 
-    def constant(self, name: str, dtype: str, content: Any) -> int:
-        """A whole number, for a shape."""
-        return int(content)
+    def constant(self, name: str, dtype: str, content: Any) -> int | float:
+        """A number."""
+        return content.item()
+
+    def top(self, value: Tensor, count: int) -> list[Tensor]:
+        """The largest values of the last axis, the best first, and their places."""
+        return list(value.topk(count, -1))
 
     def linear(self, rows: Tensor, name: str) -> Tensor:
         """Project rows [n, in] -> [n, out]."""
@@ -163,10 +172,11 @@ _OPERATORS: dict[str, Callable] = {
     "Cast": lambda value, to: value.float(),
     "Clip": torch.clamp,
     "Concat": _concat,
-    "Div": lambda a, b: torch.div(a, b, rounding_mode="floor"),
+    "Div": lambda a, b: a / b if isinstance(b, Tensor) else torch.div(a, b, rounding_mode="floor"),
     "Exp": torch.exp,
     "Expand": lambda value, shape: value.expand(*shape[:-1], value.shape[-1]),
     "Gather": lambda table, ids: table[ids],
+    "GatherElements": lambda value, places, axis: value.gather(axis, places),
     "Gelu": lambda value, approximate: F.gelu(value, approximate=approximate),
     "Greater": lambda a, b: a > b,
     "LayerNormalization": _layer_norm,
@@ -176,9 +186,11 @@ _OPERATORS: dict[str, Callable] = {
     "Mul": torch.mul,
     "RMSNormalization": _rms_norm,
     "Range": torch.arange,
+    "ReduceSum": lambda value, axes, keepdims: value.sum(axes, keepdim=bool(keepdims)),
     "Relu": F.relu,
     "Reshape": _reshape,
     "RotaryEmbedding": _rotary_embedding,
+    "ScatterElements": lambda value, places, values, axis: value.scatter(axis, places, values),
     "Shape": lambda value, start=0, end=None: list(value.shape[start:end]),
     "Sigmoid": torch.sigmoid,
     "Softplus": F.softplus,

@@ -163,6 +163,12 @@ def prepare(options: ExportOptions, verify: bool) -> Prepared:
     if options.max_context is not None:
         checkpoint = checkpoint.with_context(options.max_context)
     checkpoint.tokenizer()
+    if options.quantize and checkpoint.config.experts:
+        raise FirpError(
+            "experts are not stored as integers",
+            got=f"--quantize {options.quantize} of {checkpoint.config.architecture}",
+            fix="export with --quantize none",
+        )
     predictors = open_predictors(options.predictors, checkpoint) if options.predictors else None
     layer = _split(checkpoint, predictors, options.prediction_layer)
     if predictors and options.quantize == "int4":

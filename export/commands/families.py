@@ -27,7 +27,8 @@ def families(as_json, markdown):
         width = max(map(len, FAMILIES))
         for name in sorted(FAMILIES):
             gguf = "GGUF" if support(name)["gguf"] else ""
-            results.print(f"{name:<{width}}  {gguf:<4}  {EXAMPLES.get(name, '')}")
+            integers = ", no integers" if not FAMILIES[name].quantizes else ""
+            results.print(f"{name:<{width}}  {gguf:<4}  {EXAMPLES.get(name, '')}{integers}")
         kinds = ", ".join((*MODEL_DTYPES, *METHODS))
         results.print(f"all {len(FAMILIES)}: {kinds}, TensorRT; drafts, but of int4")
 
@@ -38,7 +39,7 @@ def support(model_type: str) -> dict[str, bool]:
     """
     return {
         "float": True,
-        **dict.fromkeys(METHODS, True),
+        **dict.fromkeys(METHODS, FAMILIES[model_type].quantizes),
         "gguf": model_type in MODEL_TYPES,
         "tensorrt": True,
         "drafts": True,
@@ -49,7 +50,9 @@ def page() -> str:
     """docs/families.md."""
     yes = {True: "yes", False: ""}
     rows = [
-        f"| `{name}` | {EXAMPLES.get(name, '')} | {yes[support(name)['gguf']]} |" for name in sorted(FAMILIES)
+        f"| `{name}` | {EXAMPLES.get(name, '')} | {yes[FAMILIES[name].quantizes]} | "
+        f"{yes[support(name)['gguf']]} |"
+        for name in sorted(FAMILIES)
     ]
     reasons = {
         reason: sorted(n for n, why in REFUSED.items() if why == reason) for reason in REFUSED.values()
@@ -62,15 +65,15 @@ _INTRODUCTION = (
     "# Families",
     "",
     "Written by `firp families --markdown` from the table that the exporter reads. A family goes by the",
-    "`model_type` of config.json. Each can be exported in every float type, as int8 and as int4, and its",
-    "graphs have the form of ONNX Runtime and that of TensorRT; drafts go with all of these but int4.",
+    "`model_type` of config.json. Each can be exported in every float type, most as int8 and int4 too, and",
+    "its graphs have the form of ONNX Runtime and that of TensorRT; drafts go with all of these but int4.",
     "Checkpoints are Hugging Face directories; of some families GGUF files are read too.",
     "",
     f"{len(FAMILIES)} families. Every export is held to Hugging Face's own module in float64, so a variant",
     "that the recipe does not know is refused, not exported wrongly.",
     "",
-    "| model_type | models | GGUF |",
-    "|---|---|---|",
+    "| model_type | models | int8, int4 | GGUF |",
+    "|---|---|---|---|",
 )
 _REFUSED = (
     "",

@@ -84,10 +84,14 @@ class Names:
     def place(self, weight: str, config: ModelConfig) -> Place:
         """Where one of our weights comes from."""
         module, _, kind = weight.rpartition(".")
-        before = ""
+        before = expert = ""
         if module.startswith("layers."):
-            _, index, module = module.split(".")
+            _, index, module = module.split(".", 2)
             before = self._layer.format(i=index)
+        if module.startswith("experts."):
+            _, expert, module = module.split(".")
+            module = f"expert_{module}"
+        module = module.replace("shared.", "shared_")
         names, _, operation = (part.strip() for part in self._modules[module].partition("|"))
         order = _ORDERS.get(operation)
         layout = Layout(order=order(config.attention)) if order else _LAYOUTS[operation]
@@ -100,7 +104,7 @@ class Names:
         sources = []
         for name in names.split(" & "):
             copies = range(heads[module]) if "{h}" in name else (0,)
-            sources += [f"{before}{name.format(h=head)}{end}" for head in copies]
+            sources += [f"{before}{name.format(h=head, e=expert)}{end}" for head in copies]
         return Place(tuple(sources), layout)
 
 

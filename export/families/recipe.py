@@ -14,6 +14,7 @@ from firp.runtime.bundle.model_config import (
     AttentionConfig,
     BlockConfig,
     EmbeddingConfig,
+    ExpertsConfig,
     HeadConfig,
     LayerConfig,
     MlpConfig,
@@ -47,6 +48,7 @@ class Family(NamedTuple):
 
     describe: Callable[[Any], ModelConfig]
     names: Names | Callable[[Any], Names] = LLAMA  # or those of a configuration
+    quantizes: bool = True  # whether its weights can be stored as integers
 
     def names_of(self, c: Any) -> Names:
         """The name map of a model."""
@@ -74,6 +76,8 @@ def model(
     learned: bool = False,
     alibi: tuple[float, ...] | None = None,
     windows: Sequence[int | None] | None = None,
+    experts: ExpertsConfig | None = None,
+    sparse: Sequence[bool] | None = None,
     norm: str = "rms",
     epsilon: float | None = None,
     norms: tuple[str, ...] = PRE_NORM,
@@ -98,6 +102,7 @@ def model(
         only = next(iter(ropes), None)
         rope_of = [only if len(ropes) < 2 else kinds[index] for index in range(layers)]
     windows = layer_windows(c) if windows is None else windows
+    sparse = [experts is not None] * layers if sparse is None else sparse
     used = {rope for rope in rope_of if rope}
     return ModelConfig(
         architecture=MODEL_FOR_CAUSAL_LM_MAPPING[type(c)].__name__,
@@ -118,6 +123,7 @@ def model(
         mlp=MlpConfig(
             inner or c.intermediate_size, gated, activation_of(c) if activation is None else activation
         ),
+        experts=experts if any(sparse) else None,
         positions=PositionsConfig(
             {name: table for name, table in ropes.items() if name in used}, interleaved, learned, alibi
         ),
@@ -125,7 +131,7 @@ def model(
         block=BlockConfig(norms, parallel, float(residual_scale)),
         embedding=EmbeddingConfig(float(embedding_scale), embedding_norm),
         head=HeadConfig(float(logits_scale), number(logits_softcap)),
-        layers=tuple(LayerConfig(*layer) for layer in zip(windows, rope_of, strict=True)),
+        layers=tuple(LayerConfig(*layer) for layer in zip(windows, rope_of, sparse, strict=True)),
         biases=(),
     )
 

@@ -12,7 +12,7 @@ from firp.runtime.errors import CheckpointError
 
 _RECURRENT = "layers with a recurrent state"
 _VISION = "inputs that are no text"
-_EXPERTS = "a mixture of experts"
+_EXPERTS = "a router of experts of its own kind"
 _REMOTE = "code that is not part of transformers"
 _ENCODER = "an encoder"
 REFUSED: dict[str, str] = {
@@ -26,16 +26,17 @@ REFUSED: dict[str, str] = {
          "qwen2_5_vl", "qwen3_vl", "llava", "paligemma", "internvl", "fuyu"), _VISION,
     ),
     **dict.fromkeys(
-        ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo", "granitemoe", "granitemoeshared",
-         "hunyuan_v1_moe", "glm4_moe", "dots1", "minimax_m2", "ernie4_5_moe", "gpt_oss", "dbrx", "jetmoe",
-         "phimoe", "afmoe", "deepseek_v2", "deepseek_v3", "llama4_text"), _EXPERTS,
+        ("granitemoe", "granitemoeshared",
+         "hunyuan_v1_moe", "dbrx", "jetmoe",
+         "phimoe", "afmoe", "llama4_text"), _EXPERTS,
     ),
     **dict.fromkeys(
         ("internlm2", "internlm", "baichuan", "chatglm", "qwen", "minicpm", "phi3small", "openelm",
          "deepseek", "xverse", "orion"), _REMOTE,
     ),
     **dict.fromkeys(("t5", "bart", "mbart", "bert", "whisper", "pegasus", "marian"), _ENCODER),
-    "minicpm3": "latent attention",
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "minicpm3"), "latent attention"),
+    "gpt_oss": "attention sinks",
     "gemma4_text": "layers of different head sizes",
     "gemma3n_text": "embeddings of each layer",
     "bitnet": "ternary weights",

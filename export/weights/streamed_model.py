@@ -13,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from firp.export.sources.checkpoint import Checkpoint
-from firp.export.weights.torch_model import empty_model, read_tensor, tensors_of
+from firp.export.weights.torch_model import empty_model, joined, read_tensor, tensors_of
 
 ReadTensor = Callable[[str], torch.Tensor]  # a tensor's name in the checkpoint -> its values
 
@@ -35,7 +35,7 @@ class Reference:
         self._empty: dict[tuple[torch.nn.Module, str], torch.nn.Parameter] = {}
         for name, buffer in self.model.named_buffers():
             if name in self._sources:
-                buffer.copy_(self._read(self._sources[name]))
+                buffer.copy_(self._read(*self._sources[name]))
         for name, module in self.model.named_modules():
             if any(True for _ in module.parameters(recurse=False)):
                 module.register_forward_pre_hook(self._loader(name))
@@ -54,16 +54,16 @@ class Reference:
 
     def module(self, source: str) -> torch.nn.Module:
         """The module of transformers that holds a weight of the checkpoint."""
-        (name,) = (name for name, of in self._sources.items() if of == source)
+        (name,) = (name for name, of in self._sources.items() if of == (source,))
         return self.model.get_submodule(name.removesuffix(".weight"))
 
     def _loader(self, prefix: str) -> Any:
         def load(module: torch.nn.Module, _: Any) -> None:
             table = isinstance(module, torch.nn.Embedding)
             for name, empty in module.named_parameters(recurse=False):
-                source = self._sources.get(f"{prefix}.{name}", self._embeddings)
-                values = self._read(source)
-                if source in self._changed:
+                sources = self._sources.get(f"{prefix}.{name}", (self._embeddings,))
+                values = joined([self._read(source) for source in sources], empty.shape)
+                if sources[0] in self._changed:
                     values = (values + 1).to(self._stored).to(self._dtype) - 1
                 else:
                     values = values.to(self._stored).to(torch.float32 if table else self._dtype)

@@ -22,7 +22,11 @@ def torch_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     """
     model = empty_model(checkpoint, dtype)
     names = tensors_of(model, checkpoint)
-    state = {name: read_tensor(of, checkpoint.tensors[of], dtype) for name, of in names.items()}
+    parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    state = {}
+    for name, sources in names.items():
+        parts = [read_tensor(source, checkpoint.tensors[source], dtype) for source in sources]
+        state[name] = joined(parts, parameters[name].shape)
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     return model
@@ -33,6 +37,7 @@ def empty_model(checkpoint: Checkpoint, dtype: torch.dtype, attention: str | Non
     None: its own choice.
     """
     config = transformers_config(checkpoint.raw_config)
+    config._experts_implementation = "eager"  # the others take no float64
     with _EmptyWithoutMemory():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     return model.eval()
@@ -49,9 +54,14 @@ class _EmptyWithoutMemory(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def tensors_of(model: Any, checkpoint: Checkpoint) -> dict[str, str]:
-    """The tensor of the checkpoint that each parameter of the model holds; a tied head is not among them.
-    Raises CheckpointError where the model has others than the checkpoint, as where config.json
+def joined(parts: list[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
+    """A parameter of that shape, of its tensors in order: those of experts are one parameter."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts).reshape(shape)
+
+
+def tensors_of(model: Any, checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
+    """The tensors of the checkpoint that each parameter of the model holds, in order; a tied head is not
+    among them. Raises CheckpointError where the model has others than the checkpoint, as where config.json
     contradicts it.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -61,7 +71,10 @@ def tensors_of(model: Any, checkpoint: Checkpoint) -> dict[str, str]:
     renamings = [change for change in changes if isinstance(change, WeightRenaming)]
     converters = [change for change in changes if not isinstance(change, WeightRenaming)]
     used = [source for weight in checkpoint.weights for source in weight.sources]
-    found = {rename_source_key(source, renamings, converters)[0]: source for source in used}
+    found: dict[str, tuple[str, ...]] = {}
+    for source in used:
+        name, _ = rename_source_key(source, renamings, converters)
+        found[name] = (*found.get(name, ()), source)
     own = {name for name, _ in model.named_parameters()}
     buffers = {name for name, _ in model.named_buffers()}  # of which a checkpoint holds some
     if different := sorted((own ^ set(found)) - (buffers & set(found))):

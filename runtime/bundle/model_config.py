@@ -27,6 +27,7 @@ BLOCK = 32  # inputs that share a scale
 
 XIELU = "xielu"  # with four numbers of its own in each layer
 QK_NORMS = ("head", "heads", "all")
+SCORES = ("softmax", "sigmoid")
 NORMS = ("rms", "layer")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", XIELU)
 BRANCH_NORMS = ("input_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm")
@@ -82,6 +83,25 @@ class MlpConfig:
     intermediate_size: int
     gated: bool
     activation: str  # one of ACTIVATIONS
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """A mixture of MLPs in the place of one. A router scores them; the best of each row run, weighed by
+    their scores.
+    """
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    score: str  # one of SCORES, of the router's logits
+    normalized: bool  # weights of those that run add up to 1
+    scale: float  # of weights
+    selection_bias: bool  # a number for each expert, added to scores where the best are chosen
+    groups: int  # of experts, the best of which by their two best scores are chosen from
+    groups_kept: int
+    shared_size: int | None  # of an MLP that every row runs besides
+    shared_gate: bool  # whose output is weighed by a sigmoid of its own
 
 
 @dataclass(frozen=True)
@@ -141,6 +161,7 @@ class LayerConfig:
 
     window: int | None  # tokens a row sees, itself included; None sees all
     rope: str | None  # a name of PositionsConfig.ropes; None turns nothing
+    sparse: bool  # whether experts stand in the place of its MLP
 
 
 @dataclass(frozen=True)
@@ -154,6 +175,7 @@ class ModelConfig:
     tie_word_embeddings: bool
     attention: AttentionConfig
     mlp: MlpConfig
+    experts: ExpertsConfig | None
     positions: PositionsConfig
     norm: NormConfig
     block: BlockConfig
@@ -205,6 +227,21 @@ class ModelConfig:
             yield bad, f"{turned} rope frequencies for head_dim {attention.head_dim}", "one for two features"
             good = 0 < table.scale < math.inf and all(0 < abs(turn) < math.inf for turn in table.frequencies)
             yield not good, f"rope {name}", "finite frequencies and a positive scale"
+        sparse = any(layer.sparse for layer in self.layers)
+        yield (
+            sparse != (self.experts is not None),
+            f"sparse layers: {sparse}",
+            "some, where there are experts",
+        )
+        if self.experts:
+            count, chosen = self.experts.count, self.experts.per_token
+            yield chosen > count, f"{chosen} of {count} experts", "no more than there are"
+            groups, kept = self.experts.groups, self.experts.groups_kept
+            whole = count % groups == 0 and kept <= groups and chosen <= kept * (count // groups)
+            bad = not whole or (groups > 1 and count // groups < 2)
+            yield bad, f"{kept} of {groups} groups of {count} experts", "groups that divide"
+            gate = self.experts.shared_gate and not self.experts.shared_size
+            yield gate, "a gate of no shared expert", "one that there is"
         named = {layer.rope for layer in self.layers} - {None}
         yield named != set(ropes), f"ropes {sorted(named)} of layers", f"those there are, {sorted(ropes)}"
         yield alibi is not None and len(alibi) != heads, f"alibi of {len(alibi or ())} heads", f"of {heads}"
@@ -215,6 +252,8 @@ class ModelConfig:
         yield "embedding.norm", self.embedding.norm, NORMS
         yield "mlp.activation", self.mlp.activation, ACTIVATIONS
         yield from (("block.norms", norm, BRANCH_NORMS) for norm in self.block.norms)
+        if self.experts:
+            yield "experts.score", self.experts.score, SCORES
         if self.attention.qk_norm:
             yield "attention.qk_norm.over", self.attention.qk_norm.over, QK_NORMS
             yield "attention.qk_norm.kind", self.attention.qk_norm.kind, NORMS

@@ -32,12 +32,12 @@ def weight_shapes(config: ModelConfig) -> dict[str, Shape]:
 def layer_shapes(config: ModelConfig, index: int) -> dict[str, Shape]:
     """The weights of one layer."""
     shapes: dict[str, Shape] = {}
-    for module, shape in _layer_modules(config).items():
+    for module, shape in _layer_modules(config, config.layers[index].sparse).items():
         shapes |= _module(config, module, shape, f"{layer_name(index)}.")
     return shapes
 
 
-def _layer_modules(config: ModelConfig) -> dict[str, Shape]:
+def _layer_modules(config: ModelConfig, sparse: bool) -> dict[str, Shape]:
     """Modules of a layer: the shapes of their weights."""
     attention, size, inner = config.attention, config.hidden_size, config.mlp.intermediate_size
     norms: dict[str, Shape] = dict.fromkeys(config.block.norms, (size,))
@@ -53,10 +53,7 @@ def _layer_modules(config: ModelConfig) -> dict[str, Shape]:
             }[attention.qk_norm.over]
     modules["o_proj"] = (size, attention.query_size)
     modules |= {name: norms[name] for name in ("attention_out_norm", "mlp_norm") if name in norms}
-    modules |= {"gate_up_proj": (2 * inner, size)} if config.mlp.gated else {"up_proj": (inner, size)}
-    if config.mlp.activation == XIELU:
-        modules["activation"] = (4,)  # alphas of positive and negative values, beta, epsilon
-    modules["down_proj"] = (size, inner)
+    modules |= _experts(config) if sparse else _mlp(config, inner)
     return modules | {name: norms[name] for name in ("mlp_out_norm",) if name in norms}
 
 
@@ -74,6 +71,28 @@ def rope_shapes(config: ModelConfig) -> dict[str, Shape]:
         for name, rope in config.positions.ropes.items()
         for table in rope_names(name)
     }
+
+
+def _mlp(config: ModelConfig, inner: int, before: str = "") -> dict[str, Shape]:
+    """Modules of one MLP, whose names begin with `before`."""
+    size = config.hidden_size
+    first = {"gate_up_proj": (2 * inner, size)} if config.mlp.gated else {"up_proj": (inner, size)}
+    if config.mlp.activation == XIELU:
+        first["activation"] = (4,)  # alphas of positive and negative values, beta, epsilon
+    return {f"{before}{name}": shape for name, shape in (first | {"down_proj": (size, inner)}).items()}
+
+
+def _experts(config: ModelConfig) -> dict[str, Shape]:
+    """Modules of a mixture of experts."""
+    experts, size = config.experts, config.hidden_size
+    modules: dict[str, Shape] = {"router": (experts.count, size)}
+    if experts.selection_bias:
+        modules["selection_bias"] = (experts.count,)
+    for index in range(experts.count):
+        modules |= _mlp(config, experts.intermediate_size, f"experts.{index}.")
+    if experts.shared_size:
+        modules |= _mlp(config, experts.shared_size, "shared.")
+    return modules | ({"shared_gate": (1, size)} if experts.shared_gate else {})
 
 
 def layer_name(index: int) -> str:

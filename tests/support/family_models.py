@@ -34,6 +34,19 @@ _SCALES = {
     "logits_scaling": 2.0,
 }
 _CAPS = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 12}
+_SPARSE = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "norm_topk_prob": True}
+_GROUPED = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 12,
+    "n_shared_experts": 2,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.7,
+    "norm_topk_prob": True,
+    "head_dim": 8,
+}
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 # what a family's configuration calls otherwise, or has besides
 CHANGES: dict[str, dict[str, Any]] = {
@@ -48,6 +61,23 @@ CHANGES: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 5,
             "llama_4_scaling_beta": 0.3,
         },
+    },
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmoe": {"num_experts": 6, "num_experts_per_tok": 2, "clip_qkv": 0.5},
+    "qwen2_moe": _SPARSE | {"shared_expert_intermediate_size": 24, "decoder_sparse_step": 1},
+    "qwen3_moe": _SPARSE | {"mlp_only_layers": [1], "decoder_sparse_step": 1, "head_dim": 8},
+    "minimax_m2": {"num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 8},
+    "flex_olmo": {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False},
+    "dots1": _GROUPED,
+    "glm4_moe": _GROUPED | {"use_qk_norm": True},
+    "ernie4_5_moe": {
+        "moe_num_experts": 5,
+        "moe_k": 2,
+        "moe_intermediate_size": 12,
+        "moe_num_shared_experts": 2,
+        "moe_layer_start_index": 1,
+        "moe_layer_end_index": 2,
+        "moe_layer_interval": 1,
     },
     "gemma": {"head_dim": 12},
     "gemma2": _WINDOWS | _CAPS | {"head_dim": 12},
@@ -112,6 +142,9 @@ def save_family(folder: Path, model_type: str, seed: int = 0, **changes: Any) ->
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(family_config(model_type, **changes))
     with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.add_(torch.randn_like(buffer) * 0.3)
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -120,7 +153,18 @@ def save_family(folder: Path, model_type: str, seed: int = 0, **changes: Any) ->
 
 
 _HEADS = ((4, 2), (4, 1), (3, 3), (6, 2), (1, 1), (5, 1), (8, 4))
-_PARTIAL = ("glm", "glm4", "phi", "stablelm", "nemotron", "persimmon", "gpt_neox", "gptj", "codegen")
+_PARTIAL = (
+    "glm",
+    "glm4",
+    "glm4_moe",
+    "phi",
+    "stablelm",
+    "nemotron",
+    "persimmon",
+    "gpt_neox",
+    "gptj",
+    "codegen",
+)
 _MIXED = tuple(
     name for name, changes in CHANGES.items() if "layer_types" in changes and "sliding_window" in changes
 )
@@ -174,6 +218,18 @@ _OPTIONS: dict[str, dict[str, tuple]] = {
     "helium": {"attention_bias": (False, True)},
     "ernie4_5": {"use_bias": (False, True)},
     "opt": {"enable_bias": (True, False)},
+    "mixtral": {"num_experts_per_tok": (1, 4), "sliding_window": (None, 6)},
+    "olmoe": {"norm_topk_prob": (True, False), "clip_qkv": (0.2, None)},
+    "flex_olmo": {"num_experts_per_tok": (1, 3), "norm_topk_prob": (True, False)},
+    "qwen2_moe": {"norm_topk_prob": (True, False), "decoder_sparse_step": (1, 2)},
+    "qwen3_moe": {
+        "norm_topk_prob": (True, False),
+        "num_experts_per_tok": (1, 5),
+        "mlp_only_layers": ([], [0, 1]),
+    },
+    "dots1": {"first_k_dense_replace": (0, 2), "topk_group": (2, 4), "n_shared_experts": (1, 3)},
+    "glm4_moe": {"use_qk_norm": (True, False), "norm_topk_prob": (True, False), "topk_group": (2, 3)},
+    "ernie4_5_moe": {"moe_num_shared_experts": (0, 1), "moe_layer_start_index": (0, 2)},
 }
 
 

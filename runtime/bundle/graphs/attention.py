@@ -40,6 +40,7 @@ class PassContext:
         self.scale = b.scalar(c.scale)
         self.growth = self._growth(b) if c.growth else None
         self.contract = contract
+        self.branches = contract == IN_PLACE  # whether a graph may run parts of itself or not
         self.biases = {name: inputs[name] for name in sorted(b.config.masks(layers))}
         if contract == IN_PLACE:
             self.write_at = inputs["write_at"]

@@ -5,13 +5,13 @@ holds nodes and initializers. A linear layer has a bias where the weight table h
 quantized where it holds a scale.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from firp.runtime.bundle.dtypes import rounded
-from firp.runtime.bundle.graphs.tape import FLOAT, Tape, Value
+from firp.runtime.bundle.graphs.tape import FLOAT, Branch, Tape, Value
 from firp.runtime.bundle.model_config import BLOCK, ModelConfig
 
 ACTIVATION_LEVELS = 127  # int8 on either side of zero
@@ -34,7 +34,7 @@ class GraphBuilder:
         self.config = config
         self.weights = weights
         self.dtype = dtype
-        self.tape = Tape()
+        self.tape = self._whole = Tape()
         self._constants: dict[str, Value] = {}
         self._counted_rows: Value | None = None
         self._zero_points: Value | None = None
@@ -46,10 +46,42 @@ class GraphBuilder:
             value.name = output
         return value
 
+    def branch(self, make: Callable[[], Value], shape: tuple[int | str, ...]) -> Branch:
+        """What an If may run: the nodes that `make` adds, of which it returns the last value, of this
+        shape.
+        """
+        outer, self.tape = self.tape, Tape()
+        output = make()
+        made, self.tape = self.tape, outer
+        return Branch(made.nodes, output, self.dtype, shape)
+
+    def add_to_chosen(
+        self, total: Value, rows: Value, weights: Value, make: Callable[[Value], Value]
+    ) -> Value:
+        """total [n, D] and, for rows [n, D] whose weight [n] is not 0, the weight times what `make` makes
+        of them; nothing is computed where all weights are 0.
+        """
+
+        def some() -> Value:
+            places = self.op("Transpose", self.op("NonZero", weights), perm=[1, 0])  # [m, 1]
+            made = make(self.op("GatherND", rows, places))
+            share = self.op("Unsqueeze", self.op("GatherND", weights, places), self.ints([-1]))
+            return self.op("ScatterND", total, places, self.op("Mul", made, share), reduction="add")
+
+        shape = ("rows", self.config.hidden_size)
+        any_row = self.op("Greater", self.op("ReduceMax", weights, keepdims=0), self.scalar(0.0))
+        branches = self.branch(some, shape), self.branch(lambda: self.op("Identity", total), shape)
+        return self.op("If", any_row, then_branch=branches[0], else_branch=branches[1])
+
     def split(self, value: Value, sizes: list[int], axis: int = -1) -> list[Value]:
         """Split a value along an axis."""
         inputs = [value, self.ints(sizes)]
         return list(self.tape.op_multi_out("Split", inputs, {"axis": axis}, num_outputs=len(sizes)))
+
+    def top(self, value: Value, count: int) -> list[Value]:
+        """The largest values of the last axis, the best first, and their places."""
+        attributes = {"axis": -1, "largest": 1, "sorted": 1}
+        return self.tape.op_multi_out("TopK", [value, self.ints([count])], attributes, num_outputs=2)
 
     def ints(self, values: list[int]) -> Value:
         """A constant int64 vector, made once."""
@@ -66,8 +98,8 @@ class GraphBuilder:
 
     def constant(self, name: str, dtype: str, content: np.ndarray) -> Value:
         """A constant inside the graph, made once. content: as it lies in memory."""
-        if name not in self._constants:
-            self._constants[name] = self.tape.constant(name, dtype, content)
+        if name not in self._constants:  # of the whole graph, in whose branch it may be asked for
+            self._constants[name] = self._whole.constant(name, dtype, content)
         return self._constants[name]
 
     def start_rows(self, rows: Value) -> None:

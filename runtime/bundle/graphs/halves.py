@@ -9,6 +9,7 @@ import numpy as np
 from firp.runtime.bundle.graph_spec import IN_PLACE, GraphSpec, cache_names
 from firp.runtime.bundle.graphs.attention import LayerCache, PassContext, attention
 from firp.runtime.bundle.graphs.builder import GraphBuilder
+from firp.runtime.bundle.graphs.experts import experts
 from firp.runtime.bundle.graphs.mlp import mlp
 from firp.runtime.bundle.graphs.tape import FLOAT, Value
 from firp.runtime.bundle.weight_table import DRAFT_HEAD, head_name, layer_name
@@ -105,12 +106,7 @@ def _decode(
     logits = b.soft_capped(b.scaled(logits, b.config.head.scale), b.config.head.softcap)
     if b.dtype != "float32":
         logits = b.op("Cast", logits, to=FLOAT)
-    logprobs, places = b.tape.op_multi_out(
-        "TopK",
-        [b.op("LogSoftmax", logits, axis=-1), b.ints([count])],
-        {"axis": -1, "largest": 1, "sorted": 1},
-        num_outputs=2,
-    )
+    logprobs, places = b.top(b.op("LogSoftmax", logits, axis=-1), count)
     return logits, logprobs, places
 
 
@@ -153,5 +149,9 @@ def decoder_layer(
         read = normed(after, "mlp_norm")
     elif "mlp_norm" in block.norms:
         read = normed(stream, "mlp_norm")
-    changed = b.scaled(normed(mlp(b, layer, read), "mlp_out_norm"), block.scale)
+    if b.config.layers[index].sparse:
+        changed = experts(b, layer, read, shared.branches)
+    else:
+        changed = mlp(b, layer, read, b.config.mlp.intermediate_size)
+    changed = b.scaled(normed(changed, "mlp_out_norm"), block.scale)
     return b.op("Add", after, changed, output=after_mlp), new

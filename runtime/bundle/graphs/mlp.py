@@ -8,11 +8,10 @@ from firp.runtime.bundle.graphs.tape import Value
 from firp.runtime.bundle.model_config import XIELU
 
 
-def mlp(b: GraphBuilder, layer: str, rows: Value) -> Value:
-    """Run the MLP of one layer: rows [B*T, D] -> [B*T, D]."""
-    c = b.config.mlp
-    if c.gated:
-        gate, up = b.split(b.linear(rows, f"{layer}.gate_up_proj"), [c.intermediate_size] * 2)
+def mlp(b: GraphBuilder, layer: str, rows: Value, inner_size: int) -> Value:
+    """Run the MLP of one layer, or of one expert: rows [n, D] -> [n, D]."""
+    if b.config.mlp.gated:
+        gate, up = b.split(b.linear(rows, f"{layer}.gate_up_proj"), [inner_size] * 2)
         inner = b.op("Mul", activated(b, layer, gate), up)
     else:
         inner = activated(b, layer, b.linear(rows, f"{layer}.up_proj"))

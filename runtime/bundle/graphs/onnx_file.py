@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.graph_spec import GraphSpec
-from firp.runtime.bundle.graphs.tape import Constant, Node, Tape
+from firp.runtime.bundle.graphs.tape import Branch, Constant, Node, Tape
 
 OPSET = 24
 IR_VERSION = 11
 _EXTERNAL = 1  # TensorProto.EXTERNAL
-_FLOAT, _INT, _STRING, _INTS = 1, 2, 3, 7  # AttributeProto.AttributeType
+_FLOAT, _INT, _STRING, _GRAPH, _INTS = 1, 2, 3, 5, 7  # AttributeProto.AttributeType
 _UINT4 = 21  # TensorProto.UINT4, two values a byte
 
 
@@ -48,13 +48,17 @@ def onnx_file(spec: GraphSpec, tape: Tape, weights: dict[str, StoredWeight]) -> 
     return _int(1, IR_VERSION) + _text(2, "firp") + _field(7, b"".join(graph)) + _field(8, opset)
 
 
-def _name_values(nodes: Iterable[Node]) -> None:
-    count = 0
+def _name_values(nodes: Iterable[Node], count: int = 0) -> int:
+    """Name values that have no name; return how many names there are."""
     for node in nodes:
+        for branch in node.attributes.values():
+            if isinstance(branch, Branch):
+                count = _name_values(branch.nodes, count)
         for value in node.outputs:
             if value.name is None:
                 value.name = f"val_{count}"
                 count += 1
+    return count
 
 
 def _node(index: int, node: Node) -> bytes:
@@ -62,7 +66,9 @@ def _node(index: int, node: Node) -> bytes:
     outputs = b"".join([_text(2, value.name) for value in node.outputs])
     attributes = b"".join(
         [
-            _attribute(name, tuple(value) if isinstance(value, list) else value)
+            _branch(name, value)
+            if isinstance(value, Branch)
+            else _attribute(name, tuple(value) if isinstance(value, list) else value)
             for name, value in node.attributes.items()
         ]
     )
@@ -80,6 +86,13 @@ def _attribute(name: str, value: int | float | str | tuple[int, ...]) -> bytes:
     else:
         content = b"".join([_int(8, each) for each in value]) + _int(20, _INTS)
     return _field(5, _text(1, name) + content)
+
+
+def _branch(name: str, branch: Branch) -> bytes:
+    nodes = [_field(1, _node(index, node)) for index, node in enumerate(branch.nodes)]
+    output = _described(branch.output.name, branch.dtype, branch.shape)
+    graph = b"".join(nodes) + _text(2, name) + _field(12, output)
+    return _field(5, _text(1, name) + _field(6, graph) + _int(20, _GRAPH))
 
 
 def _typed(constant: Constant) -> tuple[str, str, tuple[int, ...]]:

@@ -24,12 +24,24 @@ class Value:
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """One operator of the standard domain. attributes: int, float, str, or a list of ints each."""
+    """One operator of the standard domain. attributes: int, float, str, Branch, or a list of ints each."""
 
     op_type: str
     inputs: list[Value]
     outputs: list[Value]
     attributes: dict[str, Any]
+
+
+@dataclass(eq=False, slots=True)
+class Branch:
+    """A graph within a graph, that an If runs or not: it reads the values around it, and gives one.
+    dtype, shape: of that one.
+    """
+
+    nodes: list[Node]
+    output: Value
+    dtype: str
+    shape: tuple[int | str, ...]
 
 
 @dataclass(eq=False, slots=True)

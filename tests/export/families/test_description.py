@@ -14,7 +14,7 @@ from firp.export.sources.open import open_checkpoint
 from firp.export.verify.reference import Reference, model_rows
 from firp.export.verify.rounding import YARDSTICKS, distance, judge
 from firp.export.verify.rows import SessionRows, random_sample
-from firp.runtime.bundle.model_config import LayerConfig, QueryGrowth, RopeTable
+from firp.runtime.bundle.model_config import QueryGrowth, RopeTable
 from firp.runtime.engine import Engine
 
 PROMPT = [7, 40, 3, 22, 51, 9, 30, 14, 2, 44, 60, 18]
@@ -48,6 +48,10 @@ def steeper(model):
     return part("positions", alibi=tuple(1.01 * slope for slope in model.positions.alibi))(model)
 
 
+def wider(layer):
+    return dataclasses.replace(layer, window=layer.window and layer.window + 1)
+
+
 def swapped(model):
     return dataclasses.replace(model, layers=(model.layers[0], *model.layers[:0:-1]))
 
@@ -65,6 +69,12 @@ MUTATIONS = {
     "positions.ropes.scale": ("llama", ropes(lambda t: RopeTable(t.frequencies, 1.01))),
     "positions.interleaved": ("cohere", part("positions", interleaved=False)),
     "positions.alibi": ("bloom", steeper),
+    "experts.per_token": ("mixtral", part("experts", per_token=1)),
+    "experts.score": ("dots1", part("experts", score="softmax")),
+    "experts.normalized": ("qwen3_moe", part("experts", normalized=False)),
+    "experts.scale": ("glm4_moe", part("experts", scale=1.6)),
+    "experts.groups": ("dots1", part("experts", groups=1, groups_kept=1)),
+    "experts.groups_kept": ("dots1", part("experts", groups_kept=3)),
     "norm.kind": ("cohere", part("norm", kind="rms")),
     "norm.epsilon": ("llama", part("norm", epsilon=1e-3)),
     "block.parallel": ("gpt_neox", part("block", parallel=False)),
@@ -73,9 +83,9 @@ MUTATIONS = {
     "embedding.norm": ("nanochat", part("embedding", norm="layer")),
     "head.scale": ("cohere", part("head", scale=0.26)),
     "head.softcap": ("gemma2", part("head", softcap=3.1)),
-    "layers.window": ("cwm", layers(lambda each: LayerConfig(each.window and each.window + 1, each.rope))),
+    "layers.window": ("cwm", layers(wider)),
     "layers.window, whose": ("cwm", swapped),
-    "layers.rope": ("smollm3", layers(lambda each: LayerConfig(each.window, "default"))),
+    "layers.rope": ("smollm3", layers(lambda each: dataclasses.replace(each, rope="default"))),
 }  # fmt: skip
 
 

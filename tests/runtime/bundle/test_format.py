@@ -43,14 +43,14 @@ def test_the_manifest_survives_the_round_trip(bundle):
         (lambda b: (b / "firp.json").write_text("{"), "not JSON"),
         (lambda b: (b / "firp.json").write_text("[]"), "not a bundle manifest"),
         (
-            lambda b: edit_manifest(b, lambda d: d.update(format_version=5)),
-            "newer format.*version 5.*at most 4.*upgrade",
+            lambda b: edit_manifest(b, lambda d: d.update(format_version=6)),
+            "newer format.*version 6.*at most 5.*upgrade",
         ),
         (lambda b: edit_manifest(b, lambda d: d.update(format_version="1")), "not a bundle manifest"),
         (lambda b: edit_manifest(b, lambda d: d.update(format_version=0)), "not a bundle manifest"),
         (
             lambda b: edit_manifest(b, lambda d: [d.clear(), d.update(format_version=1)]),
-            "bundle of an older format.*version 1.*expected 4. Fix: export the model again",
+            "bundle of an older format.*version 1.*expected 5. Fix: export the model again",
         ),
         (lambda b: edit_manifest(b, lambda d: d.update(speed=9)), "unknown key in firp.json.*speed"),
         (
@@ -130,7 +130,10 @@ def test_the_manifest_survives_the_round_trip(bundle):
         (lambda b: edit_manifest(b, lambda d: d["model"].update(hidden_size=-1)), "bad model in"),
         (
             lambda b: edit_manifest(
-                b, lambda d: d["model"].update(layers=[{"window": None, "rope": None}] * 10_000)
+                b,
+                lambda d: d["model"].update(
+                    layers=[{"window": None, "rope": None, "sparse": False}] * 10_000
+                ),
             ),
             "bad model in.*10000 layers",
         ),
