@@ -146,6 +146,15 @@ def _path(location: Sequence[str | int]) -> str:
     return path
 
 
+def decoding_error(error: FirpError) -> ApiError:
+    """What it is to a client that an engine failed on a request that it had taken: no mistake of the
+    client's.
+    """
+    if isinstance(error, EngineClosedError):
+        return engine_error(error)
+    return ApiError(500, str(error), code="decoding_failed")
+
+
 def engine_error(error: FirpError, param: str | None = None) -> ApiError:
     """What a FirpError is to a client. param: the field that the prompt came in."""
     message = str(error)

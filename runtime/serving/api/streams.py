@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from firp.runtime.errors import FirpError
 from firp.runtime.loop.generation import Chunk
 from firp.runtime.scheduling.handle import Handle
-from firp.runtime.serving.errors import ApiError, engine_error
+from firp.runtime.serving.errors import ApiError, decoding_error
 
 DONE = "data: [DONE]\n\n"
 logger = logging.getLogger("firp.serving")
@@ -61,7 +61,7 @@ async def events(objects: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
     except ApiError as error:
         yield event(error.body)
     except FirpError as error:
-        yield event(engine_error(error).body)
+        yield event(decoding_error(error).body)
     except Exception:
         logger.exception("a stream failed")
         yield event(ApiError(500, "The server had an error.", code="internal_error").body)

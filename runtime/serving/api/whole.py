@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from firp.runtime.errors import FirpError
 from firp.runtime.loop.generation import Generation
 from firp.runtime.scheduling.handle import Handle
-from firp.runtime.serving.errors import ended_error, engine_error
+from firp.runtime.serving.errors import decoding_error, ended_error
 
 
 async def results(handles: Sequence[Handle]) -> list[Generation]:
@@ -14,7 +14,7 @@ async def results(handles: Sequence[Handle]) -> list[Generation]:
     try:
         finished = await asyncio.gather(*(handle.wait() for handle in handles))
     except FirpError as error:
-        raise engine_error(error) from error
+        raise decoding_error(error) from error
     for one in finished:
         if error := ended_error(one.finish_reason):
             raise error

@@ -102,6 +102,9 @@ def test_a_stream_that_fails_ends_with_the_error(client, engine):
     *_, last = events(chat(client, stream=True))
     assert last["error"]["code"] == "engine_closed"
     assert error(chat(client), 503)["code"] == "engine_closed"
+    engine.error = FirpError("the model's logits are not finite", got="nan")
+    assert events(chat(client, stream=True))[-1]["error"]["code"] == "decoding_failed"
+    assert error(chat(client), 500)["code"] == "decoding_failed"
     engine.error = RuntimeError("a bug: secret")
     *_, last = events(chat(client, stream=True))
     assert last["error"] == {"message": "The server had an error.", "type": "server_error"} | {

@@ -81,7 +81,7 @@ def test_a_conversation_in_a_browser():
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(url)
-        page.wait_for_function("document.getElementById('model').textContent.includes('context of 256')")
+        page.wait_for_selector("#model:has-text('context of 256')")
         page.keyboard.type("What is it?")  # the message has the focus
         page.keyboard.press("Enter")
         page.wait_for_selector(".cost")
