@@ -134,7 +134,7 @@ def _fits(weight: Weight, shapes: list[tuple[int, ...]]) -> bool:
     wanted = weight.shape
     if len(wanted) == 1 and joined[0] == 1:
         joined = joined[1:] or joined
-    if len(shapes) > 1 and len(wanted) == 2 and len(shapes[0]) == 1:  # a vector of each head
+    if len(wanted) == 2 and len(shapes[0]) == 1:  # a vector of each head
         wanted = (wanted[0] * wanted[1],)
     return joined == wanted
 
