@@ -28,7 +28,8 @@ from table import Result
 from firp.runtime.bundle.format import load_bundle, manifest_digest, sha256_file
 from firp.runtime.bundle.graph_spec import graph_specs
 from firp.runtime.bundle.json_fields import from_json, to_json
-from firp.runtime.bundle.model_config import ModelConfig, Precision
+from firp.runtime.bundle.model_config import ModelConfig
+from firp.runtime.bundle.precision import Precision
 from firp.runtime.commands.inspect import inspect
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError

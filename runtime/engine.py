@@ -22,7 +22,7 @@ from firp.runtime.backends.registry import backend_factory
 from firp.runtime.bundle.calibration import Choice
 from firp.runtime.bundle.format import Bundle, check_large_files, load_bundle
 from firp.runtime.bundle.limits import Limits
-from firp.runtime.bundle.model_config import refuse_blocks
+from firp.runtime.bundle.precision import refuse_blocks
 from firp.runtime.chat.conversation import Conversation
 from firp.runtime.chat.encoder import ChatEncoder
 from firp.runtime.chat.messages import check_messages, check_variables, is_messages

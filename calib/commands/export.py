@@ -16,7 +16,7 @@ from firp.export.commands.build import build_after_export
 from firp.runtime.backends.nvidia_library import LIBRARIES
 from firp.runtime.bundle.dtypes import MODEL_DTYPES
 from firp.runtime.bundle.format import CALIBRATION_NAME
-from firp.runtime.bundle.model_config import METHODS
+from firp.runtime.bundle.precision import METHODS
 from firp.runtime.commands.shown import count_ties, print_choice, quantization_lines
 from firp.runtime.console.interrupts import quit_on_interrupt
 from firp.runtime.console.options import PATH, Repeating

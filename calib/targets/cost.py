@@ -16,7 +16,8 @@ from typing import NamedTuple
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.format import Manifest
 from firp.runtime.bundle.graph_spec import PREFIX, TensorSpec
-from firp.runtime.bundle.model_config import BLOCK, BLOCKS4, BLOCKS8, ROWS, ModelConfig
+from firp.runtime.bundle.model_config import ModelConfig
+from firp.runtime.bundle.precision import BLOCK, BLOCKS4, BLOCKS8, ROWS
 from firp.runtime.bundle.weight_table import head_name, layer_shapes, weight_shapes
 
 _EXPERT = ".experts."  # in the names of their weights

@@ -13,7 +13,7 @@ from firp.export.quantize.formats import quantize
 from firp.export.quantize.outputs import matrix
 from firp.export.sources.checkpoint import Checkpoint, Weight
 from firp.export.weights.stream import Output, from_array, read_array, read_chunks
-from firp.runtime.bundle.model_config import ROWS
+from firp.runtime.bundle.precision import ROWS
 from firp.runtime.bundle.weight_table import DRAFT_HEAD, head_name
 
 COUNT = 8192  # of FR-Spec's sizes the one that loses next to nothing

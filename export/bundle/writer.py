@@ -46,7 +46,7 @@ from firp.runtime.bundle.graph_spec import CACHE_CONTRACTS, IN_PLACE, graph_spec
 from firp.runtime.bundle.graphs.stored import Blueprint, stored_weights
 from firp.runtime.bundle.graphs.written import graph_files
 from firp.runtime.bundle.json_fields import to_json, write_json
-from firp.runtime.bundle.model_config import METHODS, Precision
+from firp.runtime.bundle.precision import METHODS, Precision
 from firp.runtime.bundle.weight_table import PREDICTORS_WEIGHT
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.progress import Progress, silent

@@ -9,7 +9,7 @@ from firp.export.families.refused import REFUSED
 from firp.export.families.table import FAMILIES
 from firp.export.sources.gguf.architectures import MODEL_TYPES
 from firp.runtime.bundle.dtypes import MODEL_DTYPES
-from firp.runtime.bundle.model_config import METHODS
+from firp.runtime.bundle.precision import METHODS
 from firp.runtime.console.options import json_option
 from firp.runtime.console.tables import results
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from firp.runtime.bundle.graphs.builder import ACTIVATION_LEVELS
-from firp.runtime.bundle.model_config import BLOCK, BLOCKS4, BLOCKS8, ROWS
+from firp.runtime.bundle.precision import BLOCK, BLOCKS4, BLOCKS8, ROWS
 
 _LEVELS = 127  # of int8, on either side of zero
 _NIBBLE = 15

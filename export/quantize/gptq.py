@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from firp.export.quantize.formats import Integers, nibble_grid
-from firp.runtime.bundle.model_config import BLOCK
+from firp.runtime.bundle.precision import BLOCK
 
 # Steps of the grid that a corrected value may lie from the weight's own, so that a bundle's weights
 # can be checked one by one against the model's.

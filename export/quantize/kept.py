@@ -10,7 +10,7 @@ from firp.export.families.names import PLAIN
 from firp.export.quantize.formats import Integers
 from firp.export.sources.checkpoint import Weight
 from firp.export.sources.tensor_record import TensorRecord
-from firp.runtime.bundle.model_config import BLOCK, BLOCKS4, BLOCKS8
+from firp.runtime.bundle.precision import BLOCK, BLOCKS4, BLOCKS8
 
 _FORMATS = {"Q8_0": BLOCKS8, "Q4_0": BLOCKS4}
 _SCALE_BYTES = 2

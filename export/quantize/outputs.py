@@ -14,7 +14,7 @@ from firp.export.quantize.plan import Plan
 from firp.export.quantize.smoothing import norm_divisors, row_divisors
 from firp.export.sources.checkpoint import Checkpoint, Weight
 from firp.export.weights.stream import Output, from_array, from_checkpoint, read_array
-from firp.runtime.bundle.model_config import BLOCK, BLOCKS4, ROWS, LinearFormat, Quantization
+from firp.runtime.bundle.precision import BLOCK, BLOCKS4, ROWS, LinearFormat, Quantization
 
 _TABLES = ("embed_tokens", "lm_head")
 

@@ -20,7 +20,7 @@ from firp.export.quantize.smoothing import factors
 from firp.export.sources.checkpoint import Checkpoint, Weight
 from firp.export.weights.stream import read_array, to_sources
 from firp.export.weights.streamed_model import Reference
-from firp.runtime.bundle.model_config import BLOCKS4, BLOCKS8, ROWS, LinearFormat
+from firp.runtime.bundle.precision import BLOCKS4, BLOCKS8, ROWS, LinearFormat
 from firp.runtime.errors import CheckpointError
 from firp.runtime.progress import Progress
 

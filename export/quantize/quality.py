@@ -14,7 +14,7 @@ import torch
 from firp.export.quantize.text import held_out_tokens
 from firp.export.sources.checkpoint import Checkpoint
 from firp.export.weights.streamed_model import Reference
-from firp.runtime.bundle.model_config import Quality
+from firp.runtime.bundle.precision import Quality
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError
 from firp.runtime.passes.pass_plan import PassPlan

@@ -19,7 +19,7 @@ from firp.export.sources.checkpoint import Checkpoint, Weight
 from firp.export.sources.safetensors_file import read_safetensors
 from firp.export.weights.stream import numpy_dtype, read_array, to_sources
 from firp.export.weights.torch_model import read_tensor
-from firp.runtime.bundle.model_config import BLOCK, BLOCKS4, ROWS, Quantization
+from firp.runtime.bundle.precision import BLOCK, BLOCKS4, ROWS, Quantization
 
 _HALF = 0.501  # of a step: what rounding to the nearest may move a value, and float32 beside it
 _COLUMNS = 1 << 22  # values that are compared at a time

@@ -34,7 +34,7 @@ from firp.runtime.bundle.format import MANIFEST_NAME, Bundle, FileEntry, Manifes
 from firp.runtime.bundle.graph_spec import PREFIX
 from firp.runtime.bundle.json_fields import to_json, write_json
 from firp.runtime.bundle.limits import Limits
-from firp.runtime.bundle.model_config import refuse_quantized
+from firp.runtime.bundle.precision import refuse_quantized
 from firp.runtime.errors import BundleError, FirpError, foreign_errors
 from firp.runtime.machine import available_bytes, peak_bytes, require_bytes, reset_peak
 from firp.runtime.progress import Progress, silent

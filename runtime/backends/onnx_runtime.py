@@ -20,7 +20,7 @@ from firp.runtime.backends.interface import Array, Binding, LoadedGraphs, Memory
 from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.bundle.graph_spec import GraphSpec, TensorSpec
-from firp.runtime.bundle.model_config import refuse_quantized
+from firp.runtime.bundle.precision import refuse_quantized
 from firp.runtime.errors import BundleError, FirpError, foreign_errors, reason
 from firp.runtime.machine import cores, processor, sums_int8_exactly
 

@@ -19,7 +19,7 @@ from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.engine_record import RECORD_NAME, Profile, find_engine_folder, fitting_profile
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.bundle.graph_spec import PREFIX, GraphSpec
-from firp.runtime.bundle.model_config import refuse_quantized
+from firp.runtime.bundle.precision import refuse_quantized
 from firp.runtime.errors import BundleError, FirpError
 
 MAX_CUDA_GRAPHS = 64  # of one engine in one session; sizes beyond are enqueued each time

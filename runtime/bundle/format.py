@@ -38,8 +38,9 @@ from firp.runtime.bundle.graph_spec import CACHE_CONTRACTS, IN_PLACE, GraphSpec,
 from firp.runtime.bundle.graphs.stored import Blueprint, stored_weights
 from firp.runtime.bundle.graphs.written import check_graphs
 from firp.runtime.bundle.json_fields import from_json, read_json, to_json, write_json
-from firp.runtime.bundle.model_config import ModelConfig, Precision, Quantization
+from firp.runtime.bundle.model_config import ModelConfig
 from firp.runtime.bundle.paths import bundle_folder, own_file
+from firp.runtime.bundle.precision import Precision, Quantization
 from firp.runtime.bundle.provenance import check_provenance
 from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.trees.path_correction import PathCorrection

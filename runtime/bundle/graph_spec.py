@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from firp.runtime.bundle.model_config import ModelConfig, Precision
+from firp.runtime.bundle.model_config import ModelConfig
+from firp.runtime.bundle.precision import Precision
 
 TOP_K = 64  # guesses listed for each row: the path correction re-ranks them, so many more than a tree is wide
 # What a graph and its caller agree on about keys and values.

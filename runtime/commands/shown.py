@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from firp.runtime.bundle.calibration import Choice, LatencyTable
-from firp.runtime.bundle.model_config import Quantization
+from firp.runtime.bundle.precision import Quantization
 from firp.runtime.console.progress import messages
 from firp.runtime.console.tables import print_table
 from firp.runtime.engine import Engine

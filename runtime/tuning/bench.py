@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from firp.runtime.bundle.model_config import refuse_blocks
+from firp.runtime.bundle.precision import refuse_blocks
 from firp.runtime.engine import Engine, Prompt
 from firp.runtime.errors import FirpError
 from firp.runtime.loop.generation import Generation, Stats

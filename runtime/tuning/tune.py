@@ -15,7 +15,7 @@ from firp.runtime.bundle.calibration import (
     LatencyTable,
 )
 from firp.runtime.bundle.format import MANIFEST_NAME, read_manifest, write_manifest
-from firp.runtime.bundle.model_config import refuse_blocks
+from firp.runtime.bundle.precision import refuse_blocks
 from firp.runtime.engine import Engine, Prompt
 from firp.runtime.errors import FirpError
 from firp.runtime.progress import Progress, silent

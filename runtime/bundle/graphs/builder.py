@@ -12,7 +12,8 @@ import numpy as np
 
 from firp.runtime.bundle.dtypes import rounded
 from firp.runtime.bundle.graphs.tape import FLOAT, Branch, Tape, Value
-from firp.runtime.bundle.model_config import BLOCK, ModelConfig
+from firp.runtime.bundle.model_config import ModelConfig
+from firp.runtime.bundle.precision import BLOCK
 
 ACTIVATION_LEVELS = 127  # int8 on either side of zero
 _ZERO_POINT = 128  # of activations in uint8, which ONNX Runtime multiplies with int8 weights faster

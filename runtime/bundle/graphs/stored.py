@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.graphs.onnx_file import StoredWeight
-from firp.runtime.bundle.model_config import BLOCK, BLOCKS4, ROWS, ModelConfig, Precision, Quantization
+from firp.runtime.bundle.model_config import ModelConfig
+from firp.runtime.bundle.precision import BLOCK, BLOCKS4, ROWS, Precision, Quantization
 from firp.runtime.bundle.weight_table import DRAFT_HEAD, PREDICTORS_WEIGHT, rope_shapes, weight_shapes
 from firp.runtime.errors import BundleError
 

@@ -12,7 +12,7 @@ from firp.calib.targets import peaks
 from firp.calib.targets.cost import Cost, Peaks, Point, pass_cost, roofline
 from firp.runtime.backends.cuda import CudaMemory
 from firp.runtime.bundle.format import load_bundle
-from firp.runtime.bundle.model_config import BLOCKS4, BLOCKS8, ROWS, LinearFormat, Quantization
+from firp.runtime.bundle.precision import BLOCKS4, BLOCKS8, ROWS, LinearFormat, Quantization
 from firp.runtime.bundle.weight_table import weight_shapes
 
 FAMILIES = ("llama_untied_biases", "qwen2", "qwen3", "mistral_window")

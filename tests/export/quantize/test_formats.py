@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from firp.export.quantize.formats import dividing, quantize, round_activations
-from firp.runtime.bundle.model_config import BLOCKS4, BLOCKS8, FORMATS, ROWS
+from firp.runtime.bundle.precision import BLOCKS4, BLOCKS8, FORMATS, ROWS
 
 
 @pytest.fixture

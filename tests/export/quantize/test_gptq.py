@@ -6,7 +6,7 @@ import torch
 
 from firp.export.quantize.formats import quantize
 from firp.export.quantize.gptq import MOST_STEPS, compensate
-from firp.runtime.bundle.model_config import BLOCKS4
+from firp.runtime.bundle.precision import BLOCKS4
 
 
 def correlated(seed, rows=512, size=128, rank=24):

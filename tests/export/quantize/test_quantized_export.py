@@ -17,7 +17,7 @@ from firp.export.sources.open import open_checkpoint
 from firp.export.tensorrt.build import BuildOptions, build_engines
 from firp.export.verify.checks import verify
 from firp.runtime.bundle.format import load_bundle, read_manifest, write_manifest
-from firp.runtime.bundle.model_config import BLOCKS4, BLOCKS8, ROWS, refuse_quantized
+from firp.runtime.bundle.precision import BLOCKS4, BLOCKS8, ROWS, refuse_quantized
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError, CheckpointError, FirpError
 from firp.runtime.sampling import SamplingParams

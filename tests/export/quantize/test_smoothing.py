@@ -7,7 +7,7 @@ from support.small_models import make_model
 from firp.export.quantize.formats import quantize, round_activations
 from firp.export.quantize.smoothing import factors, norm_divisors, row_divisors
 from firp.export.sources.open import open_checkpoint
-from firp.runtime.bundle.model_config import ROWS
+from firp.runtime.bundle.precision import ROWS
 
 
 @pytest.fixture(scope="module")
