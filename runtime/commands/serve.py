@@ -62,9 +62,11 @@ def serve(
     Ctrl-C or SIGTERM lets running requests end first.
     """
     keys = ((api_key,) if api_key else ()) + (read_keys(api_key_file) if api_key_file else ())
-    settings = ServerSettings(served_model_name=served_model_name, api_keys=keys, **limits)
-    certificate = _certificate(ssl_certfile, ssl_keyfile, ssl_keyfile_password)
     options = EngineOptions(max_batch=max_batch, max_queue=max_queue, kv_bytes=kv_bytes)
+    settings = ServerSettings(
+        served_model_name=served_model_name, api_keys=keys, max_samples=max_queue, **limits
+    )
+    certificate = _certificate(ssl_certfile, ssl_keyfile, ssl_keyfile_password)
     metrics = Metrics()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     with (

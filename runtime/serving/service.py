@@ -77,6 +77,9 @@ class Service:
         request_id: each has it, and its own number; param: the field that prompts came in. Raises
         ApiError.
         """
+        if (count := len(prompts) * samples) > (most := self.settings.max_samples):
+            message = f"Invalid 'n': this server gives at most {most} answers to a request, got {count}."
+            raise ApiError(400, message, "n", "invalid_value")
         handles: list[Handle] = []
 
         def submit_all() -> None:

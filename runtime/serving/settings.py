@@ -27,6 +27,7 @@ class ServerSettings:
     max_body_bytes: int = 4 << 20
     max_tokens: int | None = None  # that a request may ask for; None: what the context has room for
     default_max_tokens: int = 1024  # of an answer whose request names none: memory is reserved for all
+    max_samples: int = 64  # answers of one request, of all its prompts: more than a queue holds never fit
     max_requests: int = 256  # open at once, decoding, queued or still arriving
     body_timeout_s: float = 30.0  # until a request's body has arrived
     send_timeout_s: float = 60.0  # that a client may leave a piece of an answer unread
@@ -66,6 +67,7 @@ _RULES = {
     "max_body_bytes": whole(1024),
     "max_tokens": whole(1).or_none(),
     "default_max_tokens": whole(1),
+    "max_samples": whole(1),
     "max_requests": whole(1),
     "body_timeout_s": _SECONDS,
     "send_timeout_s": _SECONDS,

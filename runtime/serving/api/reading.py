@@ -57,9 +57,7 @@ def read_chat(request: ChatRequest, service: Service) -> Asked:
     asked = request.max_completion_tokens or request.max_tokens
     most = service.answer_tokens(prompt, asked, "messages")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    params = _sampling(
-        request, most, service, logprobs=logprobs, structured=_structured(request, family, service)
-    )
+    params = _sampling(request, most, logprobs=logprobs, structured=_structured(request, family, service))
     if not request.ignore_eos:  # the prompt goes as token ids: what ends a turn is said here
         ends = tuple(service.engine.chat_encoder.ends.difference(params.stop_token_ids))
         params = replace(params, stop_token_ids=params.stop_token_ids + ends)
@@ -68,6 +66,8 @@ def read_chat(request: ChatRequest, service: Service) -> Asked:
 
 def read_completion(request: CompletionRequest, service: Service) -> Asked:
     """Texts to continue. Raises ApiError."""
+    if request.logprobs is not None and service.tokens is None:
+        raise ApiError(400, "The model has no tokenizer: leave out logprobs.", "logprobs", "invalid_value")
     given = request.prompt
     several = isinstance(given, list) and not isinstance(given[0], int)
     prompts = [_tokens(prompt, service) for prompt in (given if several else [given])]
@@ -78,7 +78,7 @@ def read_completion(request: CompletionRequest, service: Service) -> Asked:
     params = []
     for prompt in prompts:
         most = service.answer_tokens(prompt, request.max_tokens or 1, "prompt")
-        params.append(_sampling(request, most, service, **more))
+        params.append(_sampling(request, most, **more))
     return Asked(prompts, params)
 
 
@@ -93,7 +93,7 @@ def _tokens(prompt: str | list[int], service: Service) -> list[int]:
         raise engine_error(error, "prompt") from error
 
 
-def _sampling(request: Common, most: int, service: Service, **more: Any) -> SamplingParams:
+def _sampling(request: Common, most: int, **more: Any) -> SamplingParams:
     """Rules of the pick. A request without a seed draws one."""
     seed = secrets.randbits(63) if request.seed is None else request.seed % 2**64
     same = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")

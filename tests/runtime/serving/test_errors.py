@@ -1,9 +1,12 @@
 """What is wrong with a request is named, and what is wrong with the engine has a status of its own."""
 
+import httpx2
 import pytest
-from support.http_server import MESSAGES, chat, complete, error, events
+from support.fake_engine import FakeEngine
+from support.http_server import MESSAGES, chat, complete, error, events, serving
 
 from firp.runtime.errors import EngineBusyError, EngineClosedError, FirpError, RequestTooLargeError
+from firp.runtime.serving.app import build_app
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
 
@@ -16,6 +19,7 @@ TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"ty
         ({"top_p": 0}, "top_p", "invalid_value"),
         ({"n": 0}, "n", "invalid_value"),
         ({"n": 1.5}, "n", "invalid_value"),
+        ({"n": 65}, "n", "invalid_value"),
         ({"seed": True}, "seed", "invalid_value"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "invalid_value"),
         ({"logit_bias": {"x": 1}}, "logit_bias.x", "invalid_value"),
@@ -57,6 +61,7 @@ def test_what_is_wrong_is_named(fields, param, code, client):
     [
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 2}, "best_of"),
+        ({"n": 33, "prompt": ["a", "b"]}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"logprobs": 6}, "logprobs"),
         ({"prompt": ""}, "prompt"),
@@ -68,6 +73,15 @@ def test_what_is_wrong_is_named(fields, param, code, client):
 )
 def test_what_is_wrong_with_a_completion_is_named(fields, param, client):
     assert error(complete(client, **fields), 400)["param"] == param
+
+
+def test_a_model_without_a_tokenizer_takes_token_ids():
+    engine = FakeEngine()
+    app = build_app(engine)
+    engine.tokenizer = app.state.service.tokens = None
+    with serving(app) as url, httpx2.Client(base_url=url) as client:
+        assert error(complete(client), 400)["param"] == "prompt"
+        assert error(complete(client, prompt=[1, 2], logprobs=1), 400)["param"] == "logprobs"
 
 
 def test_a_context_that_is_too_small_is_said_in_the_words_that_clients_know(client):
