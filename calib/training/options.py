@@ -54,7 +54,7 @@ class TrainOptions:
 
 _LAYER = Rule(
     lambda value: value if value == AUTO and isinstance(value, str) else integer(value),
-    lambda value: value == AUTO or value >= 1,
+    lambda value: True,  # of the layers the model knows how many there are
     f"a layer or {AUTO}",
 )
 _FIELDS = {

@@ -126,6 +126,19 @@ class InPlaceCache:
         for state in (self.lengths, self._written):
             state[lane], state[other] = state[other], state[lane]
 
+    def read(self, lane: int, start: int, stop: int) -> np.ndarray:
+        """A copy of slots of a lane, [2N, Hkv, n, Dh], of a cache in host memory."""
+        return self.slots[:, lane, :, start:stop].copy()
+
+    def append(self, lane: int, block: np.ndarray) -> None:
+        """Append slots [2N, Hkv, n, Dh] to a lane, of a cache in host memory."""
+        start = self.lengths[lane]
+        end = start + block.shape[2]
+        self.reserve(range(lane, lane + 1), block.shape[2])
+        self.slots[:, lane, :, start:end] = block
+        self._written[lane] = [max(end, written) for written in self._written[lane]]
+        self.lengths[lane] = end
+
     def adopt(self, other: "InPlaceCache") -> None:
         """Take over what another cache holds, of no more lanes and no more slots than this one."""
         lanes = len(other.lengths)

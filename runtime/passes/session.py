@@ -94,7 +94,26 @@ class Session:
         """
         pairs = zip(self.tokens, prompt[:-LEAST_PIECE], strict=False)
         known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        return min(known, self._computed) if self.batch.manifest.quantization else known
+        return min(known, len(self.exact_tokens))
+
+    @property
+    def exact_tokens(self) -> list[int]:
+        """Cached tokens from the first on, whose keys and values another request may take over: of a
+        quantized bundle those that a prompt's pass computed.
+        """
+        return self.tokens[: self._computed] if self.batch.manifest.quantization else self.tokens
+
+    def copy_slots(self, start: int, stop: int) -> np.ndarray:
+        """Keys and values of cached tokens, [2N, Hkv, n, Dh], in host memory."""
+        return self.batch.kv.read(self.lane, start, stop)
+
+    def take_over(self, tokens: Sequence[int], blocks: Sequence[np.ndarray]) -> None:
+        """Hold the first of these tokens instead of what it holds, by blocks of keys and values."""
+        self.rewind(0)
+        for block in blocks:
+            self.batch.kv.append(self.lane, block)
+        self.tokens = list(tokens[: self.length])
+        self._computed = self.length
 
     def hidden_states(self, rows: int) -> np.ndarray:
         """[rows, D] f32: the first rows of the last pass at the prediction layer."""

@@ -15,14 +15,16 @@ from firp.runtime.bundle.limits import Limits
 from firp.runtime.errors import RequestTooLargeError
 from firp.runtime.passes.batch import Batch, BatchSize
 from firp.runtime.passes.in_place_cache import most_slots
-from firp.runtime.passes.pass_plan import PREFILL_ROWS
+from firp.runtime.passes.pass_plan import LEAST_PIECE, PREFILL_ROWS
 from firp.runtime.passes.request import Needs
 from firp.runtime.passes.session import Session
+from firp.runtime.scheduling.prefixes import Prefixes
 
 
 class Lanes:
     """Sessions of one batch. max_lanes: requests that run at once; cache_bytes: for keys and values,
-    None for no bound; limits: sizes that the graphs were built for.
+    None for no bound; limits: sizes that the graphs were built for; prefixes: what was
+    computed before.
     """
 
     def __init__(
@@ -32,7 +34,9 @@ class Lanes:
         max_lanes: int,
         cache_bytes: int | None,
         limits: Limits | None,
+        prefixes: Prefixes,
     ):
+        self._prefixes = prefixes
         self._make_batch = make_batch
         self._predictors = manifest.num_predictors
         self._max_lanes = min(max_lanes, limits.max_batch) if limits else max_lanes
@@ -96,11 +100,23 @@ class Lanes:
         self._swap(place, self.active)
         session = self._sessions[self.active]
         self._needs[session] = needs
+        self._look_up(session, prompt)
         if self._limits and not session.known_prefix(prompt):
             # empty slots are in view of bucketed passes: nothing that is not finite may be left
             self._batch.kv.clear()
             session.rewind(0)
         return session
+
+    def _look_up(self, session: Session, prompt: Sequence[int]) -> None:
+        """Take over a prefix that reaches further than what the lane holds of the prompt."""
+        blocks = self._prefixes.longest(prompt[:-LEAST_PIECE], session.known_prefix(prompt))
+        if blocks:
+            session.take_over(prompt, blocks)
+
+    def keep(self, session: Session) -> None:
+        """Let others share what a session has computed."""
+        if not self._limits:
+            self._prefixes.add(session.exact_tokens, session.copy_slots)
 
     def _make_room(self, together: Sequence[Needs]) -> None:
         size = self._size(together)
@@ -124,11 +140,13 @@ class Lanes:
 
     def start_decoding(self, session: Session) -> None:
         """A session's prompt is computed: it decodes with the others."""
+        self.keep(session)
         self._swap(session.lane, self._decoding)
         self._decoding += 1
 
     def release(self, session: Session) -> None:
         """A session's request has ended: it is idle, and keeps its text."""
+        self.keep(session)
         lane = session.lane
         if lane < self._decoding:
             self._decoding -= 1
@@ -154,6 +172,10 @@ class Lanes:
             self._sessions = []
 
 
-def default_cache_bytes(available: int | None, limits: Any) -> int | None:
-    """Bytes for keys and values where nobody says how many: half of what is free."""
-    return None if limits or available is None else available // 2
+def default_bytes(available: int | None, limits: Any) -> tuple[int | None, int]:
+    """Bytes for keys and values, and for prefixes, where nobody says how many: half and a quarter of
+    what is free. Graphs that were built for a size have their own bound, and keep no prefixes.
+    """
+    if limits:
+        return None, 0
+    return (None, 0) if available is None else (available // 2, available // 4)

@@ -24,8 +24,9 @@ from firp.runtime.passes.batch import Batch, BatchSize
 from firp.runtime.passes.request import Needs, Request
 from firp.runtime.scheduling.handle import Handle
 from firp.runtime.scheduling.job import Job
-from firp.runtime.scheduling.lanes import Lanes, default_cache_bytes
+from firp.runtime.scheduling.lanes import Lanes, default_bytes
 from firp.runtime.scheduling.policy import Policy
+from firp.runtime.scheduling.prefixes import Prefixes
 from firp.runtime.scheduling.scheduler import Scheduler
 from firp.runtime.scheduling.statistics import EngineStats, Totals
 from firp.runtime.scheduling.worker import Worker
@@ -40,12 +41,18 @@ class EngineOptions:
     max_batch: int = 8  # requests that decode together, 1 to 64
     max_queue: int = 64  # requests that wait, at least 1; one more is refused at once
     kv_bytes: int | None = None  # of memory for keys and values; None: half of what is free at load
+    prefix_bytes: int | None = None  # for prefixes that requests share; None: a quarter of it; 0: none
 
     def __post_init__(self):
         check_fields(self, _OPTIONS)
 
 
-_OPTIONS = {"max_batch": whole(1, MAX_BATCH), "max_queue": whole(1), "kv_bytes": whole(1).or_none()}
+_OPTIONS = {
+    "max_batch": whole(1, MAX_BATCH),
+    "max_queue": whole(1),
+    "kv_bytes": whole(1).or_none(),
+    "prefix_bytes": whole(0).or_none(),
+}
 
 
 class Service:
@@ -63,9 +70,13 @@ class Service:
         options: EngineOptions,
         observer: Observer | None,
     ):
-        cache_bytes = options.kv_bytes or default_cache_bytes(available_bytes(), limits)
+        cache_bytes, prefix_bytes = default_bytes(available_bytes(), limits)
+        cache_bytes = options.kv_bytes or cache_bytes
+        if options.prefix_bytes is not None and not limits:
+            prefix_bytes = options.prefix_bytes
+        self._prefixes = Prefixes(prefix_bytes)
         self._tokenizer = tokenizer
-        self._lanes = Lanes(manifest, make_batch, options.max_batch, cache_bytes, limits)
+        self._lanes = Lanes(manifest, make_batch, options.max_batch, cache_bytes, limits, self._prefixes)
         self._totals = Totals(observer or NullObserver())
         scheduler = Scheduler(self._lanes, Policy(latency), self._totals)
         self._worker = Worker(scheduler, options.max_queue, self._totals)
@@ -79,7 +90,8 @@ class Service:
 
     def stats(self) -> EngineStats:
         """Totals so far, and what is now."""
-        return self._totals.stats(self._lanes.active, self._worker.waiting, self._lanes.cache_bytes)
+        lanes = self._lanes
+        return self._totals.stats(lanes.active, self._worker.waiting, lanes.cache_bytes, self._prefixes.stats)
 
     def submit(
         self,

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from firp.runtime.observer import Observer, StepReport
+from firp.runtime.scheduling.prefixes import PrefixStats
 
 _log = logging.getLogger("firp.engine")
 
@@ -30,6 +31,7 @@ class EngineStats:
     active: int = 0  # requests that run now
     waiting: int = 0  # requests in the queue now
     cache_bytes: int = 0  # reserved for keys and values now
+    prefixes: PrefixStats = field(default_factory=PrefixStats)  # what requests share
 
 
 class Totals:
@@ -44,7 +46,7 @@ class Totals:
         self._drafted: Counter[int] = Counter()
         self._graph_ms: Counter[str] = Counter()
 
-    def stats(self, active: int, waiting: int, cache_bytes: int) -> EngineStats:
+    def stats(self, active: int, waiting: int, cache_bytes: int, prefixes: PrefixStats) -> EngineStats:
         """What has been added up, and what is now."""
         with self._lock:
             return EngineStats(
@@ -55,6 +57,7 @@ class Totals:
                 active=active,
                 waiting=waiting,
                 cache_bytes=cache_bytes,
+                prefixes=prefixes,
                 **self._counts,
             )
 

@@ -221,3 +221,22 @@ def test_many_threads_share_an_engine(load):
     for thread in threads:
         thread.join(60)
     assert found == [expected] * 40
+
+
+@pytest.mark.parametrize("prefix_bytes", [0, 1 << 20])
+def test_prompts_that_begin_alike_share_what_was_computed(load, prefix_bytes):
+    """Also while the request that computed it still decodes."""
+    engine = load(prefix_bytes=prefix_bytes)
+    beginning = [3 + 7 * place % 150 for place in range(130)]
+    long = SamplingParams(100, ignore_eos=True)
+    running = engine.submit([*beginning, 5], long)
+    next(iter(running))
+    params = SamplingParams(8, ignore_eos=True)
+    for end in (6, 7):
+        expected = alone(engine, [*beginning, end], params, None)
+        result = engine.generate([*beginning, end], params)
+        assert result.token_ids == expected
+    assert result.stats.reused_tokens == 129  # by now an idle lane holds it, too
+    assert (engine.stats().prefixes.tokens >= 128) == (prefix_bytes > 0)
+    running.cancel()
+    assert engine.stats().prefixes.bytes <= prefix_bytes
