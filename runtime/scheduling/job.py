@@ -15,6 +15,7 @@ from firp.runtime.drafters.interface import Drafter
 from firp.runtime.drafters.plain import PlainDrafter
 from firp.runtime.loop.decode import Step, StepTimes
 from firp.runtime.loop.decoding import Decoding
+from firp.runtime.loop.generation import Chunk
 from firp.runtime.loop.picker import Picker
 from firp.runtime.loop.stream import ChunkStream
 from firp.runtime.passes.pass_plan import Pass, PassPlan
@@ -75,9 +76,9 @@ class Job:
 
     def take(
         self, plan: PassPlan, result: Pass, graph_ms: Mapping[str, float], copies_ms: float, ms: float
-    ) -> int:
-        """Keep what a pass decided and hand it out; return how many tokens it emitted. Times are those
-        of the whole pass.
+    ) -> Chunk | None:
+        """Keep what a pass decided; return what it adds, None before the end of the prompt. Times are
+        those of the whole pass.
         """
         accepted = self.decoding.take(plan, result)
         tokens = accepted.tokens
@@ -85,23 +86,20 @@ class Job:
         if plan.prompt:
             self._prefill_ms += ms
             if not tokens:
-                return 0
+                return None
             ms, rows, reused = self._prefill_ms, 0, self.decoding.reused_tokens
         times = StepTimes(dict(graph_ms), copies_ms, ms)
         drafts = 0 if plan.prompt else len(tokens) - 1
         finish_reason = self.decoding.finish_reason
         prompt_logprobs = self.decoding.prompt_logprobs if plan.prompt else None
         step = Step(tokens, rows, drafts, finish_reason, times, reused, accepted.logprobs, prompt_logprobs)
-        self.handle.publish(self._stream.add(step))
-        return len(tokens)
+        return self._stream.add(step)
 
     @property
     def finished(self) -> bool:
         """Whether its text has come to its end."""
         return self._stream.finish_reason is not None
 
-    def close(self, reason: str | None = None) -> str:
-        """Hand out the closing chunk; return the reason. reason: where the text did not end."""
-        chunk = self._stream.close(reason)
-        self.handle.publish(chunk)
-        return chunk.finish_reason
+    def close(self, reason: str | None = None) -> Chunk:
+        """The closing chunk. reason: where the text did not end."""
+        return self._stream.close(reason)

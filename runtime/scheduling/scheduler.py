@@ -83,8 +83,8 @@ class Scheduler:
     def fail(self, error: BaseException) -> None:
         """End everything that waits or runs with an error."""
         for job in [*self.waiting, *self._jobs.values()]:
-            job.handle.fail(error)
             self._forget(job)
+            job.handle.fail(error)
         self.waiting.clear()
 
     def _end_those_that_should(self) -> None:
@@ -176,14 +176,17 @@ class Scheduler:
         emitted = []
         for job, plan, result in zip(jobs, plans, results, strict=True):
             try:
-                count = job.take(plan, result, graph_ms, self._pass_ms[COPIES], ms)
+                before = job.tokens
+                chunk = job.take(plan, result, graph_ms, self._pass_ms[COPIES], ms)
             except Exception as error:
                 self._fail(job, error)
-                count = 0
-            emitted.append(count)
-            if count:
-                self._tell_tokens(job, count)
-                self._report.count(plan, count)
+                emitted.append(0)
+                continue
+            emitted.append(job.tokens - before)
+            if chunk:
+                self._tell_tokens(job, emitted[-1])
+                self._report.count(plan, emitted[-1])
+                job.handle.publish(chunk)
             if job.finished:
                 self._end(job, None)
         return emitted
@@ -196,18 +199,20 @@ class Scheduler:
         job.last_tokens_at = now
 
     def _end(self, job: Job, reason: str | None) -> None:
+        """Free what a job holds, then hand out its closing chunk: whoever has it finds nothing left."""
         try:
-            reason = job.close(reason)
+            chunk = job.close(reason)
         except Exception as error:
             self._fail(job, error)
             return
-        self._tell_end(job, reason)
         self._forget(job)
+        self._tell_end(job, chunk.finish_reason)
+        job.handle.publish(chunk)
 
     def _fail(self, job: Job, error: BaseException) -> None:
-        job.handle.fail(error)
-        self._tell_end(job, "error")
         self._forget(job)
+        self._tell_end(job, "error")
+        job.handle.fail(error)
 
     def _fail_all(self, jobs: Sequence[Job], error: BaseException) -> None:
         for job in jobs:

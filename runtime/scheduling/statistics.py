@@ -76,11 +76,13 @@ class Totals:
         self._observer.first_token(request_id, ms)
 
     def tokens(self, request_id: str, count: int, ms_since_last: float) -> None:
+        with self._lock:
+            self._counts["tokens"] += count
         self._observer.tokens(request_id, count, ms_since_last)
 
     def step(self, report: StepReport) -> None:
         with self._lock:
-            self._counts.update(tokens=report.tokens, prompt_tokens=report.prompt_tokens, steps=1)
+            self._counts.update(prompt_tokens=report.prompt_tokens, steps=1)
             self._accepted.update(report.accepted)
             self._drafted.update(report.drafted)
             self._graph_ms.update(report.graph_ms)
