@@ -66,7 +66,6 @@ def talk(engine, params, tree, rows, turns=TURNS):
     conversation = engine.conversation(params, "Be brief.", plain=tree is None, tree=tree)
     for turn, text in enumerate(turns, 1):
         messages = [*conversation.messages, {"role": "user", "content": text}]
-        cached = conversation.tokens
         rows.clear()
         chunks = list(conversation.send(text))
         computed = sum(rows)
@@ -78,7 +77,7 @@ def talk(engine, params, tree, rows, turns=TURNS):
         stats = chunks[-1].stats
         assert stats.prompt_tokens == len(engine.encode(messages))
         assert computed == stats.prompt_tokens - stats.reused_tokens
-        assert turn == 1 or stats.reused_tokens <= cached
+        assert stats.reused_tokens < stats.prompt_tokens
         assert conversation.turns == turn
         if turn > 1:
             assert stats.reused_tokens > 20
