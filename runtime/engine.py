@@ -8,7 +8,6 @@ An `Engine` holds graphs and weights and may be shared between threads and event
 of its own decodes all requests together.
 """
 
-import functools
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,21 +24,21 @@ from firp.runtime.bundle.limits import Limits
 from firp.runtime.bundle.precision import refuse_blocks
 from firp.runtime.chat.conversation import Conversation
 from firp.runtime.chat.encoder import ChatEncoder
-from firp.runtime.chat.messages import check_messages, check_variables, is_messages
+from firp.runtime.chat.messages import check_messages, check_variables
 from firp.runtime.drafters.interface import Drafter
 from firp.runtime.drafters.make import make_drafter
-from firp.runtime.errors import FirpError, PromptError
-from firp.runtime.grammar.compiler import GrammarCompiler
+from firp.runtime.errors import FirpError
 from firp.runtime.grammar.walk import Walk
 from firp.runtime.loop.decode import Step, decode
 from firp.runtime.loop.generation import Chunk, Generation, collect
 from firp.runtime.loop.picker import Picker
-from firp.runtime.loop.text import encode_text, load_tokenizer
+from firp.runtime.loop.text import load_tokenizer
 from firp.runtime.observer import Observer
 from firp.runtime.passes.pass_plan import PREFILL_ROWS
 from firp.runtime.passes.pool import SessionPool
-from firp.runtime.passes.request import Needs, Request, check_prompt
+from firp.runtime.passes.request import Needs, Request
 from firp.runtime.passes.session import Session
+from firp.runtime.requests import PARAMS, Prompt, Requests
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.scheduling.handle import Following, Handle
 from firp.runtime.scheduling.service import EngineOptions, Service
@@ -47,8 +46,6 @@ from firp.runtime.scheduling.statistics import EngineStats
 from firp.runtime.trees.tree import CHAIN, TreeConfig
 
 _READ_AT_ONCE = 32 << 20  # bytes of a file whose hash is checked before graphs are loaded, not beside
-_PARAMS = instance(SamplingParams).or_none()
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token ids, or messages
 
 
 class Engine:
@@ -69,7 +66,7 @@ class Engine:
         self.sessions = SessionPool(bundle, backend, backend.load(bundle, check_hashes))
         file = bundle.path / "tokenizer.json"
         self.tokenizer = load_tokenizer(file) if "tokenizer.json" in self.manifest.files else None
-        self._added_tokens = self.tokenizer.get_added_tokens_decoder() if self.tokenizer else {}
+        self._requests = Requests(bundle, self.tokenizer)
         latency = self.choice.latency if self.choice else None
         self._service = Service(
             self.manifest,
@@ -176,34 +173,18 @@ class Engine:
         context = self.model.max_position_embeddings
         return min(context, self.limits.max_context) if self.limits else context
 
-    @functools.cached_property
+    @property
     def chat_encoder(self) -> ChatEncoder:
         """What makes token ids of messages. Raises PromptError where the bundle has no chat template
         or no tokenizer.
         """
-        files, folder = self.manifest.files, self.bundle.path
-        return ChatEncoder.from_files(
-            lambda name: (folder / name).read_bytes() if name in files else None, self.tokenizer
-        )
+        return self._requests.chat_encoder
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, checked: of text, of messages, or of a list, a tuple or an array
         [T] of them. Raises PromptError.
         """
-        context = self.model.max_position_embeddings
-        return check_prompt(self._tokens(prompt), self.model.vocab_size, context)
-
-    def _tokens(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None = None) -> Sequence[int]:
-        """Token ids of a prompt: those of its text or its messages, or as given."""
-        if is_messages(prompt):
-            return self.chat_encoder.encode(prompt, tools)
-        if not isinstance(prompt, str):
-            return prompt
-        if not prompt:
-            raise PromptError("empty prompt", got="''", expected="at least one character")
-        if self.tokenizer is None:
-            raise PromptError("the bundle has no tokenizer", got="a text prompt", expected="input_ids")
-        return encode_text(self.tokenizer, prompt)
+        return self._requests.encode(prompt)
 
     def request(
         self,
@@ -217,23 +198,7 @@ class Engine:
         chat template; tools: JSON schemas of functions, for messages alone. Raises PromptError for
         a prompt that cannot be decoded, FirpError for params that this bundle cannot serve.
         """
-        params = checked("params", params, _PARAMS) or SamplingParams()
-        if params.stop and self.tokenizer is None:
-            raise FirpError("stop strings need a tokenizer", got="a bundle without one")
-        context = self.model.max_position_embeddings
-        if tools is not None and not is_messages(prompt):
-            raise FirpError("tools go with messages", got=f"{prompt!r:.60}", fix="leave out the tools")
-        tokens = self._tokens(prompt, tools)
-        ends = self._ends(params, is_messages(prompt))
-        grammar = self._grammars.compile(params.structured) if params.structured else None
-        return Request.checked(tokens, params, ends, self.model.vocab_size, context, grammar)
-
-    @functools.cached_property
-    def _grammars(self) -> GrammarCompiler:
-        """What compiles grammars for this bundle."""
-        if self.tokenizer is None:
-            raise FirpError("structured output needs a tokenizer", got="a bundle without one")
-        return GrammarCompiler(self.tokenizer, self.model.vocab_size, self.bundle.eos_token_ids)
+        return self._requests.make(prompt, params, tools)
 
     def needs(self, request: Request, tree: TreeConfig | None) -> Needs:
         """Sizes that a request needs of a session, decoded with this tree; None: plainly."""
@@ -302,15 +267,6 @@ class Engine:
         with self.sessions.lend(needs) as session:
             yield from decode(session, request, drafter, picker)
 
-    def _ends(self, params: SamplingParams, of_messages: bool) -> frozenset[int]:
-        """Tokens that end a sequence: those of the bundle, after messages the tokenizer's own too,
-        and the stop strings that are special tokens (never text).
-        """
-        special = {token.content: i for i, token in self._added_tokens.items() if token.special}
-        stops = frozenset(special[stop] for stop in params.stop if stop in special)
-        turn = self.chat_encoder.ends if of_messages else ()
-        return stops if params.ignore_eos else stops.union(self.bundle.eos_token_ids, turn)
-
     def submit(
         self,
         prompt: Prompt,
@@ -350,7 +306,7 @@ class Engine:
         `submit`.
         """
         count = checked("n", n, whole(1))
-        params = checked("params", params, _PARAMS) or SamplingParams()
+        params = checked("params", params, PARAMS) or SamplingParams()
         handles = []
         try:
             for seed in range(params.seed, params.seed + count):
@@ -465,7 +421,7 @@ class Engine:
         the tree does not fit.
         """
         system = checked("system", system, TEXT.or_none())
-        params = checked("params", params, _PARAMS) or SamplingParams()
+        params = checked("params", params, PARAMS) or SamplingParams()
         chosen = self._chosen(plain, tree, params)
         self.drafter(chosen)
         self.chat_encoder  # noqa: B018 - a bundle that cannot chat says so now

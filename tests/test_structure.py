@@ -25,6 +25,7 @@ FLOORS = {
         {"loop"},
         {"scheduling"},
         {"chat"},
+        {"requests"},
         {"engine", "prompts"},
         {"tuning", "serving"},
         {"commands"},
