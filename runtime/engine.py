@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from firp.runtime.arguments import TEXT, TRUTH, checked, instance, integer, more_than_0, whole
+from firp.runtime.arguments import PATH, TEXT, TRUTH, checked, instance, integer, more_than_0, whole
 from firp.runtime.backends.interface import Backend
 from firp.runtime.backends.registry import backend_factory
 from firp.runtime.bundle.calibration import Choice
@@ -415,10 +415,12 @@ class Engine:
         plain: bool = False,
         tree: TreeConfig | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        saved: Path | str | None = None,
     ) -> Conversation:
         """Turns that keep their cache. system: the first message; plain, tree: as for `submit`;
-        chat_template_kwargs: as for `stream_chat`. Raises FirpError where the bundle cannot chat, or
-        the tree does not fit.
+        chat_template_kwargs: as for `stream_chat`; saved: a file that `Conversation.save` wrote, to go
+        on from. Raises FirpError where the bundle cannot chat, the tree does not fit, or the file is
+        damaged or of another bundle.
         """
         system = checked("system", system, TEXT.or_none())
         params = checked("params", params, PARAMS) or SamplingParams()
@@ -426,4 +428,11 @@ class Engine:
         self.drafter(chosen)
         self.chat_encoder  # noqa: B018 - a bundle that cannot chat says so now
         variables = check_variables(chat_template_kwargs)
-        return Conversation(self, params, system, plain, tree, variables)
+        conversation = Conversation(self, params, system, plain, tree, variables)
+        if saved is not None:
+            conversation.messages = list(self._service.restore_prefix(checked("saved", saved, PATH)).notes)
+        return conversation
+
+    def save_prefix(self, prompt: Prompt, path: Path, notes: Sequence[Mapping[str, Any]]) -> None:
+        """Write what the cache holds of the beginning of a prompt, and some notes beside it."""
+        self._service.save_prefix(self.encode(prompt), path, notes)

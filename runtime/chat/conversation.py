@@ -8,8 +8,10 @@ makes of all messages is kept, whatever the template changes about earlier turns
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
+from firp.runtime.arguments import PATH, checked, whole
 from firp.runtime.chat.messages import check_messages
 from firp.runtime.errors import ContextFullError
 from firp.runtime.loop.generation import Chunk, Stats
@@ -26,6 +28,8 @@ class Decoder(Protocol):
     def request(self, prompt: Any, params: SamplingParams | None = None) -> Request: ...
 
     def stream(self, prompt: Any, params: SamplingParams | None = None, **options) -> Iterator[Chunk]: ...
+
+    def save_prefix(self, prompt: Any, path: Path, notes: Sequence[Mapping[str, Any]]) -> None: ...
 
 
 class Conversation:
@@ -69,6 +73,22 @@ class Conversation:
     def turns(self) -> int:
         """Turns since the last reset."""
         return len(self._finished)
+
+    def save(self, path: Path | str) -> None:
+        """Write the messages, and what the cache holds of them, to a file from which
+        `Engine.conversation` goes on. Raises FirpError when it cannot be written.
+        """
+        path = checked("path", path, PATH)
+        self._end_turn()
+        if self.messages:
+            self._decoder.save_prefix(check_messages(self.messages, self._variables), path, self.messages)
+
+    def rewind(self, turns: int = 1) -> None:
+        """Forget the last turns, of the user and the model; the cache keeps what comes before them."""
+        self._end_turn()
+        asked = [place for place, message in enumerate(self.messages) if message["role"] == "user"]
+        count = checked("turns", turns, whole(1, max(len(asked), 1)))
+        del self.messages[asked[-count] if asked else 0 :]
 
     def send(self, text: str, cancel: threading.Event | None = None) -> Iterator[Chunk]:
         """Yield the answer as it comes, like `Engine.stream`; message and answer join `messages`.

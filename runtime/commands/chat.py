@@ -21,9 +21,10 @@ from firp.runtime.sampling import SamplingParams
 @answer_options
 @click.option("--stop", multiple=True, help="End an answer before this text.")
 @click.option("--plain", is_flag=True, help="One token a pass, no drafts.")
+@click.option("--session", type=PATH, help="Go on from this file, and write it at the end.")
 @click.option("--show-drafts", is_flag=True, help="Mark which tokens came from one step.")
 @backend_option(BACKENDS)
-def chat(bundle, system, chat_template_kwargs, stop, plain, show_drafts, backend, **sampling):
+def chat(bundle, system, chat_template_kwargs, stop, plain, session, show_drafts, backend, **sampling):
     """Talk with BUNDLE in the terminal; what was said stays in its cache.
 
     Ctrl-C ends an answer, Ctrl-D the conversation; /help says more. From a pipe every line is a
@@ -33,8 +34,15 @@ def chat(bundle, system, chat_template_kwargs, stop, plain, show_drafts, backend
         raise click.UsageError("--plain and --show-drafts exclude each other.")
     params = SamplingParams(**sampling, stop=tuple(stop))
     engine = Engine.load(bundle, backend)
-    conversation = engine.conversation(params, system, plain, chat_template_kwargs=chat_template_kwargs)
+    saved = session if session and session.exists() else None
+    conversation = engine.conversation(
+        params, system, plain, chat_template_kwargs=chat_template_kwargs, saved=saved
+    )
     if not plain and (remark := tuning_remark(engine)):
         messages.print(remark)
     with end_on_terminate():
-        Talk(conversation, engine.context, LineInput(), show_drafts).run()
+        try:
+            Talk(conversation, engine.context, LineInput(), show_drafts).run()
+        finally:
+            if session:
+                conversation.save(session)

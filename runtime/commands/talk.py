@@ -16,6 +16,7 @@ from firp.runtime.errors import FirpError
 
 _WORD = re.compile(r"/(\w*)\s*")
 _HELP = """/reset  begin a new conversation
+/undo   take the last turn back
 /stats  what this one has cost
 /help   these lines
 A line that ends in a backslash goes on in the next; what is pasted is one message.
@@ -32,7 +33,12 @@ class Talk:
         self._context = context
         self._typed = typed
         self._show_drafts = show_drafts
-        self._words = {"reset": self._reset, "stats": self._stats, "help": lambda: messages.print(_HELP)}
+        self._words = {
+            "reset": self._reset,
+            "undo": self._undo,
+            "stats": self._stats,
+            "help": lambda: messages.print(_HELP),
+        }
 
     def run(self) -> None:
         """Answer until the input ends. Raises FirpError where an answer fails and nobody is there to
@@ -95,6 +101,10 @@ class Talk:
     def _reset(self) -> None:
         self._conversation.reset()
         messages.print("a new conversation", style="dim")
+
+    def _undo(self) -> None:
+        self._conversation.rewind()
+        messages.print(f"{len(self._conversation.messages)} messages are left", style="dim")
 
     def _stats(self) -> None:
         stats = self._conversation.stats

@@ -7,8 +7,10 @@ service is closed, or forgotten.
 import itertools
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -26,7 +28,8 @@ from firp.runtime.scheduling.handle import Handle
 from firp.runtime.scheduling.job import Job
 from firp.runtime.scheduling.lanes import Lanes, default_bytes
 from firp.runtime.scheduling.policy import Policy
-from firp.runtime.scheduling.prefixes import Prefixes
+from firp.runtime.scheduling.prefix_file import SavedPrefix, load_prefix, save_prefix
+from firp.runtime.scheduling.prefixes import BLOCK, Prefixes
 from firp.runtime.scheduling.scheduler import Scheduler
 from firp.runtime.scheduling.statistics import EngineStats, Totals
 from firp.runtime.scheduling.worker import Worker
@@ -75,6 +78,7 @@ class Service:
         if options.prefix_bytes is not None and not limits:
             prefix_bytes = options.prefix_bytes
         self._prefixes = Prefixes(prefix_bytes)
+        self._manifest = manifest
         self._tokenizer = tokenizer
         self._lanes = Lanes(manifest, make_batch, options.max_batch, cache_bytes, limits, self._prefixes)
         self._totals = Totals(observer or NullObserver())
@@ -112,6 +116,16 @@ class Service:
         job = Job(request, needs, drafter, picker, guarded, handle, self._tokenizer, deadline_s, cancel)
         self._worker.submit(job)
         return handle
+
+    def save_prefix(self, tokens: Sequence[int], path: Path, notes: Any) -> None:
+        """Write what is cached of the beginning of a text to a file. Raises FirpError."""
+        save_prefix(path, self._manifest, tokens, self._prefixes.longest(tokens), notes)
+
+    def restore_prefix(self, path: Path) -> SavedPrefix:
+        """Read such a file, and share what it holds. Raises FirpError."""
+        saved = load_prefix(path, self._manifest)
+        self._prefixes.add(saved.tokens, lambda start, stop: saved.blocks[start // BLOCK])
+        return saved
 
     def close(self) -> None:
         """End all requests, and give the memory back."""
