@@ -1,12 +1,14 @@
 """Random configurations of every family, adversarial ones among them: exported, held to Hugging Face's
 module in float64, to `generate`, and drafted decoding to plain.
 
-    python benchmarks/families.py [--configs 3] [--seed 0] [--family NAME]...
+    python benchmarks/families.py [--configs 3] [--seed 0] [--family NAME]... [--rows FILE]
 
 A row a family: how many configurations passed, the worst distance from float64 in units of what
-transformers' own float32 is away from it, and why configurations were refused, if any were.
+transformers' own float32 is away from it, and why configurations were refused, if any were. Rows are
+kept in FILE, from which the next run goes on; several runs may share it.
 """
 
+import json
 import random
 import sys
 import tempfile
@@ -54,7 +56,8 @@ def one(folder: Path, model_type: str, changes: dict[str, Any], seed: int) -> Fo
 @click.option("--configs", default=3, show_default=True, help="Of each family.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--family", "names", multiple=True, help="One of the table; all where none is named.")
-def main(configs, seed, names):
+@click.option("--rows", type=click.Path(path_type=Path), help="Where rows are kept, a line each.")
+def main(configs, seed, names, rows):
     result = Result("families", "Random models of every family")
     table = result.table(
         f"Worst distance from float64, of at most {YARDSTICKS:g}; {configs} random configurations a family",
@@ -63,7 +66,12 @@ def main(configs, seed, names):
         "worst",
         "failed or refused",
     )
+    lines = rows.read_text().splitlines() if rows and rows.exists() else []
+    known = {row[0]: row for row in map(json.loads, lines)}
     for model_type in names or sorted(FAMILIES):
+        if model_type in known:
+            table.add(*known[model_type])
+            continue
         rng = random.Random(f"{model_type} {seed}")
         found = []
         for index in range(configs):
@@ -75,7 +83,11 @@ def main(configs, seed, names):
         passed = sum(not (each.failed or each.refused) for each in found)
         why = "; ".join(sorted({each.failed or each.refused for each in found} - {""}))
         worst = max(each.worst for each in found)
-        table.add(model_type, f"{passed} of {configs}", f"{worst:.2f}", why)
+        row = (model_type, f"{passed} of {configs}", f"{worst:.2f}", why)
+        table.add(*row)
+        if rows:
+            with rows.open("a") as file:
+                file.write(json.dumps(row) + "\n")
     result.write()
 
 

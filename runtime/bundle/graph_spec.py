@@ -128,11 +128,13 @@ def graph_specs(
     """
     compute = precision.compute
     size = config.hidden_size
-    past, new, masks = {}, {}, {}
+    past, new, masks, positions = {}, {}, {}, {}
     for graph, rows in (("lower", "T"), ("upper", "R")):
         layers = layers_of(graph, config, prediction_layer)
         names = cache_names(layers, contract)
         masks[graph] = sorted(config.masks(layers))
+        read = config.reads_positions(layers)
+        positions[graph] = [TensorSpec("position_ids", "int64", ("B", rows))] if read else []
         before, after = (_cache_shape(config, contract, slots) for slots in ("P", rows))
         past[graph] = [TensorSpec(name.past, precision.cache, before) for name in names]
         new[graph] = [TensorSpec(name.new, precision.cache, after) for name in names]
@@ -150,6 +152,7 @@ def graph_specs(
             contract,
             (
                 TensorSpec("input_ids", "int64", ("B", "T")),
+                *positions["lower"],
                 *_attention_inputs("T", compute, contract, masks["lower"]),
                 *past["lower"],
             ),
@@ -169,6 +172,7 @@ def graph_specs(
             contract,
             (
                 TensorSpec("hidden_states", compute, ("B", "R", size)),
+                *positions["upper"],
                 *_attention_inputs("R", compute, contract, masks["upper"]),
                 TensorSpec("logits_rows", "int64", ("B", "G")),
                 *draft_rows,
@@ -195,13 +199,11 @@ def _cache_shape(config: ModelConfig, contract: str, slots: str) -> tuple[Any, .
 
 
 def _attention_inputs(rows: str, dtype: str, contract: str, masks: list[str]) -> list[TensorSpec]:
-    positions = TensorSpec("position_ids", "int64", ("B", rows))
     columns = f"P+{rows}" if contract == PREFIX else "S"
     biases = [TensorSpec(name, dtype, ("B", 1, rows, columns)) for name in masks]
     if contract == PREFIX:
-        return [positions, *biases]
+        return biases
     return [
-        positions,
         *biases,
         TensorSpec("write_at", "int64", ("B",)),  # slot of the first row
         # how Attention sees queries [B, H, T, Dh] and the mask: as they are, or every row as a head of

@@ -182,6 +182,12 @@ class ModelConfig:
         """The masks that these layers read: their names, and the window of each."""
         return {self.mask(index): self.layers[index].window for index in layers}
 
+    def reads_positions(self, layers: range) -> bool:
+        """Whether a graph that runs these layers reads the positions of its rows."""
+        positions = self.positions
+        turned = any(self.layers[index].rope for index in layers) or positions.alibi is not None
+        return turned or self.attention.growth is not None or (positions.learned and 0 in layers)
+
     def mask(self, layer: int) -> str:
         """The name of the mask that a layer reads."""
         mixed = len({each.window for each in self.layers}) > 1

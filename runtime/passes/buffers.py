@@ -92,7 +92,9 @@ class Buffers:
             name: zeros((1 if name is Hidden.SOURCE else rows, model.hidden_size), dtype, "hidden states")
             for name in Hidden
         }
-        self._masks = {graph: tuple(model.masks(manifest.layers(graph))) for graph in ("lower", "upper")}
+        layers = {graph: manifest.layers(graph) for graph in ("lower", "upper")}
+        self._positions = {graph: model.reads_positions(some) for graph, some in layers.items()}
+        self._masks = {graph: tuple(model.masks(some)) for graph, some in layers.items()}
         self._biases = {
             name: zeros((rows * (capacity + rows + STEP),), dtype, "attention mask")
             for name in sorted({name for names in self._masks.values() for name in names})
@@ -158,9 +160,9 @@ class Buffers:
             return self.batched(array, lanes, rows)
 
         states = rows_of(self.hidden[key.hidden], key.rows)
-        inputs = {
-            "position_ids": rows_of(self.indices["position_ids"], key.rows),
-        }
+        inputs = {}
+        if self._positions[key.graph]:
+            inputs["position_ids"] = rows_of(self.indices["position_ids"], key.rows)
         for name in self._masks[key.graph]:
             bias = self.bias(name, lanes, key.rows, key.columns)
             inputs[name] = bias.reshape(lanes, 1, key.rows, key.columns)

@@ -30,7 +30,7 @@ class PassContext:
 
     def __init__(self, b: GraphBuilder, like: Value, inputs: dict[str, Value], layers: range, contract: str):
         c = b.config.attention
-        self.position_ids = inputs["position_ids"]
+        self.position_ids = inputs.get("position_ids")  # where layers read positions
         self.tables = {
             rope: tuple(b.weights[name] for name in rope_names(rope)) for rope in b.config.positions.ropes
         }

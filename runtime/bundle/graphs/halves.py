@@ -23,12 +23,12 @@ def lower(b: GraphBuilder, inputs: dict[str, Value], layers: range, spec: GraphS
     """Build the lower half: token ids [B, T] to hidden states [B, T, D] and new cache rows."""
     ids = inputs["input_ids"]
     size = b.config.hidden_size
-    stream = b.rows(embedded(b, ids, inputs["position_ids"]), size)  # [B*T, D]
+    stream = b.rows(embedded(b, ids, inputs.get("position_ids")), size)  # [B*T, D]
     stream, caches = _layers(b, stream, ids, inputs, layers, spec.cache)
     return {"hidden_states": b.op("Reshape", stream, b.batch_shape(ids, size)), **caches}
 
 
-def embedded(b: GraphBuilder, ids: Value, positions: Value) -> Value:
+def embedded(b: GraphBuilder, ids: Value, positions: Value | None) -> Value:
     """Embeddings [B, T, D] of token ids [B, T]."""
     embedding = b.config.embedding
     rows = b.scaled(b.embed(ids), embedding.scale)

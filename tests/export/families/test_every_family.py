@@ -2,6 +2,7 @@
 decoding against `generate`, drafted against plain.
 """
 
+import onnx
 import pytest
 import torch
 from support.family_models import save_family
@@ -54,3 +55,11 @@ def test_a_family_says_what_its_model_says(model_type, tmp_path):
     trees = {"tree": TreeConfig()}
     (comparison,) = compare_trees(engine, [PROMPT], [SamplingParams(12)], trees)
     assert comparison.differences == []
+    for graph in ("lower", "upper", "lower.prefix", "upper.prefix"):
+        assert unread_inputs(bundle / f"{graph}.onnx") == []  # TensorRT drops those
+
+
+def unread_inputs(file):
+    graph = onnx.load(file, load_external_data=False).graph
+    read = {name for node in graph.node for name in node.input}
+    return [given.name for given in graph.input if given.name not in read]
