@@ -3,6 +3,7 @@ installed. The demo model answers, drafted.
 """
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
@@ -68,6 +69,21 @@ def test_a_stream_joins_to_the_same_text_and_ends_with_the_usage(client, expecte
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == expected.text
     assert chunks[-1].usage.completion_tokens == 24
     assert len(chunks) < 24  # some chunks hold several tokens
+
+
+def test_requests_that_come_together_get_what_each_gets_alone(client, engine):
+    texts = [f"def {name}(x):" for name in ("add", "sort", "mean", "flip", "join", "sum", "max", "norm")]
+    params = SamplingParams(16, temperature=0.8, seed=3)
+    alone = [engine.chat([{"role": "user", "content": text}], params, plain=True).text for text in texts]
+
+    def ask(text):
+        messages = [{"role": "user", "content": text}]
+        asked = {**ASKED, "messages": messages, "max_tokens": 16, "temperature": 0.8, "seed": 3}
+        chunks = client.chat.completions.create(**asked, stream=True)
+        return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+    with ThreadPoolExecutor(len(texts)) as clients:
+        assert list(clients.map(ask, texts)) == alone
 
 
 def test_stop_ends_before_a_text(client, expected):
