@@ -10,12 +10,13 @@ from typing import Any
 
 import gguf
 import numpy as np
+import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoConfig
 
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}  # whole blocks of every type
-_ARCHITECTURES = {"mistral": "llama", "cohere": "command-r"}
+_ARCHITECTURES = {"mistral": "llama", "cohere": "command-r", "qwen3_moe": "qwen3moe"}
 _MOVED = ("llama", "granite", "smollm3")  # that the converter reads as Llama's
 _DEQUANTIZED_ONLY = ("Q4_K", "Q5_K", "Q6_K")  # the package cannot quantize to them
 
@@ -53,10 +54,11 @@ def write_gguf(
     for key, value in keys.items():
         _add(writer, key, value)
     held = {}
-    for source, values in load_file(model / "model.safetensors").items():
+    for source, values in _stacked(load_file(model / "model.safetensors")).items():
         target = _target(config, name, source)
         if target not in drop:
-            held[source] = _add_tensor(writer, target, values.float().numpy(), kind, config, name)
+            written = _add_tensor(writer, target, values.float().numpy(), kind, config, name)
+            held |= _unstacked(source, written)
     if config.rope_parameters["rope_type"] == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3_factors(config))
     writer.write_header_to_file()
@@ -64,6 +66,27 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return held
+
+
+def _stacked(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Tensors with those of all experts as one, as the converter writes them."""
+    found, experts = {}, {}
+    for name, values in tensors.items():
+        before, _, after = name.partition(".experts.")
+        if not after:
+            found[name] = values
+            continue
+        index, _, rest = after.partition(".")
+        experts.setdefault(f"{before}.experts.{rest}", {})[int(index)] = values
+    return found | {
+        name: torch.stack([parts[i] for i in range(len(parts))]) for name, parts in experts.items()
+    }
+
+
+def _unstacked(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    if ".experts." not in name:
+        return {name: values}
+    return {name.replace(".experts.", f".experts.{i}."): part for i, part in enumerate(values)}
 
 
 def _metadata(config: Any, name: str) -> dict[str, Any]:
@@ -88,6 +111,12 @@ def _metadata(config: Any, name: str) -> dict[str, Any]:
         keys |= {"logit_scale": config.logit_scale, "rope.scaling.type": "none"}
     else:
         keys["attention.layer_norm_rms_epsilon"] = config.rms_norm_eps
+    if config.model_type == "qwen3_moe":
+        keys |= {
+            "expert_count": config.num_experts,
+            "expert_used_count": config.num_experts_per_tok,
+            "expert_feed_forward_length": config.moe_intermediate_size,
+        }
     if config.model_type == "granite":
         keys |= {
             "attention.scale": config.attention_multiplier,

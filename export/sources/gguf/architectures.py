@@ -51,6 +51,21 @@ def _cohere2(data: Metadata, tensors: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _qwen3_moe(data: Metadata, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    router = tensors.get("blk.0.ffn_gate_inp.weight")
+    rows = router.shape[0] if router and router.shape[1:] == (data.integer("embedding_length"),) else 0
+    if data.integer("expert_count") != rows:
+        raise data.bad("expert_count", data.integer("expert_count"), f"{rows}, the rows of the router")
+    return _rms(data, tensors) | {
+        "num_experts": data.integer("expert_count"),
+        "num_experts_per_tok": data.integer("expert_used_count"),
+        "moe_intermediate_size": data.integer("expert_feed_forward_length"),
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+
+
 class GgufArchitecture(NamedTuple):
     """One of them."""
 
@@ -64,6 +79,7 @@ ARCHITECTURES = {
     "llama": GgufArchitecture("llama", "LlamaForCausalLM", paired=True),
     "qwen2": GgufArchitecture("qwen2", "Qwen2ForCausalLM"),
     "qwen3": GgufArchitecture("qwen3", "Qwen3ForCausalLM"),
+    "qwen3moe": GgufArchitecture("qwen3_moe", "Qwen3MoeForCausalLM", _qwen3_moe),
     "granite": GgufArchitecture("granite", "GraniteForCausalLM", _granite, paired=True),
     "smollm3": GgufArchitecture("smollm3", "SmolLM3ForCausalLM", _smollm3, paired=True),
     "command-r": GgufArchitecture("cohere", "CohereForCausalLM", _cohere),

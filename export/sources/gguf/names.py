@@ -24,7 +24,9 @@ _LAYER_MODULES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
 }
+_EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+)")
 
 
@@ -43,9 +45,22 @@ def renamed(tensors: dict[str, TensorRecord], config: dict[str, Any]) -> dict[st
             continue
         module, _, kind = name.rpartition(".")
         layer = _LAYER.fullmatch(module)
-        if layer and layer[2] in _LAYER_MODULES:
+        if layer and layer[2] in _EXPERTS and record.shape[:1] == (config.get("num_experts"),):
+            target = f"model.layers.{layer[1]}.mlp.experts.{{}}.{_EXPERTS[layer[2]]}.{kind}"
+            found |= {target.format(index): part for index, part in enumerate(_parts(record))}
+        elif layer and layer[2] in _LAYER_MODULES:
             record = record._replace(paired_heads=heads.get(layer[2]))
             found[f"model.layers.{layer[1]}.{_LAYER_MODULES[layer[2]]}.{kind}"] = record
         else:
             found[f"{_MODULES[module]}.{kind}" if module in _MODULES else name] = record
     return found
+
+
+def _parts(record: TensorRecord) -> list[TensorRecord]:
+    """The tensors of all experts, which lie one behind the other."""
+    count, *shape = record.shape
+    size = record.nbytes // count
+    return [
+        record._replace(shape=tuple(shape), offset=record.offset + index * size, nbytes=size)
+        for index in range(count)
+    ]

@@ -53,6 +53,7 @@ def test_a_file_says_what_the_directory_says(family, tmp_path):
 @pytest.mark.parametrize(
     ("family", "changes"),
     [
+        ("qwen3_moe", {"mlp_only_layers": []}),
         ("granite", {"tie_word_embeddings": True}),
         ("smollm3", {"num_hidden_layers": 5, "no_rope_layers": None}),
         ("cohere", {"tie_word_embeddings": True}),
@@ -72,6 +73,17 @@ def test_files_of_other_families_say_what_their_directories_say(family, changes,
     ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
     expected = AutoModelForCausalLM.from_pretrained(model)(ids).logits
     assert torch.equal(torch_model(ours, torch.float32)(ids).logits, expected)
+
+
+def test_as_many_experts_as_a_router_has_rows(tmp_path):
+    model = save_family(tmp_path / "model", "qwen3_moe", mlp_only_layers=[])
+    path = tmp_path / "model.gguf"
+    write_gguf(path, model, changes={"qwen3moe.expert_count": 2**31})
+    with pytest.raises(CheckpointError, match="expert_count.*got 2147483648, expected 5, the rows"):
+        open_checkpoint(path)
+    write_gguf(path, model, drop=("blk.1.ffn_up_exps.weight",))
+    with pytest.raises(CheckpointError, match="5 tensors missing.*got model.layers.1.mlp.experts.0.up_proj"):
+        open_checkpoint(path)
 
 
 def test_a_scale_that_a_family_needs_is_not_guessed(tmp_path):
