@@ -1,6 +1,9 @@
 """The `generate` command: prompts in; text as it is decoded, or one JSON object a prompt, out."""
 
+import itertools
 import json
+from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -21,6 +24,9 @@ from firp.runtime.errors import FirpError
 from firp.runtime.loop.generation import Chunk, Generation, collect
 from firp.runtime.prompts import Prompt, read_prompts
 from firp.runtime.sampling import SamplingParams
+from firp.runtime.scheduling.handle import Handle
+
+AHEAD = 16  # prompts that decode together, or wait for it
 
 
 @click.command(cls=Repeating)
@@ -81,11 +87,10 @@ def generate(
     for request in requests:
         engine.request(request.content, params)  # all are checked before the first is decoded
     with cancel_on_interrupt() as cancel:
-        for request in requests:
+        for request, handle in _ahead(engine, requests, params, plain=plain, cancel=cancel):
             if len(requests) > 1 and not as_json:
                 messages.print(f"[{request.id}]", style="bold")
-            chunks = engine.stream(request.content, params, plain=plain, cancel=cancel)
-            result = collect(chunks) if as_json else collect(chunks, _show)
+            result = collect(handle) if as_json else collect(handle, _show)
             if as_json:
                 print(json.dumps(_to_json(request.id, result)), flush=True)
             else:
@@ -95,6 +100,19 @@ def generate(
                 raise FirpError(
                     "interrupted", got=f"{result.stats.decoded_tokens} tokens of prompt {request.id}"
                 )
+
+
+def _ahead(
+    engine: Engine, requests: list[Prompt], params: SamplingParams, **options
+) -> Iterator[tuple[Prompt, Handle]]:
+    """Requests in their order, with some that decode already while the first is shown."""
+    rest, begun = iter(requests), deque()
+    while True:
+        for request in itertools.islice(rest, AHEAD - len(begun)):
+            begun.append((request, engine.submit(request.content, params, **options)))
+        if not begun:
+            return
+        yield begun.popleft()
 
 
 def _show(chunk: Chunk) -> None:
