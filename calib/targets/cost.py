@@ -21,8 +21,9 @@ from firp.runtime.bundle.precision import BLOCK, BLOCKS4, BLOCKS8, ROWS
 from firp.runtime.bundle.weight_table import head_name, layer_shapes, weight_shapes
 
 _EXPERT = ".experts."  # in the names of their weights
-# of a value of a quantized weight, with its share of what a block has: a scale, a zero point of 4 bits
-_VALUE_BYTES = {ROWS: 1.0, BLOCKS8: 1 + 4 / BLOCK, BLOCKS4: (1 + 1 / BLOCK) / 2 + 4 / BLOCK}
+# of a value of a quantized weight, with its share of what a block has: a scale, and a zero point of as
+# many bits as the value
+_VALUE_BYTES = {ROWS: 1.0, BLOCKS8: 1 + 5 / BLOCK, BLOCKS4: (1 + 1 / BLOCK) / 2 + 4 / BLOCK}
 
 
 class Point(NamedTuple):

@@ -22,15 +22,17 @@ class Integers(NamedTuple):
 
     weight: np.ndarray  # [in, out] i8, or u8 of values up to 15
     scale: np.ndarray  # [out] f32, or [in / BLOCK, out]
-    zero_point: np.ndarray | None = None  # u8, as scale; None: 0
+    # of blocks: u8, or i8 zeros, as scale. None of rows, whose zero is 0. Blocks of int8 have zeros
+    # because ONNX Runtime, where it turns weights to uint8, gives a weight without any one for all
+    # blocks, which DequantizeLinear refuses.
+    zero_point: np.ndarray | None = None
 
     def values(self) -> np.ndarray:
         """What it stands for, [out, in] f32."""
         if self.scale.ndim == 1:
             return (self.weight * self.scale).T
         blocks = self.weight.reshape(len(self.scale), -1, self.weight.shape[1]).astype(np.float32)
-        if self.zero_point is not None:
-            blocks -= self.zero_point[:, None]
+        blocks -= self.zero_point[:, None]
         return (blocks * self.scale[:, None]).reshape(self.weight.shape).T
 
 
@@ -43,7 +45,7 @@ def quantize(weight: np.ndarray, form: str) -> Integers:
     if form == BLOCKS8:
         scale = _nonzero(np.abs(blocks).max(1) / np.float32(_LEVELS))
         integers = np.rint(blocks / scale[:, None]).astype(np.int8)
-        return Integers(integers.reshape(-1, len(weight)), scale)
+        return Integers(integers.reshape(-1, len(weight)), scale, np.zeros(scale.shape, np.int8))
     scale, zero_point = nibble_grid(blocks)
     integers = np.rint(blocks / scale[:, None]) + zero_point[:, None]
     integers = np.clip(integers, 0, _NIBBLE).astype(np.uint8)

@@ -28,7 +28,7 @@ def kept_integers(weight: Weight, tensors: dict[str, TensorRecord]) -> Integers:
     parts = [_read(tensors[source]) for source in weight.sources]
     integers, scales = (np.concatenate(side) for side in zip(*parts, strict=True))  # [out, in], [out, n]
     scale = np.ascontiguousarray(scales.T)
-    middle = None if integers.dtype == np.int8 else np.full(scale.shape, _MIDDLE, np.uint8)
+    middle = np.full(scale.shape, _MIDDLE if integers.dtype == np.uint8 else 0, integers.dtype)
     return Integers(np.ascontiguousarray(integers.T), scale, middle)
 
 

@@ -1,7 +1,7 @@
 """The tensors of a quantized bundle, one weight of the checkpoint in memory at a time.
 
 In: a checkpoint and a `Plan`. Out: `Output`s, and the record for the manifest. A matrix NAME becomes
-NAME.weight and NAME.scale, with NAME.zero_point where its blocks have one, and NAME.smoothing where
+NAME.weight and NAME.scale, with NAME.zero_point where it has blocks, and NAME.smoothing where
 its inputs are smoothed, which no graph reads: with it the weight can be compared with the model's.
 """
 
@@ -74,7 +74,7 @@ def matrix(
     def scale_chunks() -> Iterator[np.ndarray]:
         scale = made[0].scale if divisors is None else made[0].scale / divisors
         yield np.ascontiguousarray(scale, np.float32).reshape(-1)
-        if form != BLOCKS4:
+        if form == ROWS:
             made.clear()
 
     def zero_chunks() -> Iterator[np.ndarray]:
@@ -82,7 +82,7 @@ def matrix(
 
     yield Output(f"{name}.weight", (size, out), weight_chunks, bits_of(form))
     yield Output(f"{name}.scale", scales, scale_chunks)
-    if form == BLOCKS4:
+    if form != ROWS:
         yield Output(f"{name}.zero_point", scales, zero_chunks, bits_of(form))
 
 

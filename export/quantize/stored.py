@@ -109,10 +109,10 @@ class StoredWeights:
             return Integers(values.reshape(size, out), scale)
         blocks = (size // BLOCK, out)
         scale = scale.reshape(blocks)
-        if form != BLOCKS4:
-            return Integers(values.reshape(size, out), scale)
-        zero = _unpacked(self._array(f"{name}.zero_point")).reshape(blocks)
-        return Integers(_unpacked(values).reshape(size, out), scale, zero)
+        zero = self._array(f"{name}.zero_point")
+        if form == BLOCKS4:
+            values, zero = _unpacked(values), _unpacked(zero)
+        return Integers(values.reshape(size, out), scale, zero.reshape(blocks))
 
     def _array(self, name: str) -> np.ndarray:
         record = self._records[name]

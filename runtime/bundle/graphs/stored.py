@@ -84,7 +84,7 @@ def _quantized(layer: str, shape: tuple[int, ...], form: str) -> _Wanted:
     scales = (out,) if form == ROWS else (size // BLOCK, out)
     integers = "uint4" if form == BLOCKS4 else "int8"
     tensors = {f"{layer}.weight": (integers, (size, out)), f"{layer}.scale": ("float32", scales)}
-    return tensors | ({f"{layer}.zero_point": (integers, scales)} if form == BLOCKS4 else {})
+    return tensors | ({} if form == ROWS else {f"{layer}.zero_point": (integers, scales)})
 
 
 def _draft_tokens(folder: Path, blueprint: Blueprint) -> int | None:

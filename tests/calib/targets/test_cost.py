@@ -81,7 +81,7 @@ def test_the_bandwidth_of_a_device_is_that_of_a_copy_on_it(monkeypatch):
     assert found.gflop_per_s is None
 
 
-@pytest.mark.parametrize(("form", "bits"), [(ROWS, 8), (BLOCKS8, 9), (BLOCKS4, 5.125)])
+@pytest.mark.parametrize(("form", "bits"), [(ROWS, 8), (BLOCKS8, 9.25), (BLOCKS4, 5.125)])
 def test_quantized_weights_count_with_what_their_blocks_have(form, bits, family_bundle):
     loaded = load_bundle(family_bundle("llama_untied_biases")[1])
     point = Point(5, 7, 1)
