@@ -23,7 +23,7 @@ class DecodedText:
         self._drafted = drafted
         self._sequence = sequence
 
-    def draft(self, row: int, offsets: int) -> Guesses:
+    def draft(self, offsets: int) -> Guesses:
         """What a draft pass would have given; the accepted row is the one before the root."""
         ids, logprobs = self._drafted.guesses[self._sequence.cached]
         return Guesses(ids[:offsets], logprobs[:offsets])
