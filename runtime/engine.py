@@ -300,18 +300,26 @@ class Engine:
         return self._service.submit(request, needs, drafter, tree is None, deadline_s, request_id, cancel)
 
     def submit_samples(
-        self, prompt: Prompt, params: SamplingParams | None = None, n: int = 1, **options
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        n: int = 1,
+        *,
+        request_id: str | None = None,
+        **options,
     ) -> list[Handle]:
-        """Begin `n` requests that differ in their seeds: params.seed, + 1, ...  `options`: as for
-        `submit`.
+        """Begin `n` requests that differ in their seeds: params.seed, + 1, ...  request_id: theirs are
+        made of it, with -0, -1, ...; `options`: as for `submit`.
         """
         count = checked("n", n, whole(1))
         params = checked("params", params, PARAMS) or SamplingParams()
+        checked("request_id", request_id, TEXT.or_none())
         handles = []
         try:
-            for seed in range(params.seed, params.seed + count):
-                sample = replace(params, seed=seed % 2**64)
-                handles.append(self.submit(prompt, sample, **options))
+            for place in range(count):
+                sample = replace(params, seed=(params.seed + place) % 2**64)
+                name = request_id and f"{request_id}-{place}"
+                handles.append(self.submit(prompt, sample, request_id=name, **options))
         except FirpError:
             for handle in handles:
                 handle.cancel()

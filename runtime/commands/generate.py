@@ -4,6 +4,7 @@ import itertools
 import json
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -46,6 +47,7 @@ AHEAD = 16  # prompts that decode together, or wait for it
     "--logprobs", type=int, metavar="N", help="With --json: logprobs of every token and of the N best."
 )
 @click.option("--plain", is_flag=True, help="One token a pass, no drafts.")
+@click.option("--stats", is_flag=True, help="What the engine did, as JSON, to stderr at the end.")
 @backend_option(BACKENDS)
 @json_option("Print one JSON object a prompt.")
 def generate(
@@ -61,6 +63,7 @@ def generate(
     choice,
     logprobs,
     plain,
+    stats,
     backend,
     as_json,
     **sampling,
@@ -100,6 +103,8 @@ def generate(
                 raise FirpError(
                     "interrupted", got=f"{result.stats.decoded_tokens} tokens of prompt {request.id}"
                 )
+    if stats:
+        click.echo(json.dumps(asdict(engine.stats())), err=True)
 
 
 def _ahead(

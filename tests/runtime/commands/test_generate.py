@@ -72,3 +72,19 @@ def test_logprobs_are_for_programs(demo_bundle):
     result = CliRunner().invoke(generate, [str(demo_bundle), "--prompt", "x", "--logprobs", "1"])
     assert result.exit_code == 2
     assert "--logprobs goes with --json" in result.output
+
+
+def test_prompts_of_a_file_decode_together_and_come_in_their_order(demo_bundle, demo_engine, tmp_path):
+    texts = [f"def add_{number}(a, b):" for number in range(5)]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text, "id": text}) + "\n" for text in texts))
+    line = [str(demo_bundle), "--prompts", str(file), "--json", "--stats", "--max-new-tokens", "12"]
+    result = CliRunner().invoke(generate, line, catch_exceptions=False, standalone_mode=False)
+    found = [json.loads(row) for row in result.stdout.splitlines()]
+    assert [row["id"] for row in found] == texts
+    for row, text in zip(found, texts, strict=True):
+        assert row["token_ids"] == demo_engine.generate(text, SamplingParams(12)).token_ids
+    stats = json.loads(result.stderr.splitlines()[-1])
+    assert stats["tokens"] == 60
+    assert stats["ended"] == {"length": 5}
+    assert stats["steps"] < 60  # together

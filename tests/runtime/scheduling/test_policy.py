@@ -1,0 +1,97 @@
+"""Drafts under load: rows are as many as their probabilities are worth, and never change a token."""
+
+import random
+from types import SimpleNamespace
+
+import pytest
+
+from firp.runtime.bundle.calibration import LatencyTable
+from firp.runtime.drafters.guard import Guard
+from firp.runtime.passes.pass_plan import PassPlan
+from firp.runtime.scheduling.policy import Policy
+from firp.runtime.trees.tree import DraftTree, root_only
+
+TABLE = LatencyTable(
+    device="test",
+    prediction_layer=1,
+    num_hidden_layers=2,
+    contexts=(128,),
+    rows=(1, 2, 4, 8, 16, 32, 64),
+    lower_ms=((5, 5.2, 5.6, 7, 10, 18, 34),),
+    upper_ms=((5, 5.2, 5.6, 7, 10, 18, 34),),
+    predictors_ms=0.1,
+    plain_outside_ms=0.2,
+    drafted_outside_ms=0.5,
+)
+
+
+class Job:
+    """A request whose drafts have these probabilities, one after the other."""
+
+    def __init__(self, probabilities, guarded=True):
+        self.drafts = bool(probabilities)
+        self.guard = Guard() if guarded else None
+        self.trust = 1.0
+        rows = len(probabilities) + 1
+        tree = DraftTree([1] * rows, list(range(-1, rows - 1)), list(range(rows)), [1.0, *probabilities])
+        self.decoding = SimpleNamespace(
+            propose=lambda: PassPlan(tree),
+            plain=lambda: PassPlan(root_only(1)),
+            session=SimpleNamespace(length=100),
+        )
+
+
+def rows(policy, jobs):
+    return [len(plan.tree.tokens) for plan in policy.plans(jobs)]
+
+
+def test_alone_whole_trees_are_drafted():
+    assert rows(Policy(TABLE), [Job([0.5, 0.2, 0.1])]) == [4]
+    assert rows(Policy(None), [Job([0.5]), Job([0.5, 0.2])]) == [2, 3]
+
+
+def test_in_a_batch_rows_must_be_worth_their_time():
+    likely, unlikely = [0.95, 0.9, 0.85], [0.2, 0.05, 0.01]
+    assert rows(Policy(TABLE), [Job(likely) for _ in range(8)]) == [4] * 8
+    assert rows(Policy(TABLE), [Job(unlikely) for _ in range(8)]) == [1] * 8
+    assert rows(Policy(TABLE), [Job(likely)] * 2 + [Job([])] * 2) == [4, 4, 1, 1]
+
+
+def test_drafts_that_were_worth_little_lately_are_trusted_less():
+    jobs = [Job([0.95, 0.9]) for _ in range(8)]
+    policy = Policy(TABLE)
+    assert rows(policy, jobs) == [3] * 8
+    for job in jobs:
+        job.trust = 0.3
+    assert rows(policy, jobs) == [1] * 8
+
+
+def test_a_tree_that_was_given_is_drafted_to_the_end():
+    jobs = [Job([0.2, 0.05], guarded=False), *(Job([0.2, 0.05]) for _ in range(7))]
+    assert rows(Policy(TABLE), jobs)[0] == 3
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_batch_is_much_slower_than_plain_whatever_drafts_promise(seed):
+    """Without a table the guard alone decides, by a clock that knows nothing of what was promised."""
+    rng = random.Random(seed)
+    batch = rng.choice([2, 4, 8])
+    policy = Policy(rng.choice([None, TABLE]))
+    jobs = [Job([0.7, 0.5, 0.3]) for _ in range(batch)]
+    acceptance = rng.choice([0.0, 0.1, 0.4, 0.9])
+    cost = rng.choice([0.02, 0.1, 0.3])  # of a row more, in plain steps
+    spent, tokens = 0.0, 0
+    for _ in range(4000):
+        plans = policy.plans(jobs)
+        emitted = []
+        for plan in plans:
+            count = 1
+            while count < len(plan.tree.tokens) and rng.random() < acceptance:
+                count += 1
+            emitted.append(count)
+        most = max(len(plan.tree.tokens) for plan in plans)
+        ms = 10 * (1 + cost * (most - 1) * batch / 4)
+        policy.observe(jobs, plans, emitted, 0.0, ms)
+        spent += ms
+        tokens += sum(emitted)
+    assert tokens / spent >= 0.98 * batch / 10
