@@ -51,6 +51,7 @@ EXAMPLES = {
     "codegen": "CodeGen",
     "falcon": "Falcon 7B, 40B, 180B, Falcon 2",
     "opt": "OPT, but 350m",
+    "biogpt": "BioGPT",
     "bloom": "BLOOM",
     "mpt": "MPT",
     "glm": "GLM 4 9B",

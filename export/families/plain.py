@@ -11,6 +11,13 @@ from firp.export.families.recipe import PRE_NORM, Family, model, refuse
 from firp.export.families.ropes import ALL_LAYERS, rope_tables
 from firp.runtime.bundle.model_config import ModelConfig, RopeTable
 
+_OPT = LLAMA.but(
+    input_norm="self_attn_layer_norm",
+    o_proj="self_attn.out_proj",
+    mlp_norm="final_layer_norm",
+    up_proj="fc1",
+    down_proj="fc2",
+)
 _GPT2 = Names(
     layer="transformer.h.{i}.",
     embed_tokens="transformer.wte",
@@ -103,6 +110,11 @@ def _opt(c: Any) -> ModelConfig:
         word_embed_proj_dim=lambda size: size != c.hidden_size,
     )
     return _layer_norm(c, ropes={}, learned=True, epsilon=1e-5)
+
+
+def _biogpt(c: Any) -> ModelConfig:
+    scale = c.hidden_size**0.5 if c.scale_embedding else 1.0
+    return _layer_norm(c, ropes={}, learned=True, epsilon=1e-5, embedding_scale=scale)
 
 
 def _bloom(c: Any) -> ModelConfig:
@@ -217,16 +229,21 @@ PLAIN_MLP: dict[str, Family] = {
     "falcon": Family(_falcon, _falcon_names),
     "opt": Family(
         _opt,
-        LLAMA.but(
+        _OPT.but(
             layer="model.decoder.layers.{i}.",
             embed_tokens="model.decoder.embed_tokens",
             embed_positions="model.decoder.embed_positions | skip2",
             norm="model.decoder.final_layer_norm",
-            input_norm="self_attn_layer_norm",
-            o_proj="self_attn.out_proj",
-            mlp_norm="final_layer_norm",
-            up_proj="fc1",
-            down_proj="fc2",
+        ),
+    ),
+    "biogpt": Family(
+        _biogpt,
+        _OPT.but(
+            layer="biogpt.layers.{i}.",
+            embed_tokens="biogpt.embed_tokens",
+            embed_positions="biogpt.embed_positions | skip2",
+            norm="biogpt.layer_norm",
+            lm_head="output_projection",
         ),
     ),
     "bloom": Family(

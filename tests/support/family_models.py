@@ -125,6 +125,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "phi": {"qk_layernorm": True},
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True, "ffn_hidden_size": 40},
     "opt": _NO_PAIRS | {"ffn_dim": 40, "word_embed_proj_dim": 32},
+    "biogpt": _NO_PAIRS,
     "bloom": _NO_PAIRS | {"n_layer": 3, "n_head": 4, "seq_length": 96},
     "mpt": _NO_PAIRS | {"d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 96},
     "persimmon": _NO_PAIRS,
