@@ -49,6 +49,7 @@ def build_app(
     """
     settings = settings or ServerSettings()
     metrics = metrics or Metrics()
+    metrics.watch(engine.stats)
     app = FastAPI(title="firp", version=VERSION, docs_url=None, redoc_url=None)
     app.state.gate = Gate(settings, metrics.answered)
     app.state.service = Service(engine, settings)

@@ -3,10 +3,15 @@
 In: reports of the engine, as its observer; statuses of answers. Out: the text that Prometheus reads.
 """
 
+from collections.abc import Callable, Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
 from firp.runtime.observer import StepReport
+from firp.runtime.scheduling.statistics import EngineStats
 
 _WAIT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _BETWEEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -54,6 +59,10 @@ class Metrics:
     def text(self) -> bytes:
         """All of them, as Prometheus reads them."""
         return generate_latest(self._registry)
+
+    def watch(self, stats: Callable[[], EngineStats]) -> None:
+        """Tell also what the engine counts itself, whenever Prometheus asks."""
+        self._registry.register(_Prefixes(stats))
 
     def answered(self, path: str, status: int) -> None:
         """Count an answer to a client."""
@@ -116,3 +125,21 @@ class Metrics:
         self._queued.remove(request_id)
         self._waiting.dec()
         return True
+
+
+class _Prefixes(Collector):
+    """What requests share of what was computed before."""
+
+    def __init__(self, stats: Callable[[], EngineStats]):
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        found = self._stats().prefixes
+        for name, text, value in (
+            ("lookups", "Prompts that were looked up among cached prefixes", found.lookups),
+            ("hits", "Of them, those that found some", found.hits),
+            ("tokens", "Tokens that were copied instead of computed", found.tokens),
+            ("evictions", "Blocks that made room for others", found.evictions),
+        ):
+            yield CounterMetricFamily(f"firp_prefix_{name}", text, value=value)
+        yield GaugeMetricFamily("firp_prefix_bytes", "Bytes of cached prefixes", value=found.bytes)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from firp.runtime.chat.encoder import ChatEncoder
 from firp.runtime.chat.template import ChatTemplate
 from firp.runtime.loop.generation import Chunk, Generation, Stats
+from firp.runtime.scheduling.statistics import EngineStats
 
 from .chat_bundles import TEMPLATE, small_tokenizer
 
@@ -98,6 +99,9 @@ class FakeEngine:
         self.pace_s = 0.001
         self.busy = self.error = None
         self.healthy = True
+
+    def stats(self):
+        return EngineStats(submitted=len(self.submitted))
 
     def submit(self, prompt, params, *, plain=False, deadline_s=None, request_id=None):
         if self.busy:

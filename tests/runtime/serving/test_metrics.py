@@ -5,6 +5,8 @@ import re
 import pytest
 
 from firp.runtime.observer import StepReport
+from firp.runtime.scheduling.prefixes import PrefixStats
+from firp.runtime.scheduling.statistics import EngineStats
 from firp.runtime.serving.metrics import Metrics
 from firp.runtime.serving.observers import Observers
 from firp.runtime.serving.tracing import Tracing
@@ -121,3 +123,13 @@ def test_every_request_is_a_span():
     assert b.attributes["gen_ai.response.finish_reasons"] == ["deadline"]
     assert b.attributes["gen_ai.usage.input_tokens"] == 10
     assert value(metrics, "firp_generated_tokens_total") == 5
+
+
+def test_what_prefixes_saved_is_asked_of_the_engine():
+    metrics = Metrics()
+    found = EngineStats(prefixes=PrefixStats(lookups=7, hits=3, tokens=192, bytes=4096, evictions=1))
+    metrics.watch(lambda: found)
+    assert value(metrics, "firp_prefix_lookups_total") == 7
+    assert value(metrics, "firp_prefix_hits_total") == 3
+    assert value(metrics, "firp_prefix_tokens_total") == 192
+    assert value(metrics, "firp_prefix_bytes") == 4096
