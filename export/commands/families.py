@@ -29,8 +29,10 @@ def families(as_json, markdown):
             gguf = "GGUF" if support(name)["gguf"] else ""
             integers = ", no integers" if not FAMILIES[name].quantizes else ""
             results.print(f"{name:<{width}}  {gguf:<4}  {EXAMPLES.get(name, '')}{integers}")
-        kinds = ", ".join((*MODEL_DTYPES, *METHODS))
-        results.print(f"all {len(FAMILIES)}: {kinds}, TensorRT; drafts, but of int4")
+        kinds, integers = ", ".join(MODEL_DTYPES), " and ".join(METHODS)
+        results.print(
+            f"all {len(FAMILIES)}: {kinds}, TensorRT; {integers} where no line denies it; drafts, but of int4"
+        )
 
 
 def support(model_type: str) -> dict[str, bool]:
