@@ -22,7 +22,7 @@ _limit_options = options_from(
     Limits(),
     {
         "max_context": "Tokens of a sequence; no more than the model's own context.",
-        "max_batch": "Sequences of one pass, for firp profile; decoding has one.",
+        "max_batch": "Sequences that decode together.",
         "max_rows": "Rows of a decoding pass, pseudo rows included; at least 1 + predictors.",
     },
 )

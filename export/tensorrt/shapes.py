@@ -25,12 +25,11 @@ def graph_profiles(spec: GraphSpec, num_predictors: int, limits: Limits) -> tupl
 
 def _letters(num_predictors: int, limits: Limits) -> dict[str, dict[str, Sizes]]:
     """Profile -> shape letter -> sizes."""
-    batch = (1, 1, limits.max_batch)
     rows = (1, min(_LIKELY_ROWS, limits.max_rows), limits.max_rows)
     upper_rows = PREFILL_ROWS + num_predictors  # the last row of a prompt is a draft source
     return {
         "decode": {
-            "B": batch,
+            "B": (1, 1, limits.max_batch),
             "T": rows,
             "R": rows,
             "G": rows,
@@ -39,7 +38,7 @@ def _letters(num_predictors: int, limits: Limits) -> dict[str, dict[str, Sizes]]
             "P": (0, min(_LIKELY_CACHED, limits.max_context), limits.max_context),
         },
         "prefill": {
-            "B": batch,
+            "B": (1, 1, 1),  # prompts are computed one at a time
             "T": (1, PREFILL_ROWS, PREFILL_ROWS),
             "R": (1, PREFILL_ROWS, upper_rows),
             "G": (1, 1, 1),

@@ -51,7 +51,7 @@ class Decoding:
         prompt, start = self.sequence.tokens, self.session.length
         every_row = self._listed is not None
         if every_row:
-            most = min(most, self.session.batch.size.decoded_rows)
+            most = min(most, self.session.batch.prompt_decoded_rows)
         most = max(most, LEAST_PIECE)
         if len(prompt) - start - most == 1:
             most += 1 if most == LEAST_PIECE else -1

@@ -5,7 +5,8 @@ the host. Everything else stays where it is: hidden rows, masks, keys and values
 nobody reads. A batch belongs to one thread; its graphs are shared.
 
 Each sequence has a lane of the cache; a pass runs neighbouring lanes. Its arrays are rectangular:
-shorter trees are filled up with rows that nobody reads, shorter texts with slots that the mask hides.
+shorter trees are filled up with rows that nobody reads, shorter texts with slots that the mask hides,
+and on TensorRT a bucket with sequences of one row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,8 +25,9 @@ from firp.runtime.passes.kv_cache import KVCache
 from firp.runtime.passes.pass_plan import BY_ROW, Pass, PassPlan
 from firp.runtime.trees.guesses import Guesses
 from firp.runtime.trees.layout import Layout, layout
-from firp.runtime.trees.tree import DraftTree
+from firp.runtime.trees.tree import DraftTree, root_only
 
+_NOBODY = PassPlan(root_only(0), decode=())  # in a column without a sequence
 COPIES = "copies"  # of masks, indices and accepted rows, among the times by graph name
 
 
@@ -41,7 +43,7 @@ class BatchSize(NamedTuple):
 class _Shape(NamedTuple):
     """What the lanes of a pass have in common."""
 
-    lanes: range
+    width: int  # sequences, with those that nobody reads
     rows: int  # T, of the longest tree
     sources: int  # M, of the tree with the most
     offsets: int  # pseudo rows of each
@@ -90,6 +92,12 @@ class Batch:
         """The cache of all lanes."""
         return self.buffers.kv
 
+    @property
+    def prompt_decoded_rows(self) -> int:
+        """Rows of a prompt that one pass decodes at most, where all are asked for."""
+        size = self.size
+        return size.decoded_rows if self._contract == IN_PLACE else size.decoded_rows // size.lanes
+
     def resize(self, size: BatchSize) -> None:
         """Make room for more lanes, longer texts, or larger passes; what is cached stays. Raises
         FirpError when the memory does not suffice; nothing has changed then.
@@ -107,6 +115,7 @@ class Batch:
         """
         shape = self._shape(lanes, plans)
         rows, k = shape.rows, self.manifest.num_predictors
+        asked, plans = plans, [*plans, *[_NOBODY] * (shape.width - len(plans))]
         trees = [_filled(plan.tree, rows) for plan in plans]
         sources = [plan.sources + (0,) * (shape.sources - len(plan.sources)) for plan in plans]
         layouts = [
@@ -133,18 +142,18 @@ class Batch:
                     hidden = self._pack(shape)
                 self._write_rows(lanes, layouts)
         self._run_half("upper", hidden, lanes, shape.all_rows, counts, by_row, recurs)
-        return self._read(shape, plans, drafts)
+        return self._read(shape, asked, drafts)
 
     def _shape(self, lanes: range, plans: Sequence[PassPlan]) -> _Shape:
         shape = _Shape(
-            lanes,
+            len(self.kv.view(lanes, 0).places),
             max(len(plan.tree.tokens) for plan in plans),
             max(len(plan.sources) for plan in plans),
             max(plan.offsets for plan in plans),
             max(len(plan.decoded) for plan in plans),
         )
-        rows = len(lanes) * (shape.rows + shape.sources * self.manifest.num_predictors)
-        decoded = len(lanes) * max(shape.decoded, shape.sources * shape.offsets)
+        rows = shape.width * (shape.rows + shape.sources * self.manifest.num_predictors)
+        decoded = shape.width * max(shape.decoded, shape.sources * shape.offsets)
         if rows > self.size.rows or decoded > self.size.decoded_rows:
             raise FirpError(
                 "pass larger than the session",
@@ -215,7 +224,7 @@ class Batch:
 
     def _pack(self, shape: _Shape) -> Hidden:
         """Close the gaps that offsets beyond the first ones leave."""
-        k, rows, lanes = self.manifest.num_predictors, shape.rows, len(shape.lanes)
+        k, rows, lanes = self.manifest.num_predictors, shape.rows, shape.width
         kept = [
             rows + source * k + offset for source in range(shape.sources) for offset in range(shape.offsets)
         ]
@@ -242,7 +251,7 @@ class Batch:
         with self._timed(COPIES):
             self.kv.begin(self.buffers.slabs(graph), lanes, rows)
         with self._timed(graph):
-            key = HalfKey(graph, view.slots, view.columns, hidden, rows, *counts, by_row, lanes)
+            key = HalfKey(graph, view.slots, view.columns, hidden, rows, *counts, by_row, view.places)
             self._runners[graph].run(self.buffers.binding(key, recurs))
 
     def _by_row(self, plans: Sequence[PassPlan], rows: int) -> bool:
@@ -282,28 +291,29 @@ class Batch:
         """Write where the rows of each lane stand, and what they see. Pseudo rows may guess past the
         context, where nothing is kept of them; the tables of positions end there.
         """
-        lengths = np.array([self.kv.lengths[lane] for lane in lanes])[:, None]
         depths = np.stack([found.depths for found in layouts])
-        positions = np.minimum(depths + lengths, self.model.max_position_embeddings - 1)  # [lanes, R]
-        self._write("position_ids", positions)
-        rows = positions.shape[1]
+        width, rows = depths.shape
         view = self.kv.view(lanes, rows)
+        lengths = [*(self.kv.lengths[lane] for lane in lanes), *[0] * (width - len(lanes))]
+        last = self.model.max_position_embeddings - 1
+        positions = np.minimum(depths + np.array(lengths)[:, None], last)  # [width, R]
+        self._write("position_ids", positions)
         for name, window in self._masks.items():
-            bias = self.buffers.bias(name, len(lanes), rows, view.columns)
-            for place, (lane, first) in enumerate(zip(lanes, view.first, strict=True)):
-                cached, visible = self.kv.lengths[lane], layouts[place].visible
+            bias = self.buffers.bias(name, width, rows, view.columns)
+            for place, (cached, first) in enumerate(zip(lengths, view.first, strict=True)):
+                visible = layouts[place].visible
                 self.memory.write_bias(bias[place], visible, positions[place], cached, first, window)
 
     def _read(self, shape: _Shape, plans: Sequence[PassPlan], drafts: int) -> list[Pass]:
         """Wait for the pass, and bring what was asked for."""
-        buffers, lanes, decoded = self.buffers, len(shape.lanes), shape.decoded
-        wanted = [buffers.top_ids[: lanes * decoded], buffers.top_logprobs[: lanes * decoded]]
+        buffers, width, decoded = self.buffers, shape.width, shape.decoded
+        wanted = [buffers.top_ids[: width * decoded], buffers.top_logprobs[: width * decoded]]
         if drafts:
-            wanted += [buffers.draft_ids[: lanes * drafts], buffers.draft_logprobs[: lanes * drafts]]
+            wanted += [buffers.draft_ids[: width * drafts], buffers.draft_logprobs[: width * drafts]]
         bring_logits = any(plan.bring_logits for plan in plans)
         if bring_logits:
-            wanted.append(buffers.logits[: lanes * decoded])
-        found = [array.reshape(lanes, -1, array.shape[-1]) for array in self._wait(*wanted)]
+            wanted.append(buffers.logits[: width * decoded])
+        found = [array.reshape(width, -1, array.shape[-1]) for array in self._wait(*wanted)]
         return [
             _result(plan, [array[place] for array in found], bool(drafts), bring_logits, shape.offsets)
             for place, plan in enumerate(plans)

@@ -31,7 +31,7 @@ class Hidden(Enum):
     SOURCE = "one row, for a draft pass"
 
 
-ONE = range(1)  # the lanes of a session that is alone
+ONE = range(1)  # the place of a session that is alone
 
 
 class HalfKey(NamedTuple):
@@ -45,7 +45,7 @@ class HalfKey(NamedTuple):
     decoded: int = 0  # rows decoded to logits
     drafts: int = 0  # pseudo rows decoded to guesses
     by_row: bool = True  # see `head_inputs`
-    lanes: range = ONE
+    places: range = ONE  # of the cache
 
 
 class PredictorsKey(NamedTuple):
@@ -154,7 +154,7 @@ class Buffers:
         return Binding(inputs, outputs)
 
     def _bind_half(self, key: HalfKey) -> Binding:
-        lanes = len(key.lanes)
+        lanes = len(key.places)
 
         def rows_of(array: Array, rows: int) -> Array:
             return self.batched(array, lanes, rows)
@@ -183,7 +183,7 @@ class Buffers:
                 for name in ("draft_ids", "draft_logprobs"):
                     outputs[name] = rows_of(getattr(self, name), key.drafts)
         for past, new, slab in self._slabs[key.graph]:
-            inputs[past], outputs[new] = self.kv.arrays(slab, key.lanes, key.slots, key.rows)
+            inputs[past], outputs[new] = self.kv.arrays(slab, key.places, key.slots, key.rows)
         return Binding(inputs, outputs)
 
 

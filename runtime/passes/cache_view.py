@@ -13,7 +13,7 @@ class CacheSize(NamedTuple):
 
     layers: int  # N
     capacity: int  # tokens that each sequence may hold
-    rows: int  # of one sequence in the largest pass
+    rows: int  # of the largest pass, all lanes together
     heads: int  # Hkv
     head_dim: int  # Dh
     dtype: np.dtype
@@ -21,8 +21,9 @@ class CacheSize(NamedTuple):
 
 
 class View(NamedTuple):
-    """Columns of a pass's mask."""
+    """Columns of a pass's mask, and the arrays that it reads."""
 
     slots: int  # of the slabs that go in
     columns: int  # of the mask
-    first: tuple[int, ...]  # of each lane: column of its first row; cached tokens lie in their own columns
+    first: tuple[int, ...]  # of each place: column of its first row; cached tokens lie in their own columns
+    places: range  # of the slabs: the lanes of the pass, in their order, then those that nobody reads

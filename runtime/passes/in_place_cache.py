@@ -71,7 +71,7 @@ class InPlaceCache:
         self._views.clear()
 
     def view(self, lanes: range, rows: int) -> View:
-        return View(self._slots, self._slots, tuple(self.lengths[lane] for lane in lanes))
+        return View(self._slots, self._slots, tuple(self.lengths[lane] for lane in lanes), lanes)
 
     def begin(self, slabs: range, lanes: range, rows: int) -> None:
         """What passes before this one wrote beyond its rows is wiped: it may not be finite."""
@@ -84,12 +84,12 @@ class InPlaceCache:
                     self.memory.clear_slots(heads, end, stale)
             written[slabs.start : slabs.stop] = [end] * len(slabs)
 
-    def arrays(self, slab: int, lanes: range, slots: int, rows: int) -> tuple[Array, Array]:
-        views = self._views.get(lanes)
+    def arrays(self, slab: int, places: range, slots: int, rows: int) -> tuple[Array, Array]:
+        views = self._views.get(places)
         if views is None:
             every = self.slots
-            views = [every[slab][lanes.start : lanes.stop] for slab in range(self._slabs)]
-            self._views[lanes] = views
+            views = [every[slab][places.start : places.stop] for slab in range(self._slabs)]
+            self._views[places] = views
         return views[slab], views[slab]
 
     def commit(self, lane: int, rows: Sequence[int]) -> None:

@@ -35,12 +35,12 @@ class KVCache(Protocol):
     def begin(self, slabs: range, lanes: range, rows: int) -> None:
         """A graph is about to write so many rows into these slabs of these lanes."""
 
-    def arrays(self, slab: int, lanes: range, slots: int, rows: int) -> tuple[Array, Array]:
-        """The input and the output of a graph for one slab."""
+    def arrays(self, slab: int, places: range, slots: int, rows: int) -> tuple[Array, Array]:
+        """The input and the output of a graph for one slab. places, slots: of a `View`."""
 
     def commit(self, lane: int, rows: Sequence[int]) -> None:
-        """Append these rows of the last pass, ascending; the others are forgotten. Raises ValueError
-        beyond the capacity.
+        """Append these rows of the last pass, ascending; the others are forgotten with the next pass, of
+        whichever lane. Raises ValueError beyond the capacity.
         """
 
     def rewind(self, lane: int, length: int) -> None:

@@ -38,18 +38,25 @@ class Lanes:
     ):
         self._prefixes = prefixes
         self._make_batch = make_batch
-        self._predictors = manifest.num_predictors
-        self._max_lanes = min(max_lanes, limits.max_batch) if limits else max_lanes
+        self.predictors = manifest.num_predictors
         self._cache_bytes = cache_bytes
         self._limits = limits
         model = manifest.model
         cache = DTYPES[manifest.precision.cache].storage
         row = model.attention.num_key_value_heads * model.attention.head_dim * cache.itemsize
         self._slot_bytes = 2 * model.num_hidden_layers * row
+        self._max_lanes = self._built_for(max_lanes, limits) if limits else max_lanes
         self._batch: Batch | None = None
         self._sessions: list[Session] = []  # in the order of their lanes
         self._needs: dict[Session, Needs] = {}  # of sessions that are not idle
         self._decoding = 0  # sessions that decode
+
+    def _built_for(self, max_lanes: int, limits: Limits) -> int:
+        """Lanes of a batch whose memory is taken once and for all: several have one more, to copy to."""
+        lanes = min(max_lanes, limits.max_batch)
+        if self._cache_bytes is not None:
+            lanes = min(lanes, self._cache_bytes // (limits.max_context * self._slot_bytes) - 1)
+        return max(lanes, 1)
 
     @property
     def decoding(self) -> Sequence[Session]:
@@ -101,10 +108,6 @@ class Lanes:
         session = self._sessions[self.active]
         self._needs[session] = needs
         self._look_up(session, prompt)
-        if self._limits and not session.known_prefix(prompt):
-            # empty slots are in view of bucketed passes: nothing that is not finite may be left
-            self._batch.kv.clear()
-            session.rewind(0)
         return session
 
     def _look_up(self, session: Session, prompt: Sequence[int]) -> None:
@@ -129,14 +132,21 @@ class Lanes:
         ]
 
     def _size(self, together: Sequence[Needs]) -> BatchSize:
-        """One lane as long as requests come one by one, then all."""
-        lanes = 1 if len(together) == 1 else self._max_lanes
-        k, limits = self._predictors, self._limits
+        """One lane as long as requests come one by one, then all; at once all that graphs were built
+        for.
+        """
+        k, limits = self.predictors, self._limits
         if limits:
-            rows = max(PREFILL_ROWS + k, limits.max_rows)
-            return BatchSize(limits.max_context, rows, max(1 + k, limits.max_rows), lanes)
+            lanes = self._max_lanes
+            decoded = lanes * max(1 + k, limits.max_rows)
+            return BatchSize(limits.max_context, max(PREFILL_ROWS + k, decoded), decoded, lanes)
+        lanes = 1 if len(together) == 1 else self._max_lanes
         rows = max(PREFILL_ROWS + k, lanes * max(need.tree_rows for need in together))
         return BatchSize(max(need.capacity for need in together), rows, rows, lanes)
+
+    def pass_rows(self, sequences: int) -> int:
+        """Rows that each of so many sequences may have in a pass, pseudo rows included."""
+        return self._limits.max_rows if self._limits else self._batch.size.rows // sequences
 
     def start_decoding(self, session: Session) -> None:
         """A session's prompt is computed: it decodes with the others."""

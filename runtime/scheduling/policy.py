@@ -108,6 +108,16 @@ class Policy:
             guard.drafted_step(sum(tokens) / batch, drafting_ms + pass_ms)
 
 
+def fitting(plans: list[PassPlan], rows: int, num_predictors: int) -> list[PassPlan]:
+    """The plans, cut where a pass of them would have more than `rows` rows a sequence: it is as long as
+    the longest tree, and drafts from as many rows as the tree with most sources.
+    """
+    rows -= num_predictors * max(len(plan.sources) for plan in plans)
+    if max(len(plan.tree.tokens) for plan in plans) <= rows:
+        return plans
+    return [_cut(plan, rows) for plan in plans]
+
+
 def _cut(plan: PassPlan, rows: int) -> PassPlan:
     """The first rows of a plan; 1: without drafts."""
     if rows == 1:

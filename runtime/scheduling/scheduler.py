@@ -17,7 +17,7 @@ from firp.runtime.passes.pass_plan import PREFILL_ROWS, Pass, PassPlan
 from firp.runtime.passes.session import Session, forward_together
 from firp.runtime.scheduling.job import Job
 from firp.runtime.scheduling.lanes import Lanes
-from firp.runtime.scheduling.policy import Policy
+from firp.runtime.scheduling.policy import Policy, fitting
 
 PATIENCE = 2.0  # plain steps that those who decode wait for a piece of a prompt, at most
 LEAST_PIECE = 8  # tokens of a prompt
@@ -101,7 +101,8 @@ class Scheduler:
                 session = self.lanes.admit(job.needs, job.request.prompt)
             except FirpError as error:
                 self.waiting.popleft()
-                self._fail(job, error)
+                # its frames hold the memory that a batch got in vain
+                self._fail(job, error.with_traceback(None))
                 continue
             if session is None:
                 return
@@ -120,6 +121,8 @@ class Scheduler:
         began = self._clock()
         try:
             plans = self._policy.plans(jobs)
+            if len(plans) > 1:
+                plans = fitting(plans, self.lanes.pass_rows(len(plans)), self.lanes.predictors)
             drafted = self._clock()
             results = self._forward(jobs, plans)
         except Exception as error:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(scope="module", params=LIBRARIES)
 def engine(request, tmp_path_factory) -> Engine:
     """The demo model in float16 on every library that builds for this GPU."""
-    options = BuildOptions(request.param, Limits(max_context=1024))
+    options = BuildOptions(request.param, Limits(max_context=1024, max_batch=4))
     try:
         check_buildable(options, "float16")
     except FirpError as error:
@@ -52,6 +52,15 @@ def test_drafted_equals_plain(engine):
         assert comparison.unexcused == []
         assert len(comparison.differences) <= comparison.allowed("float16")
         assert comparison.tokens_per_step > 1
+
+
+def test_requests_that_decode_together_get_the_tokens_that_each_gets_alone(engine):
+    params = SamplingParams(48)
+    handles = [engine.submit(prompt, params, tree=engine.best_tree) for prompt in prompts(engine)]
+    for index, (prompt, handle) in enumerate(zip(prompts(engine), handles, strict=True)):
+        plain = plain_run(engine, prompt, params)
+        found = first_difference(index, plain, handle.result(120).token_ids, params, "float16")
+        assert found is None or found.near_tie
 
 
 def test_cuda_graphs_are_replayed(engine):

@@ -241,10 +241,11 @@ def write_engines(bundle, limits=None, backend="tensorrt-rtx", capability="8.9",
     return folder
 
 
-def device_engine(bundle, limits=None, memory_bytes=2**33):
+def device_engine(bundle, limits=None, memory_bytes=2**33, options=None):
     """An Engine on the double, with its engines written first."""
     loaded = load_bundle(bundle)
     if not (bundle / ENGINES_FOLDER).exists():
         write_engines(loaded, limits)
     cuda = CudaDouble(memory_bytes)
-    return runtime_engine.Engine(loaded, TensorRTBackend("tensorrt-rtx", TensorRTDouble(cuda), cuda))
+    backend = TensorRTBackend("tensorrt-rtx", TensorRTDouble(cuda), cuda)
+    return runtime_engine.Engine(loaded, backend, options=options)

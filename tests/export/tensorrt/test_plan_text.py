@@ -11,8 +11,9 @@ from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.tensorrt.build import BuildOptions, build_engines, choose_capabilities
 from firp.export.tensorrt.plan_text import read_plan, summarize
 from firp.runtime.backends.nvidia_library import load_library
-from firp.runtime.bundle.engine_record import find_engine_folder
+from firp.runtime.bundle.engine_record import find_engine_folder, fitting_profile
 from firp.runtime.bundle.format import load_bundle
+from firp.runtime.bundle.graph_spec import PREFIX
 from firp.runtime.bundle.graphs import builder
 from firp.runtime.bundle.limits import Limits
 
@@ -85,6 +86,10 @@ def test_bfloat16_with_norms_on_queries_and_batches_launches(tmp_path):
     record = build_engines(bundle, BuildOptions(RTX, Limits(max_batch=4), every))
     assert len(record.compute_capabilities) > 1
     check_fusions(bundle, record, launches_per_layer=14)
+    lower = load_bundle(bundle).manifest.graphs_for(PREFIX)["lower"]
+    for sizes, profile in (({"B": 4, "T": 64, "P": 2048}, 0), ({"B": 1, "T": 256, "P": 0}, 1)):
+        shapes = {tensor.name: tensor.sizes(sizes) for tensor in lower.inputs}
+        assert fitting_profile("lower", record.profiles["lower"], shapes) == profile
 
 
 def test_a_lost_fusion_is_seen(half_bundle, tmp_path, monkeypatch, any_graph):

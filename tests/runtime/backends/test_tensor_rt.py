@@ -88,7 +88,7 @@ def test_penalties_and_logprobs_are_those_of_the_cpu(bundle):
 
 def test_one_wait_a_step_and_few_bytes_come_back(bundle):
     engine, tree = device_engine(bundle), TreeConfig("dynamic", rows=8, draft_sources=2)
-    engine.generate([5, 6, 7], SamplingParams(40, ignore_eos=True), tree=tree)
+    list(engine.steps(engine.request([5, 6, 7], SamplingParams(40, ignore_eos=True)), tree))
     cuda = engine.backend.cuda
     waits, home = cuda.waits, cuda.copied_to_host
     steps = list(engine.steps(engine.request([5, 6, 7], SamplingParams(40, ignore_eos=True)), tree))
@@ -110,7 +110,8 @@ def test_commits_move_the_accepted_rows_and_nothing_else(bundle):
     # the last step's commit waits for a step that never comes
     kept = 3 + sum(step.accept_length + 1 for step in steps[1:-1])
     row = 2 * model.num_hidden_layers * model.attention.key_value_size * 4
-    assert cuda.moved_on_device - before == kept * row
+    hidden = model.hidden_size * 4  # of the last accepted row, for a draft pass
+    assert cuda.moved_on_device - before == kept * row + (len(steps) - 1) * hidden
 
 
 def test_passes_of_sizes_seen_twice_are_replayed(bundle):
@@ -178,12 +179,12 @@ class NotFinite:
 
 def test_two_requests_at_once_do_not_share_a_session(bundle):
     engine, params = device_engine(bundle), SamplingParams(30, ignore_eos=True)
-    alone = [engine.generate([token, 9], params).token_ids for token in (4, 8)]
-    streams = [engine.stream([token, 9], params) for token in (4, 8)]
+    asked = [engine.request([token, 9], params) for token in (4, 8)]
+    alone = [[token for step in engine.steps(request) for token in step.tokens] for request in asked]
     tokens = [[], []]
-    for pair in itertools.zip_longest(*streams):
-        for place, chunk in enumerate(pair):
-            tokens[place] += chunk.token_ids if chunk else []
+    for pair in itertools.zip_longest(*map(engine.steps, asked)):
+        for place, step in enumerate(pair):
+            tokens[place] += step.tokens if step else []
     assert tokens == alone
     assert engine.sessions.kept_sessions == 2
 
@@ -204,6 +205,7 @@ def test_all_memory_is_given_back(bundle):
     cuda = engine.backend.cuda
     assert cuda.device
     assert cuda.pinned
+    engine.close()
     del engine
     assert not cuda.device
     assert not cuda.pinned

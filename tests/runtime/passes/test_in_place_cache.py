@@ -98,7 +98,7 @@ def test_growth_keeps_every_decided_value_and_adds_zeros(cache):
 def test_buffers_are_as_long_as_the_text_needs(cache):
     assert cache.view(ONE, 1).slots == 0
     cache.reserve(ONE, 1)
-    assert cache.view(ONE, 1) == (STEP, STEP, (0,))
+    assert cache.view(ONE, 1) == (STEP, STEP, (0,), ONE)
     cache.reserve(ONE, STEP + 1)
     assert cache.view(ONE, 1).slots == 2 * STEP
 
