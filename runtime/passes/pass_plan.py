@@ -51,8 +51,10 @@ class Pass(NamedTuple):
         return Pass(logits, self.top_ids[-1:], self.top_logprobs[-1:])
 
     def guesses_after(self, row: int) -> Guesses | None:
-        """The guesses of a row's own pseudo rows; None where the row was no source."""
+        """A copy of the guesses of a row's own pseudo rows, for others may run before they are used; None
+        where the row was no source.
+        """
         if row not in self.sources:
             return None
         start = self.sources.index(row) * self.offsets
-        return Guesses(*(lists[start : start + self.offsets] for lists in self.guesses))
+        return Guesses(*(lists[start : start + self.offsets].copy() for lists in self.guesses))

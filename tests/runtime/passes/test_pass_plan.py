@@ -27,3 +27,12 @@ def test_guesses_of_a_source_are_those_of_its_own_pseudo_rows():
 
 def test_a_row_that_was_no_source_has_no_guesses():
     assert Pass(None, NONE, NONE, Guesses(LISTS, LISTS), (0, 2), 2).guesses_after(1) is None
+
+
+def test_guesses_outlive_their_pass():
+    """Others run before they are used, and results are views of memory that is used again."""
+    ids, logprobs = np.arange(12).reshape(4, 3), np.zeros((4, 3), np.float32)
+    result = Pass(None, ids, logprobs, Guesses(ids, logprobs), (0, 5), 2)
+    guesses = result.guesses_after(5)
+    ids[...] = 10**9
+    np.testing.assert_array_equal(guesses.top_ids, [[6, 7, 8], [9, 10, 11]])

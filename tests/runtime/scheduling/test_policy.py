@@ -8,8 +8,8 @@ import pytest
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.drafters.guard import Guard
 from firp.runtime.passes.pass_plan import PassPlan
-from firp.runtime.scheduling.policy import Policy
-from firp.runtime.trees.tree import DraftTree, root_only
+from firp.runtime.scheduling.policy import Policy, fitting
+from firp.runtime.trees.tree import DraftTree, chain, root_only
 
 TABLE = LatencyTable(
     device="test",
@@ -95,3 +95,14 @@ def test_no_batch_is_much_slower_than_plain_whatever_drafts_promise(seed):
         spent += ms
         tokens += sum(emitted)
     assert tokens / spent >= 0.98 * batch / 10
+
+
+def test_trees_that_do_not_fit_a_pass_together_are_cut():
+    """Six rows alone, and two rows with a source of three pseudo rows: nine rows together."""
+    long, drafting = PassPlan(chain([5] * 6)), PassPlan(chain([5] * 2), (1,), 3)
+    assert fitting([long, drafting], 9, 3) == [long, drafting]
+    cut = fitting([long, drafting], 8, 3)
+    assert [len(plan.tree.tokens) for plan in cut] == [5, 2]
+    assert [plan.sources for plan in cut] == [(), (1,)]
+    both = fitting([long, drafting._replace(sources=(0, 1))], 8, 3)
+    assert [len(plan.tree.tokens) for plan in both] == [2, 2]
