@@ -110,15 +110,22 @@ class Lanes:
         self._look_up(session, prompt)
         return session
 
+    @property
+    def _shares(self) -> bool:
+        """Whether prefixes are kept: blocks are copied in host memory, by caches that grow."""
+        return not self._limits and self._batch.memory.free_reads
+
     def _look_up(self, session: Session, prompt: Sequence[int]) -> None:
         """Take over a prefix that reaches further than what the lane holds of the prompt."""
+        if not self._shares:
+            return
         blocks = self._prefixes.longest(prompt[:-LEAST_PIECE], session.known_prefix(prompt))
         if blocks:
             session.take_over(prompt, blocks)
 
     def keep(self, session: Session) -> None:
         """Let others share what a session has computed."""
-        if not self._limits:
+        if self._shares:
             self._prefixes.add(session.exact_tokens, session.copy_slots)
 
     def _make_room(self, together: Sequence[Needs]) -> None:

@@ -81,11 +81,11 @@ class Scheduler:
         self.waiting.clear()
 
     def fail(self, error: BaseException) -> None:
-        """End everything that waits or runs with an error."""
+        """End everything that waits or runs with an error; for when nothing more will run."""
         for job in [*self.waiting, *self._jobs.values()]:
-            self._forget(job)
             job.handle.fail(error)
         self.waiting.clear()
+        self._jobs.clear()
 
     def _end_those_that_should(self) -> None:
         for job in [*self.waiting, *self._jobs.values()]:
