@@ -40,6 +40,10 @@ def empty_model(checkpoint: Checkpoint, dtype: torch.dtype, attention: str | Non
     config._experts_implementation = "eager"  # the others take no float64
     with _EmptyWithoutMemory():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if not weight.is_meta:  # ones of a norm, such as a checkpoint holds
+                module._parameters[name] = torch.nn.Parameter(weight.to("meta"))
     return model.eval()
 
 

@@ -130,10 +130,15 @@ class Lanes:
 
     def _make_room(self, together: Sequence[Needs]) -> None:
         size = self._size(together)
+        there = self._batch.size if self._batch else None
+        grows = there is not None and any(need > has for need, has in zip(size, there, strict=True))
+        if grows and not self._needs and not self._batch.memory.free_reads:
+            self.give_back()  # a device frees what a batch has taken all at once
+            size, grows = BatchSize(*map(max, size, there)), False
         if self._batch is None:
             self._batch = self._make_batch(size)
-        elif any(need > there for need, there in zip(size, self._batch.size, strict=True)):
-            self._batch.resize(BatchSize(*map(max, size, self._batch.size)))
+        elif grows:
+            self._batch.resize(BatchSize(*map(max, size, there)))
         self._sessions += [
             Session(self._batch, lane) for lane in range(len(self._sessions), self._batch.size.lanes)
         ]

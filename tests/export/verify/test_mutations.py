@@ -19,7 +19,7 @@ from firp.export.verify.reference import Reference, model_rows
 from firp.export.verify.rounding import YARDSTICKS
 from firp.export.verify.rows import SessionRows, random_sample
 from firp.runtime.engine import Engine
-from firp.runtime.passes import session as session_module
+from firp.runtime.passes import batch as batch_module
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_seeded_error_lies_far_beyond_the_limit(mutation, healthy, tmp_path, a
 
 def test_a_mask_that_shows_the_future_is_caught(healthy, monkeypatch):
     model, bundle = healthy
-    real = session_module.layout
+    real = batch_module.layout
 
     def leaky(*arguments):
         """One entry above the diagonal is dropped."""
@@ -63,7 +63,7 @@ def test_a_mask_that_shows_the_future_is_caught(healthy, monkeypatch):
             rows.visible[2, 3] = True
         return rows
 
-    monkeypatch.setattr(session_module, "layout", leaky)
+    monkeypatch.setattr(batch_module, "layout", leaky)
     report = verify(bundle, model)
     assert values(report)["prefill logits, random tokens"] > 100 * YARDSTICKS
 

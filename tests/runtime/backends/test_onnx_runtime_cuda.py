@@ -31,7 +31,8 @@ def test_cuda_decodes_what_the_cpu_decodes_and_gives_its_memory_back(params, fam
             TreeConfig.chain(3, 1),
         ):
             assert device.generate(prompt, params, tree=tree).token_ids == plain
-    assert device.sessions.graph_counts is None  # sessions are made to measure, and gone
+    assert device.sessions.graph_counts is None  # sessions are made to measure
+    device.close()
     assert not cuda.device
 
 

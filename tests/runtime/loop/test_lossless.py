@@ -11,7 +11,7 @@ from support.decoding import all_tokens_in, steps_in
 from firp.runtime.drafters.guard import Guard
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
-from firp.runtime.passes import session as session_module
+from firp.runtime.passes import batch as batch_module
 from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import DRAFTERS, TreeConfig
@@ -112,13 +112,13 @@ def test_a_wrong_mask_is_seen_and_not_excused_as_near_ties(params, family_bundle
     engine = Engine.load(family_bundle("llama")[1])
     prompts = random_prompts(engine, 8)
     plain = [plain_run(engine, prompt, params) for prompt in prompts]
-    real = session_module.layout
+    real = batch_module.layout
 
     def leaky(*arguments):
         rows = real(*arguments)
         return rows._replace(visible=np.tril(np.ones_like(rows.visible)))
 
-    monkeypatch.setattr(session_module, "layout", leaky)
+    monkeypatch.setattr(batch_module, "layout", leaky)
     comparison = Comparison("leaky")
     for index, prompt in enumerate(prompts):
         compare(comparison, engine, index, prompt, params, TREES["dynamic"](None), plain[index])
