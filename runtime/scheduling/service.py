@@ -85,7 +85,7 @@ class Service:
         scheduler = Scheduler(self._lanes, Policy(latency), self._totals)
         self._worker = Worker(scheduler, options.max_queue, self._totals)
         self._numbers = itertools.count(1)
-        weakref.finalize(self, self._worker.close, 0)
+        weakref.finalize(self, self._worker.close, 0).atexit = False
 
     @property
     def healthy(self) -> bool:

@@ -4,7 +4,9 @@ In: jobs, from any thread. Out: their chunks. It sleeps while there is nothing t
 memory of keys and values back when that lasts.
 """
 
+import atexit
 import threading
+import weakref
 from collections import deque
 
 from firp.runtime.errors import EngineBusyError, EngineClosedError
@@ -13,6 +15,16 @@ from firp.runtime.scheduling.job import Job
 from firp.runtime.scheduling.scheduler import Scheduler
 
 IDLE_SECONDS = 30.0  # after which memory is given back
+
+
+_workers: "weakref.WeakSet[Worker]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """End all threads before the interpreter does: native code that outlives it aborts the process."""
+    for worker in list(_workers):
+        worker.close()
 
 
 class Worker:
@@ -28,6 +40,7 @@ class Worker:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="firp-engine", daemon=True)
         self._started = False
+        _workers.add(self)
 
     @property
     def healthy(self) -> bool:
