@@ -9,7 +9,7 @@ of its own decodes all requests together.
 """
 
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,15 +22,15 @@ from firp.runtime.bundle.calibration import Choice
 from firp.runtime.bundle.format import Bundle, check_large_files, load_bundle
 from firp.runtime.bundle.limits import Limits
 from firp.runtime.bundle.precision import refuse_blocks
+from firp.runtime.calls import Calls
 from firp.runtime.chat.conversation import Conversation
 from firp.runtime.chat.encoder import ChatEncoder
-from firp.runtime.chat.messages import check_messages, check_variables
+from firp.runtime.chat.messages import check_variables
 from firp.runtime.drafters.interface import Drafter
 from firp.runtime.drafters.make import make_drafter
 from firp.runtime.errors import FirpError
 from firp.runtime.grammar.walk import Walk
 from firp.runtime.loop.decode import Step, decode
-from firp.runtime.loop.generation import Chunk, Generation, collect
 from firp.runtime.loop.picker import Picker
 from firp.runtime.loop.text import load_tokenizer
 from firp.runtime.observer import Observer
@@ -40,7 +40,7 @@ from firp.runtime.passes.request import Needs, Request
 from firp.runtime.passes.session import Session
 from firp.runtime.requests import PARAMS, Prompt, Requests
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.scheduling.handle import Following, Handle
+from firp.runtime.scheduling.handle import Handle
 from firp.runtime.scheduling.service import EngineOptions, Service
 from firp.runtime.scheduling.statistics import EngineStats
 from firp.runtime.trees.tree import CHAIN, TreeConfig
@@ -48,7 +48,7 @@ from firp.runtime.trees.tree import CHAIN, TreeConfig
 _READ_AT_ONCE = 32 << 20  # bytes of a file whose hash is checked before graphs are loaded, not beside
 
 
-class Engine:
+class Engine(Calls):
     """A bundle with its graphs loaded. Make one with `Engine.load`; it closes with `with`."""
 
     def __init__(
@@ -219,19 +219,18 @@ class Engine:
         self,
         tree: TreeConfig | None,
         greedy: bool = True,
-        guarded: bool = False,
         walk: Walk | None = None,
     ) -> Drafter:
         """Drafts for one request, with this tree; None: plain decoding. greedy: what the drafts are
-        for; it changes their ranking; guarded: they stop while they lose; walk: of the request's
-        grammar. Raises FirpError for a tree that the bundle cannot draft.
+        for; it changes their ranking; walk: of the request's grammar. Raises FirpError for a tree that
+        the bundle cannot draft.
         """
         if tree is not None:
             if not isinstance(tree, TreeConfig):
                 raise FirpError("bad tree", got=f"{tree!r:.60}", expected="a TreeConfig, or None")
             tree.validate(self.manifest.num_predictors)
             self._check_exact(tree)
-        return make_drafter(tree, self.manifest.num_predictors, self.bundle.correction, greedy, guarded, walk)
+        return make_drafter(tree, self.manifest.num_predictors, self.bundle.correction, greedy, walk)
 
     def _check_exact(self, tree: TreeConfig) -> None:
         """Only a chain's rows see the keys of a path where plain decoding sees them. Elsewhere sums
@@ -252,13 +251,11 @@ class Engine:
         request: Request,
         tree: TreeConfig | None = None,
         picker: Picker | None = None,
-        guarded: bool = False,
     ) -> Iterator[Step]:
         """The decoding steps of one request, in a session of its own; plain when `tree` is None.
-        guarded: drafts stop while they lose (`GuardedDrafter`); to measure a tree, leave it out.
         Raises FirpError at once where the tree, or the request, does not fit.
         """
-        drafter = self.drafter(tree, request.params.temperature == 0, guarded, request.walk())
+        drafter = self.drafter(tree, request.params.temperature == 0, request.walk())
         needs = self.needs(request, tree)
         self.sessions.check(needs)
         return self._steps(request, needs, drafter, picker or Picker(request))
@@ -291,7 +288,7 @@ class Engine:
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise FirpError("bad cancel", got=f"{cancel!r:.60}", expected="a threading.Event, or None")
         deadline_s = checked("deadline_s", deadline_s, more_than_0(float("inf")).or_none())
-        checked("request_id", request_id, instance(str).or_none())
+        checked("request_id", request_id, TEXT.or_none())
         request = self.request(prompt, params, tools)
         chosen = self._chosen(plain, tree, request.params)
         drafter = self.drafter(chosen, request.params.temperature == 0, walk=request.walk())
@@ -326,32 +323,6 @@ class Engine:
             raise
         return handles
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options) -> Iterator[Chunk]:
-        """Yield what each step adds, then a closing chunk with the finish reason; whoever stops
-        listening ends the request. `options`: as for `submit`, which also says what is raised, at
-        once.
-        """
-        return Following(self.submit(prompt, params, **options))
-
-    async def astream(
-        self, prompt: Prompt, params: SamplingParams | None = None, **options
-    ) -> AsyncIterator[Chunk]:
-        """`stream`, in an event loop."""
-        handle = self.submit(prompt, params, **options)
-        try:
-            async for chunk in handle:
-                yield chunk
-        finally:
-            handle.cancel()
-
-    async def agenerate(self, prompt: Prompt, params: SamplingParams | None = None, **options) -> Generation:
-        """`generate`, in an event loop."""
-        handle = self.submit(prompt, params, **options)
-        try:
-            return await handle.wait()
-        finally:
-            handle.cancel()
-
     def _chosen(self, plain: bool, tree: TreeConfig | None, params: SamplingParams) -> TreeConfig | None:
         """The tree to decode with; None: plainly. What a grammar forces is drafted without another
         tree, too.
@@ -363,58 +334,6 @@ class Engine:
         if plain or tree is not None:
             return tree
         return self.tree or (self.forced_tree if params.structured else None)
-
-    def generate(self, prompt: Prompt, params: SamplingParams | None = None, **options) -> Generation:
-        """Decode one request to its end. `options`: as for `submit`."""
-        return collect(self.stream(prompt, params, **options))
-
-    def stream_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        params: SamplingParams | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        **options,
-    ) -> Iterator[Chunk]:
-        """Stream the answer to messages: dicts of "role" and "content". chat_template_kwargs: what the
-        chat template may read besides, such as enable_thinking; `options`: as for `submit`. Raises
-        PromptError at once for messages that are none, and where there is no chat template.
-        """
-        return self.stream(check_messages(messages, chat_template_kwargs), params, tools=tools, **options)
-
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        params: SamplingParams | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        **options,
-    ) -> Generation:
-        """Answer messages, as `stream_chat` does, to the end."""
-        return collect(self.stream_chat(messages, params, tools, chat_template_kwargs, **options))
-
-    def astream_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        params: SamplingParams | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        **options,
-    ) -> AsyncIterator[Chunk]:
-        """`stream_chat`, in an event loop."""
-        return self.astream(check_messages(messages, chat_template_kwargs), params, tools=tools, **options)
-
-    async def achat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        params: SamplingParams | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        **options,
-    ) -> Generation:
-        """`chat`, in an event loop."""
-        prompt = check_messages(messages, chat_template_kwargs)
-        return await self.agenerate(prompt, params, tools=tools, **options)
 
     def conversation(
         self,

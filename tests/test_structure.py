@@ -26,6 +26,7 @@ FLOORS = {
         {"scheduling"},
         {"chat"},
         {"requests"},
+        {"calls"},
         {"engine", "prompts"},
         {"tuning", "serving"},
         {"commands"},

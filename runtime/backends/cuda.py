@@ -78,7 +78,7 @@ class CudaMemory:
         self._next_event = 0
         self._workspace_bytes = 0
         self._workspace: DeviceArray | None = None
-        self._spare: DeviceArray | None = None  # to spread blocks through
+        self._spare: DeviceArray | None = None  # to move blocks through
         self.counters = dict.fromkeys(GRAPH_RUNS, 0)
 
     def zeros(self, shape: tuple[int, ...], dtype: type, purpose: str) -> DeviceArray:
@@ -188,14 +188,17 @@ class CudaMemory:
         fill = self.cuda.cudaMemset2DAsync
         self._call(fill, first, array.shape[1] * width, 0, size, array.shape[0], self.stream)
 
-    def spread(self, array: DeviceArray, blocks: int, before: int, after: int, used: int, width: int) -> None:
+    def lay_out(
+        self, array: DeviceArray, blocks: int, before: int, after: int, used: int, width: int
+    ) -> None:
         """Through a block elsewhere: a block may overlap its target."""
         cuda = self.cuda
         size = width * array.dtype.itemsize
         if self._spare is None or self._spare.nbytes < used * size:
             self._spare = self.zeros((array.nbytes // blocks,), np.uint8, "one block of keys or values")
         kind = cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        for block in reversed(range(blocks)):
+        order = range(blocks) if after < before else reversed(range(blocks))  # none is overwritten
+        for block in order:
             source = array.address + block * before * size
             target = array.address + block * after * size
             for to, origin in ((self._spare.address, source), (target, self._spare.address)):

@@ -61,8 +61,9 @@ class HostMemory:
     def clear_slots(self, array: np.ndarray, start: int, stop: int) -> None:
         array[:, start:stop] = 0
 
-    def spread(self, array: np.ndarray, blocks: int, before: int, after: int, used: int, width: int) -> None:
-        for block in reversed(range(blocks)):
+    def lay_out(self, array: np.ndarray, blocks: int, before: int, after: int, used: int, width: int) -> None:
+        order = range(blocks) if after < before else reversed(range(blocks))  # none is overwritten
+        for block in order:
             start = block * after * width
             source = block * before * width
             array[start : start + used * width] = array[source : source + used * width]

@@ -71,9 +71,10 @@ class Memory(Protocol):
     def clear_slots(self, array: Array, start: int, stop: int) -> None:
         """array[:, start:stop] = 0."""
 
-    def spread(self, array: Array, blocks: int, before: int, after: int, used: int, width: int) -> None:
-        """Move blocks of `before` slots apart, within a flat array, so that each has `after`: the
-        first `used` slots of each are kept, the others are zeros. width: values of a slot.
+    def lay_out(self, array: Array, blocks: int, before: int, after: int, used: int, width: int) -> None:
+        """Move blocks of `before` slots within a flat array, so that each has `after`: the first `used`
+        slots of each, at most the fewer of both, are kept, the others are zeros. width: values of a
+        slot.
         """
 
     def read(self, *arrays: Array) -> tuple[np.ndarray, ...]:

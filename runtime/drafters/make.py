@@ -5,7 +5,6 @@ In: a tree configuration, or None for plain decoding, and what the bundle knows.
 
 from firp.runtime.drafters.firp import FirpDrafter
 from firp.runtime.drafters.grammar import GrammarDrafter
-from firp.runtime.drafters.guarded import GuardedDrafter
 from firp.runtime.drafters.interface import Drafter
 from firp.runtime.drafters.lookup import LookupDrafter
 from firp.runtime.drafters.merged import MergedDrafter
@@ -20,18 +19,15 @@ def make_drafter(
     num_predictors: int,
     correction: PathCorrection | None,
     greedy: bool,
-    guarded: bool = False,
     walk: Walk | None = None,
 ) -> Drafter:
-    """A drafter for one request. greedy: whether it is decoded greedily; guarded: whether drafts
-    stop while they lose; walk: of the request's grammar, where it has one.
+    """A drafter for one request. greedy: whether it is decoded greedily; walk: of the request's
+    grammar, where it has one.
     """
     if tree is None:
         return PlainDrafter()
     drafter = _drafter_of(tree, num_predictors, correction, greedy)
-    if walk is not None:
-        drafter = GrammarDrafter(drafter, tree, walk)
-    return GuardedDrafter(drafter) if guarded else drafter
+    return drafter if walk is None else GrammarDrafter(drafter, tree, walk)
 
 
 def _drafter_of(

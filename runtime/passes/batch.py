@@ -11,7 +11,7 @@ and on TensorRT a bucket with sequences of one row.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,36 +23,13 @@ from firp.runtime.errors import FirpError
 from firp.runtime.passes.buffers import Buffers, HalfKey, Hidden, PredictorsKey
 from firp.runtime.passes.kv_cache import KVCache
 from firp.runtime.passes.pass_plan import BY_ROW, Pass, PassPlan
+from firp.runtime.passes.pass_shape import BatchSize, PassShape, filled, result_of
 from firp.runtime.trees.guesses import Guesses
 from firp.runtime.trees.layout import Layout, layout
-from firp.runtime.trees.tree import DraftTree, root_only
+from firp.runtime.trees.tree import root_only
 
 _NOBODY = PassPlan(root_only(0), decode=())  # in a column without a sequence
 COPIES = "copies"  # of masks, indices and accepted rows, among the times by graph name
-
-
-class BatchSize(NamedTuple):
-    """Sizes that the memory of a batch is made for."""
-
-    capacity: int  # tokens that each sequence may cache, prompt included
-    rows: int  # of a pass, all sequences and their pseudo rows together
-    decoded_rows: int  # of them, the most that are decoded to logits, or to guesses
-    lanes: int = 1  # sequences
-
-
-class _Shape(NamedTuple):
-    """What the lanes of a pass have in common."""
-
-    width: int  # sequences, with those that nobody reads
-    rows: int  # T, of the longest tree
-    sources: int  # M, of the tree with the most
-    offsets: int  # pseudo rows of each
-    decoded: int  # rows decoded to logits
-
-    @property
-    def all_rows(self) -> int:
-        """R: rows of the upper half."""
-        return self.rows + self.sources * self.offsets
 
 
 class Batch:
@@ -116,7 +93,7 @@ class Batch:
         shape = self._shape(lanes, plans)
         rows, k = shape.rows, self.manifest.num_predictors
         asked, plans = plans, [*plans, *[_NOBODY] * (shape.width - len(plans))]
-        trees = [_filled(plan.tree, rows) for plan in plans]
+        trees = [filled(plan.tree, rows) for plan in plans]
         sources = [plan.sources + (0,) * (shape.sources - len(plan.sources)) for plan in plans]
         layouts = [
             layout(tree.parents, tree.depths, list(drafting), shape.offsets)
@@ -144,8 +121,8 @@ class Batch:
         self._run_half("upper", hidden, lanes, shape.all_rows, counts, by_row, recurs)
         return self._read(shape, asked, drafts)
 
-    def _shape(self, lanes: range, plans: Sequence[PassPlan]) -> _Shape:
-        shape = _Shape(
+    def _shape(self, lanes: range, plans: Sequence[PassPlan]) -> PassShape:
+        shape = PassShape(
             len(self.kv.view(lanes, 0).places),
             max(len(plan.tree.tokens) for plan in plans),
             max(len(plan.sources) for plan in plans),
@@ -222,7 +199,7 @@ class Batch:
         with self._timed("predictors"):
             self._runners["predictors"].run(binding)
 
-    def _pack(self, shape: _Shape) -> Hidden:
+    def _pack(self, shape: PassShape) -> Hidden:
         """Close the gaps that offsets beyond the first ones leave."""
         k, rows, lanes = self.manifest.num_predictors, shape.rows, shape.width
         kept = [
@@ -304,7 +281,7 @@ class Batch:
                 visible = layouts[place].visible
                 self.memory.write_bias(bias[place], visible, positions[place], cached, first, window)
 
-    def _read(self, shape: _Shape, plans: Sequence[PassPlan], drafts: int) -> list[Pass]:
+    def _read(self, shape: PassShape, plans: Sequence[PassPlan], drafts: int) -> list[Pass]:
         """Wait for the pass, and bring what was asked for."""
         buffers, width, decoded = self.buffers, shape.width, shape.decoded
         wanted = [buffers.top_ids[: width * decoded], buffers.top_logprobs[: width * decoded]]
@@ -315,7 +292,7 @@ class Batch:
             wanted.append(buffers.logits[: width * decoded])
         found = [array.reshape(width, -1, array.shape[-1]) for array in self._wait(*wanted)]
         return [
-            _result(plan, [array[place] for array in found], bool(drafts), bring_logits, shape.offsets)
+            result_of(plan, [array[place] for array in found], bool(drafts), bring_logits, shape.offsets)
             for place, plan in enumerate(plans)
         ]
 
@@ -332,29 +309,3 @@ class Batch:
         start = self.memory.now()
         yield
         self._marks.append((name, start, self.memory.now()))
-
-
-def _filled(tree: DraftTree, rows: int) -> DraftTree:
-    """A tree of so many rows: the last ones are children of the root that nobody reads."""
-    missing = rows - len(tree.tokens)
-    if not missing:
-        return tree
-    return DraftTree(
-        tree.tokens + [tree.tokens[0]] * missing,
-        tree.parents + [0] * missing,
-        tree.depths + [1] * missing,
-        tree.probabilities + [0.0] * missing,
-    )
-
-
-def _result(plan: PassPlan, found: list[np.ndarray], drafts: bool, logits: bool, offsets: int) -> Pass:
-    """What a plan asked for, of the rows that its lane's part of the pass brought."""
-    decoded, guessed = len(plan.decoded), len(plan.sources) * offsets
-    return Pass(
-        found[-1][:decoded] if logits else None,
-        found[0][:decoded],
-        found[1][:decoded],
-        Guesses(found[2][:guessed], found[3][:guessed]) if drafts else None,
-        plan.sources,
-        offsets,
-    )

@@ -2,7 +2,8 @@
 decided tokens, and nothing is copied but the accepted rows of a tree.
 
 [2N, lanes, Hkv, S, Dh], head-major, in one piece of memory. S grows with the longest text, for
-attention looks at all S slots: the heads are then spread over more of the same memory. A pass over
+attention looks at all S slots: the heads are then spread over more of the same memory; and shrinks
+where the texts are much shorter. A pass over
 the first lanes sees the leading part of each slab, so any number of them decodes with one graph.
 """
 
@@ -63,10 +64,25 @@ class InPlaceCache:
             raise ValueError(f"{needed} slots exceed the {self._most} of the cache")
         grown = self._slots + max(STEP, self._slots // SHARE) if self._slots else 0
         slots = min(self._most, -(-max(needed, grown) // STEP) * STEP)
-        used = max(map(max, self._written))
+        self._lay_out(slots)
+
+    def shrink(self, tokens: int) -> None:
+        """Look at no more slots than a text of so many tokens needs, where that is less than half of
+        them. Longer texts are forgotten.
+        """
+        slots = -(-(tokens + 1) // STEP) * STEP
+        if 2 * slots >= self._slots:
+            return
+        self.lengths = [length if length <= slots else 0 for length in self.lengths]
+        self._lay_out(slots)
+        self._written = [[min(count, slots) for count in written] for written in self._written]
+
+    def _lay_out(self, slots: int) -> None:
+        """Give every head so many slots."""
+        used = min(max(map(max, self._written)), slots)
         if used:
             heads = self._slabs * self._lanes * self._heads
-            self.memory.spread(self._values, heads, self._slots, slots, used, self._head_dim)
+            self.memory.lay_out(self._values, heads, self._slots, slots, used, self._head_dim)
         self._slots = slots
         self._views.clear()
 

@@ -49,6 +49,9 @@ class KVCache(Protocol):
     def swap(self, lane: int, other: int) -> None:
         """Let two lanes change places."""
 
+    def shrink(self, tokens: int) -> None:
+        """See no more slots than a text of so many tokens needs; longer texts may be forgotten."""
+
     def clear(self) -> None:
         """Forget everything."""
 

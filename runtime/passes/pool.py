@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from firp.runtime.backends.interface import Backend, LoadedGraphs
 from firp.runtime.bundle.format import Bundle
 from firp.runtime.errors import FirpError
-from firp.runtime.passes.batch import Batch, BatchSize
+from firp.runtime.passes.batch import Batch
 from firp.runtime.passes.pass_plan import PREFILL_ROWS
+from firp.runtime.passes.pass_shape import BatchSize
 from firp.runtime.passes.request import Needs
 from firp.runtime.passes.session import Session
 

@@ -13,9 +13,10 @@ from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.format import Manifest
 from firp.runtime.bundle.limits import Limits
 from firp.runtime.errors import RequestTooLargeError
-from firp.runtime.passes.batch import Batch, BatchSize
+from firp.runtime.passes.batch import Batch
 from firp.runtime.passes.in_place_cache import most_slots
 from firp.runtime.passes.pass_plan import LEAST_PIECE, PREFILL_ROWS
+from firp.runtime.passes.pass_shape import BatchSize
 from firp.runtime.passes.request import Needs
 from firp.runtime.passes.session import Session
 from firp.runtime.scheduling.prefixes import Prefixes
@@ -100,6 +101,7 @@ class Lanes:
         if self._cache_bytes is not None and self._bytes(together) > self._cache_bytes:
             return None
         self._make_room(together)
+        self._fit(len(prompt))
         place = max(
             range(self.active, len(self._sessions)),
             key=lambda lane: self._sessions[lane].known_prefix(prompt),
@@ -175,6 +177,17 @@ class Lanes:
             self._swap(lane, self._decoding)
         self._swap(session.lane, self.active - 1)
         del self._needs[session]
+        if self._needs:
+            self._fit(0)
+
+    def _fit(self, tokens: int) -> None:
+        """Let passes see no more slots than the texts that run need, and one of so many tokens: after a
+        long text they would take as long as with it.
+        """
+        running = self._sessions[: self.active]
+        self._batch.kv.shrink(max([tokens, *(session.length for session in running)]))
+        for session in self._sessions[self.active :]:
+            session.rewind(min(session.length, len(session.tokens)))
 
     def _swap(self, lane: int, other: int) -> None:
         if lane == other:

@@ -1,7 +1,7 @@
 """What the engine does next: admit, decode together, compute a piece of a prompt.
 
 In: jobs. Out: their chunks, step by step. One thread owns it. Those that decode come first; the rest
-of a step goes to one piece of one prompt, so small that the others wait for no more than two plain
+of a step goes to one piece of one prompt, of a size that should take no longer than two plain
 steps. A step is a transaction: nothing of a request changes before its pass has returned, and what
 fails in one request ends that one alone.
 """
@@ -19,7 +19,7 @@ from firp.runtime.scheduling.job import Job
 from firp.runtime.scheduling.lanes import Lanes
 from firp.runtime.scheduling.policy import Policy, fitting
 
-PATIENCE = 2.0  # plain steps that those who decode wait for a piece of a prompt, at most
+PATIENCE = 2.0  # plain steps that a piece of a prompt should take at most, while others decode
 LEAST_PIECE = 8  # tokens of a prompt
 SMOOTHING = 0.2  # weight of the last time in an average
 

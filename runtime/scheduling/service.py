@@ -22,7 +22,8 @@ from firp.runtime.drafters.interface import Drafter
 from firp.runtime.loop.picker import Picker
 from firp.runtime.machine import available_bytes
 from firp.runtime.observer import NullObserver, Observer
-from firp.runtime.passes.batch import Batch, BatchSize
+from firp.runtime.passes.batch import Batch
+from firp.runtime.passes.pass_shape import BatchSize
 from firp.runtime.passes.request import Needs, Request
 from firp.runtime.scheduling.handle import Handle
 from firp.runtime.scheduling.job import Job

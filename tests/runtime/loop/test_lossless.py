@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support.decoding import all_tokens_in, steps_in
 
+from firp.runtime.drafters.firp import FirpDrafter
 from firp.runtime.drafters.guard import Guard
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
@@ -81,24 +82,27 @@ def test_drafts_that_come_and_go_give_the_tokens_of_plain_decoding(
     """A coin decides for the guard."""
     coin = np.random.default_rng(0)
     monkeypatch.setattr(Guard, "drafts", property(lambda guard: coin.random() < 0.6))
-    rows = []
+    monkeypatch.setattr(Engine, "tree", all_trees()[name])  # as if it had been tuned
+    plain_steps = drafted_steps = 0
     for index, prompt in enumerate(read_prompts(pytestconfig.rootpath / PROMPTS)[:3]):
         plain = plain_run(demo_engine, prompt.text, params)
-        request = demo_engine.request(prompt.text, params)
-        steps = list(demo_engine.steps(request, all_trees()[name], guarded=True))
-        tokens = [token for step in steps for token in step.tokens]
-        difference = first_difference(index, plain, tokens, params, "float32")
+        run = demo_engine.generate(prompt.text, params)
+        difference = first_difference(index, plain, run.token_ids, params, "float32")
         assert difference is None or difference.near_tie
-        rows += [step.rows for step in steps[1:]]
-    assert min(rows.count(1), len(rows) - rows.count(1)) > 10
+        drafted_steps += run.stats.drafted_steps
+        plain_steps += run.stats.steps - run.stats.drafted_steps
+    assert min(plain_steps, drafted_steps) > 10
 
 
 def test_only_the_engine_s_own_choice_is_guarded(demo_engine, monkeypatch):
     """A tree that is asked for drafts in every step, so that it can be measured."""
     monkeypatch.setattr(Guard, "drafts", False)
+    noted, observe = [], FirpDrafter.observe
+    monkeypatch.setattr(FirpDrafter, "observe", lambda *note: (noted.append(note), observe(*note)))
     params = SamplingParams(20, ignore_eos=True)
     own = demo_engine.generate("def add(a, b):", params)
     assert (own.stats.steps, own.stats.drafted_steps) == (19, 0)
+    assert len(noted) == 20  # plain passes too, and the prompt's
     given = demo_engine.generate("def add(a, b):", params, tree=demo_engine.tree)
     assert given.stats.drafted_steps > 0
     assert given.token_ids == own.token_ids

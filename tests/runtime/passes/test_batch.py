@@ -5,8 +5,9 @@ import pytest
 
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
-from firp.runtime.passes.batch import Batch, BatchSize
+from firp.runtime.passes.batch import Batch
 from firp.runtime.passes.pass_plan import PassPlan
+from firp.runtime.passes.pass_shape import BatchSize
 from firp.runtime.passes.session import Session, forward_together
 from firp.runtime.trees.tree import chain
 

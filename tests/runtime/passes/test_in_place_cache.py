@@ -166,3 +166,38 @@ def test_lanes_grow_together_and_change_places():
     grown.adopt(cache)
     np.testing.assert_array_equal(grown.slots[:, :3], cache.slots)
     assert grown.lengths == [164, 84, 4, 0]
+
+
+def test_a_cache_shrinks_to_short_texts_and_forgets_long_ones(cache):
+    write(cache, 8, 10)
+    cache.commit(0, [0, 1, 2, 3])
+    for _ in range(36):
+        write(cache, 8, 20)
+        cache.commit(0, [0, 1, 2, 3, 4, 5, 6, 7])
+    assert cache.view(ONE, 1).slots == 5 * STEP
+    cache.shrink(3 * STEP)  # more than half of it
+    assert cache.view(ONE, 1).slots == 5 * STEP
+    cache.rewind(0, 4)
+    cache.shrink(4)
+    assert cache.view(ONE, 1).slots == STEP
+    assert cache.lengths == [4]
+    write(cache, 2, 50)
+    cache.commit(0, [0, 1])
+    np.testing.assert_allclose(slots(cache, 6), expected(10, 10.01, 10.02, 10.03, 50, 50.01))
+    assert not slots(cache, STEP)[..., 6:].any()
+    write(cache, 8, 60)
+    cache.commit(0, range(8))
+    cache.reserve(ONE, 200)  # grows again, over what was there
+    assert not slots(cache, cache.view(ONE, 1).slots)[..., 14:].any()
+
+
+def test_texts_longer_than_what_is_left_are_forgotten():
+    size = CacheSize(LAYERS, 300, 8, HEADS, HEAD_DIM, np.dtype(np.float32), 2)
+    cache = InPlaceCache(HostMemory(), size)
+    cache.fill(np.random.default_rng(0), 200)
+    before = cache.slots[:, 0, :, :50].copy()
+    cache.rewind(0, 50)
+    cache.shrink(50)
+    assert cache.lengths == [50, 0]
+    assert cache.slots.shape[3] == STEP
+    np.testing.assert_array_equal(cache.slots[:, 0, :, :50], before)

@@ -151,8 +151,10 @@ def test_what_fails_in_one_request_ends_that_one_alone(load, monkeypatch):
 
 def test_a_thread_that_dies_leaves_nobody_waiting(load, monkeypatch):
     engine = load(max_batch=1)
-    monkeypatch.setattr(scheduler.Scheduler, "step", lambda self: 1 / 0)
+    submitted = threading.Event()
+    monkeypatch.setattr(scheduler.Scheduler, "step", lambda self: submitted.wait(30) / 0)
     handles = [engine.submit([5, 6]) for _ in range(2)]
+    submitted.set()
     for handle in handles:
         with pytest.raises(EngineClosedError, match="thread has died . got ZeroDivisionError"):
             handle.result(60)
@@ -240,3 +242,20 @@ def test_prompts_that_begin_alike_share_what_was_computed(load, prefix_bytes):
     assert (engine.stats().prefixes.tokens >= 128) == (prefix_bytes > 0)
     running.cancel()
     assert engine.stats().prefixes.bytes <= prefix_bytes
+
+
+def test_after_a_long_text_short_ones_cost_what_they_cost_before(load):
+    """The slots that passes look at follow the texts that run, while others run and when they have
+    ended.
+    """
+    engine = load(max_batch=2)
+    lanes = engine._service._lanes
+    short = SamplingParams(150, ignore_eos=True)
+    expected = alone(engine, [5, 6], short, None)
+    running = engine.submit([5, 6], short, plain=True)
+    assert engine.generate([7] * 200, SamplingParams(2, ignore_eos=True)).finish_reason == "length"
+    again = engine.generate([8, 9], SamplingParams(3, ignore_eos=True))
+    assert running.result(60).token_ids == expected
+    assert again.token_ids == alone(engine, [8, 9], SamplingParams(3, ignore_eos=True), None)
+    assert engine.generate([5, 6], SamplingParams(3, ignore_eos=True)).token_ids == expected[:3]
+    assert lanes._batch.kv.view(range(1), 1).slots == 64

@@ -8,12 +8,13 @@ import random
 import numpy as np
 import pytest
 
-from firp.runtime.drafters.guarded import GuardedDrafter
+from firp.runtime.drafters.guard import Guard
 from firp.runtime.drafters.interface import Proposal
-from firp.runtime.passes.pass_plan import Pass
+from firp.runtime.passes.pass_plan import Pass, PassPlan
 from firp.runtime.passes.request import Request
 from firp.runtime.passes.sequence import Sequence
 from firp.runtime.sampling import SamplingParams
+from firp.runtime.scheduling.policy import Policy
 from firp.runtime.trees.tree import chain, root_only
 
 PASS = Pass(None, np.zeros((1, 1), np.int64), np.zeros((1, 1), np.float32))
@@ -45,22 +46,40 @@ class Drafts:
         self.noted += 1
 
 
+class Job:
+    """A guarded request that decodes alone."""
+
+    drafts = True
+    trust = 1.0
+
+    def __init__(self, drafts, sequence):
+        self.guard = Guard()
+        self.decoding = self
+        self._drafts, self._sequence = drafts, sequence
+
+    def propose(self):
+        return PassPlan(*self._drafts.propose(self._sequence, None, 8))
+
+    def plain(self):
+        return PassPlan(root_only(self._sequence.root))
+
+
 class World:
-    """Steps of a guarded drafter at these costs. plain_ms and drafted_ms: functions of the tokens so
+    """Steps of a guarded request at these costs. plain_ms and drafted_ms: functions of the tokens so
     far; accept: how many drafts of a step are accepted.
     """
 
     def __init__(self, drafts, accept, drafted_ms, plain_ms=lambda tokens: 10.0):
         self.now = 0.0
         self.drafts = drafts
-        self.guarded = GuardedDrafter(drafts, lambda: self.now)
         self.accept = accept
         self.costs = drafted_ms, plain_ms
         self.sequence = Sequence(Request((5,), SamplingParams(10**6), frozenset(), 10**6), 10**6)
+        self.job, self.policy = Job(drafts, self.sequence), Policy(None)
         self.spent = 0.0  # seconds of steps
         self.kinds = []  # of steps: rows and sources
         self.emitted = []  # by steps that verified drafts
-        self.guarded.observe([0], PASS)  # the prompt's
+        drafts.observe([0], PASS)  # the prompt's
 
     @property
     def tokens(self):
@@ -68,7 +87,7 @@ class World:
 
     def step(self):
         began = self.now
-        proposal = self.guarded.propose(self.sequence, None, 8)
+        (proposal,) = self.policy.plans([self.job])
         rows = len(proposal.tree.tokens)
         drafted_ms, plain_ms = (cost(self.tokens) for cost in self.costs)
         if rows > 1:
@@ -77,7 +96,8 @@ class World:
             self.now += ((drafted_ms + plain_ms) / 2 if proposal.sources else plain_ms) / 1e3
         accepted = list(range(1 + (self.accept() if rows > 1 else 0)))
         self.drafts.known = bool(proposal.sources)
-        self.guarded.observe(accepted, PASS)
+        self.drafts.observe(accepted, PASS)
+        self.policy.observe([self.job], [proposal], [len(accepted)], 0.0, (self.now - began) * 1e3)
         self.spent += self.now - began
         self.sequence.extend([6] * len(accepted))
         self.kinds.append((rows, bool(proposal.sources)))
@@ -125,7 +145,7 @@ def test_drafts_never_cost_much(fused):
 @pytest.mark.parametrize("cost", [*COSTS, 8.0])
 def test_even_drafts_that_win_until_they_are_trusted_never_cost_much(cost):
     world = World(Drafts(), None, lambda tokens: 10 * cost)
-    guard = world.guarded._guard
+    guard = world.job.guard
     world.accept = lambda: 4 if guard._lost else 0
     assert world.run(TOKENS).rate >= 0.98 * 100
 
@@ -170,7 +190,7 @@ def test_a_plain_step_has_no_scaffolding():
     off = world.kinds[20:40]
     assert (1, False) in off
     proposed = world.drafts.proposed
-    while world.guarded._guard.drafts:
+    while world.job.guard.drafts:
         world.step()
     proposed = world.drafts.proposed
     world.step()
