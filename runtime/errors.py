@@ -82,16 +82,19 @@ class RequestTooLargeError(FirpError):
 
 
 @contextmanager
-def foreign_errors(make: Callable[[str], FirpError]) -> Iterator[None]:
-    """Turn what ONNX Runtime, onnx_ir, safetensors and tokenizers raise into one error, made of its
+def foreign_errors(
+    make: Callable[[str], FirpError], words: Callable[[BaseException], str] | None = None
+) -> Iterator[None]:
+    """Turn what ONNX Runtime, safetensors, tokenizers and llguidance raise into one error, made of its
     reason: their exceptions share no base class, and a panic of Rust code is not even an Exception.
+    words: what makes the reason of an error; None: its first line.
     """
     try:
         yield
     except (FirpError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        raise make(reason(error)) from error
+        raise make((words or reason)(error)) from error
 
 
 def reason(error: BaseException) -> str:

@@ -6,11 +6,12 @@ llguidance says comes as a state of its matcher, never as an exception; its pani
 
 import functools
 import json
+from contextlib import AbstractContextManager
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from firp.runtime.errors import FirpError
+from firp.runtime.errors import FirpError, foreign_errors
 from firp.runtime.extras import require
 from firp.runtime.grammar.walk import Grammar, told
 from firp.runtime.structured import StructuredOutput
@@ -34,10 +35,8 @@ class GrammarCompiler:
         ends = [token for token in (*sorted(eos_token_ids), *special) if token < min(size, vocab_size)]
         if not ends:
             raise FirpError("structured output needs an end-of-sequence token", got="a tokenizer without one")
-        self._tokenizer = _guarded(
-            "the grammar library cannot use this tokenizer",
-            lambda: _library().LLTokenizer(tokenizer.to_str(), max(vocab_size, size), ends[:1]),
-        )
+        with _told_errors("the grammar library cannot use this tokenizer"):
+            self._tokenizer = _library().LLTokenizer(tokenizer.to_str(), max(vocab_size, size), ends[:1])
         self.compile = functools.lru_cache(KEPT_GRAMMARS)(self._compile)
 
     def _compile(self, structured: StructuredOutput) -> Grammar:
@@ -45,11 +44,10 @@ class GrammarCompiler:
         it.
         """
         what = f"the grammar of {structured.kind} does not compile"
-        matcher = _guarded(
-            what, lambda: _library().LLMatcher(self._tokenizer, source(structured), log_level=0)
-        )
-        if not matcher.is_error():  # what is wrong with some is seen with the first mask alone
-            _guarded(what, matcher.compute_bitmask)
+        with _told_errors(what):
+            matcher = _library().LLMatcher(self._tokenizer, source(structured), log_level=0)
+            if not matcher.is_error():  # what is wrong with some is seen with the first mask alone
+                matcher.compute_bitmask()
         if matcher.is_error():
             raise FirpError(what, got=told(matcher.get_error()))
         return Grammar(matcher, self._tokenizer, self._vocab_size)
@@ -79,11 +77,6 @@ def _library() -> Any:
     return llguidance
 
 
-def _guarded(what: str, call: Any) -> Any:
-    """Call into the library; whatever it raises, a panic in its Rust code too, is one FirpError."""
-    try:
-        return call()
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:
-        raise FirpError(what, got=told(str(error))) from error
+def _told_errors(what: str) -> AbstractContextManager[None]:
+    """Turn what the library raises into one FirpError that says where it failed."""
+    return foreign_errors(lambda got: FirpError(what, got=got), lambda error: told(str(error)))

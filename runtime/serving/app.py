@@ -30,7 +30,7 @@ from firp.runtime.serving.api.streams import events
 from firp.runtime.serving.errors import ApiError, field_error
 from firp.runtime.serving.gate import Gate, GateMiddleware
 from firp.runtime.serving.metrics import Metrics
-from firp.runtime.serving.service import Service
+from firp.runtime.serving.served_engine import ServedEngine
 from firp.runtime.serving.settings import ServerSettings
 
 VERSION = importlib.metadata.version("firp")
@@ -52,7 +52,7 @@ def build_app(
     metrics.watch(engine.stats)
     app = FastAPI(title="firp", version=VERSION, docs_url=None, redoc_url=None)
     app.state.gate = Gate(settings, metrics.answered)
-    app.state.service = Service(engine, settings)
+    app.state.service = ServedEngine(engine, settings)
     app.add_middleware(GateMiddleware, gate=app.state.gate)
     _add_errors(app)
     _add_completions(app, app.state.service)
@@ -83,7 +83,7 @@ def _add_errors(app: FastAPI) -> None:
         return answer(ApiError(500, "The server had an error.", code="internal_error"))
 
 
-def _add_completions(app: FastAPI, service: Service) -> None:
+def _add_completions(app: FastAPI, service: ServedEngine) -> None:
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, http: Request) -> Response:
         return await _complete(service, body, http, _CHAT)
@@ -96,7 +96,7 @@ def _add_completions(app: FastAPI, service: Service) -> None:
 class _Kind(NamedTuple):
     """What differs between the two kinds of completion."""
 
-    read: Callable[[Any, Service], Asked]
+    read: Callable[[Any, ServedEngine], Asked]
     answer: type[ChatAnswer] | type[CompletionAnswer]
     prefix: str  # of an answer's id
     name: str
@@ -107,7 +107,7 @@ _CHAT = _Kind(read_chat, ChatAnswer, "chatcmpl", "chat.completion", "messages")
 _TEXT = _Kind(read_completion, CompletionAnswer, "cmpl", "text_completion", "prompt")
 
 
-async def _complete(service: Service, body: Common, http: Request, kind: _Kind) -> Response:
+async def _complete(service: ServedEngine, body: Common, http: Request, kind: _Kind) -> Response:
     model = service.check_model(body.model)
     asked = await run_in_threadpool(kind.read, body, service)
     answer_id = f"{kind.prefix}-{uuid.uuid4().hex}"
@@ -137,7 +137,7 @@ class _EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-def _add_models(app: FastAPI, service: Service) -> None:
+def _add_models(app: FastAPI, service: ServedEngine) -> None:
     def model(name: str) -> dict[str, Any]:
         length = service.engine.context
         about = {"id": name, "object": "model", "created": service.created, "owned_by": "firp"}
@@ -152,7 +152,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
         return model(service.check_model(name))
 
 
-def _add_health(app: FastAPI, service: Service, gate: Gate, metrics: Metrics) -> None:
+def _add_health(app: FastAPI, service: ServedEngine, gate: Gate, metrics: Metrics) -> None:
     @app.get("/healthz")
     async def health() -> Response:
         status = "draining" if gate.draining else "ok" if service.engine.healthy else "engine dead"

@@ -18,14 +18,19 @@ from firp.runtime.serving.api.reading import Asked
 from firp.runtime.serving.api.streams import merged
 from firp.runtime.serving.api.whole import results
 from firp.runtime.serving.errors import ended_error
-from firp.runtime.serving.service import Service
+from firp.runtime.serving.served_engine import ServedEngine
 
 
 class ChatAnswer:
     """One answer to a request, with the handles of its samples."""
 
     def __init__(
-        self, service: Service, request: ChatRequest, asked: Asked, handles: Sequence[Handle], head: Envelope
+        self,
+        service: ServedEngine,
+        request: ChatRequest,
+        asked: Asked,
+        handles: Sequence[Handle],
+        head: Envelope,
     ):
         self._service = service
         self._request = request

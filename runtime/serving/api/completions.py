@@ -17,7 +17,7 @@ from firp.runtime.serving.api.reading import Asked
 from firp.runtime.serving.api.streams import merged
 from firp.runtime.serving.api.whole import results
 from firp.runtime.serving.errors import ended_error
-from firp.runtime.serving.service import Service
+from firp.runtime.serving.served_engine import ServedEngine
 
 
 class CompletionAnswer:
@@ -25,7 +25,7 @@ class CompletionAnswer:
 
     def __init__(
         self,
-        service: Service,
+        service: ServedEngine,
         request: CompletionRequest,
         asked: Asked,
         handles: Sequence[Handle],

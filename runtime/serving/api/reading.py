@@ -24,7 +24,7 @@ from firp.runtime.serving.api.fields import (
     Structure,
 )
 from firp.runtime.serving.errors import ApiError, engine_error
-from firp.runtime.serving.service import Service
+from firp.runtime.serving.served_engine import ServedEngine
 from firp.runtime.structured import StructuredOutput
 
 _MESSAGE_FIELDS = frozenset(
@@ -45,7 +45,7 @@ class Asked(NamedTuple):
     functions: tuple[str, ...] = ()  # that may be called
 
 
-def read_chat(request: ChatRequest, service: Service) -> Asked:
+def read_chat(request: ChatRequest, service: ServedEngine) -> Asked:
     """A conversation. Raises ApiError."""
     choice = request.tool_choice or "auto"
     tools = [] if choice == "none" else request.tools
@@ -64,7 +64,7 @@ def read_chat(request: ChatRequest, service: Service) -> Asked:
     return Asked([prompt], [params], family, tuple(tool.function.name for tool in tools))
 
 
-def read_completion(request: CompletionRequest, service: Service) -> Asked:
+def read_completion(request: CompletionRequest, service: ServedEngine) -> Asked:
     """Texts to continue. Raises ApiError."""
     if request.logprobs is not None and service.tokens is None:
         raise ApiError(400, "The model has no tokenizer: leave out logprobs.", "logprobs", "invalid_value")
@@ -82,7 +82,7 @@ def read_completion(request: CompletionRequest, service: Service) -> Asked:
     return Asked(prompts, params)
 
 
-def _tokens(prompt: str | list[int], service: Service) -> list[int]:
+def _tokens(prompt: str | list[int], service: ServedEngine) -> list[int]:
     if not isinstance(prompt, str):
         return prompt
     if service.engine.tokenizer is None:
@@ -114,7 +114,9 @@ def _sampling(request: Common, most: int, **more: Any) -> SamplingParams:
         raise engine_error(error) from error
 
 
-def _structured(request: ChatRequest, family: ToolFamily | None, service: Service) -> StructuredOutput | None:
+def _structured(
+    request: ChatRequest, family: ToolFamily | None, service: ServedEngine
+) -> StructuredOutput | None:
     """The grammar of an answer: of the format that is asked for, or of calls that are forced. Where
     tools may be called and a format is asked for, either is right.
     """
@@ -172,7 +174,9 @@ def _made(param: str, **kinds: Any) -> StructuredOutput:
         raise ApiError(400, str(error), param, "invalid_value") from error
 
 
-def _chat_prompt(request: ChatRequest, tools: Sequence[Mapping[str, Any]], service: Service) -> list[int]:
+def _chat_prompt(
+    request: ChatRequest, tools: Sequence[Mapping[str, Any]], service: ServedEngine
+) -> list[int]:
     """Token ids of the messages, by the model's own template."""
     try:
         encoder = service.engine.chat_encoder

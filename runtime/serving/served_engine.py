@@ -23,7 +23,7 @@ from firp.runtime.serving.errors import ApiError, context_error, engine_error
 from firp.runtime.serving.settings import ServerSettings
 
 
-class Service:
+class ServedEngine:
     """One engine behind its names. `created`: when its bundle was written, in seconds of Unix time."""
 
     def __init__(self, engine: Engine, settings: ServerSettings):
