@@ -56,6 +56,8 @@ class TorchWeights:
         ]
         found = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
         order = weight.layout.order
+        if weight.layout.alternating:
+            return found.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
         if order is None:
             return found
         blocks = found.unflatten(-1, (len(order), -1))
@@ -166,6 +168,10 @@ def _attention(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale:
     return F.scaled_dot_product_attention(query, keys, values, bias, scale=scale, enable_gqa=grouped)
 
 
+def _minimum(value: Tensor, other: Tensor | float) -> Tensor:
+    return torch.minimum(value, other) if isinstance(other, Tensor) else value.clamp(max=other)
+
+
 _OPERATORS: dict[str, Callable] = {
     "Add": torch.add,
     "Attention": _attention,
@@ -174,7 +180,7 @@ _OPERATORS: dict[str, Callable] = {
     "Concat": _concat,
     "Div": lambda a, b: a / b if isinstance(b, Tensor) else torch.div(a, b, rounding_mode="floor"),
     "Exp": torch.exp,
-    "Expand": lambda value, shape: value.expand(*shape[:-1], value.shape[-1]),
+    "Expand": lambda value, shape: value.expand(torch.broadcast_shapes(value.shape, shape)),
     "Gather": lambda table, ids: table[ids],
     "GatherElements": lambda value, places, axis: value.gather(axis, places),
     "Gelu": lambda value, approximate: F.gelu(value, approximate=approximate),
@@ -182,7 +188,7 @@ _OPERATORS: dict[str, Callable] = {
     "LayerNormalization": _layer_norm,
     "Log": torch.log,
     "MatMul": torch.matmul,
-    "Min": torch.minimum,
+    "Min": _minimum,
     "Mul": torch.mul,
     "RMSNormalization": _rms_norm,
     "Range": torch.arange,

@@ -19,6 +19,7 @@ EXAMPLES = {
     "ernie4_5_moe": "ERNIE 4.5 with experts, for text alone",
     "qwen2_moe": "Qwen 1.5 and 2 MoE",
     "qwen3_moe": "Qwen 3 MoE, 30B-A3B",
+    "gpt_oss": "gpt-oss 20b, 120b",
     "apertus": "Apertus",
     "ministral3": "Ministral 3, for text alone",
     "cwm": "Code World Model",

@@ -7,7 +7,7 @@ from typing import Any
 
 from firp.export.families.names import LLAMA
 from firp.export.families.recipe import POST_NORM, Family, model
-from firp.runtime.bundle.model_config import ExpertsConfig, ModelConfig
+from firp.runtime.bundle.model_config import ClampedConfig, ExpertsConfig, ModelConfig
 
 _EXPERTS = LLAMA.but(
     router="mlp.gate",
@@ -27,6 +27,14 @@ _MIXTRAL = _EXPERTS.but(
     selection_bias="block_sparse_moe.e_score_correction_bias | bare",
     expert_gate_up_proj="block_sparse_moe.experts.{e}.w1 & block_sparse_moe.experts.{e}.w3",
     expert_down_proj="block_sparse_moe.experts.{e}.w2",
+)
+
+
+_GPT_OSS = _EXPERTS.but(
+    sinks="self_attn.sinks | bare",
+    router="mlp.router",
+    expert_gate_up_proj="mlp.experts.gate_up_proj[{e}] | alternating columns",
+    expert_down_proj="mlp.experts.down_proj[{e}] | transposed",
 )
 
 
@@ -94,6 +102,11 @@ def _minimax(c: Any) -> ModelConfig:
     return model(c, experts=experts, qk_norm="all")
 
 
+def _gpt_oss(c: Any) -> ModelConfig:
+    clamped = ClampedConfig(c.swiglu_limit, c.swiglu_alpha)
+    return model(c, experts=_experts(c, c.intermediate_size), sinks=True, clamped=clamped)
+
+
 EXPERTS: dict[str, Family] = {
     "mixtral": Family(
         lambda c: model(c, experts=_experts(c, c.intermediate_size)), _MIXTRAL, quantizes=False
@@ -113,6 +126,7 @@ EXPERTS: dict[str, Family] = {
     "glm4_moe": Family(
         lambda c: _grouped(c, qk_norm="head" if c.use_qk_norm else ""), _BIASED, quantizes=False
     ),
+    "gpt_oss": Family(_gpt_oss, _GPT_OSS, quantizes=False),
     "ernie4_5_moe": Family(
         _ernie,
         _BIASED.but(selection_bias="mlp.moe_statics.e_score_correction_bias | bare"),

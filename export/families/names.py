@@ -20,6 +20,7 @@ class Layout(NamedTuple):
     plus_one: bool = False  # the file has the weight less 1
     ones: bool = False  # the file has nothing: the weight is 1
     skipped: int = 0  # rows of the file before the first
+    alternating: bool = False  # rows of the file are ours of the first half and of the second by turns
 
 
 PLAIN = Layout()
@@ -53,6 +54,7 @@ _LAYOUTS = {  # operations
     "ones": Layout(ones=True),
     "skip2": Layout(skipped=2),
     "bare": PLAIN,  # tensors that are no ".weight"
+    "alternating columns": Layout(transposed=True, alternating=True),
 }
 
 
@@ -63,7 +65,8 @@ _NORMS = (
 
 class Names:
     """The name map of a family: our modules, a layer's without its number -> "tensor", "first & second"
-    of tensors that are joined, or "tensor | operation". `{i}` stands for the layer, `{h}` for each head;
+    of tensors that are joined, or "tensor | operation". `{i}` stands for the layer, `{h}` for each head,
+    `{e}` for the expert; "tensor[{e}]" is that expert's part of a tensor that all have in common.
     `layer` is what stands before the names of a layer.
     """
 
@@ -104,7 +107,10 @@ class Names:
         sources = []
         for name in names.split(" & "):
             copies = range(heads[module]) if "{h}" in name else (0,)
-            sources += [f"{before}{name.format(h=head, e=expert)}{end}" for head in copies]
+            name, _, part = name.partition("[")
+            if part:
+                part, end = f"[{part}", "_bias" if kind == "bias" else ""
+            sources += [f"{before}{name}{end}{part}".format(h=head, e=expert) for head in copies]
         return Place(tuple(sources), layout)
 
 

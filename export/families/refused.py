@@ -36,7 +36,6 @@ REFUSED: dict[str, str] = {
     ),
     **dict.fromkeys(("t5", "bart", "mbart", "bert", "whisper", "pegasus", "marian"), _ENCODER),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "minicpm3"), "latent attention"),
-    "gpt_oss": "attention sinks",
     "gemma4_text": "layers of different head sizes",
     "gemma3n_text": "embeddings of each layer",
     "bitnet": "ternary weights",

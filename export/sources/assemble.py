@@ -37,6 +37,7 @@ def assemble(
     """A checkpoint whose every tensor is there, has its shape and is used. Raises CheckpointError."""
     names = architecture.names
     tensors = _with_prefix(tensors, names, architecture.config)
+    tensors = _experts_apart(tensors, names, architecture.config)
     config = dataclasses.replace(architecture.config, biases=_biases(tensors, names, architecture.config))
     weights = tuple(
         Weight(name, shape, *names.place(name, config)) for name, shape in weight_shapes(config).items()
@@ -72,6 +73,26 @@ def _with_prefix(
                 if name.startswith(before)
             }
     return tensors
+
+
+def _experts_apart(
+    tensors: dict[str, TensorRecord], names: Names, config: ModelConfig
+) -> dict[str, TensorRecord]:
+    """Tensors that all experts of a layer have in common, as one of each expert: "name[3]"."""
+    found = dict(tensors)
+    count = config.experts.count if config.experts else 0
+    for weight in (name for name in weight_shapes(config) if ".experts.0." in name):
+        for kind in (weight, weight.replace(".weight", ".bias")):
+            for source in names.place(kind, config).sources:
+                name, stacked, _ = source.partition("[")
+                if not stacked or name not in found:
+                    continue
+                record = found.pop(name)
+                if not record.shape or not record.shape[0] or record.shape[0] % count:
+                    expected = f"something of each of {count} experts"
+                    raise CheckpointError(f"wrong shape of {name}", got=record.shape, expected=expected)
+                found |= {f"{name}[{index}]": part for index, part in enumerate(record.apart(count))}
+    return found
 
 
 def _biases(tensors: dict[str, TensorRecord], names: Names, config: ModelConfig) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from firp.export.sources.architecture import architecture
 from firp.export.sources.assemble import assemble
 from firp.export.sources.checkpoint import COMPANIONS, Checkpoint
 from firp.export.sources.safetensors_file import read_checkpoint_tensors, read_json
+from firp.export.sources.small_floats import check_method, scaled_tensors
 from firp.runtime.bundle.format import eos_token_ids
 from firp.runtime.errors import BundleError, CheckpointError
 
@@ -23,8 +24,13 @@ def read_model_directory(path: Path) -> Checkpoint:
     Raises CheckpointError, one message for each way it can be wrong.
     """
     raw = _read_config(path)
+    quantization = raw.pop("quantization_config", None)
+    if quantization:
+        check_method(quantization)
     found = architecture(raw, str(path / "config.json"))
-    tensors = read_checkpoint_tensors(path)
+    tensors = read_checkpoint_tensors(path, small_floats=bool(quantization))
+    if quantization:
+        tensors = scaled_tensors(tensors, quantization)
     if found.config.num_hidden_layers > len(tensors):
         raise CheckpointError(
             f"tensors missing in '{path}'",
@@ -45,15 +51,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     raw = read_json(file)
     if not isinstance(raw, dict):
         raise CheckpointError("not a model configuration", got=f"'{file}'", expected="a JSON object")
-    if quantization := raw.get("quantization_config"):
-        raise CheckpointError(
-            "quantized checkpoint",
-            got=quantization.get("quant_method")
-            if isinstance(quantization, dict)
-            else f"{quantization!r:.60}",
-            expected="float32, float16 or bfloat16 weights",
-            fix="export the original checkpoint",
-        )
     return raw
 
 

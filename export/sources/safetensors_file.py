@@ -14,10 +14,12 @@ from firp.export.sources.tensor_record import TensorRecord
 from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
 from firp.runtime.errors import CheckpointError
 
+_SMALL = {"F8_E4M3": ("float8", 1), "U8": ("uint8", 1)}  # of matrices that have scales beside them
 
-def read_checkpoint_tensors(path: Path) -> dict[str, TensorRecord]:
-    """Tensors of a model folder by name. Raises CheckpointError when a file is missing or
-    damaged.
+
+def read_checkpoint_tensors(path: Path, small_floats: bool = False) -> dict[str, TensorRecord]:
+    """Tensors of a model folder by name. small_floats: types of these and their scales are taken too.
+    Raises CheckpointError when a file is missing or damaged.
     """
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
     if not index.is_file():
@@ -31,7 +33,7 @@ def read_checkpoint_tensors(path: Path) -> dict[str, TensorRecord]:
                 expected="model.safetensors",
                 fix="save the model with save_pretrained (transformers 5 writes safetensors)",
             )
-        return read_safetensors(single)
+        return read_safetensors(single, small_floats=small_floats)
     data = read_json(index)
     weight_map = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(map(_is_file_name, weight_map.values())):
@@ -46,7 +48,7 @@ def read_checkpoint_tensors(path: Path) -> dict[str, TensorRecord]:
             raise CheckpointError(
                 "missing shard", got=f"no '{path / shard}'", fix="download the checkpoint again"
             )
-        found = read_safetensors(path / shard)
+        found = read_safetensors(path / shard, small_floats=small_floats)
         listed = {name for name, file in weight_map.items() if file == shard}
         if found.keys() != listed:
             wrong = sorted(found.keys() ^ listed)
@@ -69,11 +71,14 @@ def _is_file_name(value: Any) -> bool:
     return isinstance(value, str) and value == Path(value).name and value not in ("", ".", "..")
 
 
-def read_safetensors(file: Path, dtypes: tuple[str, ...] = MODEL_DTYPES) -> dict[str, TensorRecord]:
+def read_safetensors(
+    file: Path, dtypes: tuple[str, ...] = MODEL_DTYPES, small_floats: bool = False
+) -> dict[str, TensorRecord]:
     """The tensor table of one safetensors file (format: 8-byte header length, JSON header, data),
-    checked against its size. dtypes: that tensors may have.
+    checked against its size. dtypes, small_floats: what tensors may be.
     """
-    known = {DTYPES[name].safetensors: DTYPES[name] for name in dtypes}
+    known = {DTYPES[name].safetensors: (name, DTYPES[name].itemsize) for name in dtypes}
+    known |= _SMALL if small_floats else {}
     size = file.stat().st_size
     fix = "download the file again"
     with file.open("rb") as stream:
@@ -99,7 +104,8 @@ def read_safetensors(file: Path, dtypes: tuple[str, ...] = MODEL_DTYPES) -> dict
     for name, (dtype, shape, begin, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if dtype not in known:
             raise CheckpointError(f"unsupported dtype of {name}", got=dtype, expected=" or ".join(known))
-        nbytes = math.prod(shape) * known[dtype].itemsize
+        kind, itemsize = known[dtype]
+        nbytes = math.prod(shape) * itemsize
         if begin != reached or stop - begin != nbytes:  # the format allows no holes and no overlaps
             raise CheckpointError(
                 f"bad place of {name} in '{file}'",
@@ -107,7 +113,7 @@ def read_safetensors(file: Path, dtypes: tuple[str, ...] = MODEL_DTYPES) -> dict
                 expected=f"{reached} to {reached + nbytes}",
                 fix=fix,
             )
-        tensors[name] = TensorRecord(file, known[dtype].name, shape, start + begin, nbytes)
+        tensors[name] = TensorRecord(file, kind, shape, start + begin, nbytes)
         reached = stop
     if size != start + reached:
         raise CheckpointError(

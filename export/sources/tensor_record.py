@@ -4,6 +4,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 
+class Scaling(NamedTuple):
+    """How small floats of a matrix become values: each times the scale of the block that it lies in."""
+
+    codes: str  # "float8" (E4M3), a byte each; "float4" (E2M1), two a byte, the lower bits first
+    scales: "TensorRecord"  # [rows / block, columns / block], rounded up; uint8: powers of two, less 127
+    block: tuple[int, int]  # rows and columns of the matrix as it lies in the file
+    first: int = 0  # row of the scaled matrix at which this part of it begins
+    transposed: bool = False  # the file's rows are the tensor's columns
+
+
 class TensorRecord(NamedTuple):
     """The place of one tensor in a file. `offset` counts bytes from the beginning of the file."""
 
@@ -16,8 +26,40 @@ class TensorRecord(NamedTuple):
     blocks: str | None = None
     # of a GGUF file, whose rows stand in pairs that rotary embedding turns: heads that the rows are of
     paired_heads: int | None = None
+    scaling: Scaling | None = None  # of small floats that lie beside their scales
 
     @property
     def storage(self) -> str:
         """What the file holds: a type of values, or of blocks."""
-        return self.blocks or self.dtype
+        return self.scaling.codes if self.scaling else self.blocks or self.dtype
+
+    def rows(self, start: int, stop: int) -> "TensorRecord":
+        """Some rows of a tensor, which must not be of heads whose rows are in pairs."""
+        row = self.nbytes // self.shape[0]
+        part = self._replace(
+            shape=(stop - start, *self.shape[1:]),
+            offset=self.offset + start * row,
+            nbytes=(stop - start) * row,
+        )
+        if self.scaling is None:
+            return part
+        return part._replace(scaling=self.scaling._replace(first=self.scaling.first + start))
+
+    def apart(self, count: int) -> "list[TensorRecord]":
+        """The tensors that are stacked in this one along its first axis, or joined along it."""
+        rows = self.shape[0] // count
+        parts = [self.rows(index * rows, (index + 1) * rows) for index in range(count)]
+        if rows == 1:
+            parts = [part._replace(shape=self.shape[1:]) for part in parts]
+        if self.scaling is None or len(self.scaling.scales.shape) < 3:
+            return parts
+        scales = self.scaling.scales.apart(count)
+        return [
+            part._replace(scaling=self.scaling._replace(scales=each))
+            for part, each in zip(parts, scales, strict=True)
+        ]
+
+    @property
+    def file_columns(self) -> int:
+        """Values of a row of a matrix as it lies in the file."""
+        return self.shape[-2] if self.scaling and self.scaling.transposed else self.shape[-1]

@@ -18,6 +18,7 @@ from firp.export.families.names import Layout
 from firp.export.sources.checkpoint import Weight
 from firp.export.sources.gguf.blocks import block_sizes, dequantize
 from firp.export.sources.tensor_record import TensorRecord
+from firp.export.weights.small_floats import decoded_floats, powers_of_two
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.errors import CheckpointError
 
@@ -60,9 +61,11 @@ def weight_chunks(weight: Weight, tensors: dict[str, TensorRecord]) -> Iterator[
         yield np.ones(weight.shape, np.float32).reshape(-1)
     for source in weight.sources:
         record = tensors[source]
-        if layout.transposed:
+        if layout.transposed or layout.alternating:
             whole = np.concatenate(list(read_chunks(source, record))).reshape(record.shape)
-            yield np.ascontiguousarray(whole.T).reshape(-1)
+            whole = whole.T if layout.transposed else whole
+            halves = [whole[::2], whole[1::2]] if layout.alternating else [whole]
+            yield np.concatenate(halves).reshape(-1)
             continue
         for rows in _rows_in_order(record, layout):
             for chunk in read_chunks(source, rows):
@@ -72,19 +75,12 @@ def weight_chunks(weight: Weight, tensors: dict[str, TensorRecord]) -> Iterator[
 def _rows_in_order(record: TensorRecord, layout: Layout) -> Iterator[TensorRecord]:
     """Runs of a tensor's rows in the order of the weight."""
     if layout.skipped:
-        yield _rows(record, layout.skipped, record.shape[0])
+        yield record.rows(layout.skipped, record.shape[0])
     elif layout.order:
         size = record.shape[0] // len(layout.order)
-        yield from (_rows(record, block * size, (block + 1) * size) for block in layout.order)
+        yield from (record.rows(block * size, (block + 1) * size) for block in layout.order)
     else:
         yield record
-
-
-def _rows(record: TensorRecord, start: int, stop: int) -> TensorRecord:
-    """Rows of a tensor, which must not be of heads whose rows are in pairs."""
-    row = record.nbytes // record.shape[0]
-    shape = (stop - start, *record.shape[1:])
-    return record._replace(shape=shape, offset=record.offset + start * row, nbytes=(stop - start) * row)
 
 
 def to_sources(weight: Weight, values: np.ndarray, tensors: dict[str, TensorRecord]) -> list[np.ndarray]:
@@ -95,6 +91,8 @@ def to_sources(weight: Weight, values: np.ndarray, tensors: dict[str, TensorReco
     if layout.order:
         blocks = values.reshape(len(layout.order), -1, *values.shape[1:])
         values = blocks[np.argsort(layout.order)].reshape(values.shape)
+    if layout.alternating:
+        values = np.stack(np.split(values, 2), 1).reshape(values.shape)
     if layout.transposed:
         values = values.T
     ends = np.cumsum([tensors[source].shape[0] for source in weight.sources])[:-1]
@@ -126,9 +124,12 @@ def read_array(weight: Weight, tensors: dict[str, TensorRecord]) -> np.ndarray:
 
 
 def first_values(name: str, record: TensorRecord, count: int) -> np.ndarray:
-    """The first values of a tensor, `count` or all that there are, in its own dtype. Raises
-    CheckpointError for a value that is not finite.
+    """The first values of a tensor, `count` or all that there are, in its own dtype; of one that lies
+    transposed, the first of the file. Raises CheckpointError for a value that is not finite.
     """
+    if record.scaling:
+        shape = record.shape[::-1] if record.scaling.transposed else record.shape
+        record = record._replace(shape=shape, scaling=record.scaling._replace(transposed=False))
     step = -(-count * record.nbytes // max(1, math.prod(record.shape)))
     return next(_read(name, record, step), np.empty(0, numpy_dtype(record.dtype)))[:count]
 
@@ -143,7 +144,7 @@ def _read(name: str, record: TensorRecord, step: int) -> Iterator[np.ndarray]:
             content = np.empty(min(step, record.nbytes - start), np.uint8)
             if file.readinto(memoryview(content)) != content.nbytes:
                 raise CheckpointError("truncated weight file", got=f"'{record.file}' ends inside {name}")
-            chunk = _decode(content, record)
+            chunk = _scaled(content, record, start) if record.scaling else _decode(content, record)
             if not _finite(chunk, record.dtype):
                 raise CheckpointError(
                     f"{name} holds NaN or infinity", got=f"'{record.file}'", fix="use an undamaged checkpoint"
@@ -153,6 +154,8 @@ def _read(name: str, record: TensorRecord, step: int) -> Iterator[np.ndarray]:
 
 def _unit_bytes(record: TensorRecord) -> int:
     """Bytes of the smallest piece of a tensor that can be decoded alone."""
+    if record.scaling:
+        return record.nbytes if record.scaling.transposed else record.nbytes // record.shape[0]
     if record.paired_heads:
         return record.nbytes // record.paired_heads
     return block_sizes(record.blocks).nbytes if record.blocks else numpy_dtype(record.dtype).itemsize
@@ -166,6 +169,22 @@ def _decode(content: np.ndarray, record: TensorRecord) -> np.ndarray:
         width = math.prod(record.shape[1:])
         values = values.reshape(-1, rows // 2, 2, width).swapaxes(1, 2).reshape(-1)
     return values
+
+
+def _scaled(content: np.ndarray, record: TensorRecord, start: int) -> np.ndarray:
+    """Values of whole rows of small floats that begin at byte `start` of the matrix."""
+    codes, scales, (height, width), first, transposed = record.scaling
+    columns = record.file_columns
+    values = decoded_floats(content, codes).reshape(-1, columns)
+    rows = np.arange(len(values)) + first + start // (content.nbytes // len(values))
+    blocks = rows // height
+    used = scales.rows(int(blocks[0]), int(blocks[-1]) + 1)
+    factors = np.concatenate(list(_read(f"a scale of {record.file.name}", used, _CHUNK_BYTES)))
+    factors = powers_of_two(factors) if scales.dtype == "uint8" else factors.astype(np.float32)
+    factors = np.repeat(factors.reshape(used.shape), width, 1)[:, :columns]
+    with np.errstate(invalid="ignore"):  # which `_read` names
+        values *= factors[blocks - blocks[0]]
+    return (values.T if transposed else values).reshape(-1)
 
 
 def _finite(chunk: np.ndarray, dtype: str) -> bool:

@@ -77,7 +77,7 @@ def tensors_of(model: Any, checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]
     used = [source for weight in checkpoint.weights for source in weight.sources]
     found: dict[str, tuple[str, ...]] = {}
     for source in used:
-        name, _ = rename_source_key(source, renamings, converters)
+        name, _ = rename_source_key(source.partition("[")[0], renamings, converters)  # of all experts
         found[name] = (*found.get(name, ()), source)
     own = {name for name, _ in model.named_parameters()}
     buffers = {name for name, _ in model.named_buffers()}  # of which a checkpoint holds some

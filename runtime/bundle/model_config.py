@@ -53,6 +53,7 @@ class AttentionConfig:
     qk_norm: QkNormConfig | None
     clip: float | None  # queries, keys and values are cut to +- this
     softcap: float | None  # scores s become softcap * tanh(s / softcap)
+    sinks: bool = False  # a head has a learned score of a key that holds nothing
 
     @property
     def query_size(self) -> int:
@@ -66,12 +67,23 @@ class AttentionConfig:
 
 
 @dataclass(frozen=True)
+class ClampedConfig:
+    """Gates are cut above at the limit, and silu of them is g * sigmoid(slope * g); what they weigh is
+    cut to +- the limit, and 1 more.
+    """
+
+    limit: float
+    slope: float
+
+
+@dataclass(frozen=True)
 class MlpConfig:
     """down(act(gate(x)) * up(x)), or down(act(up(x)))."""
 
     intermediate_size: int
     gated: bool
     activation: str  # one of ACTIVATIONS
+    clamped: ClampedConfig | None = None  # of gated MLPs with silu
 
 
 @dataclass(frozen=True)
@@ -213,6 +225,10 @@ class ModelConfig:
             yield value is not None and value not in known, f"{name} {value}", " or ".join(known)
         for name, value in _numbers(self, ""):
             yield not 0 < value < math.inf, f"{name} {value}", "positive and finite"
+        silu = self.mlp.gated and self.mlp.activation == "silu"
+        yield self.mlp.clamped is not None and not silu, "a clamped MLP of another kind", "one gated by silu"
+        both = attention.sinks and attention.softcap is not None
+        yield both, "attention sinks and capped scores", "one of them"
         yield self.norm.epsilon >= 1, f"norm.epsilon {self.norm.epsilon}", "between 0 and 1"
         yield len(set(block.norms)) < len(block.norms), f"block.norms {block.norms}", "each once"
         ropes, alibi = self.positions.ropes, self.positions.alibi

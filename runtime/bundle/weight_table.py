@@ -51,6 +51,8 @@ def _layer_modules(config: ModelConfig, sparse: bool) -> dict[str, Shape]:
                 "heads": (count, attention.head_dim),
                 "all": (count * attention.head_dim,),
             }[attention.qk_norm.over]
+    if attention.sinks:
+        modules["sinks"] = (attention.num_heads,)
     modules["o_proj"] = (size, attention.query_size)
     modules |= {name: norms[name] for name in ("attention_out_norm", "mlp_norm") if name in norms}
     modules |= _experts(config) if sparse else _mlp(config, inner)

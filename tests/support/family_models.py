@@ -79,6 +79,15 @@ CHANGES: dict[str, dict[str, Any]] = {
         "moe_layer_end_index": 2,
         "moe_layer_interval": 1,
     },
+    "gpt_oss": _WINDOWS
+    | {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "head_dim": 8,
+        "swiglu_limit": 0.5,
+        "rope_parameters": _ROPE
+        | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 24, "truncate": False},
+    },
     "gemma": {"head_dim": 12},
     "gemma2": _WINDOWS | _CAPS | {"head_dim": 12},
     "vaultgemma": _WINDOWS | _CAPS | {"head_dim": 12},
@@ -146,8 +155,8 @@ def save_family(folder: Path, model_type: str, seed: int = 0, **changes: Any) ->
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.add_(torch.randn_like(buffer) * 0.3)
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 or name.endswith("proj_bias"):
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder)
     return folder
@@ -219,6 +228,11 @@ _OPTIONS: dict[str, dict[str, tuple]] = {
     "helium": {"attention_bias": (False, True)},
     "ernie4_5": {"use_bias": (False, True)},
     "opt": {"enable_bias": (True, False)},
+    "gpt_oss": {
+        "num_experts_per_tok": (1, 4),
+        "swiglu_limit": (0.1, 7.0),
+        "attention_bias": (True, False),
+    },
     "mixtral": {"num_experts_per_tok": (1, 4), "sliding_window": (None, 6)},
     "olmoe": {"norm_topk_prob": (True, False), "clip_qkv": (0.2, None)},
     "flex_olmo": {"num_experts_per_tok": (1, 3), "norm_topk_prob": (True, False)},

@@ -12,6 +12,7 @@ import numpy as np
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.graph_spec import IN_PLACE
 from firp.runtime.bundle.graphs.builder import GraphBuilder
+from firp.runtime.bundle.graphs.sinks import attend_with_sinks, bias_with_sinks, sink_slot
 from firp.runtime.bundle.graphs.tape import Value
 from firp.runtime.bundle.weight_table import layer_name, rope_names
 
@@ -115,7 +116,8 @@ def attention(
     new = LayerCache(key, value)  # [B, Hkv, T, Dh] each
     attend = _attend_in_place if shared.contract == IN_PLACE else _attend_to_prefix
     bias = shared.biases[b.config.mask(index)]
-    attended, cache = attend(b, query, new, shared, bias, past)  # [B, H, T, Dh]
+    sinks = b.weights[f"{layer}.sinks.weight"] if c.sinks else None
+    attended, cache = attend(b, query, new, shared, bias, past, sinks)  # [B, H, T, Dh]
     attended = b.rows(b.op("Transpose", attended, perm=[0, 2, 1, 3]), c.query_size)
     return b.linear(attended, f"{layer}.o_proj"), cache
 
@@ -163,6 +165,7 @@ def _attend_in_place(
     shared: PassContext,
     bias: Value,
     past: LayerCache,
+    sinks: Value | None,
 ) -> tuple[Value, LayerCache]:
     """Write the new rows into the buffers [B, Hkv, S, Dh], and attend to these."""
     c = b.config.attention
@@ -173,8 +176,11 @@ def _attend_in_place(
         )
     )
     query = b.op("Reshape", query, shared.query_shape)
-    capped = {"softcap": c.softcap} if c.softcap else {}
-    attended = b.op("Attention", query, *buffers, bias, scale=1.0, **capped)
+    if sinks is None:
+        capped = {"softcap": c.softcap} if c.softcap else {}
+        attended = b.op("Attention", query, *buffers, bias, scale=1.0, **capped)
+    else:
+        attended = attend_with_sinks(b, query, *buffers, bias, sinks)
     return b.op("Reshape", attended, b.ints([0, c.num_heads, -1, c.head_dim])), buffers
 
 
@@ -185,13 +191,18 @@ def _attend_to_prefix(
     shared: PassContext,
     bias: Value,
     past: LayerCache,
+    sinks: Value | None,
 ) -> tuple[Value, LayerCache]:
     """Attend to views [P, B, Hkv, Dh] and the new rows, which are given back [T, B, Hkv, Dh]."""
     rows = LayerCache(*(b.op("Transpose", heads, perm=[2, 0, 1, 3]) for heads in new))
+    slot = [] if sinks is None else [sink_slot(b, rows.key)]
     keys, values = (
-        b.op("Transpose", b.op("Concat", before, rows_now, axis=0), perm=[1, 2, 0, 3])  # [B, Hkv, P+T, Dh]
+        # [B, Hkv, P+T, Dh]
+        b.op("Transpose", b.op("Concat", before, rows_now, *slot, axis=0), perm=[1, 2, 0, 3])
         for before, rows_now in zip(past, rows, strict=True)
     )
+    if sinks is not None:
+        bias = bias_with_sinks(b, bias, sinks)
     if b.config.attention.softcap is None:
         return b.op("Attention", query, keys, values, bias, scale=1.0), rows
     return _attend_by_products(b, query, keys, values, bias), rows

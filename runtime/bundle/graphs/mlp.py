@@ -12,7 +12,7 @@ def mlp(b: GraphBuilder, layer: str, rows: Value, inner_size: int) -> Value:
     """Run the MLP of one layer, or of one expert: rows [n, D] -> [n, D]."""
     if b.config.mlp.gated:
         gate, up = b.split(b.linear(rows, f"{layer}.gate_up_proj"), [inner_size] * 2)
-        inner = b.op("Mul", activated(b, layer, gate), up)
+        inner = _clamped(b, gate, up) if b.config.mlp.clamped else b.op("Mul", activated(b, layer, gate), up)
     else:
         inner = activated(b, layer, b.linear(rows, f"{layer}.up_proj"))
     return b.linear(inner, f"{layer}.down_proj")
@@ -29,6 +29,15 @@ def activated(b: GraphBuilder, layer: str, value: Value) -> Value:
         return b.op("Gelu", value, approximate="tanh" if activation == "gelu_tanh" else "none")
     positive = b.op("Relu", value)
     return b.op("Mul", positive, positive) if activation == "relu2" else positive
+
+
+def _clamped(b: GraphBuilder, gate: Value, up: Value) -> Value:
+    """The gated MLP of gpt-oss."""
+    c = b.config.mlp.clamped
+    high, low = b.scalar(c.limit), b.scalar(-c.limit)
+    gate, up = b.op("Min", gate, high), b.op("Clip", up, low, high)
+    gate = b.op("Mul", gate, b.op("Sigmoid", b.op("Mul", gate, b.scalar(c.slope))))
+    return b.op("Mul", gate, b.op("Add", up, b.scalar(1.0)))
 
 
 def _xielu(b: GraphBuilder, value: Value, parameters: list[Value]) -> Value:

@@ -14,7 +14,7 @@ from firp.export.sources.open import open_checkpoint
 from firp.export.verify.reference import Reference, model_rows
 from firp.export.verify.rounding import YARDSTICKS, distance, judge
 from firp.export.verify.rows import SessionRows, random_sample
-from firp.runtime.bundle.model_config import QueryGrowth, RopeTable
+from firp.runtime.bundle.model_config import ClampedConfig, QueryGrowth, RopeTable
 from firp.runtime.engine import Engine
 
 PROMPT = [7, 40, 3, 22, 51, 9, 30, 14, 2, 44, 60, 18]
@@ -63,6 +63,8 @@ MUTATIONS = {
     "attention.qk_norm.after_rope": ("hunyuan_v1_dense", qk_norm(after_rope=False)),
     "attention.clip": ("olmo", part("attention", clip=0.51)),
     "attention.softcap": ("gemma2", part("attention", softcap=None)),
+    "mlp.clamped.limit": ("gpt_oss", part("mlp", clamped=ClampedConfig(0.51, 1.702))),
+    "mlp.clamped.slope": ("gpt_oss", part("mlp", clamped=ClampedConfig(0.5, 1.72))),
     "mlp.activation": ("gpt2", part("mlp", activation="gelu")),
     "positions.ropes.frequencies": ("llama", ropes(lambda t: RopeTable(t.frequencies[::-1], t.scale))),
     "positions.ropes, how wide": ("phi", ropes(lambda t: RopeTable((*t.frequencies, 0.01), t.scale))),
