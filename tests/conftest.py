@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
 import pytest
+from hypothesis import settings
 from support.small_models import make_model, make_predictors
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
@@ -19,6 +20,11 @@ from firp.runtime.backends.nvidia_library import gpu_compute_capability
 from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from firp.runtime.bundle import format
 from firp.runtime.engine import Engine
+
+# The same examples on every machine; `--hypothesis-profile search` looks for others.
+settings.register_profile("repeat", derandomize=True, max_examples=60, deadline=None, database=None)
+settings.register_profile("search", max_examples=2000, deadline=None)
+settings.load_profile("repeat")
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
 

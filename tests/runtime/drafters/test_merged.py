@@ -40,26 +40,6 @@ def test_a_budget_of_one_row_is_the_root():
     assert merge_trees([tree, tree], rows=1).tokens == [9]
 
 
-def test_every_parent_comes_before_its_children():
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        trees = []
-        for _ in range(3):
-            tree = DraftTree([9], [-1], [0], [1.0])
-            for node in range(1, 12):
-                parent = int(rng.integers(0, node))
-                tree.tokens.append(int(rng.integers(0, 6)))
-                tree.parents.append(parent)
-                tree.depths.append(tree.depths[parent] + 1)
-                tree.probabilities.append(tree.probabilities[parent] * float(rng.uniform(0.1, 1)))
-            trees.append(tree)
-        merged = merge_trees(trees, rows=10)
-        assert len(merged.tokens) <= 10
-        assert all(parent < node for node, parent in enumerate(merged.parents))
-        siblings = list(zip(merged.parents, merged.tokens, strict=True))
-        assert len(set(siblings)) == len(siblings)
-
-
 def test_lookup_drafts_where_firp_has_nothing_to_say():
     tree = TreeConfig("dynamic", 4, 1, drafters=DRAFTERS)
     drafter = MergedDrafter(FirpDrafter(tree, 3, None, True), LookupDrafter(tree))

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, strategies
+from support.random_trees import paths_of, trees
 
 from firp.runtime.loop.accept import accept
 from firp.runtime.loop.picker import Picker
@@ -42,6 +44,23 @@ def sequence(*ends):
 )
 def test_the_walk_steps_to_the_child_that_the_target_picks(picks, rows, tokens, logits):
     assert accept(TREE, verified(*picks, logits=logits), sequence(), GREEDY) == (rows, tokens, False, None)
+
+
+@given(trees(), strategies.data())
+def test_what_is_emitted_is_what_plain_decoding_says_one_token_after_the_other(tree, data):
+    tokens = strategies.integers(0, 4)
+    picks = data.draw(strategies.lists(tokens, min_size=len(tree.tokens), max_size=len(tree.tokens)))
+    ends = data.draw(strategies.sets(tokens, max_size=2))
+    said = dict(zip(paths_of(tree), picks, strict=True))  # by the model, after each text that it was shown
+    path = ()
+    while path in said:
+        path += (said[path],)
+        if path[-1] in ends:
+            break
+    found = accept(tree, verified(*picks), sequence(*ends), GREEDY)
+    assert found.tokens == list(path)
+    assert found.ended == (path[-1] in ends)
+    assert [paths_of(tree)[row] for row in found.rows] == [path[:end] for end in range(len(path))]
 
 
 def test_draft_probabilities_are_not_read():

@@ -1,8 +1,7 @@
 """Blocks that are shared: a hit is the same text, and the least recently used leaf goes first."""
 
-import random
-
 import numpy as np
+from hypothesis import given, strategies
 
 from firp.runtime.scheduling.prefixes import BLOCK, Prefixes
 
@@ -46,23 +45,63 @@ def test_without_memory_nothing_is_kept():
     assert prefixes.longest(list(range(200))) == []
 
 
-def test_random_use_agrees_with_a_list_of_texts():
-    """No block is another text's, the limit holds, and whatever is kept hangs together."""
-    rng = random.Random(0)
-    prefixes = Prefixes(12 * BYTES)
-    known: set[tuple[int, ...]] = set()
-    for _ in range(2000):
-        text = [rng.randrange(2) for _ in range(3) for _ in range(1)]
-        text = [value for value in text for _ in range(BLOCK)] + [9] * rng.randrange(BLOCK)
-        if rng.random() < 0.5:
+class TextsByTime:
+    """The slow and obvious trie: every known beginning, and when it was used last."""
+
+    def __init__(self, limit):
+        self.limit, self.now, self.evicted = limit, 0, 0
+        self.used = {}
+
+    def longest(self, text):
+        path = []
+        for end in range(BLOCK, len(text) + 1, BLOCK):
+            if tuple(text[:end]) not in self.used:
+                break
+            path.append(tuple(text[:end]))
+        self.now += 1
+        self.used |= dict.fromkeys(path, self.now)
+        return path
+
+    def add(self, text):
+        path = self.longest(text)
+        for end in range(BLOCK * len(path) + BLOCK, len(text) + 1, BLOCK):
+            while len(self.used) == self.limit:
+                leaves = [known for known in self.used if self.is_leaf(known) and known not in path]
+                if not leaves:
+                    return
+                del self.used[min(leaves, key=self.used.get)]
+                self.evicted += 1
+            path.append(tuple(text[:end]))
+            self.now += 1
+            self.used |= dict.fromkeys(path, self.now)
+
+    def is_leaf(self, known):
+        return not any(len(longer) > len(known) and longer[: len(known)] == known for longer in self.used)
+
+
+TEXTS = strategies.builds(
+    lambda blocks, rest: [token for token in blocks for _ in range(BLOCK)] + [9] * rest,
+    strategies.lists(strategies.integers(0, 2), max_size=4),
+    strategies.integers(0, BLOCK - 1),
+)
+
+
+@given(
+    strategies.integers(1, 9), strategies.lists(strategies.tuples(strategies.booleans(), TEXTS), max_size=40)
+)
+def test_blocks_are_those_of_a_dictionary_of_texts(limit, uses):
+    """No block is another text's, the limit holds, and the least recently used leaf has gone."""
+    prefixes, model = Prefixes(limit * BYTES), TextsByTime(limit)
+    for adds, text in uses:
+        if adds:
             add(prefixes, text)
-            known |= {tuple(text[:end]) for end in range(BLOCK, len(text) + 1, BLOCK)}
-        found = prefixes.longest(text)
+            model.add(text)
+        found, expected = prefixes.longest(text), model.longest(text)
+        assert len(found) == len(expected)
         for place, block in enumerate(found):
             np.testing.assert_array_equal(block, block_of(text, place * BLOCK))
-            assert tuple(text[: (place + 1) * BLOCK]) in known
-        assert prefixes.stats.bytes <= 12 * BYTES
-    assert prefixes.stats.evictions > 0
+        assert prefixes.stats.bytes == len(model.used) * BYTES
+        assert prefixes.stats.evictions == model.evicted
     prefixes.clear()
     assert prefixes.stats.bytes == 0
 

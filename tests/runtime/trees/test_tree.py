@@ -4,51 +4,115 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, strategies
+from support.random_trees import MANY, ROOT, guesses, paths_of, trees
 
 from firp.runtime.backends.host import attention_bias
 from firp.runtime.errors import FirpError
 from firp.runtime.trees.guesses import Guesses, independent
 from firp.runtime.trees.layout import layout
-from firp.runtime.trees.tree import DraftTree, TreeConfig, build_tree, draft_sources, root_only
+from firp.runtime.trees.tree import DraftTree, TreeConfig, build_tree, draft_sources, merge_trees, root_only
 
 
-def random_guesses(rng, k=3, width=6):
-    logits = np.sort(rng.normal(size=(k, width)) * 2)[:, ::-1]
-    logprobs = logits - np.log(np.exp(logits).sum(1, keepdims=True)) - 0.1
-    ids = np.stack([rng.permutation(50)[:width] for _ in range(k)])
-    return Guesses(ids.astype(np.int64), logprobs.astype(np.float32))
+@given(
+    guesses(),
+    strategies.integers(1, 40),
+    strategies.integers(0, 3),
+    strategies.sampled_from([0, 0, 0.02, 0.2]),
+)
+def test_a_dynamic_tree_holds_the_most_probable_paths(guesses, rows, depth, least):
+    everything = {(): 1.0}
+    for offset in range(depth):
+        listed = list(
+            zip(guesses.top_ids[offset].tolist(), np.exp(guesses.top_logprobs[offset]), strict=True)
+        )
+        known = [path for path in everything if len(path) == offset]
+        everything |= {(*path, token): everything[path] * p for path in known for token, p in listed}
+    tree = build_tree(TreeConfig("dynamic", rows, least=least), ROOT, guesses, independent(guesses), depth)
+    best = sorted((p for p in everything.values() if p >= least), reverse=True)[:rows]
+    np.testing.assert_allclose(tree.probabilities, best, rtol=1e-5)  # taken best first
+    paths = paths_of(tree)
+    assert tree.tokens[0] == ROOT
+    assert tree.depths == [len(path) for path in paths]
+    assert len(set(paths)) == len(paths)
+    np.testing.assert_allclose([everything[path] for path in paths], tree.probabilities, rtol=1e-5)
 
 
-def paths_of(tree: DraftTree) -> set[tuple[int, ...]]:
-    """Token paths from below the root to each node."""
-    paths = {0: ()}
+@given(strategies.lists(trees(), min_size=1, max_size=3), strategies.integers(1, 14))
+def test_merged_trees_are_the_most_probable_paths_of_all(several, rows):
+    everything = {}
+    for tree in several:
+        for path, probability in zip(paths_of(tree), tree.probabilities, strict=True):
+            everything[path] = max(probability, everything.get(path, 0))
+    merged = merge_trees(several, rows)
+    paths = paths_of(merged)
+    assert merged.probabilities == [everything[path] for path in paths]
+    assert len(set(paths)) == len(paths)
+    best = sorted(everything.values(), reverse=True)[:rows]
+    assert sorted(merged.probabilities, reverse=True) == best
+    assert all(parent < node for node, parent in enumerate(merged.parents))
+
+
+@given(trees(), strategies.integers(0, 13))
+def test_sources_are_the_rows_where_the_path_ends_most_likely(tree, count):
+    children = [[node for node, parent in enumerate(tree.parents) if parent == row] for row in range(13)]
+    ends = [
+        probability - sum(tree.probabilities[child] for child in children[node])
+        for node, probability in enumerate(tree.probabilities)
+    ]
+    found = draft_sources(tree, count)
+    assert found == sorted(set(found))
+    np.testing.assert_allclose(
+        sorted(ends[node] for node in found), sorted(ends)[::-1][:count][::-1], atol=1e-12
+    )
+
+
+@given(trees(), strategies.sets(strategies.integers(0, 11), max_size=3), strategies.integers(0, 3))
+def test_rows_see_their_ancestors_and_pseudo_rows_their_source(tree, sources, offsets):
+    sources = sorted(source for source in sources if source < len(tree.tokens))
+    seen = [{0}]
     for node in range(1, len(tree.tokens)):
-        paths[node] = (*paths[tree.parents[node]], tree.tokens[node])
-    return {path for path in paths.values() if path}
+        seen.append({*seen[tree.parents[node]], node})
+    positions = list(tree.depths)
+    for source in sources:
+        first = len(seen)
+        for offset in range(offsets):
+            seen.append(seen[source] | set(range(first, first + offset + 1)))
+            positions.append(tree.depths[source] + offset + 1)
+    visible, depths = layout(tree.parents, tree.depths, sources, offsets)
+    assert [set(np.flatnonzero(row)) for row in visible] == seen
+    assert depths.tolist() == positions
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4, 9, 40])
-def test_dynamic_tree_holds_the_most_probable_paths(rows):
-    rng = np.random.default_rng(rows)
-    for _ in range(20):
-        guesses = random_guesses(rng)
-        everything = {}
-        for depth in (1, 2, 3):
-            for ranks in itertools.product(range(6), repeat=depth):
-                path = tuple(int(guesses.top_ids[d, r]) for d, r in enumerate(ranks))
-                everything[path] = sum(float(guesses.top_logprobs[d, r]) for d, r in enumerate(ranks))
-        tree = build_tree(TreeConfig("dynamic", rows), 7, guesses, independent(guesses), max_depth=3)
-        best = sorted(everything.values(), reverse=True)[: rows - 1]
-        found = sorted((everything[path] for path in paths_of(tree)), reverse=True)
-        np.testing.assert_allclose(found, best, rtol=1e-5)
-        assert tree.tokens[0] == 7
-        assert len(tree.tokens) == rows
-        # taken best first
-        np.testing.assert_allclose([tree.probabilities[n] for n in range(1, rows)], np.exp(found), rtol=1e-4)
+@given(
+    trees(),
+    strategies.sampled_from([None, 1, 3]),
+    strategies.sampled_from([np.float32, np.float16]),
+    strategies.integers(0, 9),
+    strategies.integers(0, 3),
+)
+def test_a_bias_is_zero_exactly_where_a_row_sees(tree, window, dtype, cached, empty):
+    visible, depths = layout(tree.parents, tree.depths, [0], 2)
+    rows, slots, positions = len(visible), cached + empty, depths + cached
+    out = np.full((rows, slots + rows), np.nan, dtype)  # whatever was there before
+    attention_bias(visible, positions, cached, slots, window, out)
+    keys = [*range(slots), *positions]
+    for row, column in itertools.product(range(rows), range(slots + rows)):
+        sees = column < cached or (column >= slots and visible[row, column - slots])
+        if window is not None:
+            sees = sees and positions[row] - keys[column] < window
+        assert out[row, column] == (0 if sees else np.finfo(dtype).min)
 
 
-def test_static_tree_takes_the_ranks_of_its_paths():
-    guesses = random_guesses(np.random.default_rng(0))
+@pytest.fixture
+def some_guesses():
+    rng = np.random.default_rng(0)
+    ids = np.stack([rng.permutation(MANY)[:6] for _ in range(3)])
+    return Guesses(ids, np.log(np.array([0.4, 0.2, 0.1, 0.05, 0.02, 0.01], np.float32))[None].repeat(3, 0))
+
+
+def test_static_tree_takes_the_ranks_of_its_paths(some_guesses):
+    guesses = some_guesses
     tree = build_tree(
         TreeConfig.static([(0,), (1,), (0, 2), (1, 0), (0, 2, 1)]),
         7,
@@ -62,13 +126,10 @@ def test_static_tree_takes_the_ranks_of_its_paths():
     assert tree.depths == [0, 1, 1, 2, 2, 3]
 
 
-@pytest.mark.parametrize(
-    "config", [TreeConfig.chain(3), TreeConfig("dynamic", 9), TreeConfig.static([(5,), (5, 5)])]
-)
+@pytest.mark.parametrize("config", [TreeConfig.chain(3), TreeConfig.static([(5,), (5, 5)])])
 @pytest.mark.parametrize("max_depth", [0, 1, 2])
-def test_no_node_is_deeper_than_allowed(config, max_depth):
-    guesses = random_guesses(np.random.default_rng(1))
-    tree = build_tree(config, 7, guesses, independent(guesses), max_depth)
+def test_no_node_is_deeper_than_allowed(config, max_depth, some_guesses):
+    tree = build_tree(config, ROOT, some_guesses, independent(some_guesses), max_depth)
     assert max(tree.depths) <= max_depth
 
 
@@ -103,23 +164,6 @@ def test_layout_of_a_chain_is_causal():
     visible, positions = layout(list(range(-1, rows - 1)), list(range(rows)), [], 3)
     assert (visible == np.tri(rows, dtype=bool)).all()
     assert positions.tolist() == list(range(rows))
-
-
-@pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize("empty", [0, 3])
-def test_bias_is_zero_exactly_where_a_row_sees(window, dtype, empty):
-    rng, cached, slots = np.random.default_rng(2), 5, 5 + empty
-    visible, depths = layout([-1, 0, 0, 1], [0, 1, 1, 2], [2], 3)
-    positions = depths + cached
-    out = rng.normal(size=(7, slots + 7)).astype(dtype)  # whatever was there before
-    attention_bias(visible, positions, cached, slots, window, out)
-    keys = [*range(slots), *positions]
-    for row, column in itertools.product(range(7), range(slots + 7)):
-        sees = column < cached or (column >= slots and visible[row, column - slots])
-        if window is not None:
-            sees = sees and positions[row] - keys[column] < window
-        assert out[row, column] == (0 if sees else np.finfo(dtype).min)
 
 
 @pytest.mark.parametrize(
