@@ -4,6 +4,7 @@ that run together, alone, or change places keep theirs.
 
 import numpy as np
 import pytest
+from support.cache_model import CacheModel
 from support.cuda_double import CudaDouble
 
 from firp.runtime.backends.cuda import CudaMemory
@@ -87,65 +88,10 @@ def test_noise_to_time_with_fills_no_more_than_asked(cache):
 SEVERAL = CacheSize(2, 9, 32, 3, 5, np.dtype(np.float32), 5)
 
 
-class Model:
-    """What lanes hold, kept as lists: the slow and obvious cache. Rows are told apart by a number."""
-
-    def __init__(self, cache):
-        self.cache, self.memory = cache, cache.memory
-        self.held = [[] for _ in range(SEVERAL.lanes)]
-        self.next = 1
-
-    def host(self, array):
-        return np.array(self.memory.read(array)[0])
-
-    def run(self, lanes, rows):
-        """A pass: graphs see what the lanes hold, finite values after it, and write numbered rows."""
-        cache = self.cache
-        cache.reserve(lanes, rows)
-        view = cache.view(lanes, rows)
-        slabs = range(2 * SEVERAL.layers)
-        cache.begin(slabs, lanes, rows)
-        self.given = {}
-        for slab in slabs:
-            past, new = cache.arrays(slab, view.places, view.slots, rows)
-            assert past.shape == (view.slots, len(view.places), 3, 5)
-            seen = self.host(past)
-            assert np.isfinite(seen).all()
-            for column, lane in enumerate(lanes):
-                held = np.array(self.held[lane], np.float32)[:, None, None] + slab / 8
-                np.testing.assert_array_equal(
-                    seen[: len(held), column], np.broadcast_to(held, (len(held), 3, 5))
-                )
-            values = np.full(new.shape, np.nan, np.float32)
-            for column, lane in enumerate(lanes):
-                self.given[lane] = [self.next + column * rows + row for row in range(rows)]
-                values[:, column] = np.array(self.given[lane])[:, None, None] + slab / 8
-            self.memory.write(new, values)
-        self.next += rows * len(lanes)
-        return view
-
-    def commit(self, lane, rows):
-        self.cache.commit(lane, rows)
-        self.held[lane] += [self.given[lane][row] for row in rows]
-
-    def rewind(self, lane, length):
-        self.cache.rewind(lane, length)
-        del self.held[lane][length:]
-
-    def swap(self, lane, other):
-        self.cache.swap(lane, other)
-        self.held[lane], self.held[other] = self.held[other], self.held[lane]
-        pair = self.given.pop(lane, None), self.given.pop(other, None)
-        self.given |= {place: rows for place, rows in ((other, pair[0]), (lane, pair[1])) if rows is not None}
-
-    def check(self):
-        assert self.cache.lengths == [len(held) for held in self.held]
-
-
 @pytest.fixture(params=["host", "cuda"])
 def several(request):
     memory = HostMemory() if request.param == "host" else CudaMemory(CudaDouble())
-    return Model(PrefixCache(memory, SEVERAL))
+    return CacheModel(PrefixCache(memory, SEVERAL), SEVERAL)
 
 
 @pytest.mark.parametrize(("together", "places"), [(2, range(2)), (3, range(4)), (4, range(4)), (5, range(5))])
@@ -182,26 +128,6 @@ def test_a_lane_of_the_bucket_runs_alone_on_a_copy_that_is_kept(several):
 def test_other_lanes_than_the_first_do_not_run_together(several):
     with pytest.raises(ValueError, match="run together: expected the first ones"):
         several.run(range(1, 3), 1)
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_whatever_lanes_do_they_hold_what_lists_hold(several, seed):
-    rng = np.random.default_rng(seed)
-    for _ in range(60):
-        count = int(rng.integers(1, SEVERAL.lanes + 1))
-        first = int(rng.integers(SEVERAL.lanes)) if count == 1 else 0
-        lanes, rows = range(first, first + count), int(rng.integers(1, 6))
-        for lane in lanes:
-            if len(several.held[lane]) + rows > SEVERAL.capacity or rng.random() < 0.1:
-                several.rewind(lane, int(rng.integers(len(several.held[lane]) + 1)) // 2)
-        several.run(lanes, rows)
-        if rng.random() < 0.3:  # a request ends before those after it have committed
-            several.swap(*rng.integers(SEVERAL.lanes, size=2).tolist())
-        for lane in list(several.given):
-            kept = np.flatnonzero(rng.random(rows) < 0.7).tolist()
-            if len(several.held[lane]) + len(kept) <= SEVERAL.capacity:
-                several.commit(lane, kept)
-        several.check()
 
 
 def test_what_is_not_finite_is_seen_by_nobody_else(several):
