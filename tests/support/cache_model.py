@@ -22,15 +22,20 @@ class CacheModel:
         """The values of an array, wherever they lie."""
         return np.array(self.memory.read(array)[0])
 
-    def run(self, lanes, rows):
-        """A pass: graphs see what the lanes hold, finite values after it, and write numbered rows."""
+    def run(self, lanes, rows, kept=None):
+        """A pass: graphs see what the lanes hold, finite values after it, and write numbered rows. kept:
+        rows of each lane that will be committed, the others are not finite; None: all rows are.
+        """
         cache = self.cache
         cache.reserve(lanes, rows)
         view = cache.view(lanes, rows)
         slabs = range(2 * self.size.layers)
         cache.begin(slabs, lanes, rows)
         self.given = {
-            lane: [self.next + column * rows + row for row in range(rows)]
+            lane: [
+                self.next + column * rows + row if kept is None or row in kept[lane] else np.nan
+                for row in range(rows)
+            ]
             for column, lane in enumerate(lanes)
         }
         self.next += rows * len(lanes)
@@ -38,13 +43,15 @@ class CacheModel:
             past, new = cache.arrays(slab, view.places, view.slots, rows)
             seen = self._by_lane(self.host(past))
             assert seen.shape == (len(view.places), view.slots, *self._row)
-            assert np.isfinite(seen).all()
             written = seen.copy() if self._in_place else np.full((len(seen), rows, *self._row), np.nan)
             for column, lane in enumerate(lanes):
                 held = self.held[lane]
                 np.testing.assert_array_equal(seen[column, : len(held)], self._values(held, slab))
                 start = view.first[column] if self._in_place else 0
+                if self._in_place:
+                    seen[column, start : start + rows] = 0  # is written before it is read
                 written[column, start : start + rows] = self._values(self.given[lane], slab)
+            assert np.isfinite(seen).all()
             self.memory.write(new, self._as_laid(written).astype(np.float32))
         return view
 

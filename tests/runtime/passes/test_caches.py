@@ -35,12 +35,12 @@ def steps(draw, model):
             model.rewind(lane, draw(some.integers(0, min(held, size.capacity - rows))))
     if draw(some.integers(0, 3)) == 0:
         model.shrink(draw(some.integers(0, size.capacity)))
-    model.run(ran, rows)
+    kept = {lane: draw(some.sets(some.integers(0, rows - 1), max_size=rows)) for lane in ran}
+    model.run(ran, rows, kept)
     if draw(some.integers(0, 3)) == 0:  # a request ends before those after it have committed
         model.swap(draw(some.sampled_from(lanes)), draw(some.sampled_from(lanes)))
-    for lane in list(model.given):
-        kept = draw(some.sets(some.integers(0, rows - 1), max_size=rows))
-        model.commit(lane, sorted(kept))
+    for lane, given_rows in list(model.given.items()):
+        model.commit(lane, np.flatnonzero(np.isfinite(given_rows)).tolist())
     model.check()
 
 
