@@ -44,6 +44,17 @@ class Session:
         return min(PREFILL_ROWS, self.batch.size.rows - self.batch.manifest.num_predictors)
 
     @property
+    def slots(self) -> int:
+        """Slots that a row attends over, those that its mask hides included."""
+        return self.batch.kv.view(range(self.lane, self.lane + 1), 1).slots
+
+    def reserve(self, rows: int) -> None:
+        """Make room for so many rows after the cached tokens at once: many small passes would each find
+        too little.
+        """
+        self.batch.kv.reserve(range(self.lane, self.lane + 1), rows)
+
+    @property
     def spent_ms(self) -> dict[str, float]:
         """Milliseconds by graph name, and of copies, of everything that has been waited for."""
         return self.batch.spent_ms

@@ -14,6 +14,7 @@ from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.scheduling.job import Job
 
 SMOOTHING = 0.2  # weight of the last step in an average
+OUTLIER = 1.2  # averages that a step counts for at most: in some of them, a cache is laid out anew
 TRUST = (0.3, 1.5)  # accepted over promised drafts of a request, as far as it is believed
 MARGIN = 1.03  # what drafts must win by the table
 SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # rows of a sequence that are compared
@@ -93,7 +94,8 @@ class Policy:
         known = self._plain_ms if plain else self._drafted_ms
         batch = len(jobs)
         before = known.get(batch)
-        known[batch] = pass_ms if before is None else before + SMOOTHING * (pass_ms - before)
+        usual = pass_ms if before is None else min(pass_ms, OUTLIER * before)
+        known[batch] = usual if before is None else before + SMOOTHING * (usual - before)
         for job, plan, count in zip(jobs, plans, tokens, strict=True):
             promised = sum(plan.tree.probabilities[1:])
             if count and promised:

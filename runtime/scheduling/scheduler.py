@@ -1,43 +1,52 @@
 """What the engine does next: admit, decode together, compute a piece of a prompt.
 
-In: jobs. Out: their chunks, step by step. One thread owns it. Those that decode come first; the rest
-of a step goes to one piece of one prompt, of a size that should take no longer than two plain
-steps. A step is a transaction: nothing of a request changes before its pass has returned, and what
-fails in one request ends that one alone.
+In: jobs. Out: their chunks, step by step. One thread owns it. Those that decode come first, a pass for
+each batch; the rest of a step goes to one piece of one prompt, of a size with which the whole step
+takes no longer than three plain ones. A step is a transaction: nothing of a request changes before its
+pass has returned, and what fails in one request ends that one alone.
 """
 
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
+from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.errors import FirpError
 from firp.runtime.observer import Observer, StepReport
 from firp.runtime.passes.batch import COPIES
 from firp.runtime.passes.pass_plan import PREFILL_ROWS, Pass, PassPlan
 from firp.runtime.passes.session import Session, forward_together
 from firp.runtime.scheduling.job import Job
+from firp.runtime.scheduling.lane_group import LaneGroup
 from firp.runtime.scheduling.lanes import Lanes
+from firp.runtime.scheduling.pieces import FIRST, Pieces
 from firp.runtime.scheduling.policy import Policy, fitting
 
-PATIENCE = 2.0  # plain steps that a piece of a prompt should take at most, while others decode
-LEAST_PIECE = 8  # tokens of a prompt
-SMOOTHING = 0.2  # weight of the last time in an average
+PATIENCE = 2.8  # plain steps that a step with a piece of a prompt should take: some room below three
+MOVED_SLOTS = 2048  # of a text, when its slots are laid out anew while others wait
 
 
 class Scheduler:
-    """Requests that wait and requests that run. clock: seconds, from any moment on."""
+    """Requests that wait and requests that run. latency: of this device, None where it was not measured;
+    clock: seconds, from any moment on.
+    """
 
     def __init__(
-        self, lanes: Lanes, policy: Policy, observer: Observer, clock: Callable[[], float] = time.perf_counter
+        self,
+        lanes: Lanes,
+        latency: LatencyTable | None,
+        observer: Observer,
+        clock: Callable[[], float] = time.perf_counter,
     ):
         self.lanes = lanes
         self.waiting: deque[Job] = deque()
-        self._policy = policy
+        self._policies = {group: Policy(latency) for group in lanes.groups}
         self._observer = observer
         self._clock = clock
         self._jobs: dict[Session, Job] = {}
         self._prompts: deque[Session] = deque()  # being prefilled, the next one first
-        self._token_ms = 0.0  # of a prompt's token, an average; 0: not known yet
+        self._pieces = Pieces()
+        self._left_out = False  # whether the last step had no time for a piece of a prompt
         self._report = _Counts()
         self._pass_ms: dict[str, float] = {}  # of the last pass, by graph, and copies
 
@@ -52,11 +61,12 @@ class Scheduler:
         self._report = _Counts()
         self._end_those_that_should()
         self._admit()
-        batch = len(self.lanes.decoding)
-        if batch:
-            self._decode([self._jobs[session] for session in self.lanes.decoding])
+        batch = self.lanes.decoding
+        for group in self.lanes.groups:
+            if group.decoding:
+                self._decode(group)
         if self._prompts:
-            self._prefill(self._prompts[0])
+            self._prefill(self._prompts[0], began)
         counts = self._report
         if counts.tokens or counts.prompt_tokens:
             report = StepReport(
@@ -117,12 +127,14 @@ class Scheduler:
             queue_ms = (self._clock() - job.submitted_at) * 1e3
             self._observer.started(job.handle.id, queue_ms, job.decoding.reused_tokens)
 
-    def _decode(self, jobs: Sequence[Job]) -> None:
+    def _decode(self, group: LaneGroup) -> None:
         began = self._clock()
+        policy = self._policies[group]
+        jobs = [self._jobs[session] for session in group.decoding]
         try:
-            plans = self._policy.plans(jobs)
+            plans = policy.plans(jobs)
             if len(plans) > 1:
-                plans = fitting(plans, self.lanes.pass_rows(len(plans)), self.lanes.predictors)
+                plans = fitting(plans, group.pass_rows(len(plans)), self.lanes.predictors)
             drafted = self._clock()
             results = self._forward(jobs, plans)
         except Exception as error:
@@ -130,36 +142,43 @@ class Scheduler:
             return
         tokens = self._take(jobs, plans, results, began)
         now = self._clock()
-        self._policy.observe(jobs, plans, tokens, (drafted - began) * 1e3, (now - drafted) * 1e3)
+        policy.observe(jobs, plans, tokens, (drafted - began) * 1e3, (now - drafted) * 1e3)
 
-    def _prefill(self, session: Session) -> None:
+    def _prefill(self, session: Session, step_began: float) -> None:
         """One piece of a prompt; with several of them, they take turns."""
-        self._prompts.rotate(-1)
         job = self._jobs[session]
-        began = self._clock()
         try:
-            plan = job.decoding.next_piece(min(session.prefill_rows, self._piece()))
+            most = self._most(session, job, step_began)
+            if not most:
+                return
+            self._prompts.rotate(-1)
+            began = self._clock()
+            plan = job.decoding.next_piece(min(session.prefill_rows, most))
             results = self._forward([job], [plan])
         except Exception as error:
             self._fail_all([job], error)
             return
         count = len(plan.tree.tokens)
-        ms = (self._clock() - began) * 1e3 / count
-        self._token_ms += (SMOOTHING if self._token_ms else 1.0) * (ms - self._token_ms)
         self._report.prompt_tokens += count
         self._take([job], [plan], results, began)
-        if self._jobs.get(session) is job and not job.decoding.prefilling:
+        if self._jobs.get(session) is not job:
+            return
+        self._pieces.note(count, session.slots, (self._clock() - began) * 1e3)
+        self.lanes.keep(session)
+        if not job.decoding.prefilling:
             self._prompts.remove(session)
-            self.lanes.start_decoding(session)
+            self.lanes.group_of(session).start_decoding(session)
 
-    def _piece(self) -> int:
-        """Tokens of a prompt that may be computed while others wait."""
+    def _most(self, session: Session, job: Job, step_began: float) -> int:
+        """Tokens of a prompt that may be computed in this step; 0: none, for much else was done in it."""
         if not self.lanes.decoding:
             return PREFILL_ROWS
-        plain_ms = self._policy.plain_ms(len(self.lanes.decoding))
-        if not plain_ms or not self._token_ms:
-            return 4 * LEAST_PIECE
-        return max(LEAST_PIECE, int(PATIENCE * plain_ms / self._token_ms))
+        _make_room(session, len(job.request.prompt) - session.length)
+        plain = [self._policies[group].plain_ms(len(group.decoding)) for group in self.lanes.groups]
+        left = PATIENCE * sum(plain) - (self._clock() - step_began) * 1e3
+        most = self._pieces.most(session.slots, left)
+        self._left_out = not most and not self._left_out
+        return most or (0 if self._left_out else FIRST)
 
     def _forward(self, jobs: Sequence[Job], plans: Sequence[PassPlan]) -> list[Pass]:
         sessions = [job.decoding.session for job in jobs]
@@ -234,6 +253,15 @@ class Scheduler:
         if session in self._prompts:
             self._prompts.remove(session)
         self.lanes.release(session)
+
+
+def _make_room(session: Session, prompt: int) -> None:
+    """Lay out slots for what is left of a prompt a few times at most, for it takes others' time: twice as
+    many each time, and all at once before it would take long.
+    """
+    if session.length + min(prompt, PREFILL_ROWS) > session.slots:
+        length = session.length
+        session.reserve(prompt if length > MOVED_SLOTS else min(prompt, max(length, 2 * PREFILL_ROWS)))
 
 
 class _Counts:

@@ -28,7 +28,6 @@ from firp.runtime.passes.request import Needs, Request
 from firp.runtime.scheduling.handle import Handle
 from firp.runtime.scheduling.job import Job
 from firp.runtime.scheduling.lanes import Lanes, default_bytes
-from firp.runtime.scheduling.policy import Policy
 from firp.runtime.scheduling.prefix_file import SavedPrefix, load_prefix, save_prefix
 from firp.runtime.scheduling.prefixes import BLOCK, Prefixes
 from firp.runtime.scheduling.scheduler import Scheduler
@@ -83,7 +82,7 @@ class Service:
         self._tokenizer = tokenizer
         self._lanes = Lanes(manifest, make_batch, options.max_batch, cache_bytes, limits, self._prefixes)
         self._totals = Totals(observer or NullObserver())
-        scheduler = Scheduler(self._lanes, Policy(latency), self._totals)
+        scheduler = Scheduler(self._lanes, latency, self._totals)
         self._worker = Worker(scheduler, options.max_queue, self._totals)
         self._numbers = itertools.count(1)
         weakref.finalize(self, self._worker.close, 0).atexit = False

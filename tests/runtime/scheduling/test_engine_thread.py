@@ -258,4 +258,37 @@ def test_after_a_long_text_short_ones_cost_what_they_cost_before(load):
     assert running.result(60).token_ids == expected
     assert again.token_ids == alone(engine, [8, 9], SamplingParams(3, ignore_eos=True), None)
     assert engine.generate([5, 6], SamplingParams(3, ignore_eos=True)).token_ids == expected[:3]
-    assert lanes._batch.kv.view(range(1), 1).slots == 64
+    batches = [group._batch for group in lanes.groups if group._batch]
+    assert min(batch.kv.view(range(1), 1).slots for batch in batches) == 64
+
+
+def test_a_batch_that_idles_gives_its_memory_to_requests_that_run(load):
+    slot_bytes = load()._service._lanes._slot_bytes
+    engine = load(max_batch=2, kv_bytes=450 * slot_bytes)
+    groups = engine._service._lanes.groups
+    running = engine.submit([5, 6], SamplingParams(30, ignore_eos=True), plain=True)
+    assert engine.generate([7] * 200, SamplingParams(2)).token_ids  # beside it, in another batch
+    assert all(group.held_slots for group in groups)
+    running.result(60)
+    prompt = [9] * 240
+    expected = alone(engine, prompt, SamplingParams(4, ignore_eos=True), None)
+    assert engine.generate(prompt, SamplingParams(4, ignore_eos=True)).token_ids == expected
+    assert min(group.held_slots for group in groups) == 0
+
+
+def test_what_is_computed_of_a_prompt_is_shared_before_its_end(load):
+    """A request that is cancelled halfway leaves the blocks that it has computed."""
+    engine = load(max_batch=2)
+    running = engine.submit([5, 6], SamplingParams(250, ignore_eos=True), plain=True)
+    next(iter(running))
+    prompt = [3 + 7 * place % 150 for place in range(220)]
+    handle = engine.submit(prompt, SamplingParams(2), plain=True)
+    while not engine.stats().prefixes.bytes and not handle.done:
+        time.sleep(0.001)
+    handle.cancel()
+    running.cancel()
+    handle.result(60)
+    expected = alone(engine, prompt, SamplingParams(4, ignore_eos=True), None)
+    result = engine.generate(prompt, SamplingParams(4, ignore_eos=True))
+    assert result.token_ids == expected
+    assert result.stats.reused_tokens >= 64
