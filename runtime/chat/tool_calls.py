@@ -1,14 +1,14 @@
-"""Calls of tools in the words of a model's family: the grammar that forces them, and what reads them.
+"""Calls of tools in the words of a model's family, and the grammar that forces them.
 
-In: the text of a chat template, JSON schemas of functions, an answer as it comes. Out: a grammar in
-llguidance's Lark, text without calls, and `ToolCall`s. A family is told by its template: Hermes and
-Qwen write `<tool_call>{…}</tool_call>`, Llama 3.1 one JSON object, Mistral `[TOOL_CALLS] [{…}]`.
+In: the text of a chat template, JSON schemas of functions. Out: a family, a grammar in llguidance's
+Lark. A family is told by its template: Hermes and Qwen write `<tool_call>{…}</tool_call>`, Llama 3.1
+one JSON object, Mistral `[TOOL_CALLS] [{…}]`. `tool_reader.py` reads what they write.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,6 @@ LLAMA = ToolFamily("llama", "parameters", several=False)
 MISTRAL = ToolFamily(
     "mistral", "arguments", begin="[TOOL_CALLS] [", end="]", between=", ", marker="[TOOL_CALLS]"
 )
-
-
-class ToolCall(NamedTuple):
-    """A function that the model calls."""
-
-    name: str
-    arguments: str  # a JSON object, as text
-
-
-class ToolText(NamedTuple):
-    """What a piece of an answer says, and what it calls."""
-
-    text: str
-    calls: list[ToolCall]
 
 
 def tool_family(template: str) -> ToolFamily | None:
@@ -98,95 +84,3 @@ def _literal(text: str, marker: str, special: Callable[[str], int | None]) -> st
     before, _, after = text.partition(marker)
     around = [json.dumps(part) if part else "" for part in (before, after)]
     return f"{around[0]} <[{token}]> {around[1]}"
-
-
-class ToolReader:
-    """Takes calls out of an answer as it comes. functions: the names that may be called.
-
-    What looks like a call, but is none, is text: nothing of an answer is lost. A call is let go when
-    it is complete.
-    """
-
-    def __init__(self, family: ToolFamily, functions: Iterable[str]):
-        self._family = family
-        self._functions = frozenset(functions)
-        self._held = ""
-        self._said = False  # whether text came before
-        self._called = False
-
-    def push(self, text: str) -> ToolText:
-        """Add text; return what is certain by now."""
-        self._held += text
-        return self._tagged() if self._family.open else self._whole()
-
-    def finish(self) -> ToolText:
-        """What is still held back."""
-        held, self._held = self._held, ""
-        if self._family.open:
-            return ToolText("" if self._called and not held.strip() else held, [])
-        calls = self._parse(held.strip().removeprefix(self._family.marker))
-        return ToolText("", calls) if calls else ToolText(held, [])
-
-    def _tagged(self) -> ToolText:
-        """Between an opening and a closing tag lies one call."""
-        begin, end = self._family.marker, self._family.close.strip()
-        text, calls = "", []
-        while True:
-            before, found, rest = self._held.partition(begin)
-            if not found:
-                keep = _begun(begin, before)
-                text += self._spoken(before[: len(before) - keep])
-                self._held = before[len(before) - keep :]
-                return ToolText(text, calls)
-            inside, closed, after = rest.partition(end)
-            if not closed:
-                text += self._spoken(before)
-                self._held = begin + rest
-                return ToolText(text, calls)
-            parsed = self._parse(inside)
-            text += self._spoken(before if parsed else before + begin + inside + end)
-            calls += parsed
-            self._called = self._called or bool(parsed)
-            self._held = after
-
-    def _whole(self) -> ToolText:
-        """An answer that begins as calls do is held until its end."""
-        begun = self._held.lstrip()
-        if self._said or (begun and begun[0] not in "{["):
-            text, self._held = self._held, ""
-            self._said = True
-            return ToolText(text, [])
-        return ToolText("", [])
-
-    def _spoken(self, text: str) -> str:
-        """Text between calls; blanks alone separate them and are no text."""
-        return "" if self._called and not text.strip() else text
-
-    def _parse(self, text: str) -> list[ToolCall]:
-        """All calls of a text that holds nothing else, else none."""
-        decoder = json.JSONDecoder()
-        found: list[Any] = []
-        text = text.strip()
-        while text:
-            try:
-                value, end = decoder.raw_decode(text)
-            except (ValueError, RecursionError):
-                return []
-            found += value if isinstance(value, list) else [value]
-            text = text[end:].lstrip("; \n")
-        calls = [self._call(value) for value in found]
-        return [] if None in calls else calls
-
-    def _call(self, value: Any) -> ToolCall | None:
-        name = value.get("name") if isinstance(value, dict) else None
-        if not isinstance(name, str) or name not in self._functions:
-            return None
-        arguments = value.get("arguments", value.get("parameters", {}))
-        if not isinstance(arguments, dict):
-            return None
-        return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
-
-
-def _begun(marker: str, text: str) -> int:
-    """Count the characters of a marker that the text ends with."""
-    return next((n for n in range(min(len(marker) - 1, len(text)), 0, -1) if text.endswith(marker[:n])), 0)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from firp.runtime.chat.tool_calls import ToolCall
 from firp.runtime.loop.generation import Stats
 
 
@@ -69,10 +68,22 @@ class Envelope:
         }
 
 
-def tool_call(call: ToolCall, call_id: str) -> dict[str, Any]:
-    """A call of a function."""
-    return {
-        "id": call_id,
-        "type": "function",
-        "function": {"name": call.name, "arguments": call.arguments},
-    }
+def call_delta(
+    index: int, arguments: str, name: str | None = None, call_id: str | None = None
+) -> dict[str, Any]:
+    """A part of a call of a function; the first has its name and an id, the others arguments alone."""
+    if name is None:
+        return {"index": index, "function": {"arguments": arguments}}
+    function = {"name": name, "arguments": arguments}
+    return {"index": index, "id": call_id, "type": "function", "function": function}
+
+
+def whole_calls(deltas: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The calls that parts of them make."""
+    calls: list[dict[str, Any]] = []
+    for delta in deltas:
+        if "id" in delta:
+            calls.append({name: value for name, value in delta.items() if name != "index"})
+        else:
+            calls[delta["index"]]["function"]["arguments"] += delta["function"]["arguments"]
+    return calls

@@ -7,11 +7,11 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from firp.runtime.chat.tool_calls import ToolCall, ToolReader
+from firp.runtime.chat.tool_reader import CallPiece, ToolReader
 from firp.runtime.loop.generation import Chunk, Generation
 from firp.runtime.picking.logprobs import TokenLogprob
 from firp.runtime.scheduling.handle import Handle
-from firp.runtime.serving.api.answers import Envelope, Usage, tool_call
+from firp.runtime.serving.api.answers import Envelope, Usage, call_delta, whole_calls
 from firp.runtime.serving.api.fields import ChatRequest
 from firp.runtime.serving.api.logprobs import chat_logprobs
 from firp.runtime.serving.api.reading import Asked
@@ -53,7 +53,7 @@ class ChatAnswer:
         text, calls = said.take(one.text or "", end=True)
         message = {"role": "assistant", "content": text if text or not calls else None, "refusal": None}
         if calls:
-            message["tool_calls"] = [_without_index(call) for call in calls]
+            message["tool_calls"] = whole_calls(calls)
         choice = {
             "index": index,
             "message": message,
@@ -83,7 +83,7 @@ class ChatAnswer:
             yield self._head.chunk([], usage=self._usage.json)
 
     def _pieces(self, index: int, chunk: Chunk, said: "_Said") -> list[dict[str, Any]]:
-        """What a chunk of the engine adds to a choice: text or calls, and the end."""
+        """What a chunk of the engine adds to a choice: text, parts of calls, the end."""
         if error := ended_error(chunk.finish_reason):
             raise error
         text, calls = said.take(chunk.text or "", end=chunk.finish_reason is not None)
@@ -95,8 +95,7 @@ class ChatAnswer:
         pieces = []
         if text or more:
             pieces.append({**self._delta(index, {"content": text}), **more})
-        if calls:
-            pieces.append(self._delta(index, {"tool_calls": calls}))
+        pieces += [self._delta(index, {"tool_calls": [call]}) for call in calls]
         if chunk.finish_reason:
             pieces.append(self._delta(index, {}, said.reason(chunk.finish_reason)))
         return pieces
@@ -114,27 +113,26 @@ class _Said:
         self._calls = 0
 
     def take(self, text: str, end: bool) -> tuple[str, list[dict[str, Any]]]:
-        """Text that is no call, and the calls that are complete."""
+        """Text that is no call, and deltas of calls."""
         if self._reader is None:
             return text, []
         said = self._reader.push(text)
         rest = self._reader.finish() if end else None
         found = said.calls + (rest.calls if rest else [])
-        return said.text + (rest.text if rest else ""), self._numbered(found)
+        return said.text + (rest.text if rest else ""), [
+            self._delta(piece) for piece in found if self._takes(piece)
+        ]
 
-    def _numbered(self, found: Sequence[ToolCall]) -> list[dict[str, Any]]:
-        kept = found if self._most is None else found[: self._most - self._calls]
-        calls = []
-        for call in kept:
-            # nine letters and digits: the only ids that Mistral's templates take
-            calls.append({"index": self._calls, **tool_call(call, secrets.token_hex(5)[:9])})
-            self._calls += 1
-        return calls
+    def _takes(self, piece: CallPiece) -> bool:
+        return self._most is None or piece.number < self._most
+
+    def _delta(self, piece: CallPiece) -> dict[str, Any]:
+        if piece.name is None:
+            return call_delta(piece.number, piece.arguments)
+        self._calls += 1
+        # nine letters and digits: the only ids that Mistral's templates take
+        return call_delta(piece.number, piece.arguments, piece.name, secrets.token_hex(5)[:9])
 
     def reason(self, reason: str | None) -> str | None:
         """Why an answer ended, in OpenAI's words."""
         return "tool_calls" if reason == "stop" and self._calls else reason
-
-
-def _without_index(call: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in call.items() if name != "index"}

@@ -10,21 +10,27 @@ from firp.runtime.chat.tool_calls import (
     HERMES,
     LLAMA,
     MISTRAL,
-    ToolCall,
-    ToolReader,
     calls_grammar,
     tool_family,
 )
+from firp.runtime.chat.tool_reader import CallPiece, ToolReader
 
-WEATHER = ToolCall("weather", '{"city": "Köln"}')
-TIME = ToolCall("time", "{}")
+WEATHER = ("weather", '{"city": "Köln"}')
+TIME = ("time", "{}")
 TAGGED = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'
 
 
 def read(family, pieces, functions=("weather", "time")):
     reader = ToolReader(family, functions)
     said = [*map(reader.push, pieces), reader.finish()]
-    return "".join(one.text for one in said), [call for one in said for call in one.calls]
+    found = [piece for one in said for piece in one.calls]
+    assert [piece.number for piece in found if piece.name] == list(range(sum(1 for p in found if p.name)))
+    calls = [
+        (piece.name, "".join(other.arguments for other in found if other.number == piece.number))
+        for piece in found
+        if piece.name
+    ]
+    return "".join(one.text for one in said), calls
 
 
 @pytest.mark.parametrize(
@@ -51,7 +57,16 @@ def test_a_family_is_told_by_its_template(template, family, pytestconfig):
         (HERMES, f"I look.\n{TAGGED}", "I look.\n", [WEATHER]),
         (HERMES, TAGGED + '\n<tool_call>\n{"name": "time"}\n</tool_call>\n', "", [WEATHER, TIME]),
         (HERMES, "1 < 2 and <tool is no tag", "1 < 2 and <tool is no tag", []),
-        (HERMES, TAGGED[:-5], TAGGED[:-5], []),  # cut
+        (HERMES, TAGGED[:30], TAGGED[:30], []),  # cut before it is certain
+        (HERMES, TAGGED.partition("ln")[0], "", [("weather", '{"city": "Kö')]),
+        (HERMES, TAGGED[:-5], "", [WEATHER]),
+        (HERMES, '<tool_call>{"arguments": {"city": "Köln"}, "name": "weather"}</tool_call>', "", [WEATHER]),
+        (HERMES, f"{TAGGED} and {TAGGED}", " and ", [WEATHER, WEATHER]),
+        (HERMES, TAGGED.replace("}}", '}, "id": "}"}'), "", [WEATHER]),
+        (HERMES, TAGGED.replace("Köln", '\\"}<{'), "", [("weather", '{"city": "\\"}<{"}')]),
+        (HERMES, TAGGED.replace('"}}', '"'), "", [("weather", '{"city": "Köln"\n')]),  # never closed
+        (LLAMA, '{"name": "weather", "parameters": {"city"', "", [("weather", '{"city"')]),
+        (LLAMA, '{"name": "time", "parameters": {}} is it', "is it", [TIME]),
         (HERMES, TAGGED.replace("weather", "launch"), TAGGED.replace("weather", "launch"), []),
         (HERMES, "<tool_call>no</tool_call> so", "<tool_call>no</tool_call> so", []),
         (LLAMA, '{"name": "weather", "parameters": {"city": "Köln"}}', "", [WEATHER]),
@@ -69,6 +84,17 @@ def test_calls_and_text_are_the_same_however_an_answer_comes(family, answer, tex
     for size in (1, 2, 7, len(answer)):
         pieces = [answer[i : i + size] for i in range(0, len(answer), size)]
         assert read(family, pieces) == (text, calls), size
+
+
+def test_a_call_comes_in_pieces_once_it_is_certain():
+    for family, key in ((HERMES, "arguments"), (LLAMA, "parameters"), (MISTRAL, "arguments")):
+        reader = ToolReader(family, ("weather",))
+        head = f'{family.begin}{family.open}{{"name": "weather", "{key}": '
+        assert reader.push(head) == ("", [])
+        assert reader.push('{"ci') == ("", [CallPiece(0, "weather"), CallPiece(0, None, '{"ci')])
+        assert reader.push('ty": "x"') == ("", [CallPiece(0, None, 'ty": "x"')])
+        assert reader.push("}}" + family.close + family.end) == ("", [CallPiece(0, None, "}")])
+        assert reader.finish() == ("", [])
 
 
 def test_text_that_cannot_be_a_call_is_let_go_at_once():

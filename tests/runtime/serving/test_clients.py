@@ -147,12 +147,32 @@ def test_a_tool_is_called_where_it_must_be(choice, client):
     assert call.function.name == "sort"
     check(json.loads(call.function.arguments))
     deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(**asked, stream=True)]
-    (streamed,) = [one for delta in deltas for one in delta.tool_calls or ()]
-    assert streamed.function.to_dict() == call.function.to_dict()
+    first, *others = [one for delta in deltas for one in delta.tool_calls or ()]
+    assert (first.index, first.type, first.function.name) == (0, "function", "sort")
+    assert first.id
+    assert len(others) > 2  # pieces of the arguments, as they came
+    assert all((one.index, one.id, one.function.name) == (0, None, None) for one in others)
+    assert "".join(one.function.arguments for one in (first, *others)) == call.function.arguments
     # and the model is told what came of it
     answer = {"role": "tool", "tool_call_id": call.id, "content": "done"}
     turns = [*MESSAGES, found.message.to_dict(), answer]
     assert client.chat.completions.create(**{**ASKED, "messages": turns}).choices[0].message.content
+
+
+def test_the_client_joins_a_streamed_call(client):
+    asked = {
+        **ASKED,
+        "max_tokens": 90,
+        "tools": TOOLS,
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+    }
+    with client.chat.completions.stream(**asked) as stream:
+        events = [event for event in stream if event.type.startswith("tool_calls.function.arguments")]
+        (call,) = stream.get_final_completion().choices[0].message.tool_calls
+    assert "".join(event.arguments_delta for event in events[:-1]) == call.function.arguments
+    assert events[-1].type == "tool_calls.function.arguments.done"
+    check(json.loads(call.function.arguments))
 
 
 def test_errors_are_those_of_the_client(client, url):

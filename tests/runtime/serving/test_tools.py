@@ -30,8 +30,13 @@ def test_calls_of_tools_are_read_whole_and_streamed(tool_client):
     streamed = events(chat(client, tools=TOOLS, max_tokens=9, stream=True))
     deltas = [one["choices"][0]["delta"] for one in streamed]
     found = [call for delta in deltas for call in delta.get("tool_calls", [])]
-    assert [one["index"] for one in found] == [0, 1]
-    assert [one["function"] for one in found] == [one["function"] for one in calls]
+    assert [one["index"] for one in found] == [0, 0, 1, 1]
+    heads, arguments = found[::2], found[1::2]
+    assert [(one["type"], one["function"]) for one in heads] == [
+        ("function", {"name": "weather", "arguments": ""})
+    ] * 2
+    assert all(set(one) == {"index", "function"} for one in arguments)
+    assert [one["function"] for one in arguments] == [{"arguments": '{"city": "x"}'}] * 2
     assert streamed[-1]["choices"][0]["finish_reason"] == "tool_calls"
     one = chat(client, tools=TOOLS, max_tokens=9, parallel_tool_calls=False).json()["choices"][0]
     assert len(one["message"]["tool_calls"]) == 1
