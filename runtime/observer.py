@@ -7,6 +7,13 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 
+class Draft(NamedTuple):
+    """A kind of drafts."""
+
+    drafter: str  # "firp", "lookup" or "grammar"
+    depth: int  # from 1 on
+
+
 class StepReport(NamedTuple):
     """One step of the engine: a pass of the sequences that decode, and a piece of a prompt."""
 
@@ -14,8 +21,8 @@ class StepReport(NamedTuple):
     rows: int  # T: rows of each; 1: plain
     tokens: int  # emitted
     prompt_tokens: int  # computed of a prompt
-    accepted: Mapping[int, int]  # depth -> drafts accepted there, of all sequences
-    drafted: Mapping[int, int]  # depth -> sequences that had a draft there
+    accepted: Mapping[Draft, int]  # drafts of all sequences
+    drafted: Mapping[Draft, int]  # sequences that had such a draft
     graph_ms: Mapping[str, float]  # by graph
     total_ms: float
     active: int  # requests that decode or are prefilled

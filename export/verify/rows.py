@@ -48,7 +48,7 @@ def random_sample(prompt: list[int], vocab_size: int, context: int) -> Sample:
         parents.append(int(rng.choice([node for node, depth in enumerate(depths) if depth < deepest])))
         depths.append(depths[parents[-1]] + 1)
     tokens = rng.integers(0, vocab_size, TREE_ROWS).tolist()
-    return Sample(prompt, DraftTree(tokens, parents, depths, [1.0] * TREE_ROWS))
+    return Sample(prompt, DraftTree(tokens, parents, depths, [1.0] * TREE_ROWS, [""] * TREE_ROWS))
 
 
 class SessionRows:

@@ -13,6 +13,7 @@ from firp.runtime.passes.session import Session
 from firp.runtime.picking.context import Context
 from firp.runtime.trees.tree import (
     CHAIN,
+    GRAMMAR,
     DraftTree,
     TreeConfig,
     grow,
@@ -57,14 +58,15 @@ class GrammarDrafter:
         for node in range(1, len(tree.tokens)):
             if legal[node] == tree.depths[node]:
                 parent = places[tree.parents[node]]
-                places[node] = grow(kept, parent, tree.tokens[node], tree.probabilities[node])
+                guess = tree.tokens[node], tree.probabilities[node], tree.drafters[node]
+                places[node] = grow(kept, parent, *guess)
         return kept
 
     def _forced(self, root: int, context: Context, max_depth: int) -> DraftTree:
         """What the grammar forces, as one path that is certain."""
         path = root_only(root)
         for token in self._walk.forced(context)[: min(max_depth, self._config.rows - 1)]:
-            grow(path, len(path.tokens) - 1, token, 1.0)
+            grow(path, len(path.tokens) - 1, token, 1.0, GRAMMAR)
         return path
 
     def _within(self, legal: DraftTree, forced: DraftTree) -> DraftTree:

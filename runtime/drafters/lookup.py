@@ -15,7 +15,7 @@ from firp.runtime.drafters.interface import Proposal
 from firp.runtime.passes.pass_plan import Pass
 from firp.runtime.passes.sequence import Sequence
 from firp.runtime.passes.session import Session
-from firp.runtime.trees.tree import CHAIN, DraftTree, TreeConfig, grow, root_only
+from firp.runtime.trees.tree import CHAIN, LOOKUP, DraftTree, TreeConfig, grow, root_only
 
 MAX_NGRAM = 4  # tokens of the longest n-gram that is indexed
 MAX_MATCH = 16  # matches are told apart by length up to here
@@ -125,7 +125,7 @@ class LookupDrafter:
         expand(0, self._places)
         while heap and len(tree.tokens) < self._config.rows:
             negative, _, parent, token, branch = heapq.heappop(heap)
-            node = grow(tree, parent, token, -negative)
+            node = grow(tree, parent, token, -negative, LOOKUP)
             expand(node, self._next(branch))
         return tree
 

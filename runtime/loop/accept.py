@@ -22,6 +22,10 @@ class Accepted(NamedTuple):
     ended: bool = False  # whether the last of them ends the text
     logprobs: list[TokenLogprob] | None = None  # of the tokens, where the request asks for them
 
+    def drafters(self, tree: DraftTree) -> list[str]:
+        """Whose guesses the accepted drafts are, from depth 1 on."""
+        return [tree.drafters[row] for row in self.rows[1:]]
+
 
 def accept(tree: DraftTree, result: Pass, sequence: Sequence, picker: Picker) -> Accepted:
     """Step to the child that holds the token which the target picks at the current row, as long as

@@ -36,12 +36,17 @@ class Step(NamedTuple):
 
     tokens: list[int]  # emitted by this step: the accepted drafts and the bonus token
     rows: int  # T: tree nodes that were verified; 0 for the prefill
-    accept_length: int  # accepted drafts, the bonus token not counted
+    accepted: list[str]  # drafters of the accepted drafts, from depth 1 on
     finish_reason: str | None  # set in the last step: "stop" or "length"
     times: StepTimes
     reused_tokens: int = 0  # of the prompt, that the cache held already; in the first step
     logprobs: list[TokenLogprob] | None = None  # of the tokens
     prompt_logprobs: list[TokenLogprob | None] | None = None  # of the prompt's, in the first step
+
+    @property
+    def accept_length(self) -> int:
+        """Accepted drafts, the bonus token not counted."""
+        return len(self.accepted)
 
 
 def decode(
@@ -59,7 +64,7 @@ def decode(
             plan = decoding.next_piece(session.prefill_rows)
             first = decoding.take(plan, session.forward(plan))
         yield Step(
-            *(first.tokens, 0, 0, decoding.finish_reason, clock.lap(), decoding.reused_tokens),
+            *(first.tokens, 0, [], decoding.finish_reason, clock.lap(), decoding.reused_tokens),
             *(first.logprobs, decoding.prompt_logprobs),
         )
         while decoding.finish_reason is None:
@@ -67,7 +72,7 @@ def decode(
             plan = decoding.propose()
             accepted = decoding.take(plan, session.forward(plan))
             yield Step(
-                *(accepted.tokens, len(plan.tree.tokens), len(accepted.rows) - 1),
+                *(accepted.tokens, len(plan.tree.tokens), accepted.drafters(plan.tree)),
                 *(decoding.finish_reason, clock.lap(), 0, accepted.logprobs),
             )
 

@@ -3,6 +3,7 @@
 In: the steps of the loop. Out: `Chunk`s, a `Generation`, `Stats`.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -22,11 +23,16 @@ class Stats:
     steps: int = 0  # decoding passes, the prefill not counted
     drafted_steps: int = 0  # of them, that verified drafts; the others were plain, or had none
     decoded_tokens: int = 0  # emitted by those steps, with what the last one emitted past a stop string
-    # [d]: steps that accepted at least d + 1 drafts
-    accepted_by_depth: list[int] = field(default_factory=list)
+    # drafter -> [d]: steps that accepted a draft of its at depth d + 1
+    accepted_by_drafter: dict[str, list[int]] = field(default_factory=dict)
     prefill_ms: float = 0.0
     graph_ms: dict[str, float] = field(default_factory=dict)  # in each graph, of decoding steps only
     outside_ms: float = 0.0  # in the loop itself, outside the graphs, of decoding steps only
+
+    @property
+    def accepted_by_depth(self) -> list[int]:
+        """[d]: steps that accepted at least d + 1 drafts."""
+        return functools.reduce(_sum_by_place, self.accepted_by_drafter.values(), [])
 
     @property
     def tokens_per_step(self) -> float:
@@ -57,7 +63,7 @@ class Stats:
             steps=self.steps + 1,
             drafted_steps=self.drafted_steps + (step.rows > 1),
             decoded_tokens=self.decoded_tokens + len(step.tokens),
-            accepted_by_depth=_sum_by_place(self.accepted_by_depth, [1] * step.accept_length),
+            accepted_by_drafter=_sum_by_drafter(self.accepted_by_drafter, _places(step.accepted)),
             graph_ms=_sum_by_name(self.graph_ms, step.times.graph_ms),
             outside_ms=self.outside_ms + step.times.outside_ms,
         )
@@ -73,7 +79,7 @@ class Stats:
                 steps=total.steps + part.steps,
                 drafted_steps=total.drafted_steps + part.drafted_steps,
                 decoded_tokens=total.decoded_tokens + part.decoded_tokens,
-                accepted_by_depth=_sum_by_place(total.accepted_by_depth, part.accepted_by_depth),
+                accepted_by_drafter=_sum_by_drafter(total.accepted_by_drafter, part.accepted_by_drafter),
                 prefill_ms=total.prefill_ms + part.prefill_ms,
                 graph_ms=_sum_by_name(total.graph_ms, part.graph_ms),
                 outside_ms=total.outside_ms + part.outside_ms,
@@ -130,6 +136,15 @@ def _sum_by_place(left: list[int], right: list[int]) -> list[int]:
     size = max(len(left), len(right))
     padded = [values + [0] * (size - len(values)) for values in (left, right)]
     return [sum(pair) for pair in zip(*padded, strict=True)]
+
+
+def _places(drafters: list[str]) -> dict[str, list[int]]:
+    """Drafts of one path by drafter and depth."""
+    return {name: [int(one == name) for one in drafters] for name in drafters}
+
+
+def _sum_by_drafter(left: dict[str, list[int]], right: dict[str, list[int]]) -> dict[str, list[int]]:
+    return {name: _sum_by_place(left.get(name, []), right.get(name, [])) for name in left | right}
 
 
 def _sum_by_name(left: dict[str, float], right: dict[str, float]) -> dict[str, float]:

@@ -46,6 +46,7 @@ def filled(tree: DraftTree, rows: int) -> DraftTree:
         tree.parents + [0] * missing,
         tree.depths + [1] * missing,
         tree.probabilities + [0.0] * missing,
+        tree.drafters + [""] * missing,
     )
 
 

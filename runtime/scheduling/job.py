@@ -50,6 +50,7 @@ class Job:
         self.submitted_at = time.perf_counter()
         self.decoding: Decoding | None = None
         self.last_tokens_at = self.submitted_at
+        self.accepted: list[str] = []  # drafters of the drafts that the last pass accepted, by depth
         self._drafter = drafter
         self._picker = picker
         self._stream = ChunkStream(request, tokenizer)
@@ -89,10 +90,13 @@ class Job:
                 return None
             ms, rows, reused = self._prefill_ms, 0, self.decoding.reused_tokens
         times = StepTimes(dict(graph_ms), copies_ms, ms)
-        drafts = 0 if plan.prompt else len(tokens) - 1
+        self.accepted = accepted.drafters(plan.tree)
         finish_reason = self.decoding.finish_reason
         prompt_logprobs = self.decoding.prompt_logprobs if plan.prompt else None
-        step = Step(tokens, rows, drafts, finish_reason, times, reused, accepted.logprobs, prompt_logprobs)
+        step = Step(
+            *(tokens, rows, self.accepted, finish_reason, times, reused),
+            *(accepted.logprobs, prompt_logprobs),
+        )
         return self._stream.add(step)
 
     @property

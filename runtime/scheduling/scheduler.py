@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.errors import FirpError
-from firp.runtime.observer import Observer, StepReport
+from firp.runtime.observer import Draft, Observer, StepReport
 from firp.runtime.passes.batch import COPIES
 from firp.runtime.passes.pass_plan import PREFILL_ROWS, Pass, PassPlan
 from firp.runtime.passes.session import Session, forward_together
@@ -207,7 +207,7 @@ class Scheduler:
             emitted.append(job.tokens - before)
             if chunk:
                 self._tell_tokens(job, emitted[-1])
-                self._report.count(plan, emitted[-1])
+                self._report.count(plan, emitted[-1], job.accepted)
                 job.handle.publish(chunk)
             if job.finished:
                 self._end(job, None)
@@ -271,16 +271,17 @@ class _Counts:
         self.rows = 0
         self.tokens = 0
         self.prompt_tokens = 0
-        self.accepted: Counter[int] = Counter()
-        self.drafted: Counter[int] = Counter()
+        self.accepted: Counter[Draft] = Counter()
+        self.drafted: Counter[Draft] = Counter()
         self.graph_ms: Counter[str] = Counter()
 
     def add_times(self, pass_ms: dict[str, float]) -> None:
         self.graph_ms.update({name: ms for name, ms in pass_ms.items() if name != COPIES})
 
-    def count(self, plan: PassPlan, tokens: int) -> None:
+    def count(self, plan: PassPlan, tokens: int, accepted: Sequence[str]) -> None:
         self.tokens += tokens
         if not plan.prompt:
-            self.rows = max(self.rows, len(plan.tree.tokens))
-            self.drafted.update(range(1, 1 + max(plan.tree.depths)))
-            self.accepted.update(range(1, tokens))
+            tree = plan.tree
+            self.rows = max(self.rows, len(tree.tokens))
+            self.drafted.update(set(map(Draft, tree.drafters[1:], tree.depths[1:])))
+            self.accepted.update(map(Draft, accepted, range(1, 1 + len(accepted))))

@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 
-from firp.runtime.observer import Observer, StepReport
+from firp.runtime.observer import Draft, Observer, StepReport
 from firp.runtime.scheduling.prefixes import PrefixStats
 
 _log = logging.getLogger("firp.engine")
@@ -25,8 +25,9 @@ class EngineStats:
     reused_tokens: int = 0  # of prompts, that a cache held
     tokens: int = 0  # emitted
     steps: int = 0
-    accepted_by_depth: dict[int, int] = field(default_factory=dict)  # drafts, from depth 1 on
-    drafted_by_depth: dict[int, int] = field(default_factory=dict)
+    # drafter -> depth, from 1 on -> drafts that were accepted, and sequences that had one in a step
+    accepted: dict[str, dict[int, int]] = field(default_factory=dict)
+    drafted: dict[str, dict[int, int]] = field(default_factory=dict)
     graph_ms: dict[str, float] = field(default_factory=dict)
     active: int = 0  # requests that run now
     waiting: int = 0  # requests in the queue now
@@ -42,8 +43,8 @@ class Totals:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._ended: Counter[str] = Counter()
-        self._accepted: Counter[int] = Counter()
-        self._drafted: Counter[int] = Counter()
+        self._accepted: Counter[Draft] = Counter()
+        self._drafted: Counter[Draft] = Counter()
         self._graph_ms: Counter[str] = Counter()
 
     def stats(self, active: int, waiting: int, cache_bytes: int, prefixes: PrefixStats) -> EngineStats:
@@ -51,8 +52,8 @@ class Totals:
         with self._lock:
             return EngineStats(
                 ended=dict(self._ended),
-                accepted_by_depth=dict(self._accepted),
-                drafted_by_depth=dict(self._drafted),
+                accepted=_by_drafter(self._accepted),
+                drafted=_by_drafter(self._drafted),
                 graph_ms=dict(self._graph_ms),
                 active=active,
                 waiting=waiting,
@@ -94,3 +95,10 @@ class Totals:
         line = "%s ended (%s): %d prompt tokens, %d new, %.1f ms"
         _log.info(line, request_id, reason, prompt_tokens, tokens, ms)
         self._observer.ended(request_id, reason, prompt_tokens, tokens, ms)
+
+
+def _by_drafter(counts: Counter[Draft]) -> dict[str, dict[int, int]]:
+    found: dict[str, dict[int, int]] = {}
+    for (drafter, depth), count in sorted(counts.items()):
+        found.setdefault(drafter, {})[depth] = count
+    return found

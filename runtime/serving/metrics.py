@@ -34,8 +34,12 @@ class Metrics:
         self._reused = Counter("firp_prompt_tokens_reused", "Prompt tokens that a cache held", **own)
         self._tokens = Counter("firp_generated_tokens", "Tokens emitted", **own)
         self._steps = Counter("firp_steps", "Steps of the engine, by kind", ["kind"], **own)
-        self._drafted = Counter("firp_drafts", "Sequences that had a draft at a depth", ["depth"], **own)
-        self._accepted = Counter("firp_drafts_accepted", "Drafts accepted at a depth", ["depth"], **own)
+        self._drafted = Counter(
+            "firp_drafts", "Sequences that had a draft of a drafter at a depth", ["drafter", "depth"], **own
+        )
+        self._accepted = Counter(
+            "firp_drafts_accepted", "Drafts of a drafter accepted at a depth", ["drafter", "depth"], **own
+        )
         self._step_s = Counter("firp_step_seconds", "Seconds in steps", **own)
         self._graph_s = Counter("firp_graph_seconds", "Seconds in each graph", ["graph"], **own)
         self._batch = Histogram("firp_batch_size", "Sequences of a step", buckets=_BATCHES, **own)
@@ -105,8 +109,8 @@ class Metrics:
         for graph, ms in report.graph_ms.items():
             self._graph_s.labels(graph).inc(ms / 1e3)
         for counter, counts in ((self._drafted, report.drafted), (self._accepted, report.accepted)):
-            for depth, count in counts.items():
-                counter.labels(str(depth)).inc(count)
+            for (drafter, depth), count in counts.items():
+                counter.labels(drafter, str(depth)).inc(count)
         self._cache.set(report.cache_bytes)
 
     def ended(self, request_id: str, reason: str, prompt_tokens: int, tokens: int, ms: float) -> None:

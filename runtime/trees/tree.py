@@ -170,6 +170,7 @@ class DraftTree(NamedTuple):
     parents: list[int]  # [T] index of each node's parent, always smaller than its own; -1 for the root
     depths: list[int]  # [T]
     probabilities: list[float]  # [T] of the path to each node, as the guesses see it
+    drafters: list[str]  # [T] whose guess each node is; "" for the root
 
     def first(self, rows: int, least: float) -> "DraftTree":
         """Its beginning: at most so many nodes, and no draft less probable than `least`, where they
@@ -183,13 +184,13 @@ class DraftTree(NamedTuple):
 
 def root_only(token: int) -> DraftTree:
     """A tree without drafts."""
-    return DraftTree([token], [-1], [0], [1.0])
+    return DraftTree([token], [-1], [0], [1.0], [""])
 
 
 def chain(tokens: list[int]) -> DraftTree:
     """Tokens one after the other: a piece of a prompt."""
     rows = len(tokens)
-    return DraftTree(tokens, list(range(-1, rows - 1)), list(range(rows)), [1.0] * rows)
+    return DraftTree(tokens, list(range(-1, rows - 1)), list(range(rows)), [1.0] * rows, [""] * rows)
 
 
 def build_tree(
@@ -276,18 +277,20 @@ def _dynamic_tree(
     return tree
 
 
-def grow(tree: DraftTree, parent: int, token: int, probability: float) -> int:
+def grow(tree: DraftTree, parent: int, token: int, probability: float, drafter: str = FIRP) -> int:
     """Add a node below `parent`; returns its index."""
     tree.tokens.append(token)
     tree.parents.append(parent)
     tree.depths.append(tree.depths[parent] + 1)
     tree.probabilities.append(float(probability))
+    tree.drafters.append(drafter)
     return len(tree.tokens) - 1
 
 
 def merge_trees(trees: list[DraftTree], rows: int) -> DraftTree:
     """The `rows` most probable nodes of trees with one root token. A node that several hold has its
-    highest probability, so no child is more probable than its parent.
+    highest probability, so no child is more probable than its parent, and is the guess of whoever gave
+    it that.
     """
     union = root_only(trees[0].tokens[0])
     children: list[dict[int, int]] = [{}]  # of each node: token -> node
@@ -299,9 +302,11 @@ def merge_trees(trees: list[DraftTree], rows: int) -> DraftTree:
             probability = tree.probabilities[node]
             place = children[parent].get(token)
             if place is None:
-                place = children[parent][token] = grow(union, parent, token, probability)
+                place = children[parent][token] = grow(union, parent, token, probability, tree.drafters[node])
                 children.append({})
-            union.probabilities[place] = max(union.probabilities[place], probability)
+            if probability > union.probabilities[place]:
+                union.probabilities[place] = probability
+                union.drafters[place] = tree.drafters[node]
             places.append(place)
     if len(union.tokens) <= rows:
         return union
@@ -310,7 +315,7 @@ def merge_trees(trees: list[DraftTree], rows: int) -> DraftTree:
     heapq.heapify(heap)
     while len(merged.tokens) < rows:
         negative, node, parent = heapq.heappop(heap)
-        place = grow(merged, parent, union.tokens[node], -negative)
+        place = grow(merged, parent, union.tokens[node], -negative, union.drafters[node])
         for child in children[node].values():
             heapq.heappush(heap, (-union.probabilities[child], child, place))
     return merged
@@ -327,7 +332,7 @@ def likely_path(tree: DraftTree, rows: int) -> DraftTree:
     node = 0
     while len(path.tokens) < rows and node in best:
         node = best[node]
-        grow(path, len(path.tokens) - 1, tree.tokens[node], tree.probabilities[node])
+        grow(path, len(path.tokens) - 1, tree.tokens[node], tree.probabilities[node], tree.drafters[node])
     return path
 
 

@@ -68,7 +68,11 @@ class FakeHandle:
 
     def _stats(self, ids):
         return Stats(
-            len(self.prompt), reused_tokens=2, steps=1, decoded_tokens=len(ids), accepted_by_depth=[3, 1]
+            len(self.prompt),
+            reused_tokens=2,
+            steps=1,
+            decoded_tokens=len(ids),
+            accepted_by_drafter={"firp": [3, 1]},
         )
 
     async def wait(self):

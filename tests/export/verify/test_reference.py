@@ -80,7 +80,7 @@ def test_one_module_at_a_time_is_in_memory(reference):
 
 def test_a_tree_is_its_paths(reference):
     """Of a tree with branches, each row is the last of a sequence: prompt, ancestors, itself."""
-    tree = DraftTree([7, 8, 9, 10, 11], [-1, 0, 0, 1, 1], [0, 1, 1, 2, 2], [1.0] * 5)
+    tree = DraftTree([7, 8, 9, 10, 11], [-1, 0, 0, 1, 1], [0, 1, 1, 2, 2], [1.0] * 5, [""] * 5)
     samples = [Sample([3, 4, 5], tree), random_sample([5, 6, 7, 8, 9], 193, 256)]
     found = model_rows(reference, 2, samples, torch.float64)
     for path, row in (([7], 0), ([7, 8], 1), ([7, 9], 2), ([7, 8, 10], 3), ([7, 8, 11], 4)):

@@ -9,7 +9,7 @@ from firp.runtime.passes.pass_plan import Pass
 from firp.runtime.passes.request import Request
 from firp.runtime.passes.sequence import Sequence
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import DRAFTERS, DraftTree, TreeConfig, merge_trees
+from firp.runtime.trees.tree import DRAFTERS, FIRP, LOOKUP, DraftTree, TreeConfig, merge_trees
 
 
 def sequence_of(tokens):
@@ -19,24 +19,26 @@ def sequence_of(tokens):
 
 
 def test_the_most_probable_nodes_of_both_stay():
-    left = DraftTree([9, 1, 2], [-1, 0, 1], [0, 1, 2], [1.0, 0.6, 0.1])
-    right = DraftTree([9, 3, 4], [-1, 0, 1], [0, 1, 2], [1.0, 0.5, 0.4])
+    left = DraftTree([9, 1, 2], [-1, 0, 1], [0, 1, 2], [1.0, 0.6, 0.1], ["", FIRP, FIRP])
+    right = DraftTree([9, 3, 4], [-1, 0, 1], [0, 1, 2], [1.0, 0.5, 0.4], ["", LOOKUP, LOOKUP])
     merged = merge_trees([left, right], rows=4)
     assert merged.tokens == [9, 1, 3, 4]
     assert merged.parents == [-1, 0, 0, 2]
     assert merged.depths == [0, 1, 1, 2]
+    assert merged.drafters == ["", FIRP, LOOKUP, LOOKUP]
 
 
 def test_a_node_of_both_is_one_row_with_the_higher_probability():
-    left = DraftTree([9, 1, 2], [-1, 0, 1], [0, 1, 2], [1.0, 0.6, 0.5])
-    right = DraftTree([9, 1, 4], [-1, 0, 1], [0, 1, 2], [1.0, 0.8, 0.4])
+    left = DraftTree([9, 1, 2], [-1, 0, 1], [0, 1, 2], [1.0, 0.6, 0.5], ["", FIRP, FIRP])
+    right = DraftTree([9, 1, 4], [-1, 0, 1], [0, 1, 2], [1.0, 0.8, 0.4], ["", LOOKUP, LOOKUP])
     merged = merge_trees([left, right], rows=8)
     assert merged.tokens == [9, 1, 2, 4]
     assert merged.probabilities == [1.0, 0.8, 0.5, 0.4]
+    assert merged.drafters == ["", LOOKUP, FIRP, LOOKUP]  # whose guess was the surer one
 
 
 def test_a_budget_of_one_row_is_the_root():
-    tree = DraftTree([9, 1], [-1, 0], [0, 1], [1.0, 0.6])
+    tree = DraftTree([9, 1], [-1, 0], [0, 1], [1.0, 0.6], ["", FIRP])
     assert merge_trees([tree, tree], rows=1).tokens == [9]
 
 

@@ -16,7 +16,8 @@ from firp.runtime.trees.tree import DraftTree
 #        5
 #      6   7
 #      8   8
-TREE = DraftTree([5, 6, 7, 8, 8], [-1, 0, 0, 1, 2], [0, 1, 1, 2, 2], [1.0, 0.9, 0.1, 0.9, 0.1])
+DRAFTERS = ["", "firp", "lookup", "firp", "lookup"]
+TREE = DraftTree([5, 6, 7, 8, 8], [-1, 0, 0, 1, 2], [0, 1, 1, 2, 2], [1.0, 0.9, 0.1, 0.9, 0.1], DRAFTERS)
 GREEDY = Picker(Request((2, 3, 5), SamplingParams(10), frozenset(), 10))
 
 
@@ -44,6 +45,11 @@ def sequence(*ends):
 )
 def test_the_walk_steps_to_the_child_that_the_target_picks(picks, rows, tokens, logits):
     assert accept(TREE, verified(*picks, logits=logits), sequence(), GREEDY) == (rows, tokens, False, None)
+
+
+def test_accepted_drafts_are_told_by_drafter():
+    assert accept(TREE, verified(7, 8, 8, 1, 4), sequence(), GREEDY).drafters(TREE) == ["lookup"] * 2
+    assert accept(TREE, verified(9, 1, 1, 1, 1), sequence(), GREEDY).drafters(TREE) == []
 
 
 @given(trees(), strategies.data())

@@ -5,9 +5,9 @@ import pytest
 from firp.runtime.loop.decode import Step, StepTimes
 from firp.runtime.loop.generation import Chunk, Stats, collect
 
-PREFILL = Step([4], 0, 0, None, StepTimes({"lower": 20.0, "upper": 10.0}, 1.0, 35.0))
-ACCEPTING = Step([5, 6, 7], 4, 2, None, StepTimes({"lower": 2.0, "upper": 1.0}, 0.5, 4.0))
-BARE = Step([8], 1, 0, "length", StepTimes({"lower": 1.5, "predictors": 0.5}, 0.25, 3.0))
+PREFILL = Step([4], 0, [], None, StepTimes({"lower": 20.0, "upper": 10.0}, 1.0, 35.0))
+ACCEPTING = Step([5, 6, 7], 4, ["lookup", "firp"], None, StepTimes({"lower": 2.0, "upper": 1.0}, 0.5, 4.0))
+BARE = Step([8], 1, [], "length", StepTimes({"lower": 1.5, "predictors": 0.5}, 0.25, 3.0))
 
 
 def test_the_prefill_counts_in_no_decoding_figure():
@@ -21,7 +21,7 @@ def test_steps_add_up():
         steps=2,
         drafted_steps=1,
         decoded_tokens=4,
-        accepted_by_depth=[1, 1],
+        accepted_by_drafter={"lookup": [1, 0], "firp": [0, 1]},
         prefill_ms=35.0,
         graph_ms={"lower": 3.5, "upper": 1.0, "predictors": 0.5},
         outside_ms=2.0,

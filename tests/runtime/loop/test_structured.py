@@ -92,6 +92,7 @@ def test_what_is_forced_is_drafted_without_a_guess(engine):
         assert plain.stats.drafted_steps == 0
         assert forced.stats.steps < plain.stats.steps
         assert forced.stats.drafted_steps > 0
+        assert set(forced.stats.accepted_by_drafter) == {"grammar"}
     assert engine.generate(prompts()[0], SamplingParams(9), tree=TreeConfig.forced()).stats.drafted_steps == 0
 
 

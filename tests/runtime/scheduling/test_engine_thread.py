@@ -13,7 +13,7 @@ from firp.runtime.loop.picker import Picker
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.scheduling import scheduler
 from firp.runtime.scheduling.service import EngineOptions
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree import DRAFTERS, TreeConfig
 
 TREES = (None, TreeConfig("dynamic", 6, 2), TreeConfig("dynamic", 4, 0), TreeConfig.lookup(5))
 
@@ -292,3 +292,32 @@ def test_what_is_computed_of_a_prompt_is_shared_before_its_end(load):
     result = engine.generate(prompt, SamplingParams(4, ignore_eos=True))
     assert result.token_ids == expected
     assert result.stats.reused_tokens >= 64
+
+
+def test_accepted_drafts_are_counted_by_drafter_and_depth(load):
+    engine = load(max_batch=2)
+    params = SamplingParams(40, ignore_eos=True)
+    prompt = [5, 6, 7, 8] * 6
+    trees = (
+        TreeConfig("dynamic", 6, 2),
+        TreeConfig.lookup(5),
+        TreeConfig("dynamic", 6, 2, drafters=DRAFTERS),
+    )
+    handles = [engine.submit(prompt, params, tree=tree) for tree in trees]
+    results = [handle.result(60).stats for handle in handles]
+    assert set(results[0].accepted_by_drafter) <= {"firp"}
+    assert set(results[1].accepted_by_drafter) == {"lookup"}
+    for stats in results:
+        assert sum(stats.accepted_by_depth) == stats.decoded_tokens - stats.steps
+    counts = engine.stats()
+    total = {}
+    for stats in results:
+        for drafter, depths in stats.accepted_by_drafter.items():
+            for depth, count in enumerate(depths, 1):
+                if count:
+                    by_depth = total.setdefault(drafter, {})
+                    by_depth[depth] = by_depth.get(depth, 0) + count
+    assert counts.accepted == total
+    assert counts.accepted["lookup"][1] > 0
+    for drafter, depths in counts.accepted.items():
+        assert all(count <= counts.drafted[drafter][depth] for depth, count in depths.items())

@@ -9,7 +9,7 @@ from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.drafters.guard import Guard
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.scheduling.policy import Policy, fitting
-from firp.runtime.trees.tree import DraftTree, chain, root_only
+from firp.runtime.trees.tree import chain, root_only
 
 TABLE = LatencyTable(
     device="test",
@@ -33,7 +33,7 @@ class Job:
         self.guard = Guard() if guarded else None
         self.trust = 1.0
         rows = len(probabilities) + 1
-        tree = DraftTree([1] * rows, list(range(-1, rows - 1)), list(range(rows)), [1.0, *probabilities])
+        tree = chain([1] * rows)._replace(probabilities=[1.0, *probabilities])
         self.decoding = SimpleNamespace(
             propose=lambda: PassPlan(tree),
             plain=lambda: PassPlan(root_only(1)),

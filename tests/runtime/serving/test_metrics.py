@@ -4,12 +4,14 @@ import re
 
 import pytest
 
-from firp.runtime.observer import StepReport
+from firp.runtime.observer import Draft, StepReport
 from firp.runtime.scheduling.prefixes import PrefixStats
 from firp.runtime.scheduling.statistics import EngineStats
 from firp.runtime.serving.metrics import Metrics
 from firp.runtime.serving.observers import Observers
 from firp.runtime.serving.tracing import Tracing
+
+DRAFTS = (Draft("grammar", 1), Draft("lookup", 2), Draft("firp", 3))
 
 
 def report(batch, rows, tokens, prompt_tokens=0, accepted=None, drafted=None, graph_ms=None):
@@ -25,7 +27,8 @@ def tell(observer):
     observer.step(report(0, 0, 1, prompt_tokens=30, graph_ms={"lower": 5.0}))
     observer.first_token("a", 40.0)
     observer.tokens("a", 1, 40.0)
-    observer.step(report(1, 4, 3, accepted={1: 1, 2: 1}, drafted={1: 1, 2: 1, 3: 1}, graph_ms={"lower": 2.0}))
+    accepted, drafted = dict.fromkeys(DRAFTS[:2], 1), dict.fromkeys(DRAFTS, 1)
+    observer.step(report(1, 4, 3, accepted=accepted, drafted=drafted, graph_ms={"lower": 2.0}))
     observer.tokens("a", 3, 30.0)
     observer.step(report(1, 1, 1))
     observer.ended("b", "deadline", 10, 0, 50.0)
@@ -54,8 +57,8 @@ def metrics():
         ('firp_steps_total{kind="prompt"}', 1),
         ('firp_steps_total{kind="drafted"}', 1),
         ('firp_steps_total{kind="plain"}', 1),
-        ('firp_drafts_total{depth="3"}', 1),
-        ('firp_drafts_accepted_total{depth="2"}', 1),
+        ('firp_drafts_total{depth="3",drafter="firp"}', 1),
+        ('firp_drafts_accepted_total{depth="2",drafter="lookup"}', 1),
         ('firp_graph_seconds_total{graph="lower"}', 0.007),
         ("firp_step_seconds_total", 0.024),
         ("firp_batch_size_count", 2),

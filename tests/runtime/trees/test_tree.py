@@ -135,7 +135,7 @@ def test_no_node_is_deeper_than_allowed(config, max_depth, some_guesses):
 
 def test_sources_are_the_likeliest_ends_of_the_accepted_path():
     # root -> a (0.6) -> b (0.5); root -> c (0.3): ends are root 0.1, a 0.1, b 0.5, c 0.3
-    tree = DraftTree([7, 1, 2, 3], [-1, 0, 1, 0], [0, 1, 2, 1], [1.0, 0.6, 0.5, 0.3])
+    tree = DraftTree([7, 1, 2, 3], [-1, 0, 1, 0], [0, 1, 2, 1], [1.0, 0.6, 0.5, 0.3], [""] * 4)
     assert draft_sources(tree, 1) == [2]
     assert draft_sources(tree, 2) == [2, 3]
     assert draft_sources(tree, None) == [0, 1, 2, 3]
