@@ -28,8 +28,7 @@ def main(bundle, steps, rows):
     engine = Engine.load(bundle)
     c = engine.model
     slot_bytes = (
-        2
-        * c.num_hidden_layers
+        c.slabs
         * c.attention.num_key_value_heads
         * c.attention.head_dim
         * DTYPES[engine.manifest.precision.cache].itemsize

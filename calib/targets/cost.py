@@ -109,7 +109,7 @@ def pass_cost(manifest: Manifest, graph: str, point: Point) -> Cost:
     linear = sum(
         int(prod(shape) * (running.of_a_row if _EXPERT in name else 1))
         for name, shape in shapes.items()
-        if len(shape) == 2
+        if len(shape) >= 2
     )
     if graph == "lower":
         # of the embedding, the rows looked up

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from firp.calib.training.torch_graph import TorchGraph, TorchWeights
 from firp.export.sources.checkpoint import Checkpoint
 from firp.runtime.bundle.graph_spec import PREFIX
-from firp.runtime.bundle.graphs.attention import LayerCache, PassContext
+from firp.runtime.bundle.graphs.attention import PassContext
 from firp.runtime.bundle.graphs.halves import decoder_layer, embedded
 from firp.runtime.bundle.weight_table import head_name
 
-Keys = dict[int, tuple[Tensor, Tensor]]  # layer -> keys, values [B, Hkv, S, Dh]
+Keys = dict[int, tuple[Tensor, ...]]  # layer -> keys and values, or latent rows, [B, Hkv, S, Dh]
 
 
 class RealRows(NamedTuple):
@@ -99,7 +99,7 @@ class FrozenModel(nn.Module):
         visible: Tensor,
         key_positions: Tensor,
         past: Keys | None = None,
-    ) -> Iterator[tuple[int, Tensor, tuple[Tensor, Tensor]]]:
+    ) -> Iterator[tuple[int, Tensor, tuple[Tensor, ...]]]:
         """Run layers over rows [B, T, D] at positions [B, T], after the past. visible: [B, T, keys], of
         key_positions [B, keys], the past's first. Gives each layer, the rows as they leave it, and their
         keys and values.
@@ -110,12 +110,12 @@ class FrozenModel(nn.Module):
             for name, window in self.config.masks(layers).items()
         }
         shared = PassContext(graph, rows, {"position_ids": positions, **biases}, layers, PREFIX)
-        heads, size = self.config.attention.num_key_value_heads, self.config.attention.head_dim
-        none = rows.new_empty((batch, heads, 0, size))
+        c = self.config.attention
+        none = rows.new_empty((batch, c.num_key_value_heads, 0, c.head_dim))
         stream = graph.rows(rows, rows.shape[-1])
         for index in layers:
-            before = past[index] if past else (none, none)
-            slots = LayerCache(*(each.to(rows.dtype).permute(2, 0, 1, 3) for each in before))
+            before = past[index] if past else [none] * len(c.cached)
+            slots = tuple(each.to(rows.dtype).permute(2, 0, 1, 3) for each in before)
             stream, new = decoder_layer(graph, index, stream, shared, slots)
             yield index, stream.reshape(rows.shape), tuple(each.permute(1, 2, 0, 3) for each in new)
 

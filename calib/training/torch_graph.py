@@ -73,6 +73,9 @@ class TorchWeights:
         parts = self._tensors(weight)
         parts = [part.reshape(-1) if part.ndim == 0 else part for part in parts]
         whole = (torch.cat(parts) if len(parts) > 1 else parts[0])[layout.skipped :]
+        if layout.order:
+            blocks = whole.unflatten(0, (layout.blocks or len(layout.order), -1))
+            whole = blocks[torch.tensor(layout.order, device=whole.device)]
         return whole.float() + 1 if layout.plus_one else whole.reshape(weight.shape)
 
 

@@ -163,10 +163,12 @@ def prepare(options: ExportOptions, verify: bool) -> Prepared:
     if options.max_context is not None:
         checkpoint = checkpoint.with_context(options.max_context)
     checkpoint.tokenizer()
-    if options.quantize and checkpoint.config.experts:
+    config = checkpoint.config
+    parts = {"experts": config.experts, "weights of latent attention": config.attention.latent}
+    if options.quantize and (floats := [name for name, part in parts.items() if part]):
         raise FirpError(
-            "experts are not stored as integers",
-            got=f"--quantize {options.quantize} of {checkpoint.config.architecture}",
+            f"{floats[0]} are not stored as integers",
+            got=f"--quantize {options.quantize} of {config.architecture}",
             fix="export with --quantize none",
         )
     predictors = open_predictors(options.predictors, checkpoint) if options.predictors else None

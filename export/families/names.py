@@ -4,6 +4,7 @@ In: our weight's name. Out: the tensors that it is made of, by the names in the 
 `Layout` that they are in there.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ class Layout(NamedTuple):
     """How a weight lies in its tensors. Several tensors are joined along their first axis."""
 
     order: Order | None = None  # block i of our rows is that block of the file's; None: as they are
+    blocks: int | None = None  # that the file's rows are, where others of them make another weight
     transposed: bool = False
     plus_one: bool = False  # the file has the weight less 1
     ones: bool = False  # the file has nothing: the weight is 1
@@ -46,7 +48,22 @@ def _codegen(a: AttentionConfig) -> Order:
     return tuple(3 * block + part for part in (0, 2, 1) for block in range(4))
 
 
-_ORDERS: dict[str, Callable[[AttentionConfig], Order]] = {"grouped": _grouped, "codegen": _codegen}
+def _of_heads(a: AttentionConfig, first: int, last: int) -> Layout:
+    """Rows [first, last) of those that make keys and values from a latent row, of every head."""
+    width = a.latent.key_size + a.latent.value_size
+    unit = math.gcd(first, last, width)
+    rows = range(first // unit, last // unit)
+    each = width // unit
+    order = tuple(head * each + row for head in range(a.num_heads) for row in rows)
+    return Layout(order=order, blocks=a.num_heads * each)
+
+
+_MADE: dict[str, Callable[[AttentionConfig], Layout]] = {
+    "grouped": lambda a: Layout(order=_grouped(a)),
+    "codegen": lambda a: Layout(order=_codegen(a)),
+    "keys": lambda a: _of_heads(a, 0, a.latent.key_size),
+    "values": lambda a: _of_heads(a, a.latent.key_size, a.latent.key_size + a.latent.value_size),
+}
 _LAYOUTS = {  # operations
     "": PLAIN,
     "transposed": Layout(transposed=True),
@@ -96,8 +113,8 @@ class Names:
             module = f"expert_{module}"
         module = module.replace("shared.", "shared_")
         names, _, operation = (part.strip() for part in self._modules[module].partition("|"))
-        order = _ORDERS.get(operation)
-        layout = Layout(order=order(config.attention)) if order else _LAYOUTS[operation]
+        made = _MADE.get(operation)
+        layout = made(config.attention) if made else _LAYOUTS[operation]
         if kind == "bias":
             layout = layout._replace(transposed=False, plus_one=False)
         if layout.ones or (operation == "bare" and kind == "bias"):

@@ -17,6 +17,7 @@ from firp.runtime.bundle.model_config import (
     EmbeddingConfig,
     ExpertsConfig,
     HeadConfig,
+    LatentConfig,
     LayerConfig,
     MlpConfig,
     ModelConfig,
@@ -69,6 +70,7 @@ def model(
     clip: float | None = None,
     attention_softcap: float | None = None,
     sinks: bool = False,
+    latent: LatentConfig | None = None,
     inner: int | None = None,
     gated: bool = True,
     activation: str | None = None,
@@ -97,7 +99,7 @@ def model(
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     heads = heads or c.num_attention_heads
-    size = head_dim(c)
+    size = latent.rank + latent.rope_size if latent else head_dim(c)
     layers = c.num_hidden_layers
     ropes = rope_tables(c) if ropes is None else ropes
     if rope_of is None:
@@ -115,7 +117,7 @@ def model(
         tie_word_embeddings=bool(c.tie_word_embeddings),
         attention=AttentionConfig(
             heads,
-            key_value_heads or getattr(c, "num_key_value_heads", None) or heads,
+            1 if latent else key_value_heads or getattr(c, "num_key_value_heads", None) or heads,
             size,
             scale=float(size**-0.5 if scale is None else scale),
             growth=growth,
@@ -123,6 +125,7 @@ def model(
             clip=number(clip),
             softcap=number(attention_softcap),
             sinks=sinks,
+            latent=latent,
         ),
         mlp=MlpConfig(
             inner or c.intermediate_size,

@@ -22,8 +22,8 @@ REFUSED: dict[str, str] = {
          "zamba", "zamba2", "olmo_hybrid", "minimax"), _RECURRENT,
     ),
     **dict.fromkeys(
-        ("gemma3", "gemma3n", "gemma4", "mistral3", "llama4", "mllama", "phi4_multimodal", "qwen2_vl",
-         "qwen2_5_vl", "qwen3_vl", "llava", "paligemma", "internvl", "fuyu"), _VISION,
+        ("gemma3", "gemma3n", "gemma4", "mistral3", "mistral4", "llama4", "mllama", "phi4_multimodal",
+         "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "paligemma", "internvl", "fuyu"), _VISION,
     ),
     **dict.fromkeys(
         ("granitemoe", "granitemoeshared",
@@ -35,7 +35,9 @@ REFUSED: dict[str, str] = {
          "deepseek", "xverse", "orion"), _REMOTE,
     ),
     **dict.fromkeys(("t5", "bart", "mbart", "bert", "whisper", "pegasus", "marian"), _ENCODER),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "minicpm3"), "latent attention"),
+    **dict.fromkeys(("deepseek_v32", "deepseek_v4", "glm_moe_dsa"), "attention to tokens that are chosen"),
+    "axk1": "a norm of experts alone",
+    "longcat_flash": "two attentions a layer",
     "gemma4_text": "layers of different head sizes",
     "gemma3n_text": "embeddings of each layer",
     "bitnet": "ternary weights",

@@ -4,7 +4,8 @@ another is that other's row.
 
 from firp.export.families.experts import EXPERTS
 from firp.export.families.gated import GATED
+from firp.export.families.latent import LATENT
 from firp.export.families.plain import PLAIN_MLP
 from firp.export.families.recipe import Family
 
-FAMILIES: dict[str, Family] = GATED | PLAIN_MLP | EXPERTS
+FAMILIES: dict[str, Family] = GATED | PLAIN_MLP | EXPERTS | LATENT

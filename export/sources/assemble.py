@@ -5,6 +5,7 @@ In: an architecture, tensors by Hugging Face's names, and the rest of a checkpoi
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,7 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
         )
     architecture = checkpoint.config.architecture
     unused = {name for name in set(tensors) - used if not name.endswith(_BUFFERS)}
+    unused = {name for name in unused if not name.startswith(_later_layers(checkpoint))}
     head, embedding = "lm_head.weight", weights[0].sources[0]
     if checkpoint.config.tie_word_embeddings and head in unused:
         if not same_bytes(tensors[head], tensors[embedding]):
@@ -141,6 +143,17 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
             )
 
 
+def _later_layers(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Beginnings of the names of layers after the last, which predict tokens after the next: firp trains
+    predictors of its own.
+    """
+    count, first = (
+        checkpoint.raw_config.get("num_nextn_predict_layers") or 0,
+        checkpoint.config.num_hidden_layers,
+    )
+    return tuple(f"model.layers.{index}." for index in range(first, first + count))
+
+
 def _fits(weight: Weight, shapes: list[tuple[int, ...]]) -> bool:
     """Whether tensors of these shapes make the weight."""
     layout = weight.layout
@@ -150,9 +163,13 @@ def _fits(weight: Weight, shapes: list[tuple[int, ...]]) -> bool:
     if any(len(shape) < 1 or shape[1:] != shapes[0][1:] for shape in shapes):
         return False
     joined = (sum(shape[0] for shape in shapes) - layout.skipped, *shapes[0][1:])
-    if layout.order and joined[0] % len(layout.order):
+    blocks = layout.blocks or len(layout.order or (0,))
+    if joined[0] % blocks:
         return False
     wanted = weight.shape
+    if layout.blocks:
+        joined = (joined[0] // blocks * len(layout.order), *joined[1:])
+        wanted = (math.prod(wanted[:-1]), wanted[-1])
     if len(wanted) == 1 and joined[0] == 1:
         joined = joined[1:] or joined
     if len(wanted) == 2 and len(shapes[0]) == 1:  # a vector of each head

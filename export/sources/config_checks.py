@@ -46,7 +46,7 @@ def check_model(model: ModelConfig, where: str) -> None:
     """Check a blueprint. where: the configuration's file, for errors. Raises CheckpointError for what
     the graphs cannot follow.
     """
-    size, context = model.attention.head_dim, model.max_position_embeddings
+    size, context = model.attention.rope_size, model.max_position_embeddings
     if size < 1:
         raise _bad(where, "head_dim", size, "a positive integer")
     if not 0 < model.norm.epsilon < 1:

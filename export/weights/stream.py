@@ -77,7 +77,7 @@ def _rows_in_order(record: TensorRecord, layout: Layout) -> Iterator[TensorRecor
     if layout.skipped:
         yield record.rows(layout.skipped, record.shape[0])
     elif layout.order:
-        size = record.shape[0] // len(layout.order)
+        size = record.shape[0] // (layout.blocks or len(layout.order))
         yield from (record.rows(block * size, (block + 1) * size) for block in layout.order)
     else:
         yield record

@@ -74,7 +74,7 @@ def tensors_of(model: Any, checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]
     changes = get_model_conversion_mapping(model)
     renamings = [change for change in changes if isinstance(change, WeightRenaming)]
     converters = [change for change in changes if not isinstance(change, WeightRenaming)]
-    used = [source for weight in checkpoint.weights for source in weight.sources]
+    used = dict.fromkeys(source for weight in checkpoint.weights for source in weight.sources)
     found: dict[str, tuple[str, ...]] = {}
     for source in used:
         name, _ = rename_source_key(source.partition("[")[0], renamings, converters)  # of all experts

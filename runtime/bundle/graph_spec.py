@@ -16,7 +16,7 @@ from firp.runtime.bundle.model_config import ModelConfig
 from firp.runtime.bundle.precision import Precision
 
 TOP_K = 64  # guesses listed for each row: the path correction re-ranks them, so many more than a tree is wide
-# What a graph and its caller agree on about keys and values.
+# What a graph and its caller agree on about keys and values, or about latent rows, which are both.
 # "in place": one buffer a tensor goes in and comes out, [B, Hkv, S, Dh], bound to one address; the
 # graph writes this pass's rows into its slots from `write_at` on, and copies nothing.
 # "prefix": views of the cached slots go in, [P, B, Hkv, Dh], and this pass's rows come out,
@@ -27,22 +27,22 @@ CACHE_CONTRACTS = (IN_PLACE, PREFIX)
 _OUTPUT = {IN_PLACE: "present", PREFIX: "new"}
 # inputs that say how to compute, not what with: shapes, which lie in host memory on every device
 HOST_INPUTS = ("query_shape", "bias_repeats", "bias_shape")
-_CACHE_NAME = re.compile(r"(past|present|new)_(?:key|value)\.(\d+)\b")
+_CACHE_NAME = re.compile(r"(past|present|new)_(?:key|value|latent)\.(\d+)\b")
 
 
 class CacheNames(NamedTuple):
-    """Graph input and output of one layer's keys, or of its values."""
+    """Graph input and output of one tensor that a layer caches."""
 
     past: str
     new: str
 
 
-def cache_names(layers: Iterable[int], contract: str) -> list[CacheNames]:
-    """Names of cached tensors: for each layer that of its keys, then that of its values."""
+def cache_names(layers: Iterable[int], contract: str, cached: Iterable[str]) -> list[CacheNames]:
+    """Names of cached tensors: for each layer those of `AttentionConfig.cached`."""
     return [
         CacheNames(f"past_{part}.{layer}", f"{_OUTPUT[contract]}_{part}.{layer}")
         for layer in layers
-        for part in ("key", "value")
+        for part in cached
     ]
 
 
@@ -131,7 +131,7 @@ def graph_specs(
     past, new, masks, positions = {}, {}, {}, {}
     for graph, rows in (("lower", "T"), ("upper", "R")):
         layers = layers_of(graph, config, prediction_layer)
-        names = cache_names(layers, contract)
+        names = cache_names(layers, contract, config.attention.cached)
         masks[graph] = sorted(config.masks(layers))
         read = config.reads_positions(layers)
         positions[graph] = [TensorSpec("position_ids", "int64", ("B", rows))] if read else []

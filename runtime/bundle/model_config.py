@@ -42,18 +42,43 @@ class QueryGrowth:
 
 
 @dataclass(frozen=True)
+class LatentConfig:
+    """Attention to latent rows (DeepSeek-V2, 2024): one key of all heads, a compressed part and one that
+    is turned. Queries are multiplied into its space, and values are made of what was attended to.
+    """
+
+    rank: int  # features of the compressed part, which is normed
+    query_rank: int | None  # features that queries are compressed to; None: they are not
+    key_size: int  # features of a head's query before it meets the compressed part
+    rope_size: int  # features that are turned
+    value_size: int  # features of a head's value
+    epsilon: float  # of the norms of what is compressed
+
+
+@dataclass(frozen=True)
 class AttentionConfig:
     """Sizes and variants of attention, the same in all layers."""
 
     num_heads: int  # H, of queries
     num_key_value_heads: int  # Hkv
-    head_dim: int  # Dh
+    head_dim: int  # Dh, of what is cached
     scale: float  # of queries
     growth: QueryGrowth | None  # of queries, with their position
     qk_norm: QkNormConfig | None
     clip: float | None  # queries, keys and values are cut to +- this
     softcap: float | None  # scores s become softcap * tanh(s / softcap)
     sinks: bool = False  # a head has a learned score of a key that holds nothing
+    latent: LatentConfig | None = None
+
+    @property
+    def cached(self) -> tuple[str, ...]:
+        """What a layer caches, [Hkv, Dh] of each token: values of their own, or none beside the keys."""
+        return ("latent",) if self.latent else ("key", "value")
+
+    @property
+    def rope_size(self) -> int:
+        """Features of a head that rope may turn."""
+        return self.latent.rope_size if self.latent else self.head_dim
 
     @property
     def query_size(self) -> int:
@@ -99,10 +124,11 @@ class ExpertsConfig:
     normalized: bool  # weights of those that run add up to 1
     scale: float  # of weights
     selection_bias: bool  # a number for each expert, added to scores where the best are chosen
-    groups: int  # of experts, the best of which by their two best scores are chosen from
+    groups: int  # of experts, the best of which are chosen from
     groups_kept: int
     shared_size: int | None  # of an MLP that every row runs besides
     shared_gate: bool  # whose output is weighed by a sigmoid of its own
+    groups_rated_by: int = 2  # best scores of a group, added up
 
 
 @dataclass(frozen=True)
@@ -186,6 +212,11 @@ class ModelConfig:
     biases: tuple[str, ...]  # modules that have a bias, a layer's without its number: as the tensors say
 
     @property
+    def slabs(self) -> int:
+        """Cached tensors of all layers."""
+        return len(self.attention.cached) * self.num_hidden_layers
+
+    @property
     def num_hidden_layers(self) -> int:
         """N: the number of layers."""
         return len(self.layers)
@@ -231,11 +262,13 @@ class ModelConfig:
         yield both, "attention sinks and capped scores", "one of them"
         yield self.norm.epsilon >= 1, f"norm.epsilon {self.norm.epsilon}", "between 0 and 1"
         yield len(set(block.norms)) < len(block.norms), f"block.norms {block.norms}", "each once"
+        yield from self._wrong_latent()
         ropes, alibi = self.positions.ropes, self.positions.alibi
+        size = attention.rope_size
         for name, table in ropes.items():
             turned = len(table.frequencies)
-            bad = not 1 <= turned <= attention.head_dim // 2
-            yield bad, f"{turned} rope frequencies for head_dim {attention.head_dim}", "one for two features"
+            bad = not 1 <= turned <= size // 2
+            yield bad, f"{turned} rope frequencies for {size} features", "one for two features"
             good = 0 < table.scale < math.inf and all(0 < abs(turn) < math.inf for turn in table.frequencies)
             yield not good, f"rope {name}", "finite frequencies and a positive scale"
         sparse = any(layer.sparse for layer in self.layers)
@@ -249,13 +282,24 @@ class ModelConfig:
             yield chosen > count, f"{chosen} of {count} experts", "no more than there are"
             groups, kept = self.experts.groups, self.experts.groups_kept
             whole = count % groups == 0 and kept <= groups and chosen <= kept * (count // groups)
-            bad = not whole or (groups > 1 and count // groups < 2)
+            bad = not whole or (groups > 1 and count // groups < self.experts.groups_rated_by)
             yield bad, f"{kept} of {groups} groups of {count} experts", "groups that divide"
             gate = self.experts.shared_gate and not self.experts.shared_size
             yield gate, "a gate of no shared expert", "one that there is"
         named = {layer.rope for layer in self.layers} - {None}
         yield named != set(ropes), f"ropes {sorted(named)} of layers", f"those there are, {sorted(ropes)}"
         yield alibi is not None and len(alibi) != heads, f"alibi of {len(alibi or ())} heads", f"of {heads}"
+
+    def _wrong_latent(self) -> Iterator[tuple[bool, str, str]]:
+        attention, latent = self.attention, self.attention.latent
+        if latent:
+            size, heads = attention.head_dim, attention.num_key_value_heads
+            yield size != latent.rank + latent.rope_size, f"head_dim {size}", "latent.rank and rope_size"
+            yield heads != 1, f"{heads} key/value heads", "one, that is latent"
+            other = (attention.qk_norm, attention.clip, attention.softcap, self.positions.alibi)
+            plain = other == (None,) * len(other) and not attention.sinks
+            yield not plain, "latent attention with what is not latent", "none of it"
+            yield latent.epsilon >= 1, f"latent.epsilon {latent.epsilon}", "between 0 and 1"
 
     def _words(self) -> Iterator[tuple[str, str | None, tuple[str, ...]]]:
         """Names in the blueprint, and those that are known."""

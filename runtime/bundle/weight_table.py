@@ -42,7 +42,16 @@ def _layer_modules(config: ModelConfig, sparse: bool) -> dict[str, Shape]:
     attention, size, inner = config.attention, config.hidden_size, config.mlp.intermediate_size
     norms: dict[str, Shape] = dict.fromkeys(config.block.norms, (size,))
     modules = {name: norms[name] for name in ("input_norm",) if name in norms}
-    modules["qkv_proj"] = (attention.query_size + 2 * attention.key_value_size, size)
+    modules |= _latent(config) if attention.latent else _attention(config)
+    modules |= {name: norms[name] for name in ("attention_out_norm", "mlp_norm") if name in norms}
+    modules |= _experts(config) if sparse else _mlp(config, inner)
+    return modules | {name: norms[name] for name in ("mlp_out_norm",) if name in norms}
+
+
+def _attention(config: ModelConfig) -> dict[str, Shape]:
+    """Modules of attention to keys and values of each head."""
+    attention, size = config.attention, config.hidden_size
+    modules: dict[str, Shape] = {"qkv_proj": (attention.query_size + 2 * attention.key_value_size, size)}
     if attention.qk_norm:
         heads = {"q_norm": attention.num_heads, "k_norm": attention.num_key_value_heads}
         for name, count in heads.items():
@@ -53,10 +62,24 @@ def _layer_modules(config: ModelConfig, sparse: bool) -> dict[str, Shape]:
             }[attention.qk_norm.over]
     if attention.sinks:
         modules["sinks"] = (attention.num_heads,)
-    modules["o_proj"] = (size, attention.query_size)
-    modules |= {name: norms[name] for name in ("attention_out_norm", "mlp_norm") if name in norms}
-    modules |= _experts(config) if sparse else _mlp(config, inner)
-    return modules | {name: norms[name] for name in ("mlp_out_norm",) if name in norms}
+    return modules | {"o_proj": (size, attention.query_size)}
+
+
+def _latent(config: ModelConfig) -> dict[str, Shape]:
+    """Modules of attention to latent rows."""
+    latent, heads, size = config.attention.latent, config.attention.num_heads, config.hidden_size
+    queries = heads * (latent.key_size + latent.rope_size)
+    modules: dict[str, Shape] = {
+        "qkv_proj": ((latent.query_rank or queries) + config.attention.head_dim, size)
+    }
+    if latent.query_rank:
+        modules |= {"q_norm": (latent.query_rank,), "q_up_proj": (queries, latent.query_rank)}
+    return modules | {
+        "latent_norm": (latent.rank,),
+        "key_up": (heads, latent.key_size, latent.rank),
+        "value_up": (heads, latent.value_size, latent.rank),
+        "o_proj": (size, heads * latent.value_size),
+    }
 
 
 def rope_rows(config: ModelConfig) -> int:

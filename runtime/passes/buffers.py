@@ -84,9 +84,12 @@ class Buffers:
         self.memory = memory
         heads = model.attention.num_key_value_heads, model.attention.head_dim
         cache_dtype = DTYPES[precision.cache].storage
-        size = CacheSize(model.num_hidden_layers, capacity, rows, *heads, cache_dtype, lanes)
+        size = CacheSize(model.slabs, capacity, rows, *heads, cache_dtype, lanes)
         self.kv = make_cache(contract, memory, size)
-        self._slabs = {graph: _slab_names(manifest.layers(graph), contract) for graph in ("lower", "upper")}
+        self._slabs = {
+            graph: _slab_names(manifest.layers(graph), contract, model.attention.cached)
+            for graph in ("lower", "upper")
+        }
         self._heads = head_inputs(model.attention) if contract == IN_PLACE else {}
         self.hidden: dict[Hidden, Array] = {  # [rows, D] each
             name: zeros((1 if name is Hidden.SOURCE else rows, model.hidden_size), dtype, "hidden states")
@@ -187,10 +190,10 @@ class Buffers:
         return Binding(inputs, outputs)
 
 
-def _slab_names(layers: range, contract: str) -> list[tuple[str, str, int]]:
-    """Graph input, graph output and slab of the cache, for the keys and values of each layer."""
-    names = cache_names(layers, contract)
-    return [(name.past, name.new, slab) for slab, name in enumerate(names, 2 * layers.start)]
+def _slab_names(layers: range, contract: str, cached: tuple[str, ...]) -> list[tuple[str, str, int]]:
+    """Graph input, graph output and slab of each tensor that the layers cache."""
+    names = cache_names(layers, contract, cached)
+    return [(name.past, name.new, slab) for slab, name in enumerate(names, len(cached) * layers.start)]
 
 
 def head_inputs(attention: AttentionConfig) -> dict[bool, dict[str, np.ndarray]]:

@@ -11,7 +11,7 @@ import numpy as np
 class CacheSize(NamedTuple):
     """Everything that the memory of a cache depends on."""
 
-    layers: int  # N
+    slabs: int  # tensors that layers cache: keys and values of each, or latent rows
     capacity: int  # tokens that each sequence may hold
     rows: int  # of the largest pass, all lanes together
     heads: int  # Hkv

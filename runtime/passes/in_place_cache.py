@@ -1,7 +1,7 @@
 """Keys and values by the "in place" contract: a graph writes its rows into the slots after the
 decided tokens, and nothing is copied but the accepted rows of a tree.
 
-[2N, lanes, Hkv, S, Dh], head-major, in one piece of memory. S grows with the longest text, for
+[slabs, lanes, Hkv, S, Dh], head-major, in one piece of memory. S grows with the longest text, for
 attention looks at all S slots: the heads are then spread over more of the same memory; and shrinks
 where the texts are much shorter. A pass over
 the first lanes sees the leading part of each slab, so any number of them decodes with one graph.
@@ -31,7 +31,7 @@ class InPlaceCache:
         self.lengths = [0] * size.lanes
         self.moved_bytes = 0
         self._lanes = size.lanes
-        self._slabs = 2 * size.layers
+        self._slabs = size.slabs
         self._heads = size.heads
         self._head_dim = size.head_dim
         self._most = most_slots(size.capacity, size.rows)
@@ -44,7 +44,7 @@ class InPlaceCache:
 
     @property
     def slots(self) -> Array:
-        """All slabs, [2N, lanes, Hkv, S, Dh], a view."""
+        """All slabs, [slabs, lanes, Hkv, S, Dh], a view."""
         shape = (self._slabs, self._lanes, self._heads, self._slots, self._head_dim)
         return self._values[: int(np.prod(shape))].reshape(*shape)
 
@@ -143,11 +143,11 @@ class InPlaceCache:
             state[lane], state[other] = state[other], state[lane]
 
     def read(self, lane: int, start: int, stop: int) -> np.ndarray:
-        """A copy of slots of a lane, [2N, Hkv, n, Dh], of a cache in host memory."""
+        """A copy of slots of a lane, [slabs, Hkv, n, Dh], of a cache in host memory."""
         return self.slots[:, lane, :, start:stop].copy()
 
     def append(self, lane: int, block: np.ndarray) -> None:
-        """Append slots [2N, Hkv, n, Dh] to a lane, of a cache in host memory."""
+        """Append slots [slabs, Hkv, n, Dh] to a lane, of a cache in host memory."""
         start = self.lengths[lane]
         end = start + block.shape[2]
         self.reserve(range(lane, lane + 1), block.shape[2])

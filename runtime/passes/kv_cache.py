@@ -2,7 +2,8 @@
 contract its graphs keep (`firp.runtime.bundle.graph_spec`).
 
 In: passes over neighbouring lanes, one sequence a lane. Out: the arrays that a graph reads and
-writes for each slab: slab 2i holds the keys of layer i, slab 2i + 1 its values. Slots [0, length) of
+writes for each slab: slab 2i holds the keys of layer i, slab 2i + 1 its values; latent rows take
+a slab a layer. Slots [0, length) of
 a lane are its decided tokens, whole at all times; slot s belongs to position s. Nothing that was
 rejected is ever visible.
 """

@@ -33,7 +33,7 @@ class PrefixCache:
         self.memory = memory
         self.capacity = size.capacity
         self._lanes = size.lanes
-        self._slabs = 2 * size.layers
+        self._slabs = size.slabs
         self._row = (size.heads, size.head_dim)
         places = size.lanes if size.lanes == 1 else size.lanes + 1  # the last one is that of the copy
         zeros, dtype = memory.zeros, size.dtype

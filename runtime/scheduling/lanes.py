@@ -48,7 +48,7 @@ class Lanes:
         model = manifest.model
         cache = DTYPES[manifest.precision.cache].storage
         row = model.attention.num_key_value_heads * model.attention.head_dim * cache.itemsize
-        self._slot_bytes = 2 * model.num_hidden_layers * row
+        self._slot_bytes = model.slabs * row
         self._pass_slots = WORTH_A_PASS * manifest.files[WEIGHTS_FILE].size / self._slot_bytes
         self._max_lanes = self._built_for(max_lanes, limits) if limits else max_lanes
         self.groups = [

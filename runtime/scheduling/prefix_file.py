@@ -82,8 +82,7 @@ def load_prefix(path: Path, manifest: Manifest) -> SavedPrefix:
 
 def _block_shape(manifest: Manifest) -> tuple[int, int, int, int]:
     attention = manifest.model.attention
-    layers = manifest.model.num_hidden_layers
-    return 2 * layers, attention.num_key_value_heads, BLOCK, attention.head_dim
+    return manifest.model.slabs, attention.num_key_value_heads, BLOCK, attention.head_dim
 
 
 def _dtype(manifest: Manifest) -> np.dtype:

@@ -29,7 +29,7 @@ class CacheModel:
         cache = self.cache
         cache.reserve(lanes, rows)
         view = cache.view(lanes, rows)
-        slabs = range(2 * self.size.layers)
+        slabs = range(self.size.slabs)
         cache.begin(slabs, lanes, rows)
         self.given = {
             lane: [

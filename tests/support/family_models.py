@@ -47,6 +47,23 @@ _GROUPED = {
     "norm_topk_prob": True,
     "head_dim": 8,
 }
+_LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 10,
+    "kv_lora_rank": 14,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 9,
+}
+_LATENT_EXPERTS = _GROUPED | _LATENT | {"head_dim": None}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 5,
+    "mscale": 0.7,
+    "mscale_all_dim": 0.8,
+}
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 # what a family's configuration calls otherwise, or has besides
 CHANGES: dict[str, dict[str, Any]] = {
@@ -88,6 +105,12 @@ CHANGES: dict[str, dict[str, Any]] = {
         "rope_parameters": _ROPE
         | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 24, "truncate": False},
     },
+    "deepseek_v2": _LATENT_EXPERTS | {"topk_method": "group_limited_greedy", "rope_parameters": _YARN},
+    "deepseek_v3": _LATENT_EXPERTS | {"rope_parameters": _YARN},
+    "sarvam_mla": _LATENT_EXPERTS | {"q_lora_rank": None},
+    "glm4_moe_lite": _LATENT_EXPERTS | {"first_k_dense_replace": None},
+    "minicpm3": _LATENT | {"scale_emb": 3.0, "scale_depth": 0.9, "dim_model_base": 20},
+    "youtu": _LATENT | {"q_lora_rank": None},
     "gemma": {"head_dim": 12},
     "gemma2": _WINDOWS | _CAPS | {"head_dim": 12},
     "vaultgemma": _WINDOWS | _CAPS | {"head_dim": 12},
@@ -144,7 +167,8 @@ CHANGES: dict[str, dict[str, Any]] = {
 def family_config(model_type: str, **changes: Any) -> Any:
     """The configuration of a tiny model."""
     fields = _SIZES | CHANGES.get(model_type, {}) | changes
-    return CONFIG_MAPPING[model_type](**{name: value for name, value in fields.items() if value is not None})
+    given = {name: value for name, value in fields.items() if value is not None or name == "q_lora_rank"}
+    return CONFIG_MAPPING[model_type](**given)
 
 
 def save_family(folder: Path, model_type: str, seed: int = 0, **changes: Any) -> Path:
@@ -245,6 +269,19 @@ _OPTIONS: dict[str, dict[str, tuple]] = {
     "dots1": {"first_k_dense_replace": (0, 2), "topk_group": (2, 4), "n_shared_experts": (1, 3)},
     "glm4_moe": {"use_qk_norm": (True, False), "norm_topk_prob": (True, False), "topk_group": (2, 3)},
     "ernie4_5_moe": {"moe_num_shared_experts": (0, 1), "moe_layer_start_index": (0, 2)},
+    "deepseek_v2": {
+        "topk_method": ("greedy", "group_limited_greedy"),
+        "first_k_dense_replace": (0, 2, 3),
+        "mlp_bias": (False, True),
+    },
+    "deepseek_v3": {
+        "rope_interleave": (True, False),
+        "first_k_dense_replace": (0, 2, 3),
+        "norm_topk_prob": (True, False),
+        "n_group": (2, 4),
+    },
+    "glm4_moe_lite": {"n_group": (1, 2), "topk_group": (1,)},
+    "youtu": {"rope_interleave": (True, False)},
 }
 
 
@@ -290,6 +327,10 @@ def random_changes(rng: random.Random, model_type: str, hard: bool) -> dict[str,
         names.pop("num_key_value_heads", None)
     if "head_dim" in own and own["head_dim"] is not None:
         names["head_dim"] = size
+    if "kv_lora_rank" in own:
+        names["num_key_value_heads"] = heads
+        if hard:
+            names |= _random_latent(rng, model_type == "deepseek_v2")
     changes |= names
     if hard:
         if model_type == "falcon":
@@ -302,6 +343,17 @@ def random_changes(rng: random.Random, model_type: str, hard: bool) -> dict[str,
         if model_type in _SCALED_ROPE:
             changes["rope_parameters"] = _random_rope(rng)
     return changes
+
+
+def _random_latent(rng: random.Random, even: bool) -> dict[str, Any]:
+    return {
+        "q_lora_rank": rng.choice((None, 1, 7, 24)),
+        "kv_lora_rank": rng.choice((2, 8, 34) if even else (3, 8, 33)),
+        "qk_nope_head_dim": rng.choice((2, 6, 16)),
+        "qk_rope_head_dim": rng.choice((2, 8, 12)),
+        "v_head_dim": rng.choice((1, 6, 10, 16)),
+        "rope_parameters": rng.choice((_ROPE, _YARN, _YARN | {"mscale_all_dim": 0.0})),
+    }
 
 
 def _random_rope(rng: random.Random) -> dict[str, Any]:

@@ -1,27 +1,22 @@
-"""The attention of one layer as ONNX nodes.
+"""The attention of one layer as ONNX nodes, of whatever kind its queries and keys are.
 
 In: normed rows and the cache of one layer. Out: attended rows, and the cache as the graph gives it
 back. What stands between new keys and values and the attention over all of them is the cache
 contract (`firp.runtime.bundle.graph_spec`): rows written into a buffer, or joined to a view.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.graph_spec import IN_PLACE
 from firp.runtime.bundle.graphs.builder import GraphBuilder
+from firp.runtime.bundle.graphs.latent import latent_heads, latent_shapes, latent_values
 from firp.runtime.bundle.graphs.sinks import attend_with_sinks, bias_with_sinks, sink_slot
 from firp.runtime.bundle.graphs.tape import Value
 from firp.runtime.bundle.weight_table import layer_name, rope_names
 
-
-class LayerCache(NamedTuple):
-    """Keys and values of one layer, as they go in or come out."""
-
-    key: Value
-    value: Value
+# what one layer caches, as it goes in or comes out: keys and values, or latent rows, which are both
+LayerCache = tuple[Value, ...]
 
 
 class PassContext:
@@ -35,9 +30,11 @@ class PassContext:
         self.tables = {
             rope: tuple(b.weights[name] for name in rope_names(rope)) for rope in b.config.positions.ropes
         }
-        heads = [c.num_heads, c.num_key_value_heads, c.num_key_value_heads]
-        self.heads = heads
-        self.qkv_shape = b.batch_shape(like, sum(heads), c.head_dim)
+        self.heads = [c.num_heads, c.num_key_value_heads, c.num_key_value_heads]
+        if c.latent:
+            self.latent = latent_shapes(b, like)
+        else:
+            self.qkv_shape = b.batch_shape(like, sum(self.heads), c.head_dim)
         self.scale = b.scalar(c.scale)
         self.growth = self._growth(b) if c.growth else None
         self.contract = contract
@@ -58,12 +55,12 @@ class PassContext:
             }
 
     def rotate(self, b: GraphBuilder, heads: Value, layer: int) -> Value:
-        """Rotate [B, H, T, Dh] by its rows' positions, as the layer does."""
+        """Rotate [B, H, T, rope_size] by its rows' positions, as the layer does."""
         rope = b.config.layers[layer].rope
         if rope is None:
             return heads
         turned = 2 * len(b.config.positions.ropes[rope].frequencies)
-        some = {"rotary_embedding_dim": turned} if turned < b.config.attention.head_dim else {}
+        some = {"rotary_embedding_dim": turned} if turned < b.config.attention.rope_size else {}
         if b.config.positions.interleaved:
             some["interleaved"] = 1
         return b.op("RotaryEmbedding", heads, *self.tables[rope], self.position_ids, **some)
@@ -102,24 +99,41 @@ def attention(
     """Attend within one layer: rows [B*T, D] -> (rows [B*T, D], the cache after them)."""
     c = b.config.attention
     layer = layer_name(index)
-    joined = _joined(b, layer, rows)
-    joined = b.op("Reshape", joined, shared.qkv_shape)  # [B, T, H+2Hkv, Dh]
+    query, new = (_latent if c.latent else _by_head)(b, index, rows, shared)  # [B, heads, T, Dh] each
+    # on the rows: a scale inside Attention is also multiplied with all keys
+    query = b.op("Mul", query, shared.scale)
+    if c.growth:
+        query = b.op("Mul", query, shared.growth)
+    attend = _attend_in_place if shared.contract == IN_PLACE else _attend_to_prefix
+    bias = shared.biases[b.config.mask(index)]
+    sinks = b.weights[f"{layer}.sinks.weight"] if c.sinks else None
+    attended, cache = attend(b, query, new, shared, bias, past, sinks)  # [B, H, T, Dh]
+    if c.latent:
+        attended = latent_values(b, layer, attended)
+    else:
+        attended = b.rows(b.op("Transpose", attended, perm=[0, 2, 1, 3]), c.query_size)
+    return b.linear(attended, f"{layer}.o_proj"), cache
+
+
+def _by_head(b: GraphBuilder, index: int, rows: Value, shared: PassContext) -> tuple[Value, LayerCache]:
+    """Queries [B, H, T, Dh] of rows [B*T, D]; keys and values [B, Hkv, T, Dh]."""
+    layer = layer_name(index)
+    joined = b.op("Reshape", _joined(b, layer, rows), shared.qkv_shape)  # [B, T, H+2Hkv, Dh]
     query, key, value = b.split(b.op("Transpose", joined, perm=[0, 2, 1, 3]), shared.heads, axis=1)
     query, key = (
         _positioned(b, index, heads, shared, f"{layer}.{norm}")
         for heads, norm in ((query, "q_norm"), (key, "k_norm"))
     )
-    # on the rows: a scale inside Attention is also multiplied with all keys
-    query = b.op("Mul", query, shared.scale)  # [B, H, T, Dh]
-    if c.growth:
-        query = b.op("Mul", query, shared.growth)
-    new = LayerCache(key, value)  # [B, Hkv, T, Dh] each
-    attend = _attend_in_place if shared.contract == IN_PLACE else _attend_to_prefix
-    bias = shared.biases[b.config.mask(index)]
-    sinks = b.weights[f"{layer}.sinks.weight"] if c.sinks else None
-    attended, cache = attend(b, query, new, shared, bias, past, sinks)  # [B, H, T, Dh]
-    attended = b.rows(b.op("Transpose", attended, perm=[0, 2, 1, 3]), c.query_size)
-    return b.linear(attended, f"{layer}.o_proj"), cache
+    return query, (key, value)
+
+
+def _latent(b: GraphBuilder, index: int, rows: Value, shared: PassContext) -> tuple[Value, LayerCache]:
+    """Queries [B, H, T, Dh] of rows [B*T, D], and the latent rows [B, 1, T, Dh] that are both keys and
+    values.
+    """
+    layer = layer_name(index)
+    query, row = latent_heads(b, layer, rows, shared.latent, lambda part: shared.rotate(b, part, index))
+    return query, (row,)
 
 
 def _joined(b: GraphBuilder, layer: str, rows: Value) -> Value:
@@ -169,16 +183,14 @@ def _attend_in_place(
 ) -> tuple[Value, LayerCache]:
     """Write the new rows into the buffers [B, Hkv, S, Dh], and attend to these."""
     c = b.config.attention
-    buffers = LayerCache(
-        *(
-            b.op("TensorScatter", buffer, rows, shared.write_at, axis=2)
-            for buffer, rows in zip(past, new, strict=True)
-        )
+    buffers = tuple(
+        b.op("TensorScatter", buffer, rows, shared.write_at, axis=2)
+        for buffer, rows in zip(past, new, strict=True)
     )
     query = b.op("Reshape", query, shared.query_shape)
     if sinks is None:
         capped = {"softcap": c.softcap} if c.softcap else {}
-        attended = b.op("Attention", query, *buffers, bias, scale=1.0, **capped)
+        attended = b.op("Attention", query, buffers[0], buffers[-1], bias, scale=1.0, **capped)
     else:
         attended = attend_with_sinks(b, query, *buffers, bias, sinks)
     return b.op("Reshape", attended, b.ints([0, c.num_heads, -1, c.head_dim])), buffers
@@ -194,23 +206,25 @@ def _attend_to_prefix(
     sinks: Value | None,
 ) -> tuple[Value, LayerCache]:
     """Attend to views [P, B, Hkv, Dh] and the new rows, which are given back [T, B, Hkv, Dh]."""
-    rows = LayerCache(*(b.op("Transpose", heads, perm=[2, 0, 1, 3]) for heads in new))
-    slot = [] if sinks is None else [sink_slot(b, rows.key)]
-    keys, values = (
+    c = b.config.attention
+    rows = tuple(b.op("Transpose", heads, perm=[2, 0, 1, 3]) for heads in new)
+    slot = [] if sinks is None else [sink_slot(b, rows[0])]
+    whole = [
         # [B, Hkv, P+T, Dh]
         b.op("Transpose", b.op("Concat", before, rows_now, *slot, axis=0), perm=[1, 2, 0, 3])
         for before, rows_now in zip(past, rows, strict=True)
-    )
+    ]
+    keys, values = whole[0], whole[-1]
     if sinks is not None:
         bias = bias_with_sinks(b, bias, sinks)
-    if b.config.attention.softcap is None:
+    if c.softcap is None and c.latent is None:
         return b.op("Attention", query, keys, values, bias, scale=1.0), rows
     return _attend_by_products(b, query, keys, values, bias), rows
 
 
 def _attend_by_products(b: GraphBuilder, query: Value, keys: Value, values: Value, bias: Value) -> Value:
-    """Attention with capped scores, whose attribute TensorRT does not take. Heads of one group are
-    rows of one product.
+    """Attention with capped scores, whose attribute TensorRT does not take, or with more features than
+    its kernels have. Heads of one group are rows of one product.
     """
     c = b.config.attention
     whole = b.op("Shape", query)

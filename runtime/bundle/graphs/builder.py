@@ -151,16 +151,18 @@ class GraphBuilder:
         scales = self.op("Unsqueeze", scales, self.ints([-1]))
         return self.op("Mul", self.op("Cast", columns, to=FLOAT), scales)
 
-    def norm(self, value: Value, name: str, kind: str | None = None) -> Value:
-        """Normalize the last axis, with the named weight. kind: None for that of the residual stream."""
+    def norm(self, value: Value, name: str, kind: str | None = None, epsilon: float | None = None) -> Value:
+        """Normalize the last axis, with the named weight. kind, epsilon: None for those of the residual
+        stream.
+        """
         weight = self.weights[f"{name}.weight"]
         bias = [self.weights[f"{name}.bias"]] if f"{name}.bias" in self.weights else []
-        return self.normalized(value, kind or self.config.norm.kind, weight, *bias)
+        return self.normalized(value, kind or self.config.norm.kind, weight, *bias, epsilon=epsilon)
 
-    def normalized(self, value: Value, kind: str, *parameters: Value) -> Value:
+    def normalized(self, value: Value, kind: str, *parameters: Value, epsilon: float | None = None) -> Value:
         """Normalize the last axis by these parameters: a weight, and a bias if there is one."""
         op_type = {"rms": "RMSNormalization", "layer": "LayerNormalization"}[kind]
-        return self.op(op_type, value, *parameters, axis=-1, epsilon=self.config.norm.epsilon)
+        return self.op(op_type, value, *parameters, axis=-1, epsilon=epsilon or self.config.norm.epsilon)
 
     def scaled(self, value: Value, factor: float) -> Value:
         """Multiply by a factor that is not 1."""

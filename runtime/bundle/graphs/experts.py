@@ -64,8 +64,8 @@ def _selection(b: GraphBuilder, layer: str, scores: Value) -> Value:
     if c.groups == 1:
         return scores
     grouped = b.op("Reshape", scores, b.ints([-1, c.groups, c.count // c.groups]))
-    two, _ = b.top(grouped, 2)
-    rated = b.op("ReduceSum", two, b.ints([-1]), keepdims=0)  # [n, groups]
+    rating, _ = b.top(grouped, c.groups_rated_by)
+    rated = b.op("ReduceSum", rating, b.ints([-1]), keepdims=0)  # [n, groups]
     best, kept = b.top(rated, c.groups_kept)
     nothing = b.op("Mul", rated, _float32(b, 0.0))
     out = b.op("Sub", nothing, _float32(b, _FAR))

@@ -123,8 +123,8 @@ def _layers(
     shared = PassContext(b, like, inputs, layers, contract)
     caches = {}
     for index in layers:
-        names = cache_names([index], contract)
-        past = LayerCache(*(inputs[name.past] for name in names))
+        names = cache_names([index], contract, b.config.attention.cached)
+        past = tuple(inputs[name.past] for name in names)
         stream, new = decoder_layer(b, index, stream, shared, past)
         caches |= {name.new: value for name, value in zip(names, new, strict=True)}
     return stream, caches

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.family_models import save_family
-from support.small_models import make_model, make_predictors
+from support.small_models import CONFIGS, make_model, make_predictors
 from transformers import AutoModelForCausalLM
 
 from firp.calib.training.frozen_model import FrozenModel
@@ -18,10 +18,13 @@ from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.trees.tree import chain
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral_window", "llama3_rope"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral_window", "llama3_rope", "youtu"])
 def test_training_and_graphs_agree_on_pseudo_rows(family, tmp_path):
     """The logits of pseudo rows after a chain: torch, as trained, against ONNX, as run."""
-    model_dir = make_model(tmp_path / "model", family)
+    if family in CONFIGS:
+        model_dir = make_model(tmp_path / "model", family)
+    else:
+        model_dir = save_family(tmp_path / "model", family, vocab_size=193)
     export_bundle(
         ExportOptions(model_dir, tmp_path / "bundle", make_predictors(tmp_path / "predictors", model_dir))
     )
@@ -57,7 +60,8 @@ def test_training_and_graphs_agree_on_pseudo_rows(family, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "model_type", ["gemma3_text", "gpt2", "bloom", "codegen", "cohere", "olmo2", "falcon", "gpt_oss"]
+    "model_type",
+    ["gemma3_text", "gpt2", "bloom", "codegen", "cohere", "olmo2", "falcon", "gpt_oss", "minicpm3"],
 )
 def test_the_layers_in_torch_are_those_of_the_model(model_type, tmp_path):
     checkpoint = open_checkpoint(save_family(tmp_path, model_type))

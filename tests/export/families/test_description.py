@@ -56,6 +56,12 @@ def swapped(model):
     return dataclasses.replace(model, layers=(model.layers[0], *model.layers[:0:-1]))
 
 
+def latent(**fields):
+    return lambda model: part("attention", latent=dataclasses.replace(model.attention.latent, **fields))(
+        model
+    )
+
+
 MUTATIONS = {
     "attention.scale": ("gemma2", part("attention", scale=0.3)),
     "attention.growth": ("ministral3", part("attention", growth=QueryGrowth(0.3, 6))),
@@ -65,6 +71,7 @@ MUTATIONS = {
     "attention.softcap": ("gemma2", part("attention", softcap=None)),
     "mlp.clamped.limit": ("gpt_oss", part("mlp", clamped=ClampedConfig(0.51, 1.702))),
     "mlp.clamped.slope": ("gpt_oss", part("mlp", clamped=ClampedConfig(0.5, 1.72))),
+    "attention.latent.epsilon": ("minicpm3", latent(epsilon=1e-3)),
     "mlp.activation": ("gpt2", part("mlp", activation="gelu")),
     "positions.ropes.frequencies": ("llama", ropes(lambda t: RopeTable(t.frequencies[::-1], t.scale))),
     "positions.ropes, how wide": ("phi", ropes(lambda t: RopeTable((*t.frequencies, 0.01), t.scale))),
@@ -76,6 +83,7 @@ MUTATIONS = {
     "experts.normalized": ("qwen3_moe", part("experts", normalized=False)),
     "experts.scale": ("glm4_moe", part("experts", scale=1.6)),
     "experts.groups": ("dots1", part("experts", groups=1, groups_kept=1)),
+    "experts.groups_rated_by": ("deepseek_v2", part("experts", groups_rated_by=2)),
     "experts.groups_kept": ("dots1", part("experts", groups_kept=3)),
     "norm.kind": ("cohere", part("norm", kind="rms")),
     "norm.epsilon": ("llama", part("norm", epsilon=1e-3)),

@@ -13,7 +13,7 @@ def test_letters_and_sums_of_letters_are_replaced():
 
 @pytest.mark.parametrize("contract", CACHE_CONTRACTS)
 def test_names_of_the_cache_are_read_back(contract):
-    for names in cache_names([12], contract):
+    for names in cache_names([12], contract, ("key", "value", "latent")):
         assert cached_layer(names.past) == 12
         assert cached_layer(names.new) == 12
         assert is_past(names.past)
@@ -32,7 +32,7 @@ def test_the_halves_hold_every_layer_once(contract, family_bundle):
     found = [layer for graph in manifest.graphs for layer in manifest.layers(graph)]
     assert sorted(found) == list(range(manifest.model.num_hidden_layers))
     for graph, spec in manifest.graphs_for(contract).items():
-        names = cache_names(manifest.layers(graph), contract)
+        names = cache_names(manifest.layers(graph), contract, manifest.model.attention.cached)
         assert [tensor.name for tensor in spec.past] == [name.past for name in names]
         assert [tensor.name for tensor in spec.new] == [name.new for name in names]
         assert (spec.cache is None) == (graph == "predictors")

@@ -16,8 +16,8 @@ from firp.runtime.passes.cache_view import CacheSize
 from firp.runtime.passes.kv_cache import make_cache
 
 SIZES = {
-    PREFIX: CacheSize(2, 9, 32, 3, 5, np.dtype(np.float32), 5),
-    IN_PLACE: CacheSize(1, 250, 120, 2, 2, np.dtype(np.float32), 3),  # of several steps of slots
+    PREFIX: CacheSize(4, 9, 32, 3, 5, np.dtype(np.float32), 5),
+    IN_PLACE: CacheSize(2, 250, 120, 2, 2, np.dtype(np.float32), 3),  # of several steps of slots
 }
 
 

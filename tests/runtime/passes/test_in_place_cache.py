@@ -35,7 +35,7 @@ def write(cache, rows, value):
 @pytest.fixture(params=["host", "cuda"])
 def cache(request):
     memory = HostMemory() if request.param == "host" else CudaMemory(CudaDouble())
-    return InPlaceCache(memory, CacheSize(LAYERS, 300, 8, HEADS, HEAD_DIM, np.dtype(np.float32)))
+    return InPlaceCache(memory, CacheSize(2 * LAYERS, 300, 8, HEADS, HEAD_DIM, np.dtype(np.float32)))
 
 
 def slots(cache, count):
@@ -147,7 +147,9 @@ def test_noise_to_time_with_fills_no_more_than_asked(cache):
 
 
 def test_lanes_grow_together_and_change_places():
-    cache = InPlaceCache(HostMemory(), CacheSize(LAYERS, 300, 8, HEADS, HEAD_DIM, np.dtype(np.float32), 3))
+    cache = InPlaceCache(
+        HostMemory(), CacheSize(2 * LAYERS, 300, 8, HEADS, HEAD_DIM, np.dtype(np.float32), 3)
+    )
     for lane, value in ((0, 10), (1, 20), (2, 30)):
         lanes = range(lane, lane + 1)
         for step in range(1 + 20 * lane):
@@ -162,7 +164,9 @@ def test_lanes_grow_together_and_change_places():
     values = cache.slots[:, :, 0, :, 0]  # [slabs, lanes, S]
     np.testing.assert_array_equal(values[1, :, 0], [31, 21, 11])
     np.testing.assert_array_equal(values[1, :, 83], [51, 41, 0])
-    grown = InPlaceCache(HostMemory(), CacheSize(LAYERS, 500, 8, HEADS, HEAD_DIM, np.dtype(np.float32), 4))
+    grown = InPlaceCache(
+        HostMemory(), CacheSize(2 * LAYERS, 500, 8, HEADS, HEAD_DIM, np.dtype(np.float32), 4)
+    )
     grown.adopt(cache)
     np.testing.assert_array_equal(grown.slots[:, :3], cache.slots)
     assert grown.lengths == [164, 84, 4, 0]
@@ -192,7 +196,7 @@ def test_a_cache_shrinks_to_short_texts_and_forgets_long_ones(cache):
 
 
 def test_texts_longer_than_what_is_left_are_forgotten():
-    size = CacheSize(LAYERS, 300, 8, HEADS, HEAD_DIM, np.dtype(np.float32), 2)
+    size = CacheSize(2 * LAYERS, 300, 8, HEADS, HEAD_DIM, np.dtype(np.float32), 2)
     cache = InPlaceCache(HostMemory(), size)
     cache.fill(np.random.default_rng(0), 200)
     before = cache.slots[:, 0, :, :50].copy()

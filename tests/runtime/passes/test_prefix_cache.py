@@ -20,7 +20,7 @@ ONE = range(1)
 @pytest.fixture
 def cache():
     """4 tokens, passes of 3 rows, whose keys and values differ everywhere."""
-    cache = PrefixCache(HostMemory(), CacheSize(2, 4, 3, 3, 5, np.dtype(np.float32)))
+    cache = PrefixCache(HostMemory(), CacheSize(4, 4, 3, 3, 5, np.dtype(np.float32)))
     cache.scratch[...] = np.arange(cache.scratch.size).reshape(cache.scratch.shape)
     return cache
 
@@ -85,7 +85,7 @@ def test_noise_to_time_with_fills_no_more_than_asked(cache):
     assert not cache.slots[:, 2:].any()
 
 
-SEVERAL = CacheSize(2, 9, 32, 3, 5, np.dtype(np.float32), 5)
+SEVERAL = CacheSize(4, 9, 32, 3, 5, np.dtype(np.float32), 5)
 
 
 @pytest.fixture(params=["host", "cuda"])
