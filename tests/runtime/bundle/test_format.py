@@ -125,7 +125,7 @@ def test_the_manifest_survives_the_round_trip(bundle):
             lambda b: edit_manifest(
                 b, lambda d: d["model"]["positions"]["ropes"]["default"]["frequencies"].append(1)
             ),
-            "bad model in.*9 rope frequencies for head_dim 16",
+            "bad model in.*9 rope frequencies for 16 features",
         ),
         (lambda b: edit_manifest(b, lambda d: d["model"].update(hidden_size=-1)), "bad model in"),
         (
