@@ -176,6 +176,7 @@ def _minimum(value: Tensor, other: Tensor | float) -> Tensor:
 
 
 _OPERATORS: dict[str, Callable] = {
+    "Abs": torch.abs,
     "Add": torch.add,
     "Attention": _attention,
     "Cast": lambda value, to: value.float(),
@@ -191,6 +192,7 @@ _OPERATORS: dict[str, Callable] = {
     "LayerNormalization": _layer_norm,
     "Log": torch.log,
     "MatMul": torch.matmul,
+    "Max": torch.maximum,
     "Min": _minimum,
     "Mul": torch.mul,
     "RMSNormalization": _rms_norm,

@@ -5,11 +5,13 @@ In: transformers' configurations. Out: rows of the table.
 
 from typing import Any
 
+from firp.export.families.gated import on_sliding_layers
 from firp.export.families.names import LLAMA
-from firp.export.families.recipe import POST_NORM, Family, model
-from firp.runtime.bundle.model_config import ClampedConfig, ExpertsConfig, ModelConfig
+from firp.export.families.recipe import POST_NORM, PRE_NORM, Family, model, refuse
+from firp.export.families.ropes import ALL_LAYERS, rope_tables
+from firp.runtime.bundle.model_config import ExpertsConfig, ModelConfig, RopeTable
 
-_EXPERTS = LLAMA.but(
+EXPERT_NAMES = LLAMA.but(
     router="mlp.gate",
     expert_gate_up_proj="mlp.experts.{e}.gate_proj & mlp.experts.{e}.up_proj",
     expert_down_proj="mlp.experts.{e}.down_proj",
@@ -17,12 +19,12 @@ _EXPERTS = LLAMA.but(
     shared_down_proj="mlp.shared_expert.down_proj",
     shared_gate="mlp.shared_expert_gate",
 )
-BIASED = _EXPERTS.but(
+BIASED = EXPERT_NAMES.but(
     selection_bias="mlp.gate.e_score_correction_bias | bare",
     shared_gate_up_proj="mlp.shared_experts.gate_proj & mlp.shared_experts.up_proj",
     shared_down_proj="mlp.shared_experts.down_proj",
 )
-_MIXTRAL = _EXPERTS.but(
+_MIXTRAL = EXPERT_NAMES.but(
     router="block_sparse_moe.gate",
     selection_bias="block_sparse_moe.e_score_correction_bias | bare",
     expert_gate_up_proj="block_sparse_moe.experts.{e}.w1 & block_sparse_moe.experts.{e}.w3",
@@ -30,12 +32,8 @@ _MIXTRAL = _EXPERTS.but(
 )
 
 
-_GPT_OSS = _EXPERTS.but(
-    sinks="self_attn.sinks | bare",
-    router="mlp.router",
-    expert_gate_up_proj="mlp.experts.gate_up_proj[{e}] | alternating columns",
-    expert_down_proj="mlp.experts.down_proj[{e}] | transposed",
-)
+_COUNTS = ("num_local_experts", "num_experts", "moe_num_experts")
+_CHOSEN = ("num_experts_per_tok", "moe_top_k")
 
 
 def mixture(
@@ -49,12 +47,14 @@ def mixture(
     shared_size: int | None = None,
     shared_gate: bool = False,
     groups_rated_by: int = 2,
+    jitter: float | None = None,
 ) -> ExpertsConfig:
-    """The experts of a model. groups: how many, and how many of them are chosen from."""
-    names = ("num_local_experts", "num_experts")
-    count = next(getattr(c, name) for name in names if getattr(c, name, None))
-    bias, parts = selection_bias, (*groups, shared_size or None, shared_gate, groups_rated_by)
-    return ExpertsConfig(count, c.num_experts_per_tok, size, score, normalized, float(scale), bias, *parts)
+    """What a configuration says of its experts. groups: how many, and how many of them are chosen from."""
+    count, chosen = (
+        next(getattr(c, name) for name in names if getattr(c, name, None)) for names in (_COUNTS, _CHOSEN)
+    )
+    bias, parts = selection_bias, (*groups, shared_size or None, shared_gate, groups_rated_by, jitter)
+    return ExpertsConfig(count, chosen, size, score, normalized, float(scale), bias, *parts)
 
 
 def _olmoe(c: Any, **parts: Any) -> ModelConfig:
@@ -106,34 +106,135 @@ def _ernie(c: Any) -> ModelConfig:
     return model(c, experts=experts, sparse=sparse, interleaved=True)
 
 
+def _kinds(c: Any, scale: float, selection_bias: bool = True, **parts: Any) -> ModelConfig:
+    """Layers of kinds that are listed; a shared expert of several times the size of one."""
+    size = c.moe_intermediate_size
+    experts = mixture(
+        c, size, "sigmoid", getattr(c, "norm_topk_prob", True), scale, selection_bias,
+        (getattr(c, "n_group", 1), getattr(c, "topk_group", 1)), size * c.num_shared_experts,
+    )  # fmt: skip
+    return model(c, experts=experts, sparse=_listed(c), qk_norm="head", **parts)
+
+
+def _listed(c: Any) -> list[bool]:
+    return [kind == "sparse" for kind in c.mlp_layer_types]
+
+
+def _afmoe(c: Any) -> ModelConfig:
+    size = c.moe_intermediate_size
+    experts = mixture(
+        c, size, "sigmoid", scale=c.route_scale, selection_bias=True, shared_size=size * c.num_shared_experts
+    )
+    return model(
+        c,
+        experts=experts,
+        sparse=[index >= c.num_dense_layers for index in range(c.num_hidden_layers)],
+        norms=PRE_NORM + POST_NORM,
+        qk_norm="head",
+        attention_gate=True,
+        rope_of=[ALL_LAYERS if kind == "sliding_attention" else None for kind in c.layer_types],
+        embedding_scale=c.hidden_size**0.5 if c.mup_enabled else 1.0,
+    )
+
+
+def _hunyuan(c: Any) -> ModelConfig:
+    refuse(c, num_experts=_is_list, moe_topk=_is_list)
+    experts = mixture(c, c.intermediate_size, shared_size=c.intermediate_size)
+    return model(c, experts=experts, qk_norm="head", qk_norm_after_rope=True)
+
+
+def _is_list(value: Any) -> bool:
+    """Whether layers have numbers of their own."""
+    return not isinstance(value, int)
+
+
+def _solar(c: Any) -> ModelConfig:
+    size = c.moe_intermediate_size
+    groups, shared = (c.n_group, c.topk_group), size * c.n_shared_experts
+    experts = mixture(c, size, "sigmoid", c.norm_topk_prob, c.routed_scaling_factor, True, groups, shared)
+    return model(c, experts=experts, inner=size)
+
+
+def _mellum(c: Any) -> ModelConfig:
+    experts = mixture(c, c.moe_intermediate_size, normalized=c.norm_topk_prob)
+    return model(c, experts=experts, sparse=_listed(c), qk_norm="head")
+
+
+def _phimoe(c: Any) -> ModelConfig:
+    refuse(c, num_experts_per_tok=lambda count: count != 2)
+    experts = mixture(
+        c, c.intermediate_size, "sparsemixer", normalized=False, jitter=float(c.router_jitter_noise)
+    )
+    scale = c.rope_parameters.get("short_mscale")
+    ropes = {
+        name: RopeTable(table.frequencies, scale or table.scale) for name, table in rope_tables(c).items()
+    }
+    return model(c, experts=experts, ropes=ropes, norm="layer")
+
+
 def _minimax(c: Any) -> ModelConfig:
     experts = mixture(c, c.intermediate_size, "sigmoid", selection_bias=True)
     return model(c, experts=experts, qk_norm="all")
 
 
-def _gpt_oss(c: Any) -> ModelConfig:
-    clamped = ClampedConfig(c.swiglu_limit, c.swiglu_alpha)
-    return model(c, experts=mixture(c, c.intermediate_size), sinks=True, clamped=clamped)
-
-
 EXPERTS: dict[str, Family] = {
     "mixtral": Family(lambda c: model(c, experts=mixture(c, c.intermediate_size)), _MIXTRAL, quantizes=False),
+    "phimoe": Family(_phimoe, _MIXTRAL, quantizes=False),
     "minimax_m2": Family(_minimax, _MIXTRAL, quantizes=False),
-    "olmoe": Family(lambda c: _olmoe(c, clip=c.clip_qkv), _EXPERTS, quantizes=False),
+    "olmoe": Family(lambda c: _olmoe(c, clip=c.clip_qkv), EXPERT_NAMES, quantizes=False),
     "flex_olmo": Family(
         lambda c: _olmoe(c, norms=POST_NORM),
-        _EXPERTS.but(
+        EXPERT_NAMES.but(
             attention_out_norm="post_attention_layernorm", mlp_out_norm="post_feedforward_layernorm"
         ),
         quantizes=False,
     ),
-    "qwen2_moe": Family(lambda c: _qwen(c, c.shared_expert_intermediate_size), _EXPERTS, quantizes=False),
-    "qwen3_moe": Family(lambda c: _qwen(c, qk_norm="head"), _EXPERTS, quantizes=False),
+    "qwen2_moe": Family(lambda c: _qwen(c, c.shared_expert_intermediate_size), EXPERT_NAMES, quantizes=False),
+    "qwen3_moe": Family(lambda c: _qwen(c, qk_norm="head"), EXPERT_NAMES, quantizes=False),
     "dots1": Family(lambda c: _grouped(c, qk_norm="head"), BIASED, quantizes=False),
     "glm4_moe": Family(
         lambda c: _grouped(c, qk_norm="head" if c.use_qk_norm else ""), BIASED, quantizes=False
     ),
-    "gpt_oss": Family(_gpt_oss, _GPT_OSS, quantizes=False),
+    "solar_open": Family(_solar, BIASED, quantizes=False),
+    "mellum": Family(_mellum, EXPERT_NAMES, quantizes=False),
+    "exaone_moe": Family(
+        lambda c: _kinds(c, c.routed_scaling_factor, rope_of=on_sliding_layers(c)),
+        BIASED.but(selection_bias="mlp.e_score_correction_bias | bare"),
+        quantizes=False,
+    ),
+    "hy_v3": Family(
+        lambda c: _kinds(c, c.router_scaling_factor),
+        BIASED.but(
+            router="mlp.router.gate",
+            selection_bias="mlp.expert_bias | bare",
+            shared_gate_up_proj="mlp.shared_mlp.gate_proj & mlp.shared_mlp.up_proj",
+            shared_down_proj="mlp.shared_mlp.down_proj",
+        ),
+        quantizes=False,
+    ),
+    "afmoe": Family(
+        _afmoe,
+        BIASED.but(
+            attention_gate="self_attn.gate_proj",
+            attention_out_norm="post_attention_layernorm",
+            mlp_norm="pre_mlp_layernorm",
+            mlp_out_norm="post_mlp_layernorm",
+            router="mlp.router.gate",
+            selection_bias="mlp.expert_bias | bare",
+        ),
+        quantizes=False,
+    ),
+    "hunyuan_v1_moe": Family(
+        _hunyuan,
+        EXPERT_NAMES.but(
+            q_norm="self_attn.query_layernorm",
+            k_norm="self_attn.key_layernorm",
+            router="mlp.gate.wg",
+            shared_gate_up_proj="mlp.shared_mlp.gate_proj & mlp.shared_mlp.up_proj",
+            shared_down_proj="mlp.shared_mlp.down_proj",
+        ),
+        quantizes=False,
+    ),
     "ernie4_5_moe": Family(
         _ernie,
         BIASED.but(selection_bias="mlp.moe_statics.e_score_correction_bias | bare"),

@@ -3,12 +3,13 @@
 In: transformers' configurations. Out: rows of the table.
 """
 
+import copy
 from typing import Any
 
 from firp.export.families.names import LLAMA
 from firp.export.families.recipe import POST_NORM, PRE_NORM, Family, model, refuse
-from firp.export.families.ropes import ALL_LAYERS
-from firp.runtime.bundle.model_config import ModelConfig, QueryGrowth
+from firp.export.families.ropes import ALL_LAYERS, rope_tables
+from firp.runtime.bundle.model_config import ModelConfig, QueryGrowth, RopeTable
 
 _FUSED = LLAMA.but(gate_up_proj="mlp.gate_up_proj")
 _GEMMA = LLAMA.but(
@@ -16,6 +17,13 @@ _GEMMA = LLAMA.but(
     mlp_norm="pre_feedforward_layernorm",
     mlp_out_norm="post_feedforward_layernorm",
 ).norms("plus1")
+# the MLP of a dense layer, or the shared one beside experts
+GRANITE_SHARED = LLAMA.but(
+    gate_up_proj="shared_mlp.input_linear",
+    down_proj="shared_mlp.output_linear",
+    shared_gate_up_proj="shared_mlp.input_linear",
+    shared_down_proj="shared_mlp.output_linear",
+)
 _POST = LLAMA.but(attention_out_norm="post_attention_layernorm", mlp_out_norm="post_feedforward_layernorm")
 
 
@@ -35,7 +43,7 @@ def _gemma2(c: Any, norms: tuple[str, ...] = PRE_NORM + POST_NORM, **parts: Any)
     )
 
 
-def _granite(c: Any, **parts: Any) -> ModelConfig:
+def granite(c: Any, **parts: Any) -> ModelConfig:
     return model(
         c,
         scale=c.attention_multiplier,
@@ -45,15 +53,24 @@ def _granite(c: Any, **parts: Any) -> ModelConfig:
     )
 
 
-def _granite_hybrid(c: Any) -> ModelConfig:
-    refuse(c, num_local_experts=lambda experts: experts)
-    ropes = None if c.position_embedding_type == "rope" else {}
-    return _granite(c, inner=c.shared_intermediate_size, ropes=ropes)
+def theta_of_layers(c: Any) -> tuple[dict[str, RopeTable], list[str | None]]:
+    """Tables by theta, and that of each layer; a layer of theta 0 turns nothing."""
+    ropes = {}
+    for theta in sorted(set(c.layer_rope_theta) - {0}):
+        alone = copy.deepcopy(c)
+        alone.rope_parameters = c.rope_parameters | {"rope_theta": theta}
+        ropes[f"theta_{theta:.9g}"] = rope_tables(alone)[ALL_LAYERS]
+    return ropes, [f"theta_{theta:.9g}" if theta else None for theta in c.layer_rope_theta]
+
+
+def _granite_swa(c: Any) -> ModelConfig:
+    ropes, rope_of = theta_of_layers(c)
+    return granite(c, sinks=True, ropes=ropes, rope_of=rope_of)
 
 
 def _hyperclovax(c: Any) -> ModelConfig:
     norms = PRE_NORM + POST_NORM if c.use_post_norm else PRE_NORM
-    return _granite(c, norms=norms, logits_scale=c.logits_scaling)
+    return granite(c, norms=norms, logits_scale=c.logits_scaling)
 
 
 def _smollm3(c: Any) -> ModelConfig:
@@ -73,7 +90,7 @@ def _cohere(c: Any, **parts: Any) -> ModelConfig:
     )
 
 
-def _on_sliding_layers(c: Any) -> list[str | None]:
+def on_sliding_layers(c: Any) -> list[str | None]:
     """Rotary positions on windowed layers alone, or on all where none has a window."""
     every = c.sliding_window is None
     return [ALL_LAYERS if every or kind == "sliding_attention" else None for kind in c.layer_types]
@@ -134,17 +151,14 @@ GATED: dict[str, Family] = {
     "olmo": Family(_olmo, LLAMA.norms("ones")),
     "olmo2": Family(lambda c: model(c, norms=POST_NORM, qk_norm="all"), _POST),
     "olmo3": Family(lambda c: model(c, norms=POST_NORM, qk_norm="all"), _POST),
-    "granite": Family(_granite),
-    "granitemoehybrid": Family(
-        _granite_hybrid,
-        LLAMA.but(gate_up_proj="shared_mlp.input_linear", down_proj="shared_mlp.output_linear"),
-    ),
+    "granite": Family(granite),
+    "granite_swa": Family(_granite_swa, LLAMA.but(sinks="self_attn.sinks | bare")),
     "hyperclovax": Family(
         _hyperclovax, LLAMA.but(attention_out_norm="post_norm1", mlp_out_norm="post_norm2")
     ),
     "smollm3": Family(_smollm3),
     "cohere": Family(lambda c: _cohere(c, qk_norm="heads" if c.use_qk_norm else "")),
-    "cohere2": Family(lambda c: _cohere(c, rope_of=_on_sliding_layers(c))),
+    "cohere2": Family(lambda c: _cohere(c, rope_of=on_sliding_layers(c))),
     "stablelm": Family(
         _stablelm,
         LLAMA.but(q_norm="self_attn.q_layernorm.norms.{h}", k_norm="self_attn.k_layernorm.norms.{h}"),
@@ -155,7 +169,7 @@ GATED: dict[str, Family] = {
         _FUSED.but(attention_out_norm="post_self_attn_layernorm", mlp_out_norm="post_mlp_layernorm"),
     ),
     "exaone4": Family(
-        lambda c: model(c, norms=POST_NORM, qk_norm="head", rope_of=_on_sliding_layers(c)), _POST
+        lambda c: model(c, norms=POST_NORM, qk_norm="head", rope_of=on_sliding_layers(c)), _POST
     ),
     "hunyuan_v1_dense": Family(
         lambda c: model(c, qk_norm="head", qk_norm_after_rope=True),

@@ -71,6 +71,7 @@ def model(
     attention_softcap: float | None = None,
     sinks: bool = False,
     latent: LatentConfig | None = None,
+    attention_gate: bool = False,
     inner: int | None = None,
     gated: bool = True,
     activation: str | None = None,
@@ -126,6 +127,7 @@ def model(
             softcap=number(attention_softcap),
             sinks=sinks,
             latent=latent,
+            gated=attention_gate,
         ),
         mlp=MlpConfig(
             inner or c.intermediate_size,

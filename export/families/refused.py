@@ -26,9 +26,7 @@ REFUSED: dict[str, str] = {
          "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "paligemma", "internvl", "fuyu"), _VISION,
     ),
     **dict.fromkeys(
-        ("granitemoe", "granitemoeshared",
-         "hunyuan_v1_moe", "dbrx", "jetmoe",
-         "phimoe", "afmoe", "llama4_text"), _EXPERTS,
+        ("jetmoe", "llama4_text", "kolibri1", "cohere2_moe"), _EXPERTS,
     ),
     **dict.fromkeys(
         ("internlm2", "internlm", "baichuan", "chatglm", "qwen", "minicpm", "phi3small", "openelm",

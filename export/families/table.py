@@ -7,5 +7,6 @@ from firp.export.families.gated import GATED
 from firp.export.families.latent import LATENT
 from firp.export.families.plain import PLAIN_MLP
 from firp.export.families.recipe import Family
+from firp.export.families.stacked import STACKED
 
-FAMILIES: dict[str, Family] = GATED | PLAIN_MLP | EXPERTS | LATENT
+FAMILIES: dict[str, Family] = GATED | PLAIN_MLP | EXPERTS | STACKED | LATENT

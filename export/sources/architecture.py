@@ -22,6 +22,7 @@ class Architecture(NamedTuple):
 
     names: Names
     config: ModelConfig  # without biases, which tensors say
+    ignored: tuple[str, ...] = ()  # expressions for tensors that transformers does not read: of MTP layers
 
 
 def architecture(raw: dict[str, Any], where: str) -> Architecture:
@@ -52,7 +53,13 @@ def architecture(raw: dict[str, Any], where: str) -> Architecture:
     ) as error:
         reason = f"{type(error).__name__} {' '.join(str(error).split())}"
         raise CheckpointError("bad model configuration", got=f"'{where}': {reason:.200}") from error
-    return Architecture(names, config)
+    return Architecture(names, config, _ignored(c))
+
+
+def _ignored(c: Any) -> tuple[str, ...]:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    return tuple(MODEL_FOR_CAUSAL_LM_MAPPING[type(c)]._keys_to_ignore_on_load_unexpected or ())
 
 
 def _family(raw: dict[str, Any]) -> Family:

@@ -6,6 +6,7 @@ In: an architecture, tensors by Hugging Face's names, and the rest of a checkpoi
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def assemble(
         Weight(name, shape, *names.place(name, config)) for name, shape in weight_shapes(config).items()
     )
     checkpoint = Checkpoint(path, config, weights, tensors, eos_token_ids, raw_config, companions)
-    _check_tensors(checkpoint)
+    _check_tensors(checkpoint, architecture.ignored)
     return checkpoint
 
 
@@ -107,8 +108,10 @@ def _biases(tensors: dict[str, TensorRecord], names: Names, config: ModelConfig)
     return tuple(sorted(found))
 
 
-def _check_tensors(checkpoint: Checkpoint) -> None:
-    """Every tensor is used exactly as the graphs need it, or named in an error."""
+def _check_tensors(checkpoint: Checkpoint, ignored: tuple[str, ...]) -> None:
+    """Every tensor is used exactly as the graphs need it, or named in an error. ignored: expressions for
+    those that transformers does not read either.
+    """
     tensors = checkpoint.tensors
     weights = checkpoint.weights
     used = {source for weight in weights for source in weight.sources}
@@ -121,6 +124,7 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
     architecture = checkpoint.config.architecture
     unused = {name for name in set(tensors) - used if not name.endswith(_BUFFERS)}
     unused = {name for name in unused if not name.startswith(_later_layers(checkpoint))}
+    unused -= {name for name in unused for each in ignored if re.search(each, name)}
     head, embedding = "lm_head.weight", weights[0].sources[0]
     if checkpoint.config.tie_word_embeddings and head in unused:
         if not same_bytes(tensors[head], tensors[embedding]):

@@ -38,8 +38,9 @@ class Reference:
                 buffer.copy_(self._read(*self._sources[name]))
         for name, module in self.model.named_modules():
             if any(True for _ in module.parameters(recurse=False)):
-                module.register_forward_pre_hook(self._loader(name))
-                module.register_forward_hook(self._forget, always_call=True)
+                called = self._called(name)
+                called.register_forward_pre_hook(self._loader(name, module))
+                called.register_forward_hook(lambda *_, of=module: self._forget(of), always_call=True)
             if isinstance(module, torch.nn.Embedding):  # a few rows of a large table
                 module.register_forward_hook(lambda *call: call[-1].to(self._dtype))
 
@@ -57,8 +58,13 @@ class Reference:
         (name,) = (name for name, of in self._sources.items() if of == (source,))
         return self.model.get_submodule(name.removesuffix(".weight"))
 
-    def _loader(self, prefix: str) -> Any:
-        def load(module: torch.nn.Module, _: Any) -> None:
+    def _called(self, name: str) -> torch.nn.Module:
+        """The module whose call reads the parameters of one: of experts, all that there are of a layer."""
+        experts, part, _ = name.partition(".experts.")
+        return self.model.get_submodule(f"{experts}.experts" if part else name)
+
+    def _loader(self, prefix: str, module: torch.nn.Module) -> Any:
+        def load(*_: Any) -> None:
             table = isinstance(module, torch.nn.Embedding)
             for name, empty in module.named_parameters(recurse=False):
                 sources = self._sources.get(f"{prefix}.{name}", (self._embeddings,))
@@ -72,7 +78,7 @@ class Reference:
 
         return load
 
-    def _forget(self, module: torch.nn.Module, *_: Any) -> None:
+    def _forget(self, module: torch.nn.Module) -> None:
         for name in module._parameters:
             if (module, name) in self._empty:
                 module._parameters[name] = self._empty.pop((module, name))

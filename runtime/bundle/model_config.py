@@ -16,7 +16,7 @@ from firp.runtime.errors import FirpError
 MOST_LAYERS = 9_999
 XIELU = "xielu"  # with four numbers of its own in each layer
 QK_NORMS = ("head", "heads", "all")
-SCORES = ("softmax", "sigmoid")
+SCORES = ("softmax", "sigmoid", "sparsemixer")
 NORMS = ("rms", "layer")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", XIELU)
 BRANCH_NORMS = ("input_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm")
@@ -69,6 +69,7 @@ class AttentionConfig:
     softcap: float | None  # scores s become softcap * tanh(s / softcap)
     sinks: bool = False  # a head has a learned score of a key that holds nothing
     latent: LatentConfig | None = None
+    gated: bool = False  # what is attended to is weighed by a sigmoid of its own for each feature
 
     @property
     def cached(self) -> tuple[str, ...]:
@@ -129,6 +130,7 @@ class ExpertsConfig:
     shared_size: int | None  # of an MLP that every row runs besides
     shared_gate: bool  # whose output is weighed by a sigmoid of its own
     groups_rated_by: int = 2  # best scores of a group, added up
+    jitter: float | None = None  # of a sparsemixer, which weighs an expert against those this close to it
 
 
 @dataclass(frozen=True)
@@ -284,6 +286,9 @@ class ModelConfig:
             whole = count % groups == 0 and kept <= groups and chosen <= kept * (count // groups)
             bad = not whole or (groups > 1 and count // groups < self.experts.groups_rated_by)
             yield bad, f"{kept} of {groups} groups of {count} experts", "groups that divide"
+            mixer = self.experts.score == "sparsemixer"
+            bad = mixer != (self.experts.jitter is not None) or (mixer and chosen != 2)
+            yield bad, f"{self.experts.score} of {chosen} experts", "a sparsemixer of two, with its jitter"
             gate = self.experts.shared_gate and not self.experts.shared_size
             yield gate, "a gate of no shared expert", "one that there is"
         named = {layer.rope for layer in self.layers} - {None}

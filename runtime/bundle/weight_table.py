@@ -62,6 +62,8 @@ def _attention(config: ModelConfig) -> dict[str, Shape]:
             }[attention.qk_norm.over]
     if attention.sinks:
         modules["sinks"] = (attention.num_heads,)
+    if attention.gated:
+        modules["attention_gate"] = (attention.query_size, size)
     return modules | {"o_proj": (size, attention.query_size)}
 
 

@@ -65,6 +65,16 @@ _YARN = {
     "mscale_all_dim": 0.8,
 }
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_THETAS = {"sliding_window": 7, "layer_rope_theta": [10000.0, 0, 500.0]}
+_KINDS = ["dense", "sparse", "sparse"]
+_ROUTED = {
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 12,
+    "num_shared_experts": 2,
+    "mlp_layer_types": _KINDS,
+    "head_dim": 8,
+}
 # what a family's configuration calls otherwise, or has besides
 CHANGES: dict[str, dict[str, Any]] = {
     "cwm": _WINDOWS,
@@ -128,10 +138,55 @@ CHANGES: dict[str, dict[str, Any]] = {
     "granitemoehybrid": _SCALES
     | {
         "num_local_experts": 0,
+        "num_experts_per_tok": 2,
         "shared_intermediate_size": 40,
         "layer_types": ["attention"] * 3,
         "mamba_n_heads": 4,
     },
+    "granite_swa": _SCALES | _WINDOWS | _THETAS,
+    "granitemoe": _SCALES | {"num_local_experts": 5, "num_experts_per_tok": 2},
+    "granitemoeshared": _SCALES
+    | {"num_local_experts": 5, "num_experts_per_tok": 2, "shared_intermediate_size": 24},
+    "granitemoe_swa": _SCALES
+    | _WINDOWS
+    | _THETAS
+    | {"num_local_experts": 5, "num_experts_per_tok": 2, "shared_intermediate_size": 24},
+    "dbrx": {
+        "d_model": 32,
+        "n_heads": 4,
+        "n_layers": 3,
+        "max_seq_len": 96,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.5, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 12, "moe_num_experts": 5, "moe_top_k": 2},
+    },
+    "afmoe": {
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 12,
+        "num_shared_experts": 2,
+        "num_dense_layers": 1,
+        "route_scale": 1.7,
+        "mup_enabled": True,
+        "head_dim": 8,
+    }
+    | _WINDOWS,
+    "phimoe": {
+        "num_local_experts": 5,
+        "router_jitter_noise": 0.3,
+        "attention_bias": True,
+        "lm_head_bias": True,
+    },
+    "hunyuan_v1_moe": {"num_experts": 5, "moe_topk": 2, "head_dim": 8},
+    "solar_open": {name: value for name, value in _GROUPED.items() if name != "first_k_dense_replace"},
+    "mellum": _SPARSE
+    | _WINDOWS
+    | {
+        "mlp_layer_types": _KINDS,
+        "head_dim": 8,
+        "rope_parameters": {"sliding_attention": _ROPE, "full_attention": _ROPE | {"rope_theta": 1e6}},
+    },
+    "exaone_moe": _ROUTED | _WINDOWS | {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.7},
+    "hy_v3": _ROUTED | {"router_scaling_factor": 1.7},
     "hyperclovax": _SCALES | {"use_post_norm": True},
     "smollm3": {"no_rope_layers": [1, 0, 1]},
     "cohere": {"use_qk_norm": True, "logit_scale": 0.25},
@@ -257,6 +312,33 @@ _OPTIONS: dict[str, dict[str, tuple]] = {
         "swiglu_limit": (0.1, 7.0),
         "attention_bias": (True, False),
     },
+    "granite_swa": {"layer_rope_theta": ([0, 0, 0], [100.0, 1e6, 0], [500.0, 500.0, 500.0])},
+    "granitemoe_swa": {"layer_rope_theta": ([0, 0, 5.0], None), "shared_intermediate_size": (0, 7)},
+    "granitemoehybrid": {"num_local_experts": (0, 4), "position_embedding_type": ("rope", "nope")},
+    "granitemoe": {"num_experts_per_tok": (1, 5), "attention_bias": (True, False)},
+    "granitemoeshared": {"num_experts_per_tok": (1, 5), "shared_intermediate_size": (0, 7)},
+    "hunyuan_v1_moe": {"moe_topk": (1, 5), "attention_bias": (True, False)},
+    "afmoe": {"mup_enabled": (True, False), "num_dense_layers": (0, 2), "num_experts_per_tok": (1, 6)},
+    "phimoe": {
+        "router_jitter_noise": (0.01, 1.0),
+        "attention_bias": (True, False),
+        "sliding_window": (None, 6),
+    },
+    "dbrx": {
+        "ffn_config": tuple(
+            {
+                "ffn_hidden_size": 12,
+                "moe_num_experts": 5,
+                "moe_top_k": top,
+                "moe_normalize_expert_weights": norm,
+            }
+            for top, norm in ((1, 1.0), (3, None))
+        )
+    },
+    "mellum": {"norm_topk_prob": (True, False), "mlp_layer_types": (_KINDS, ["sparse"] * 3)},
+    "exaone_moe": {"norm_topk_prob": (True, False), "topk_group": (2, 4), "num_shared_experts": (1, 3)},
+    "hy_v3": {"num_experts_per_tok": (1, 8), "attention_bias": (True, False)},
+    "solar_open": {"norm_topk_prob": (True, False), "topk_group": (2, 3)},
     "mixtral": {"num_experts_per_tok": (1, 4), "sliding_window": (None, 6)},
     "olmoe": {"norm_topk_prob": (True, False), "clip_qkv": (0.2, None)},
     "flex_olmo": {"num_experts_per_tok": (1, 3), "norm_topk_prob": (True, False)},
@@ -305,7 +387,7 @@ def random_changes(rng: random.Random, model_type: str, hard: bool) -> dict[str,
         "vocab_size": rng.choice((5, 17, 61, 193)) if hard else 61,
         "tie_word_embeddings": rng.random() < 0.5,
     }
-    if model_type in ("gptj", "codegen", "phi"):  # whose heads have a bias
+    if model_type in ("gptj", "codegen", "phi", "phimoe", "dbrx"):  # whose heads have a bias, or must not
         changes["tie_word_embeddings"] = False
     names = {"hidden_size": heads * size, "num_attention_heads": heads, "num_key_value_heads": pairs}
     names |= {"intermediate_size": rng.choice((1, 7, 40)) if hard else 40}
@@ -315,6 +397,9 @@ def random_changes(rng: random.Random, model_type: str, hard: bool) -> dict[str,
         names = {"hidden_size": heads * size, "num_heads": heads}
     elif model_type == "bloom":
         names = {"hidden_size": heads * size, "n_head": heads}
+    elif model_type == "dbrx":
+        attention = own["attn_config"] | {"kv_n_heads": pairs}
+        names |= {"d_model": heads * size, "n_heads": heads, "attn_config": attention}
     elif model_type == "mpt":
         names = {"d_model": heads * size, "n_heads": heads}
     elif model_type == "opt":

@@ -112,6 +112,8 @@ def attention(
         attended = latent_values(b, layer, attended)
     else:
         attended = b.rows(b.op("Transpose", attended, perm=[0, 2, 1, 3]), c.query_size)
+    if c.gated:
+        attended = b.op("Mul", attended, b.op("Sigmoid", b.linear(rows, f"{layer}.attention_gate")))
     return b.linear(attended, f"{layer}.o_proj"), cache
 
 

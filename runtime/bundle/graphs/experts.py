@@ -43,6 +43,8 @@ def _weights(b: GraphBuilder, layer: str, rows: Value) -> Value:
     logits = b.linear(rows, f"{layer}.router")
     if b.dtype != "float32":
         logits = b.op("Cast", logits, to=FLOAT)
+    if c.score == "sparsemixer":
+        return _scattered(b, logits, *_mixed(b, logits))
     scores = b.op("Softmax", logits, axis=-1) if c.score == "softmax" else b.op("Sigmoid", logits)
     best, chosen = b.top(_selection(b, layer, scores), c.per_token)
     if c.selection_bias:
@@ -51,8 +53,31 @@ def _weights(b: GraphBuilder, layer: str, rows: Value) -> Value:
         best = b.op("Div", best, b.op("ReduceSum", best, b.ints([-1]), keepdims=1))
     if c.scale != 1:
         best = b.op("Mul", best, _float32(b, c.scale))
-    weights = b.op("ScatterElements", b.op("Mul", scores, _float32(b, 0.0)), chosen, best, axis=1)
+    return _scattered(b, scores, chosen, best)
+
+
+def _scattered(b: GraphBuilder, like: Value, chosen: Value, best: Value) -> Value:
+    """The weights [n, k] of chosen experts [n, k] among those of all, [n, E], in the graph's type."""
+    weights = b.op("ScatterElements", b.op("Mul", like, _float32(b, 0.0)), chosen, best, axis=1)
     return weights if b.dtype == "float32" else b.op("Cast", weights, to=DTYPES[b.dtype].onnx_number)
+
+
+def _mixed(b: GraphBuilder, logits: Value) -> tuple[Value, Value]:
+    """The two experts that a sparsemixer chooses (Liu et al. 2023), and their weights, [n, 2] each: the
+    share of each among those whose logits are close to its own, the second without the first.
+    """
+    far, threshold = _float32(b, -_FAR), _float32(b, 2 * b.config.experts.jitter)
+    left, places, weights = logits, [], []
+    for _ in range(2):
+        best, place = b.top(left, 1)
+        size = b.op("Max", b.op("Abs", logits), best)
+        apart = b.op("Greater", b.op("Div", b.op("Sub", best, logits), size), threshold)
+        shares = b.op("Softmax", b.op("Where", apart, far, left), axis=-1)
+        weights.append(b.op("GatherElements", shares, place, axis=1))
+        places.append(place)
+        nothing = b.op("Mul", best, _float32(b, 0.0))
+        left = b.op("ScatterElements", left, place, b.op("Add", nothing, far), axis=1)
+    return b.op("Concat", *places, axis=1), b.op("Concat", *weights, axis=1)
 
 
 def _selection(b: GraphBuilder, layer: str, scores: Value) -> Value:

@@ -79,6 +79,7 @@ MUTATIONS = {
     "positions.interleaved": ("cohere", part("positions", interleaved=False)),
     "positions.alibi": ("bloom", steeper),
     "experts.per_token": ("mixtral", part("experts", per_token=1)),
+    "experts.jitter": ("phimoe", part("experts", jitter=0.02)),
     "experts.score": ("dots1", part("experts", score="softmax")),
     "experts.normalized": ("qwen3_moe", part("experts", normalized=False)),
     "experts.scale": ("glm4_moe", part("experts", scale=1.6)),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.family_models import save_family
 from support.small_models import make_model
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
@@ -103,6 +104,25 @@ def test_missing_tensor_is_named(model):
 def test_unused_tensor_is_named(model):
     edit_weights(model, lambda t: t.update({"model.layers.0.self_attn.sinks": torch.zeros(4)}))
     with pytest.raises(CheckpointError, match=r"does not use.*self_attn\.sinks"):
+        open_checkpoint(model)
+
+
+def test_layers_that_transformers_leaves_out_are_left_out(tmp_path):
+    """Of Mellum, the layers that predict several tokens; other families have no such tensors."""
+    model = save_family(tmp_path / "mellum", "mellum")
+    edit_weights(model, lambda t: t.update({"mtp.norm.weight": torch.ones(32)}))
+    assert "MellumForCausalLM" in open_checkpoint(model).config.architecture
+    model = save_family(tmp_path / "llama", "llama")
+    edit_weights(model, lambda t: t.update({"mtp.norm.weight": torch.ones(32)}))
+    with pytest.raises(CheckpointError, match=r"does not use.*mtp\.norm"):
+        open_checkpoint(model)
+
+
+def test_experts_that_do_not_divide_are_named(tmp_path):
+    model = save_family(tmp_path / "model", "granitemoe")
+    name = "model.layers.1.block_sparse_moe.input_linear.weight"
+    edit_weights(model, lambda t: t.update({name: t[name][1:].clone()}))
+    with pytest.raises(CheckpointError, match=rf"wrong shape of {name}.*\(4, 80, 32\).*each of 5 experts"):
         open_checkpoint(model)
 
 
