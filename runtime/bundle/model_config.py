@@ -302,7 +302,7 @@ class ModelConfig:
             yield size != latent.rank + latent.rope_size, f"head_dim {size}", "latent.rank and rope_size"
             yield heads != 1, f"{heads} key/value heads", "one, that is latent"
             other = (attention.qk_norm, attention.clip, attention.softcap, self.positions.alibi)
-            plain = other == (None,) * len(other) and not attention.sinks
+            plain = other == (None,) * len(other) and not (attention.sinks or attention.gated)
             yield not plain, "latent attention with what is not latent", "none of it"
             yield latent.epsilon >= 1, f"latent.epsilon {latent.epsilon}", "between 0 and 1"
 
