@@ -1,5 +1,6 @@
 """The `serve` command: a bundle behind HTTP, for OpenAI's clients and for browsers."""
 
+import contextlib
 import ipaddress
 import logging
 from pathlib import Path
@@ -74,14 +75,20 @@ def serve(
         Engine.load(bundle, backend, threads, options=options, observer=observers_of(metrics)) as engine,
     ):
         if not settings.plain and (remark := tuning_remark(engine)):
-            messages.print(remark)
+            _say(remark)
         if not keys and not _is_local(host):
-            messages.print(f"no --api-key: whoever reaches {host} may use this server")
+            _say(f"no --api-key: whoever reaches {host} may use this server")
         scheme, (name, taken) = "https" if certificate else "http", socket.getsockname()[:2]
         shown = f"[{name}]" if ":" in name else name
         app = build_app(engine, settings, metrics)
         ready = f"{app.state.service.names[0]} at {scheme}://{shown}:{taken}; Ctrl-C ends it"
-        Server(app, settings.drain_s, certificate, lambda: messages.print(ready)).run(sockets=[socket])
+        Server(app, settings.drain_s, certificate, lambda: _say(ready)).run(sockets=[socket])
+
+
+def _say(text: str) -> None:
+    """Tell whoever started the server; one whose log has no room serves all the same."""
+    with contextlib.suppress(OSError):
+        messages.print(text)
 
 
 def _certificate(certfile: Path | None, keyfile: Path | None, password: str | None) -> Certificate | None:

@@ -47,14 +47,14 @@ def _warm_server():
     return ours
 
 
-def start(*arguments, command=FIRP):
+def start(*arguments, command=FIRP, stderr=subprocess.PIPE):
     """A running command that Ctrl-C reaches, even where the tests themselves run in the background
     with SIGINT ignored.
     """
     return subprocess.Popen(
         [*command, *map(str, arguments)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

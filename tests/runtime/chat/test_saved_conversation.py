@@ -44,8 +44,12 @@ def test_what_is_saved_appears_whole_or_not_at_all(bundles, saved, monkeypatch):
     before = path.read_bytes()
     conversation = Engine.load(bundles[0], threads=1).conversation(PARAMS)
     answer(conversation, TEXT)
-    monkeypatch.setattr("firp.runtime.scheduling.prefix_file.os.replace", lambda *_: 1 / 0)
-    with pytest.raises(FirpError, match="cannot write the session"):
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("firp.runtime.scheduling.prefix_file.os.replace", full)
+    with pytest.raises(FirpError, match="cannot write the session.*No space left on device"):
         conversation.save(path)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]

@@ -2,9 +2,11 @@
 with its options is one line.
 """
 
+import contextlib
 import re
 import signal
 import socket
+import time
 
 import httpx2
 import pytest
@@ -46,6 +48,48 @@ def test_it_answers_and_ends_with_status_0(served, demo_engine):
     assert process.returncode == 0
     assert "Traceback" not in log
     assert re.search(r"req-\w+ cmpl-\w+ POST '/v1/completions' 200", log)
+
+
+def test_kill_9_breaks_the_connection_and_damages_nothing(served, demo_bundle):
+    process, url = served
+    files = {path.name: path.stat().st_mtime_ns for path in demo_bundle.iterdir()}
+    asked = {"prompt": "def add(a, b):", "max_tokens": 30, "stream": True, "ignore_eos": True}
+    headers = {"authorization": "Bearer key-1"}
+    with (
+        httpx2.stream("POST", f"{url}/v1/completions", json=asked, headers=headers, timeout=60) as response,
+        pytest.raises(httpx2.RemoteProtocolError),
+    ):
+        for line in response.iter_lines():
+            assert line != "data: [DONE]"
+            process.send_signal(signal.SIGSTOP)  # so that it is killed before its answer is whole
+            process.kill()
+    assert process.wait(20) == -signal.SIGKILL
+    assert {path.name: path.stat().st_mtime_ns for path in demo_bundle.iterdir()} == files
+
+
+def test_a_full_disk_takes_the_log_and_nothing_else(demo_bundle):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ("--port", port, "--threads", 1)
+    with open("/dev/full", "w") as full:
+        process = start("serve", demo_bundle, *options, stderr=full)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        while process.poll() is None:
+            with contextlib.suppress(httpx2.ConnectError):
+                assert httpx2.get(f"{url}/healthz").status_code == 200
+                break
+            time.sleep(0.05)
+        asked = {"prompt": "def add(a, b):", "max_tokens": 5}
+        for _ in range(2):
+            answer = httpx2.post(f"{url}/v1/completions", json=asked, timeout=60)
+            assert answer.json()["usage"]["completion_tokens"] == 5
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_what_is_wrong_with_options_is_said_before_anything_is_loaded(tmp_path):

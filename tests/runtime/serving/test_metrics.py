@@ -1,15 +1,19 @@
 """Metrics and spans: what the engine reports comes out as counters, histograms and spans."""
 
 import re
+from collections import Counter
 
 import pytest
 
+from firp.runtime.engine import Engine
 from firp.runtime.observer import Draft, StepReport
+from firp.runtime.sampling import SamplingParams
 from firp.runtime.scheduling.prefixes import PrefixStats
 from firp.runtime.scheduling.statistics import EngineStats
 from firp.runtime.serving.metrics import Metrics
 from firp.runtime.serving.observers import Observers
 from firp.runtime.serving.tracing import Tracing
+from firp.runtime.trees.tree import DRAFTERS, TreeConfig
 
 DRAFTS = (Draft("grammar", 1), Draft("lookup", 2), Draft("firp", 3))
 
@@ -85,6 +89,25 @@ def test_paths_that_nobody_has_are_one_label(metrics):
     for path in ("/v1/x", "/v1/y", "/v1/completions"):
         metrics.answered(path, 404)
     assert value(metrics, 'firp_http_answers_total{path="other",status="404"}') == 2
+
+
+def test_accepted_drafts_are_those_that_requests_tell(demo_bundle):
+    metrics = Metrics()
+    tree = TreeConfig("dynamic", 8, 2, drafters=DRAFTERS)
+    prompts = ("def add(a, b):", "import numpy as np\nimport numpy as np\nimport", "class A:")
+    with Engine.load(demo_bundle, observer=metrics) as engine:
+        handles = [engine.submit(text, SamplingParams(24, ignore_eos=True), tree=tree) for text in prompts]
+        stats = [handle.result(60).stats for handle in handles]
+    expected = Counter()
+    for one in stats:
+        for drafter, counts in one.accepted_by_drafter.items():
+            expected.update({(drafter, depth): count for depth, count in enumerate(counts, 1)})
+    assert {drafter for drafter, _ in +expected} == set(DRAFTERS)
+    for (drafter, depth), count in (+expected).items():
+        labels = f'{{depth="{depth}",drafter="{drafter}"}}'
+        assert value(metrics, f"firp_drafts_accepted_total{labels}") == count
+        assert value(metrics, f"firp_drafts_total{labels}") >= count
+    assert sum(expected.values()) == sum(sum(one.accepted_by_depth) for one in stats)
 
 
 class Provider:
