@@ -24,9 +24,25 @@ Grid = tuple[tuple[float, ...], ...]  # [contexts, rows] ms
 
 
 @dataclass(frozen=True)
+class BatchTimes:
+    """Milliseconds of passes of several sequences, by cached tokens and rows of each."""
+
+    sequences: int
+    contexts: tuple[int, ...]
+    rows: tuple[int, ...]
+    lower_ms: Grid
+    upper_ms: Grid
+
+    def __post_init__(self):
+        """Raises FirpError for numbers that are no measurement."""
+        _check_grids(self.contexts, self.rows, self.lower_ms, self.upper_ms)
+
+
+@dataclass(frozen=True)
 class LatencyTable:
-    """Milliseconds on one device, by cached tokens and rows of a pass. Between what was measured it
-    is linear; beyond the last row count in proportion, beyond the last context along the last slope.
+    """Milliseconds on one device, by cached tokens and rows of a pass, and by sequences that share it.
+    Between what was measured it is linear; beyond the last number of rows or sequences in proportion,
+    beyond the last context along the last slope.
     """
 
     device: str
@@ -39,23 +55,16 @@ class LatencyTable:
     predictors_ms: float
     plain_outside_ms: float  # of one step, outside the graphs
     drafted_outside_ms: float
+    # of several sequences, ascending; () where only one was measured: rows of several then count as
+    # rows of one
+    batches: tuple[BatchTimes, ...] = ()
 
     def __post_init__(self):
         """Raises FirpError for numbers that are no measurement."""
-        grids = (*self.lower_ms, *self.upper_ms)
-        whole = len(self.lower_ms) == len(self.upper_ms) == len(self.contexts)
-        if (
-            not whole
-            or not _ascending(self.contexts, least=0)
-            or not _ascending(self.rows, least=1)
-            or not all(len(times) == len(self.rows) for times in grids)
-            or not all(0 < ms < float("inf") for times in grids for ms in times)
-        ):
-            raise FirpError(
-                "bad latency table",
-                got=f"{len(self.contexts)} contexts, {len(self.rows)} rows, {sum(map(len, grids))} times",
-                expected="ascending contexts and rows, each pair with a positive lower_ms and upper_ms",
-            )
+        _check_grids(self.contexts, self.rows, self.lower_ms, self.upper_ms)
+        counts = tuple(batch.sequences for batch in self.batches)
+        if counts and not _ascending(counts, least=2):
+            raise FirpError("bad latency table", got=f"{counts} sequences", expected="from 2 on, ascending")
         others = (self.predictors_ms, self.plain_outside_ms, self.drafted_outside_ms)
         if not 1 <= self.prediction_layer < self.num_hidden_layers or not all(
             0 <= ms < float("inf") for ms in others
@@ -104,21 +113,20 @@ class LatencyTable:
         cost = (several - one) / max(few - 1, 1)
         return round(min(max(cost / self.plain_ms(cached), 0.01), 0.5), 3)
 
-    def lower(self, rows: float, cached: float = TYPICAL_CONTEXT) -> float:
-        """Milliseconds of the lower half for so many rows after so many cached tokens."""
-        return self._at(self.lower_ms, rows, cached)
+    def lower(self, rows: float, cached: float = TYPICAL_CONTEXT, sequences: int = 1) -> float:
+        """Milliseconds of the lower half for so many rows of each sequence after so many cached tokens."""
+        return self._at("lower_ms", rows, cached, sequences)
 
-    def upper(self, rows: float, cached: float = TYPICAL_CONTEXT) -> float:
-        """Milliseconds of the upper half for so many rows after so many cached tokens."""
-        return self._at(self.upper_ms, rows, cached)
+    def upper(self, rows: float, cached: float = TYPICAL_CONTEXT, sequences: int = 1) -> float:
+        """Milliseconds of the upper half for so many rows of each sequence after so many cached tokens."""
+        return self._at("upper_ms", rows, cached, sequences)
 
-    def _at(self, grid: Grid, rows: float, cached: float) -> float:
-        beyond = max(rows / self.rows[-1], 1.0)
-        times = [float(np.interp(rows, self.rows, values)) * beyond for values in grid]
-        if len(times) > 1 and cached > self.contexts[-1]:
-            slope = max(0.0, times[-1] - times[-2]) / (self.contexts[-1] - self.contexts[-2])
-            return times[-1] + slope * (cached - self.contexts[-1])
-        return float(np.interp(cached, self.contexts, times))
+    def _at(self, half: str, rows: float, cached: float, sequences: int) -> float:
+        if sequences == 1 or not self.batches:
+            return _interpolated(self, half, rows * sequences, cached)
+        counts = [1, *(batch.sequences for batch in self.batches)]
+        times = [_interpolated(some, half, rows, cached) for some in (self, *self.batches)]
+        return float(np.interp(sequences, counts, times)) * max(sequences / counts[-1], 1.0)
 
     def at_layer(self, prediction_layer: int) -> "LatencyTable":
         """A table as if the model were split elsewhere: layers cost alike, and what is left of the
@@ -135,6 +143,34 @@ class LatencyTable:
             prediction_layer=prediction_layer,
             lower_ms=tuple(map(tuple, (layers * prediction_layer).tolist())),
             upper_ms=tuple(map(tuple, upper.tolist())),
+            batches=(),  # trees are chosen for one sequence
+        )
+
+
+def _interpolated(times: LatencyTable | BatchTimes, half: str, rows: float, cached: float) -> float:
+    """Milliseconds of a half, of one number of sequences."""
+    contexts = times.contexts
+    beyond = max(rows / times.rows[-1], 1.0)
+    found = [float(np.interp(rows, times.rows, values)) * beyond for values in getattr(times, half)]
+    if len(found) > 1 and cached > contexts[-1]:
+        slope = max(0.0, found[-1] - found[-2]) / (contexts[-1] - contexts[-2])
+        return found[-1] + slope * (cached - contexts[-1])
+    return float(np.interp(cached, contexts, found))
+
+
+def _check_grids(contexts: tuple[int, ...], rows: tuple[int, ...], lower: Grid, upper: Grid) -> None:
+    grids = (*lower, *upper)
+    if (
+        not len(lower) == len(upper) == len(contexts)
+        or not _ascending(contexts, least=0)
+        or not _ascending(rows, least=1)
+        or not all(len(times) == len(rows) for times in grids)
+        or not all(0 < ms < float("inf") for times in grids for ms in times)
+    ):
+        raise FirpError(
+            "bad latency table",
+            got=f"{len(contexts)} contexts, {len(rows)} rows, {sum(map(len, grids))} times",
+            expected="ascending contexts and rows, each pair with a positive lower_ms and upper_ms",
         )
 
 

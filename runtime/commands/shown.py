@@ -84,6 +84,17 @@ def print_latency(latency: LatencyTable) -> None:
         f"latency on {latency.device} by cached tokens; outside the graphs "
         f"{latency.plain_outside_ms:.2f} ms a plain step, {latency.drafted_outside_ms:.2f} a drafted one",
     )
+    if latency.batches:
+        names = [f"{half} ms, {n}" for half in ("lower", "upper") for n in latency.batches[0].contexts]
+        print_table(
+            ("sequences", "rows of each", *names),
+            [
+                (str(batch.sequences), str(count), *(f"{ms:.2f}" for ms in times))
+                for batch in latency.batches
+                for count, *times in zip(batch.rows, *batch.lower_ms, *batch.upper_ms, strict=True)
+            ],
+            "passes that several sequences share",
+        )
 
 
 def count_ties(verification: dict[str, Any]) -> str:

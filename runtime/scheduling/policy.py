@@ -12,12 +12,12 @@ from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.drafters.guard import Guard
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.scheduling.job import Job
+from firp.runtime.trees.tree import draft_sources, merge_trees, root_only
 
 SMOOTHING = 0.2  # weight of the last step in an average
 OUTLIER = 1.2  # averages that a step counts for at most: in some of them, a cache is laid out anew
 TRUST = (0.3, 1.5)  # accepted over promised drafts of a request, as far as it is believed
 MARGIN = 1.03  # what drafts must win by the table
-SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # rows of a sequence that are compared
 
 
 class Policy:
@@ -57,18 +57,22 @@ class Policy:
         return self._guards.setdefault(len(jobs), Guard())
 
     def _worth(self, jobs: Sequence[Job], plans: Sequence[PassPlan]) -> int:
-        """Rows of each sequence that give the most tokens a millisecond; 1: plain."""
+        """Rows of each sequence that give the most tokens a millisecond; 1: plain. A pass is as wide as its
+        longest tree, so the likeliest nodes of all trees are compared row by row of all of them: what
+        fits beside another's node costs nothing.
+        """
         batch = len(jobs)
         cached = sum(job.decoding.session.length for job in jobs) / batch
-        sources = max(len(plan.sources) * plan.offsets for plan in plans)
+        likely = [
+            [job.trust * p for p in sorted(plan.tree.probabilities[1:], reverse=True)]
+            for job, plan in zip(jobs, plans, strict=True)
+        ]
         best, best_rate = 1, MARGIN * batch / self._pass_ms(batch, 1, 0, cached)
-        most = max(len(plan.tree.tokens) for plan in plans)
-        for rows in (*(size for size in SIZES if size < most), most):
-            gained = sum(
-                job.trust * sum(plan.tree.probabilities[1:rows])
-                for job, plan in zip(jobs, plans, strict=True)
-            )
-            rate = (batch + gained) / self._pass_ms(batch, rows, sources, cached)
+        tokens = float(batch)
+        for rows in range(2, 2 + max(map(len, likely))):
+            tokens += sum(values[rows - 2] for values in likely if len(values) > rows - 2)
+            sources = max(min(rows, len(plan.sources)) * plan.offsets for plan in plans)
+            rate = tokens / self._pass_ms(batch, rows, sources, cached)
             if rate > best_rate:
                 best, best_rate = rows, rate
         return best
@@ -76,8 +80,8 @@ class Policy:
     def _pass_ms(self, batch: int, rows: int, pseudo_rows: int, cached: float) -> float:
         table = self._latency
         drafting = table.predictors_ms if pseudo_rows else 0.0
-        lower = table.lower(batch * rows, cached)
-        return lower + table.upper(batch * (rows + pseudo_rows), cached) + drafting
+        lower = table.lower(rows, cached, batch)
+        return lower + table.upper(rows + pseudo_rows, cached, batch) + drafting
 
     def observe(
         self,
@@ -121,10 +125,10 @@ def fitting(plans: list[PassPlan], rows: int, num_predictors: int) -> list[PassP
 
 
 def _cut(plan: PassPlan, rows: int) -> PassPlan:
-    """The first rows of a plan; 1: without drafts."""
+    """The likeliest rows of a plan; 1: without drafts."""
     if rows == 1:
-        return plan._replace(tree=plan.tree.first(1, 0.0), sources=(), offsets=0)
-    sources = tuple(row for row in plan.sources if row < rows)
-    return plan._replace(
-        tree=plan.tree.first(rows, 0.0), sources=sources, offsets=plan.offsets if sources else 0
-    )
+        return plan._replace(tree=root_only(plan.tree.tokens[0]), sources=(), offsets=0)
+    if len(plan.tree.tokens) <= rows:
+        return plan
+    tree = merge_trees([plan.tree], rows)
+    return plan._replace(tree=tree, sources=tuple(draft_sources(tree, len(plan.sources))))

@@ -22,7 +22,7 @@ from firp.runtime.scheduling.lanes import Lanes
 from firp.runtime.scheduling.pieces import FIRST, Pieces
 from firp.runtime.scheduling.policy import Policy, fitting
 
-PATIENCE = 2.8  # plain steps that a step with a piece of a prompt should take: some room below three
+PATIENCE = 2.6  # plain steps that a step with a piece of a prompt should take: some room below three
 MOVED_SLOTS = 2048  # of a text, when its slots are laid out anew while others wait
 
 

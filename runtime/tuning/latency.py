@@ -57,7 +57,7 @@ def measure_latency(
             plans = [plan for count in counts_above for plan in _plans(count, k)]
             spent = _take_turns(session, plans, cached, clock)
             for graph, grid in grids.items():
-                grid.append(tuple(_median(spent[graph, count]) for count in rows))
+                grid.append(tuple(median_ms(spent[graph, count]) for count in rows))
             for (graph, _), times in spent.items():
                 predictors_ms += times if graph == "predictors" else []
     progress("measuring latency", len(contexts), len(contexts) + 1)
@@ -76,7 +76,7 @@ def measure_latency(
         rows=rows,
         lower_ms=tuple(grids["lower"]),
         upper_ms=tuple(grids["upper"]),
-        predictors_ms=_median(predictors_ms) if k else 0.0,
+        predictors_ms=median_ms(predictors_ms) if k else 0.0,
         plain_outside_ms=_outside_ms(engine, request, None),
         drafted_outside_ms=_outside_ms(engine, request, drafts),
     )
@@ -137,10 +137,11 @@ def _worth_measuring(session: Session, counts: list[int], depth: int) -> tuple[i
     return tuple(rows)
 
 
-def _median(times: list[float]) -> float:
+def median_ms(times: list[float]) -> float:
+    """The median, to a tenth of a microsecond."""
     return round(statistics.median(times), 4)
 
 
 def _outside_ms(engine: Engine, request: Request, tree: TreeConfig | None) -> float:
     steps = engine.steps(request, tree)
-    return _median([step.times.outside_ms for step in steps if step.rows])
+    return median_ms([step.times.outside_ms for step in steps if step.rows])

@@ -21,6 +21,7 @@ from firp.runtime.errors import FirpError
 from firp.runtime.progress import Progress, silent
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import CHAIN, DRAFTERS, DYNAMIC, FIRP, TreeConfig
+from firp.runtime.tuning.batches import measure_batches
 from firp.runtime.tuning.choose import choose, predicted_speedup
 from firp.runtime.tuning.latency import measure_latency
 
@@ -67,6 +68,7 @@ def tune(
         if not limits or candidate.tree.pass_rows(k) <= limits.max_rows
     ]
     latency = measure_latency(engine, progress)
+    latency = replace(latency, batches=measure_batches(engine, latency, progress))
     cached = min(TYPICAL_CONTEXT, engine.context // 2)
     if prompts:
         sizes = [len(engine.request(prompt).prompt) for prompt in prompts]

@@ -1,15 +1,16 @@
 """Drafts under load: rows are as many as their probabilities are worth, and never change a token."""
 
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from firp.runtime.bundle.calibration import LatencyTable
+from firp.runtime.bundle.calibration import BatchTimes, LatencyTable
 from firp.runtime.drafters.guard import Guard
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.scheduling.policy import Policy, fitting
-from firp.runtime.trees.tree import chain, root_only
+from firp.runtime.trees.tree import chain, grow, root_only
 
 TABLE = LatencyTable(
     device="test",
@@ -55,6 +56,31 @@ def test_in_a_batch_rows_must_be_worth_their_time():
     assert rows(Policy(TABLE), [Job(likely) for _ in range(8)]) == [4] * 8
     assert rows(Policy(TABLE), [Job(unlikely) for _ in range(8)]) == [1] * 8
     assert rows(Policy(TABLE), [Job(likely)] * 2 + [Job([])] * 2) == [4, 4, 1, 1]
+
+
+def test_rows_are_worth_what_they_cost_that_many_sequences():
+    """As rows of one sequence they would pay."""
+    dear = BatchTimes(8, (128,), (1, 2, 4), ((8, 30, 60),), ((8, 30, 60),))
+    jobs = [Job([0.95, 0.9, 0.85]) for _ in range(8)]
+    assert rows(Policy(TABLE), jobs) == [4] * 8
+    assert rows(Policy(replace(TABLE, batches=(dear,))), jobs) == [1] * 8
+    cheap = replace(dear, lower_ms=((8, 8.1, 30),), upper_ms=((8, 8.1, 30),))
+    assert rows(Policy(replace(TABLE, batches=(cheap,))), jobs) == [2] * 8
+
+
+def test_a_tree_is_cut_to_its_likeliest_nodes():
+    """Wherever they stand in it."""
+    steep = BatchTimes(2, (128,), (1, 2, 3, 16), ((5, 5.1, 50, 90),), ((5, 5, 5, 5.5),))
+    tree = root_only(1)
+    for parent, token, probability in ((0, 5, 0.3), (1, 6, 0.2), (0, 7, 0.6)):
+        grow(tree, parent, token, probability)
+    jobs = [Job([]), Job([])]
+    for job in jobs:
+        job.drafts = True
+        job.decoding.propose = lambda: PassPlan(tree, (0, 1), 3)
+    for plan in Policy(replace(TABLE, batches=(steep,))).plans(jobs):
+        assert plan.tree.tokens == [1, 7]
+        assert (plan.sources, plan.offsets) == ((0, 1), 3)
 
 
 def test_drafts_that_were_worth_little_lately_are_trusted_less():

@@ -173,7 +173,7 @@ def test_others_wait_no_longer_than_three_plain_steps(world, costs, tokens):
     here.decode(others)
     steps = here.compute(here.submit(tokens), others)
     assert max(steps) <= 3
-    assert np.median(steps) >= 2.5  # the prompt gets what the others can spare
+    assert np.median(steps) >= 2.3  # the prompt gets what the others can spare
 
 
 def test_a_second_long_prompt_waits_beside_the_first_one_that_decodes(world):
