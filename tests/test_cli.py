@@ -190,10 +190,6 @@ def test_verify_refuses_another_model(demo_bundle, model):
             "prediction layer out of range | got 4, expected 1 to 3",
         ),
         (["export", "MODEL", "-o", "OUT", "--predictors", "absent"], "not a predictor directory"),
-        (
-            ["export", "MODEL", "-o", "OUT", "--dtype", "bfloat16"],
-            "bfloat16 graphs cannot be verified on a CPU",
-        ),
         (["export", "MODEL", "-o", "MODEL"], "output exists and is something else"),
         (["generate", "absent", "--prompt", "x"], "no such bundle"),
         (["generate", "DEMO", "--prompt", ""], "empty prompt"),

@@ -14,7 +14,7 @@ from firp.calib.commands.calibrate import run_calibration
 from firp.calib.training.options import TrainOptions
 from firp.export.commands.build import build_after_export
 from firp.runtime.backends.nvidia_library import LIBRARIES
-from firp.runtime.bundle.dtypes import MODEL_DTYPES
+from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
 from firp.runtime.bundle.format import CALIBRATION_NAME
 from firp.runtime.bundle.precision import METHODS
 from firp.runtime.commands.shown import count_ties, print_choice, quantization_lines
@@ -133,7 +133,7 @@ def export(
             max_context=max_context,
         )
         if calib_data:
-            prepare(options, verify)  # before minutes of training
+            prepare(options)  # before minutes of training
             training = TrainOptions(
                 prediction_layer=prediction_layer,
                 minutes=TrainOptions.minutes if minutes is None else minutes,
@@ -148,7 +148,7 @@ def export(
     calibrated = manifest.num_predictors and CALIBRATION_NAME in manifest.files
     if tune and calibrated and manifest.quantization:
         messages.print(f"tune it with firp tune {output} --prompts FILE: calibrated trees are no chains")
-    elif tune and calibrated and dtype != "bfloat16":
+    elif tune and calibrated and DTYPES[dtype].has_cpu_kernels:
         with progress_bar() as bar:
             print_choice(choose_tree(Engine.load(output, check_hashes=False), progress=bar.update))
     if engine:

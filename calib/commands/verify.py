@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from firp.calib.targets.open import open_target
+from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from firp.runtime.backends.registry import BACKENDS
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.bundle.json_fields import to_json
@@ -51,7 +52,8 @@ def verify(bundle, model, layers, backend, as_json):
             quiet_transformers()
     if layers:
         require("verify --layers", PACKAGES)
-    engine = Engine.load(bundle, backend)
+    on_cpu = backend == OnnxRuntimeBackend.name  # where some types need float32 graphs
+    engine = None if on_cpu else Engine.load(bundle, backend)
     comparisons = _compare(bundle, backend) if layers else []
     with progress_bar() as bar:
         report = verify(bundle, model, bar.update, engine=engine)

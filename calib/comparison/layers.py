@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 
 from firp.calib.targets.cost import Point
 from firp.calib.targets.feeds import FeedMaker
 from firp.calib.targets.interface import Target
 from firp.calib.targets.layer_outputs import (
-    in_float32,
     layer_of,
     layer_outputs,
     make_session,
@@ -30,6 +30,7 @@ from firp.calib.targets.layer_outputs import (
 )
 from firp.export.verify.report import Check
 from firp.export.verify.rounding import scaled_difference, value_limit
+from firp.export.verify.widened import in_float32
 from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from firp.runtime.bundle.dtypes import DTYPES, to_storage
 from firp.runtime.bundle.format import Bundle, Manifest
@@ -132,7 +133,10 @@ def reference_runner(path: Path, outputs: tuple[str, ...]) -> Any:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return OnnxrtRunner(
         lambda: make_session(
-            in_float32(with_outputs(path, outputs)), path.parent, options, "CPUExecutionProvider"
+            ir.to_proto(in_float32(ir.from_proto(with_outputs(path, outputs)))),
+            path.parent,
+            options,
+            "CPUExecutionProvider",
         )
     )
 

@@ -53,29 +53,6 @@ def with_outputs(path: Path, names: Iterable[str]) -> Any:
     return ModifyOutputs(onnx.load(path, load_external_data=False), outputs=list(names))()
 
 
-def in_float32(model: Any) -> Any:
-    """The model with inputs and arithmetic in float32, changed in place: weights of half types are
-    cast where they are read.
-    """
-    from onnx import TensorProto, helper
-
-    graph = model.graph
-    half = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-    cast = {weight.name: f"{weight.name}.float32" for weight in graph.initializer if weight.data_type in half}
-    nodes = list(graph.node)
-    for node in nodes:
-        node.input[:] = [cast.get(name, name) for name in node.input]
-    del graph.node[:], graph.value_info[:]
-    graph.node.extend(
-        helper.make_node("Cast", [name], [wide], to=TensorProto.FLOAT) for name, wide in cast.items()
-    )
-    graph.node.extend(nodes)
-    for value in graph.input:
-        if value.type.tensor_type.elem_type in half:
-            value.type.tensor_type.elem_type = TensorProto.FLOAT
-    return model
-
-
 def make_session(
     model: Any, folder: Path, options: ort.SessionOptions, provider: str
 ) -> ort.InferenceSession:

@@ -33,7 +33,7 @@ from firp.export.weights import stream as weights
 from firp.export.weights.fingerprint import fingerprint
 from firp.export.weights.rope import rope_tables
 from firp.runtime.arguments import PATH, TRUTH, check_fields, instance, more_than_0, one_of, whole
-from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
+from firp.runtime.bundle.dtypes import MODEL_DTYPES
 from firp.runtime.bundle.format import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -103,7 +103,7 @@ def export_bundle(
     Raises FirpError: the model or the predictors cannot be used, the target exists, a check failed,
     the disk is full.
     """
-    prepared = prepare(options, verify is not None)
+    prepared = prepare(options)
     with target_folder(options.output, MANIFEST_NAME, options.force) as folder:
         with disk_errors(options.output):
             manifest = _write(folder, options, prepared, progress or silent)
@@ -136,7 +136,7 @@ class Prepared(NamedTuple):
     calibration: np.ndarray | None  # token ids [N, L]; None where nothing is quantized
 
 
-def prepare(options: ExportOptions, verify: bool) -> Prepared:
+def prepare(options: ExportOptions) -> Prepared:
     """Check everything that can be checked before anything is written. Raises FirpError.
 
     A bundle that a killed export had moved aside is put back first.
@@ -153,12 +153,6 @@ def prepare(options: ExportOptions, verify: bool) -> Prepared:
         )
     if options.force and options.output.exists():
         check_own_files(options.output)
-    if verify and not DTYPES[options.dtype].has_cpu_kernels:
-        raise FirpError(
-            f"{options.dtype} graphs cannot be verified on a CPU",
-            got=f"ONNX Runtime without {options.dtype} kernels",
-            fix="add --no-verify, or export float32 or float16",
-        )
     checkpoint = open_checkpoint(options.model)
     if options.max_context is not None:
         checkpoint = checkpoint.with_context(options.max_context)

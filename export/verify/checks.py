@@ -25,7 +25,9 @@ from firp.export.verify.tokens import (
     plain_against_generate,
     prompts_by_kind,
 )
+from firp.export.verify.widened import engine_for_checks
 from firp.export.weights.fingerprint import fingerprint
+from firp.runtime.bundle.format import load_bundle
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError, CheckpointError
 from firp.runtime.progress import Progress, silent
@@ -47,19 +49,20 @@ def verify(
 ) -> Report:
     """Run every check that applies: against Hugging Face when `model` is given, against ONNX
     Runtime on the CPU when `engine` runs elsewhere, drafted against plain when there are drafts.
-    engine: of this bundle; None: on the CPU. Raises FirpError when something cannot be loaded.
+    engine: of this bundle; None: on the CPU, a bfloat16 bundle's in float32, which its checks then
+    name. Raises FirpError when something cannot be loaded.
     """
     progress("loading the bundle", 0, None)
-    engine = engine or Engine.load(bundle, check_hashes=check_hashes)
+    loaded = engine.bundle if engine else load_bundle(bundle, check_hashes)
+    engine = engine or engine_for_checks(loaded)
     checks = [Check("file hashes", True, 0, 0)] if check_hashes else []  # loading raises for a wrong one
     steps: list[Step] = []
     if model:
         checkpoint = open_checkpoint(model)
         _check_source(engine, checkpoint)
         progress("loading the Hugging Face model", 0, None)
-        steps += _against_hugging_face(engine, checkpoint)
-    # which ONNX Runtime cannot run on a CPU
-    if engine.backend.name != "cpu" and engine.manifest.precision.compute != "bfloat16":
+        steps += _against_hugging_face(engine, checkpoint, loaded.manifest.precision.weights)
+    if engine.backend.name != "cpu":
         steps += _against_onnx_runtime(engine)
     steps.append(Step("drafted against plain decoding", lambda: list(drafted_against_plain(engine))))
     if engine.manifest.quantization:
@@ -67,6 +70,9 @@ def verify(
     for done, step in enumerate(steps):
         progress(f"verifying: {step.name}", done, len(steps))
         checks += step.run()
+    if engine.manifest.precision != loaded.manifest.precision:
+        compute = engine.manifest.precision.compute
+        checks = [check._replace(name=f"{check.name}, in {compute}") for check in checks]
     return Report(checks)
 
 
@@ -105,7 +111,8 @@ def _samples(engine: Engine) -> dict[str, list[Sample]]:
     }
 
 
-def _against_hugging_face(engine: Engine, checkpoint: Checkpoint) -> Iterator[Step]:
+def _against_hugging_face(engine: Engine, checkpoint: Checkpoint, stored: str) -> Iterator[Step]:
+    """Steps that compare with the model in float64 and its weights as they are stored."""
     from firp.export.verify.reference import Reference
 
     quantization = engine.manifest.quantization
@@ -113,16 +120,16 @@ def _against_hugging_face(engine: Engine, checkpoint: Checkpoint) -> Iterator[St
         from firp.export.quantize.stored import StoredWeights
         from firp.export.verify.products import check_products, float_engine
 
-        stored = StoredWeights(engine.bundle.path, checkpoint, quantization)
-        yield Step("rounded weights", partial(_rounded_weights, stored))
+        integers = StoredWeights(engine.bundle.path, checkpoint, quantization)
+        yield Step("rounded weights", partial(_rounded_weights, integers))
         products = partial(check_products, engine.bundle, engine.backend.options())
         yield Step("integer products", lambda: list(products()))
-        reference = Reference(checkpoint, "float32", stored.tensor)
         engine = float_engine(engine.bundle)
+        reference = Reference(checkpoint, stored, integers.tensor)
     else:
-        reference = Reference(checkpoint, engine.manifest.precision.compute)
-    yield Step("values against float64", partial(_values_against_float64, engine, reference))
-    yield Step("plain = generate", partial(_generate, engine, reference))
+        reference = Reference(checkpoint, stored)
+    yield Step("values against float64", partial(_values_against_float64, engine, reference, stored))
+    yield Step("plain = generate", partial(_generate, engine, reference, stored))
 
 
 def _rounded_weights(stored: Any) -> list[Check]:
@@ -131,9 +138,9 @@ def _rounded_weights(stored: Any) -> list[Check]:
     return [Check(f"steps from the model's weights, {name}", steps <= limit, steps, limit)]
 
 
-def _values_against_float64(engine: Engine, reference: Any) -> list[Check]:
-    """The engine's distance from the model in float64, with that of the model in the bundle's own
-    type as the yardstick.
+def _values_against_float64(engine: Engine, reference: Any, dtype: str) -> list[Check]:
+    """The engine's distance from the model in float64, with that of the model in `dtype`, the
+    bundle's own, as the yardstick.
     """
     import torch
 
@@ -141,7 +148,6 @@ def _values_against_float64(engine: Engine, reference: Any) -> list[Check]:
 
     samples = _samples(engine)
     every = [sample for group in samples.values() for sample in group]
-    dtype = engine.manifest.precision.compute
     layer = engine.manifest.prediction_layer
     truth = model_rows(reference, layer, every, torch.float64)
     yardstick = model_rows(reference, layer, every, getattr(torch, dtype))
@@ -167,9 +173,9 @@ def _drafted_in_float(engine: Engine) -> list[Check]:
     return [check._replace(name=f"{check.name}, products in float32") for check in checks]
 
 
-def _generate(engine: Engine, reference: Any) -> list[Check]:
+def _generate(engine: Engine, reference: Any, dtype: str) -> list[Check]:
     return [
-        plain_against_generate(f"plain = generate, {kind} tokens", engine, reference, prompts)
+        plain_against_generate(f"plain = generate, {kind} tokens", engine, reference, prompts, dtype)
         for kind, prompts in prompts_by_kind(engine, 3, 16).items()
     ]
 
@@ -180,7 +186,7 @@ def _values(samples: list[StageRows], stage: str, part: str) -> list[np.ndarray]
 
 def _against_onnx_runtime(engine: Engine) -> Iterator[Step]:
     """The values of an engine against those of the graphs that it was built from."""
-    reference = Engine.load(engine.bundle.path, check_hashes=False)
+    reference = engine_for_checks(load_bundle(engine.bundle.path, check_hashes=False))
     for kind, samples in _samples(engine).items():
         name = f"values of {kind} tokens against ONNX Runtime"
         yield Step(name, partial(_values_against_onnx_runtime, engine, reference, kind, samples))

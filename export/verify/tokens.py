@@ -46,11 +46,13 @@ def most_rows(engine: Engine) -> int:
     return engine.limits.max_rows if engine.limits else 64
 
 
-def plain_against_generate(name: str, engine: Engine, reference: Any, prompts: list[list[int]]) -> Check:
+def plain_against_generate(
+    name: str, engine: Engine, reference: Any, prompts: list[list[int]], dtype: str
+) -> Check:
     """Runs that are not those of Hugging Face's greedy `generate`. One that parts at a near tie of
-    the plain run is recorded and excused, as rarely as `NEAR_TIE` allows.
+    the plain run is recorded and excused, as rarely as `NEAR_TIE` allows in `dtype`, that of the
+    bundle's values.
     """
-    dtype = engine.manifest.arithmetic
     longest = 16 if _is_large(engine) else 32
     count = min(longest, engine.model.max_position_embeddings - max(map(len, prompts)))
     greedy = SamplingParams(max_new_tokens=count)

@@ -22,7 +22,7 @@ HIDDEN_SLOT = 3
 
 def edit_weight(bundle: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
     """name: of a tensor of values or of integers."""
-    record = read_safetensors(bundle / "model.safetensors", ("float32", "int8", "uint8"))[name]
+    record = read_safetensors(bundle / "model.safetensors", ("float32", "bfloat16", "int8", "uint8"))[name]
     with record.file.open("r+b") as file:
         file.seek(record.offset)
         dtype = numpy_dtype(record.dtype)

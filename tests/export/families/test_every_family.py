@@ -43,7 +43,7 @@ def checks_of(engine, reference):
         for part in ("hidden_states", "logits"):
             found, theirs, true = ([getattr(getattr(r, stage), part)] for r in (ours, yardstick, truth))
             yield judge(f"{stage} {part}", distance(found, true), distance(theirs, true), "float32")
-    yield plain_against_generate("plain = generate", engine, reference, [PROMPT])
+    yield plain_against_generate("plain = generate", engine, reference, [PROMPT], "float32")
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

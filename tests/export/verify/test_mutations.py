@@ -76,6 +76,21 @@ def test_a_graph_error_does_not_hide_behind_float16(tmp_path, any_graph):
     assert max(values(report).values()) > 10 * YARDSTICKS
 
 
+def test_bfloat16_is_verified_in_float32_with_its_own_weights(tmp_path, any_graph):
+    """ONNX Runtime has no kernels for it: the same nodes run in float32."""
+    model = make_model(tmp_path / "model", "qwen2")
+    export_bundle(ExportOptions(model, tmp_path / "bundle", prediction_layer=2, dtype="bfloat16"))
+    report = verify(tmp_path / "bundle", model)
+    assert report.passed
+    assert all(check.name.endswith(", in float32") for check in report.checks)
+    assert len(values(report)) == 6
+    for mutation in ("a transposed weight", "cosines shifted by a position", "a skipped layer"):
+        broken = shutil.copytree(tmp_path / "bundle", tmp_path / mutation)
+        MUTATIONS[mutation](broken, random.Random(0))
+        report = verify(broken, model, check_hashes=False)
+        assert max(values(report).values()) > 2 * YARDSTICKS
+
+
 def test_massive_activations_are_no_error(tmp_path):
     """A residual stream with values of 20,000, as real LLMs have it: single values differ from
     Hugging Face's by more than any constant limit that would see a damaged weight.

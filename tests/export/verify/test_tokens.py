@@ -44,7 +44,7 @@ def test_plain_decoding_is_generate(family, family_bundle):
 
 def test_right_runs_pass(reference_and_engine):
     reference, engine = reference_and_engine
-    check = plain_against_generate("plain", engine, reference, prompts_of(engine))
+    check = plain_against_generate("plain", engine, reference, prompts_of(engine), "float32")
     assert (check.passed, check.value, check.near_ties) == (True, 0, ())
 
 
@@ -65,5 +65,5 @@ def test_a_wrong_run_is_found(wrong, reference_and_engine, monkeypatch):
         return PlainRun(found, margins)
 
     monkeypatch.setattr(tokens, "plain_run", run)
-    check = plain_against_generate("plain", engine, reference, prompts[:1])
+    check = plain_against_generate("plain", engine, reference, prompts[:1], "float32")
     assert (check.passed, check.value) == (False, 1)
