@@ -21,7 +21,7 @@ from torch import Tensor
 from firp.calib.calibrate.request import CalibrationRequest, identity, prepare
 from firp.calib.replay.evaluation import Evaluation
 from firp.calib.replay.layer_sweep import layers_to_try
-from firp.calib.text.continuations import BATCH, write_text
+from firp.calib.text.continuations import Writer, write_text, writer_for
 from firp.calib.text.documents import Dataset, make_dataset
 from firp.calib.training.device import threads_for
 from firp.calib.training.frozen_model import FrozenModel, RealRows
@@ -167,6 +167,10 @@ class Runs:
         return torch_model(self.prepared.checkpoint, getattr(torch, self.request.options.precision))
 
     @cached_property
+    def write(self) -> Writer:
+        return writer_for(self.request.model, self.model)
+
+    @cached_property
     def dataset(self) -> Dataset:
         ends = self.prepared.ends
         options = self.request.options
@@ -180,7 +184,7 @@ class Runs:
         if self.held_out_prompts:
             held_out, training = spread(held_out, EVALUATED), spread(training, FITTED)
         dataset = Dataset(training, held_out, self.dataset.tokens)
-        found = Evaluation(self.model, dataset, self.request.options, self.prepared.ends, tell)
+        found = Evaluation(self.write, dataset, self.request.options, self.prepared.ends, tell)
         if self.held_out_prompts:  # what is held out was written by the model: no third kind of text
             found.sequences = {text: found.sequences[text] for text in ("greedy", "sampled")}
         return found
@@ -219,17 +223,16 @@ class Runs:
         held_out = int(tokens * HELD_OUT_SHARE)
         write = partial(
             write_text,
-            self.model,
+            self.write,
             window=self._window,
             seed=self.request.options.seed,
             ends=self.prepared.ends,
             progress=tell,
         )
-        with threads_for(BATCH, self.prepared.checkpoint.config.hidden_size):
-            return (
-                write(prompts[: -self.held_out_prompts], tokens=tokens - held_out),
-                write(prompts[-self.held_out_prompts :], tokens=held_out),
-            )
+        return (
+            write(prompts[: -self.held_out_prompts], tokens=tokens - held_out),
+            write(prompts[-self.held_out_prompts :], tokens=held_out),
+        )
 
     def _train(self, method: type[Heads], options: TrainOptions) -> Trainer:
         layer, k = options.prediction_layer, options.num_predictors

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 from firp.calib.replay.accuracy import accuracy
 from firp.calib.replay.evaluation import Evaluation
 from firp.calib.replay.replay import rank, record, replay
+from firp.calib.text.continuations import RuntimeWriter
 from firp.calib.text.documents import ChatTemplate, load_documents, make_dataset
 from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.heads import FirpPredictors, Heads, at
@@ -172,7 +173,7 @@ def main(layer, steps, only):
     checkpoint = open_checkpoint(MODEL)
     documents = load_documents(list(standard_library()), checkpoint.tokenizer(), ChatTemplate(checkpoint))
     dataset = make_dataset(documents, options.window, 0)
-    evaluation = Evaluation(model, dataset, options, (0,), lambda *_: None)
+    evaluation = Evaluation(RuntimeWriter(MODEL), dataset, options, (0,), lambda *_: None)
     result = Result("variants", "What else the predictors could be")
     table = result.table(
         f"{steps} steps, layer {layer}; tokens per step at 16 rows",

@@ -21,7 +21,7 @@ from firp.calib.replay.latency import latency_here
 from firp.calib.replay.layer_sweep import SHARE, layers_to_try
 from firp.calib.report.findings import LayerFindings
 from firp.calib.report.report import write_report
-from firp.calib.text.continuations import BATCH, write_text
+from firp.calib.text.continuations import write_text, writer_for
 from firp.calib.text.documents import HELD_OUT_SHARE, Dataset, make_dataset, split_prompts
 from firp.calib.training.device import threads_for
 from firp.calib.training.frozen_model import FrozenModel
@@ -107,10 +107,11 @@ class _Run:
         self.progress("loading the model", 0, 1)
         dtype = getattr(torch, self.options.precision)
         self.model = torch_model(self.checkpoint, dtype).to(self.options.device)
+        self.write = writer_for(request.model, self.model)
 
     def finish(self) -> PredictorInfo:
         dataset = self._dataset()
-        evaluation = Evaluation(self.model, dataset, self.options, self.prepared.ends, self.progress)
+        evaluation = Evaluation(self.write, dataset, self.options, self.prepared.ends, self.progress)
         layer = self.prepared.default_layer
         latency = self._latency(layer)
         swept: tuple[LayerFindings, ...] = ()
@@ -139,7 +140,7 @@ class _Run:
         """Continuations of prompts: those to train on, and those of other prompts, to hold out."""
         write = functools.partial(
             write_text,
-            self.model,
+            self.write,
             window=min(self.options.window, self.checkpoint.config.max_position_embeddings),
             seed=self.options.seed,
             ends=self.prepared.ends,
@@ -147,11 +148,10 @@ class _Run:
         )
         training, held_out = split_prompts(self.prepared.prompts)
         tokens = self.options.own_tokens
-        with threads_for(BATCH, self.checkpoint.config.hidden_size):
-            return (
-                write(training, tokens=int(tokens * (1 - HELD_OUT_SHARE))),
-                write(held_out, tokens=int(tokens * HELD_OUT_SHARE)),
-            )
+        return (
+            write(training, tokens=int(tokens * (1 - HELD_OUT_SHARE))),
+            write(held_out, tokens=int(tokens * HELD_OUT_SHARE)),
+        )
 
     def _latency(self, layer: int) -> LatencyTable | None:
         """The one given, or that of this machine when it is a CPU that trains."""

@@ -1,8 +1,8 @@
 """What trained heads are worth: held-out text decoded by the model, and every method and tree
 replayed on it.
 
-In: the model, held-out windows, trainers that are done. Out: `Findings` for the report,
-`Calibration` for the tuner.
+In: a writer of the model's text, held-out windows, trainers that are done. Out: `Findings` for the
+report, `Calibration` for the tuner.
 """
 
 import functools
@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from torch import nn
 
 from firp.calib.replay.accuracy import accuracy, similarity
 from firp.calib.replay.drafters import replay_drafter
@@ -25,10 +24,9 @@ from firp.calib.replay.trees import (
     firp_candidates,
 )
 from firp.calib.report.findings import REPORT_ROWS, Findings, LayerFindings, MethodFindings
-from firp.calib.text.continuations import BATCH, SAMPLING_TEMPERATURE, continue_prompts
+from firp.calib.text.continuations import SAMPLING_TEMPERATURE, Writer
 from firp.calib.text.documents import Dataset
 from firp.calib.text.sequence import TokenSequence
-from firp.calib.training.device import threads_for
 from firp.calib.training.options import TrainOptions
 from firp.calib.training.trainer import Trainer
 from firp.runtime.bundle.calibration import Calibration, Candidate, LatencyTable
@@ -76,13 +74,13 @@ class Evaluation:
 
     def __init__(
         self,
-        model: nn.Module,
+        write: Writer,
         dataset: Dataset,
         options: TrainOptions,
         ends: tuple[int, ...],
         progress: Callable,
     ):
-        self.model = model
+        self.write = write
         self.dataset = dataset
         self.options = options
         self.ends = ends
@@ -118,16 +116,14 @@ class Evaluation:
         windows = np.concatenate([_spread(self.dataset.held_out), _spread(self.dataset.training)])
         prompt_tokens = _prompt_tokens(windows)
         write = functools.partial(
-            continue_prompts,
-            self.model,
+            self.write,
             windows[:, :prompt_tokens].tolist(),
             windows.shape[1] - prompt_tokens,
             seed=self.options.seed,
             ends=self.ends,
             progress=functools.partial(self.progress, "decoding prompts"),
         )
-        with threads_for(BATCH, self.model.config.hidden_size):
-            return write(temperature=0.0), write(temperature=SAMPLING_TEMPERATURE)
+        return write(temperature=0.0), write(temperature=SAMPLING_TEMPERATURE)
 
     def correction(self, trainer: Trainer) -> PathCorrection:
         """The path correction that the trainer learned, its scales fitted."""

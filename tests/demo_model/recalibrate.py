@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from firp.calib.replay.evaluation import Evaluation
 from firp.calib.replay.replay import rank, record
 from firp.calib.replay.trees import as_candidates, candidates
+from firp.calib.text.continuations import RuntimeWriter
 from firp.calib.text.documents import ChatTemplate, load_documents, make_dataset
 from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.heads import FirpPredictors
@@ -46,7 +47,8 @@ def main(data):
     documents = load_documents(list(data), checkpoint.tokenizer(), ChatTemplate(checkpoint))
     end = checkpoint.eos_token_ids[0] if checkpoint.eos_token_ids else None
     dataset = make_dataset(documents, min(options.window, window), end, ([], []))
-    evaluation = Evaluation(model, dataset, options, checkpoint.eos_token_ids, lambda *_: None)
+    write = RuntimeWriter(HERE)
+    evaluation = Evaluation(write, dataset, options, checkpoint.eos_token_ids, lambda *_: None)
     trees = {}
     for text, sequences in evaluation.sequences.items():
         greedy = text == "greedy"
