@@ -51,6 +51,11 @@ def distance(rows: list[np.ndarray], truth: list[np.ndarray]) -> Distance:
     return Distance(float(np.sqrt(np.mean(norms**2))), float(largest.max()))
 
 
+def larger(a: Distance, b: Distance) -> Distance:
+    """The larger of each."""
+    return Distance(*map(max, a, b))
+
+
 def judge(name: str, ours: Distance, yardstick: Distance, dtype: str) -> Check:
     """The worse of the two distances in units of the yardstick's, at most YARDSTICKS. NaN fails."""
     units = [mine / (theirs + UNIT_ROUNDOFF[dtype]) for mine, theirs in zip(ours, yardstick, strict=True)]
