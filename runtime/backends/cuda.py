@@ -70,7 +70,7 @@ class CudaMemory:
         self._owned: list[tuple[Callable, Any]] = []
         self.stream = self._own(cuda.cudaStreamDestroy, new_stream(cuda)) if stream is None else stream
         weakref.finalize(self, _release, cuda, self.stream, self._owned)
-        self._ledger: dict[str, int] = {}  # purpose -> bytes
+        self._arrays: dict[int, tuple[str, int]] = {}  # address -> purpose and bytes
         self._upload, self._download = PinnedMemory(cuda, self._owned), PinnedMemory(cuda, self._owned)
         self._events = [
             self._own(cuda.cudaEventDestroy, self._call(cuda.cudaEventCreate)) for _ in range(_EVENTS)
@@ -88,9 +88,10 @@ class CudaMemory:
         status, address = cuda.cudaMalloc(size)
         if status == cuda.cudaError_t.cudaErrorMemoryAllocation:
             free = self._call(cuda.cudaMemGetInfo)
-            held = " + ".join(
-                f"{name} {held / 2**20:.0f}" for name, held in {**self._ledger, purpose: size}.items()
-            )
+            ledger = {purpose: size}
+            for name, taken in self._arrays.values():
+                ledger[name] = ledger.get(name, 0) + taken
+            held = " + ".join(f"{name} {taken / 2**20:.0f}" for name, taken in sorted(ledger.items()))
             raise FirpError(
                 "out of device memory",
                 got=f"{free / 2**20:.0f} MiB free",
@@ -100,9 +101,21 @@ class CudaMemory:
         if status != cuda.cudaError_t.cudaSuccess:
             raise FirpError("CUDA refused memory", got=f"{status.name} for {size} bytes of {purpose}")
         array.address = self._own(cuda.cudaFree, int(address))
-        self._ledger[purpose] = self._ledger.get(purpose, 0) + size
+        self._arrays[array.address] = purpose, size
         self.clear(array)
         return array
+
+    def taken(self) -> frozenset[int]:
+        return frozenset(self._arrays)
+
+    def free(self, taken: frozenset[int]) -> None:
+        self.wait()
+        if self._spare is not None and self._spare.address in taken:
+            self._spare = None
+        for address in taken:
+            del self._arrays[address]
+            self._owned.remove((self.cuda.cudaFree, address))
+            self._call(self.cuda.cudaFree, address)
 
     def clear(self, array: DeviceArray) -> None:
         self._call(self.cuda.cudaMemsetAsync, array.address, 0, array.nbytes, self.stream)

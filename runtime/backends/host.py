@@ -32,6 +32,12 @@ class HostMemory:
                 fix="fewer new tokens, or a shorter prompt",
             ) from error
 
+    def taken(self) -> frozenset[int]:
+        return frozenset()
+
+    def free(self, taken: frozenset[int]) -> None:
+        return
+
     def clear(self, array: np.ndarray) -> None:
         array[...] = 0
 

@@ -38,9 +38,15 @@ class Memory(Protocol):
     counters: dict[str, int]  # how runs were made, by the names in `LoadedGraphs.counters`
 
     def zeros(self, shape: tuple[int, ...], dtype: type, purpose: str) -> Array:
-        """Memory for the life of the session. Raises FirpError when the device has none left, with
-        what each purpose takes.
+        """Memory for the life of the session, or until it is freed. Raises FirpError when the device has
+        none left, with what each purpose takes.
         """
+
+    def taken(self) -> frozenset[int]:
+        """What `zeros` has taken, for `free`; nothing where arrays go when nobody holds them."""
+
+    def free(self, taken: frozenset[int]) -> None:
+        """Wait for everything asked for so far, and give arrays back that nobody uses any more."""
 
     def clear(self, array: Array) -> None:
         """Fill with zeros."""

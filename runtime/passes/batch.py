@@ -79,12 +79,19 @@ class Batch:
         """Make room for more lanes, longer texts, or larger passes; what is cached stays. Raises
         FirpError when the memory does not suffice; nothing has changed then.
         """
-        buffers = self._make_buffers(size)
+        memory = self.memory
+        before = memory.taken()
+        try:
+            buffers = self._make_buffers(size)
+        except FirpError:
+            memory.free(memory.taken() - before)
+            raise
         buffers.kv.adopt(self.kv)
         accepted = self.buffers.accepted
-        self.memory.copy(accepted, buffers.accepted[: accepted.shape[0]])
+        memory.copy(accepted, buffers.accepted[: accepted.shape[0]])
         self.buffers = buffers
         self.size = size
+        memory.free(before)
 
     def forward(self, lanes: range, plans: Sequence[PassPlan]) -> list[Pass]:
         """One pass after the cached tokens of these lanes, a plan for each. Raises FirpError when it

@@ -111,7 +111,7 @@ class LaneGroup:
         there = self._batch.size if self._batch else None
         grows = there is not None and any(need > has for need, has in zip(size, there, strict=True))
         if grows and not self._tenants and not self._batch.memory.free_reads:
-            self.give_back()  # a device frees what a batch has taken all at once
+            self.give_back()  # a device may not have room for both
             size, grows = BatchSize(*map(max, size, there)), False
         if self._batch is None:
             self._batch = self._make_batch(size)

@@ -9,8 +9,12 @@ from firp.runtime.backends.onnx_runtime import OnnxRuntimeCudaBackend
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
+from firp.runtime.passes.batch import Batch
+from firp.runtime.passes.pass_plan import PassPlan
+from firp.runtime.passes.pass_shape import BatchSize
+from firp.runtime.passes.session import Session
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree import TreeConfig, chain
 
 
 @pytest.mark.parametrize(
@@ -34,6 +38,45 @@ def test_cuda_decodes_what_the_cpu_decodes_and_gives_its_memory_back(params, fam
     assert device.sessions.graph_counts is None  # sessions are made to measure
     device.close()
     assert not cuda.device
+
+
+def bytes_of(cuda):
+    return sum(array.nbytes for array in cuda.device.values())
+
+
+def test_a_batch_that_grows_keeps_its_texts_and_no_memory_of_before(family_bundle):
+    bundle, cuda = load_bundle(family_bundle("qwen2")[1]), CudaDouble()
+    backend = OnnxRuntimeCudaBackend(OnnxRuntimeDouble(cuda), cuda)
+    graphs = backend.load(bundle, False).graphs
+    before = bytes_of(cuda)
+    small, large = BatchSize(40, 60, 60, 1), BatchSize(200, 60, 60, 3)
+    batch = Batch(bundle.manifest, graphs, backend.memory(), large)
+    expected, used = first_logits(batch), bytes_of(cuda) - before
+    del batch
+    batch = Batch(bundle.manifest, graphs, backend.memory(), small)
+    taken = bytes_of(cuda)
+    first_logits(batch)
+    cuda.memory_bytes = taken + used // 2
+    with pytest.raises(FirpError, match="out of device memory"):
+        batch.resize(large)
+    assert bytes_of(cuda) == taken
+    cuda.memory_bytes = 2**33
+    batch.resize(large)
+    assert bytes_of(cuda) - before == used
+    batch.kv.rewind(0, 30)
+    np.testing.assert_array_equal(next_logits(Session(batch)), expected)
+
+
+def first_logits(batch):
+    """Those of a token after thirty."""
+    session = Session(batch)
+    session.forward(PassPlan(chain([*range(5, 35)]), decode=(29,), prompt=True))
+    session.commit(range(30))
+    return next_logits(session)
+
+
+def next_logits(session):
+    return session.forward(PassPlan(chain([7]))).logits.copy()
 
 
 def test_no_silent_fallback_to_the_cpu(family_bundle):
