@@ -4,8 +4,8 @@ and the time that takes here.
 In: a bundle's manifest, the shapes of a pass, the device's measured peaks. Out: a `Cost`, and its
 `Roofline`: a pass can be no faster than its bytes at the peak bandwidth, nor than its FLOPs at the
 peak rate (Williams et al., "Roofline", 2009). Counted are weights once, the declared inputs and
-outputs once, the arithmetic of GEMMs and attention; what a graph copies on the way is not, nor the
-one row that is decoded to guesses.
+outputs once, of a cache what a window does not hide, the arithmetic of GEMMs and attention; what a graph
+copies on the way is not, nor the one row that is decoded to guesses.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.format import Manifest
-from firp.runtime.bundle.graph_spec import PREFIX, TensorSpec
+from firp.runtime.bundle.graph_spec import PREFIX, TensorSpec, cached_layer
 from firp.runtime.bundle.model_config import ModelConfig
 from firp.runtime.bundle.precision import BLOCK, BLOCKS4, BLOCKS8, ROWS
 from firp.runtime.bundle.weight_table import head_name, layer_shapes, weight_shapes
@@ -98,9 +98,12 @@ def pass_cost(manifest: Manifest, graph: str, point: Point) -> Cost:
     spec = manifest.graphs_for(PREFIX)[graph]  # which names what is read and what is written
     letters, layers = dimensions(graph, point, manifest.num_predictors), manifest.layers(graph)
     tensors = (*spec.inputs, *spec.outputs)
-    cache = _bytes((*spec.past, *spec.new), letters)
+    seen = {layer: _cached_in_window(model, layer, point.cached_tokens) for layer in layers}
+    cache = _bytes(spec.new, letters)
+    cache += sum(_bytes([past], letters | {"P": seen[cached_layer(past.name)]}) for past in spec.past)
     shapes = {name: shape for layer in layers for name, shape in layer_shapes(model, layer).items()}
-    count, keys, head = point.batch * point.rows, point.cached_tokens + point.rows, 0
+    count, head = point.batch * point.rows, 0
+    keys = sum(seen.values()) + point.rows * len(layers)  # of all layers
     running = _running_experts(model, count)
     weights = sum(
         int(_weight_bytes(manifest, name, prod(shape)) * (running.read if _EXPERT in name else 1))
@@ -125,11 +128,17 @@ def pass_cost(manifest: Manifest, graph: str, point: Point) -> Cost:
     return Cost(
         weight_bytes=weights,
         cache_bytes=cache,
-        activation_bytes=_bytes(tensors, letters) - cache,
+        activation_bytes=_bytes(tensors, letters) - _bytes((*spec.past, *spec.new), letters),
         linear_flops=2 * linear * count,
-        attention_flops=4 * len(layers) * count * keys * model.attention.query_size,
+        attention_flops=4 * count * keys * model.attention.query_size,
         head_flops=2 * head * count,
     )
+
+
+def _cached_in_window(model: ModelConfig, layer: int, cached: int) -> int:
+    """Cached tokens that a row after them sees."""
+    window = model.layers[layer].window
+    return cached if window is None else min(cached, window - 1)
 
 
 class _Running(NamedTuple):

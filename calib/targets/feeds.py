@@ -9,8 +9,9 @@ import numpy as np
 from firp.calib.targets.cost import Point, dimensions
 from firp.runtime.backends.host import attention_bias
 from firp.runtime.bundle.format import Manifest
-from firp.runtime.bundle.graph_spec import HOST_INPUTS, PREFIX, GraphSpec
+from firp.runtime.bundle.graph_spec import HEAD_INPUTS, PREFIX, WINDOW_INPUTS, GraphSpec
 from firp.runtime.passes.buffers import head_inputs
+from firp.runtime.passes.in_place_cache import last_slots
 from firp.runtime.passes.pass_plan import BY_ROW
 from firp.runtime.trees.tree import MAX_PASS_ROWS
 
@@ -58,8 +59,12 @@ class FeedMaker:
                 made[tensor.name] = np.repeat(bias, batch, axis=0)
             elif tensor.name == "write_at":
                 made[tensor.name] = np.full(batch, cached)
-            elif tensor.name in HOST_INPUTS:
+            elif tensor.name in HEAD_INPUTS:
                 made[tensor.name] = self._heads[rows <= BY_ROW][tensor.name]
+            elif tensor.name in WINDOW_INPUTS:
+                window = next(filter(None, self._masks.values()))
+                seen = last_slots([cached], rows, window, cached + rows)
+                made[tensor.name] = np.array([seen.start if tensor.name == WINDOW_INPUTS[0] else seen.stop])
             else:
                 # source_rows, logits_rows, draft_rows
                 of_a_sequence = positions if tensor.name == "position_ids" else np.arange(shape[1])

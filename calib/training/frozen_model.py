@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from firp.calib.training.torch_graph import TorchGraph, TorchWeights
 from firp.export.sources.checkpoint import Checkpoint
 from firp.runtime.bundle.graph_spec import PREFIX
-from firp.runtime.bundle.graphs.attention import PassContext
+from firp.runtime.bundle.graphs.attention.layer import PassContext
 from firp.runtime.bundle.graphs.halves import decoder_layer, embedded
 from firp.runtime.bundle.weight_table import head_name
 

@@ -28,7 +28,7 @@ MOST_THREADS = 1024  # more take ONNX Runtime minutes to start
 SPIN_US = "20"  # microseconds
 _CUDA = "CUDAExecutionProvider"
 # of shapes: ONNX Runtime computes them on the CPU on purpose, from shapes that it knows there
-_ON_HOST = {"Shape", "Concat"}
+_ON_HOST = {"Shape", "Concat", "Equal"}
 
 
 class OnnxRuntimeBackend:

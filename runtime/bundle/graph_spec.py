@@ -26,7 +26,9 @@ PREFIX = "prefix"
 CACHE_CONTRACTS = (IN_PLACE, PREFIX)
 _OUTPUT = {IN_PLACE: "present", PREFIX: "new"}
 # inputs that say how to compute, not what with: shapes, which lie in host memory on every device
-HOST_INPUTS = ("query_shape", "bias_repeats", "bias_shape")
+HEAD_INPUTS = ("query_shape", "bias_repeats", "bias_shape")
+WINDOW_INPUTS = ("window_start", "window_stop")  # slots that layers with a window read, of all lanes
+HOST_INPUTS = HEAD_INPUTS + WINDOW_INPUTS
 _CACHE_NAME = re.compile(r"(past|present|new)_(?:key|value|latent)\.(\d+)\b")
 
 
@@ -132,7 +134,7 @@ def graph_specs(
     for graph, rows in (("lower", "T"), ("upper", "R")):
         layers = layers_of(graph, config, prediction_layer)
         names = cache_names(layers, contract, config.attention.cached)
-        masks[graph] = sorted(config.masks(layers))
+        masks[graph] = config.masks(layers)
         read = config.reads_positions(layers)
         positions[graph] = [TensorSpec("position_ids", "int64", ("B", rows))] if read else []
         before, after = (_cache_shape(config, contract, slots) for slots in ("P", rows))
@@ -198,9 +200,11 @@ def _cache_shape(config: ModelConfig, contract: str, slots: str) -> tuple[Any, .
     return ("B", heads, "S", size) if contract == IN_PLACE else (slots, "B", heads, size)
 
 
-def _attention_inputs(rows: str, dtype: str, contract: str, masks: list[str]) -> list[TensorSpec]:
+def _attention_inputs(
+    rows: str, dtype: str, contract: str, masks: Mapping[str, int | None]
+) -> list[TensorSpec]:
     columns = f"P+{rows}" if contract == PREFIX else "S"
-    biases = [TensorSpec(name, dtype, ("B", 1, rows, columns)) for name in masks]
+    biases = [TensorSpec(name, dtype, ("B", 1, rows, columns)) for name in sorted(masks)]
     if contract == PREFIX:
         return biases
     return [
@@ -208,5 +212,6 @@ def _attention_inputs(rows: str, dtype: str, contract: str, masks: list[str]) ->
         TensorSpec("write_at", "int64", ("B",)),  # slot of the first row
         # how Attention sees queries [B, H, T, Dh] and the mask: as they are, or every row as a head of
         # its own, [B, H*T, 1, Dh] and [B, H*T, 1, S] (`firp.runtime.passes.buffers.head_inputs`)
-        *(TensorSpec(name, "int64", (4,)) for name in HOST_INPUTS),
+        *(TensorSpec(name, "int64", (4,)) for name in HEAD_INPUTS),
+        *(TensorSpec(name, "int64", (1,)) for name in WINDOW_INPUTS if any(masks.values())),
     ]

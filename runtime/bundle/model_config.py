@@ -251,6 +251,8 @@ class ModelConfig:
             yield not 1 <= value < 2**31, f"{name} {value}", "a size of a real model"
         yield not 2 <= count <= MOST_LAYERS, f"{count} layers", f"2 to {MOST_LAYERS}"
         windows = {layer.window for layer in self.layers} - {None}
+        seen = self.positions.alibi is not None and bool(windows)
+        yield seen, "alibi of layers with a window", "one of them"
         yield len(windows) > 1, f"layers with windows {sorted(windows)}", "one window, for some layers or all"
         heads, pairs = attention.num_heads, attention.num_key_value_heads
         yield heads % pairs != 0, f"{heads} query, {pairs} key/value heads", "heads that divide"

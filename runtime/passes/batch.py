@@ -18,9 +18,10 @@ import numpy as np
 from firp.runtime.backends.interface import Graph, Memory
 from firp.runtime.bundle.dtypes import to_float32
 from firp.runtime.bundle.format import Manifest
-from firp.runtime.bundle.graph_spec import IN_PLACE
+from firp.runtime.bundle.graph_spec import IN_PLACE, WINDOW_INPUTS
 from firp.runtime.errors import FirpError
 from firp.runtime.passes.buffers import Buffers, HalfKey, Hidden, PredictorsKey
+from firp.runtime.passes.in_place_cache import last_slots
 from firp.runtime.passes.kv_cache import KVCache
 from firp.runtime.passes.pass_plan import BY_ROW, Pass, PassPlan
 from firp.runtime.passes.pass_shape import BatchSize, PassShape, filled, result_of
@@ -39,6 +40,7 @@ class Batch:
         self.manifest = manifest
         self.model = manifest.model
         self._masks = manifest.model.masks(range(manifest.model.num_hidden_layers))
+        self._window = next(filter(None, self._masks.values()), None)
         self.memory = memory
         self.size = size
         self._runners = {name: graph.runner(memory) for name, graph in graphs.items()}
@@ -249,7 +251,12 @@ class Batch:
     def _reserve(self, lanes: range, rows: int) -> None:
         """Make room in the cache for the rows of a pass."""
         self.kv.reserve(lanes, rows)
-        self._write("write_at", [self.kv.lengths[lane] for lane in lanes])
+        lengths = [self.kv.lengths[lane] for lane in lanes]
+        self._write("write_at", lengths)
+        if self._window and self.buffers.window:
+            seen = last_slots(lengths, rows, self._window, self.kv.view(lanes, rows).slots)
+            for name, slot in zip(WINDOW_INPUTS, (seen.start, seen.stop), strict=True):
+                self.buffers.window[name][0] = slot
 
     def _write_decoded(
         self, logits_rows: Sequence[Sequence[int]], draft_rows: Sequence[Sequence[int]]

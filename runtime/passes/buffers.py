@@ -12,7 +12,7 @@ import numpy as np
 from firp.runtime.backends.interface import Array, Binding, Memory
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.format import Manifest
-from firp.runtime.bundle.graph_spec import HOST_INPUTS, IN_PLACE, cache_names
+from firp.runtime.bundle.graph_spec import HEAD_INPUTS, IN_PLACE, WINDOW_INPUTS, cache_names
 from firp.runtime.bundle.model_config import AttentionConfig
 from firp.runtime.passes.cache_view import CacheSize
 from firp.runtime.passes.in_place_cache import STEP
@@ -91,6 +91,8 @@ class Buffers:
             for graph in ("lower", "upper")
         }
         self._heads = head_inputs(model.attention) if contract == IN_PLACE else {}
+        # slots that layers with a window read, where their graphs attend to a part of a buffer
+        self.window = {name: np.zeros(1, np.int64) for name in WINDOW_INPUTS if contract == IN_PLACE}
         self.hidden: dict[Hidden, Array] = {  # [rows, D] each
             name: zeros((1 if name is Hidden.SOURCE else rows, model.hidden_size), dtype, "hidden states")
             for name in Hidden
@@ -98,6 +100,7 @@ class Buffers:
         layers = {graph: manifest.layers(graph) for graph in ("lower", "upper")}
         self._positions = {graph: model.reads_positions(some) for graph, some in layers.items()}
         self._masks = {graph: tuple(model.masks(some)) for graph, some in layers.items()}
+        self._windowed = {graph: any(model.masks(some).values()) for graph, some in layers.items()}
         self._biases = {
             name: zeros((rows * (capacity + rows + STEP),), dtype, "attention mask")
             for name in sorted({name for names in self._masks.values() for name in names})
@@ -172,6 +175,7 @@ class Buffers:
         if self._heads:
             inputs["write_at"] = self.indices["write_at"][:lanes]
             inputs |= self._heads[key.by_row]
+            inputs |= self.window if self._windowed[key.graph] else {}
         outputs: dict[str, Array] = {}
         if key.graph == "lower":
             inputs["input_ids"] = rows_of(self.indices["input_ids"], key.rows)
@@ -203,7 +207,7 @@ def head_inputs(attention: AttentionConfig) -> dict[bool, dict[str, np.ndarray]]
     """
     heads, size = attention.num_heads, attention.head_dim
     return {
-        by_row: {name: np.array(values, np.int64) for name, values in zip(HOST_INPUTS, inputs, strict=True)}
+        by_row: {name: np.array(values, np.int64) for name, values in zip(HEAD_INPUTS, inputs, strict=True)}
         for by_row, inputs in {
             False: ([0, heads, -1, size], [1, 1, 1, 1], [0, 0, 0, 0]),
             True: ([0, -1, 1, size], [1, heads, 1, 1], [0, -1, 1, 0]),

@@ -185,6 +185,14 @@ class InPlaceCache:
         self.lengths = [length] * self._lanes
 
 
+def last_slots(lengths: Sequence[int], rows: int, window: int, slots: int) -> range:
+    """Of S slots those that rows with a window see, of lanes that have cached so many tokens. They begin
+    at a whole step: a row's sums are then made in one order, whatever lies before its window.
+    """
+    start = max(0, min(lengths) - window + 1) // STEP * STEP
+    return range(start, min(slots, -(-(max(lengths) + rows) // STEP) * STEP))
+
+
 def most_slots(capacity: int, rows: int) -> int:
     """S at most, of a cache that holds so many tokens and takes passes of so many rows."""
     return -(-(capacity + rows) // STEP) * STEP

@@ -7,7 +7,7 @@ what architectures differ in is in `ModelConfig`.
 import numpy as np
 
 from firp.runtime.bundle.graph_spec import IN_PLACE, GraphSpec, cache_names
-from firp.runtime.bundle.graphs.attention import LayerCache, PassContext, attention
+from firp.runtime.bundle.graphs.attention.layer import LayerCache, PassContext, attention
 from firp.runtime.bundle.graphs.builder import GraphBuilder
 from firp.runtime.bundle.graphs.experts import experts
 from firp.runtime.bundle.graphs.mlp import mlp

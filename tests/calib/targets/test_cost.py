@@ -40,6 +40,22 @@ def test_bytes_of_weights_are_those_of_the_file(family_bundle, family):
         assert cost["predictors"].weight_bytes == file.get_tensor("predictors.weight").nbytes
 
 
+def once(graph):
+    """Nodes of a graph, and of one of the branches that do the same with more or less of a buffer."""
+    for node in graph.node:
+        yield node
+        if node.op_type == "If":
+            yield from node.attribute[0].g.node
+
+
+def test_a_layer_with_a_window_moves_no_more_than_its_window(family_bundle):
+    manifest = load_bundle(family_bundle("mistral_window")[1]).manifest
+    short, long = (pass_cost(manifest, "lower", Point(1, cached, 1)) for cached in (10, 500))
+    assert short.cache_bytes == long.cache_bytes  # a window of 11, its own row included
+    assert short.attention_flops == long.attention_flops
+    assert pass_cost(manifest, "lower", Point(1, 9, 1)).cache_bytes < short.cache_bytes
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flops_are_those_of_the_graphs(family_bundle, family):
     """Two for each weight and row of every Gemm; four for each query element and key of every
@@ -53,7 +69,7 @@ def test_flops_are_those_of_the_graphs(family_bundle, family):
         if name == "upper":
             gemms.pop()  # of the pseudo rows' guesses, one row in this pass
         linear = sum(2 * point.rows * point.batch * np.prod(shapes[node.input[1]]) for node in gemms)
-        attentions = sum(node.op_type == "Attention" for node in graph.node)
+        attentions = sum(node.op_type == "Attention" for node in once(graph))
         query = point.batch * point.rows * loaded.manifest.model.attention.query_size
         assert cost.linear_flops + cost.head_flops == linear, name
         assert cost.attention_flops == 4 * attentions * query * (point.cached_tokens + point.rows), name

@@ -11,9 +11,9 @@ from support.small_models import make_model
 
 from firp.export.sources.open import open_checkpoint
 from firp.runtime.bundle.graph_spec import GraphSpec, TensorSpec
+from firp.runtime.bundle.graphs.attention.sinks import attend_with_sinks
 from firp.runtime.bundle.graphs.builder import GraphBuilder
 from firp.runtime.bundle.graphs.onnx_file import onnx_file
-from firp.runtime.bundle.graphs.sinks import attend_with_sinks
 from firp.runtime.bundle.graphs.tape import Value
 
 HEADS, PAIRS, SIZE, SLOTS = 4, 2, 16, 37

@@ -9,9 +9,10 @@ import numpy as np
 
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.graph_spec import IN_PLACE
+from firp.runtime.bundle.graphs.attention.latent import latent_heads, latent_shapes, latent_values
+from firp.runtime.bundle.graphs.attention.sinks import attend_with_sinks, bias_with_sinks, sink_slot
+from firp.runtime.bundle.graphs.attention.window import attend_to_last, cut_masks
 from firp.runtime.bundle.graphs.builder import GraphBuilder
-from firp.runtime.bundle.graphs.latent import latent_heads, latent_shapes, latent_values
-from firp.runtime.bundle.graphs.sinks import attend_with_sinks, bias_with_sinks, sink_slot
 from firp.runtime.bundle.graphs.tape import Value
 from firp.runtime.bundle.weight_table import layer_name, rope_names
 
@@ -43,6 +44,7 @@ class PassContext:
         if contract == IN_PLACE:
             self.write_at = inputs["write_at"]
             self.query_shape = inputs["query_shape"]
+            self.biases, self.last_slots = cut_masks(b, self.biases, inputs, layers)
             self.biases = {
                 name: b.op("Tile", bias, inputs["bias_repeats"]) for name, bias in self.biases.items()
             }
@@ -105,9 +107,9 @@ def attention(
     if c.growth:
         query = b.op("Mul", query, shared.growth)
     attend = _attend_in_place if shared.contract == IN_PLACE else _attend_to_prefix
-    bias = shared.biases[b.config.mask(index)]
+    mask = b.config.mask(index)
     sinks = b.weights[f"{layer}.sinks.weight"] if c.sinks else None
-    attended, cache = attend(b, query, new, shared, bias, past, sinks)  # [B, H, T, Dh]
+    attended, cache = attend(b, query, new, shared, mask, past, sinks)  # [B, H, T, Dh]
     if c.latent:
         attended = latent_values(b, layer, attended)
     else:
@@ -179,7 +181,7 @@ def _attend_in_place(
     query: Value,
     new: LayerCache,
     shared: PassContext,
-    bias: Value,
+    mask: str,
     past: LayerCache,
     sinks: Value | None,
 ) -> tuple[Value, LayerCache]:
@@ -189,12 +191,16 @@ def _attend_in_place(
         b.op("TensorScatter", buffer, rows, shared.write_at, axis=2)
         for buffer, rows in zip(past, new, strict=True)
     )
-    query = b.op("Reshape", query, shared.query_shape)
-    if sinks is None:
+    query, bias = b.op("Reshape", query, shared.query_shape), shared.biases[mask]
+
+    def attend(slots: LayerCache) -> Value:
+        if sinks is not None:
+            return attend_with_sinks(b, query, *slots, bias, sinks)
         capped = {"softcap": c.softcap} if c.softcap else {}
-        attended = b.op("Attention", query, buffers[0], buffers[-1], bias, scale=1.0, **capped)
-    else:
-        attended = attend_with_sinks(b, query, *buffers, bias, sinks)
+        return b.op("Attention", query, slots[0], slots[-1], bias, scale=1.0, **capped)
+
+    last = shared.last_slots.get(mask)
+    attended = attend_to_last(b, last, buffers, attend) if last else attend(buffers)
     return b.op("Reshape", attended, b.ints([0, c.num_heads, -1, c.head_dim])), buffers
 
 
@@ -203,7 +209,7 @@ def _attend_to_prefix(
     query: Value,
     new: LayerCache,
     shared: PassContext,
-    bias: Value,
+    mask: str,
     past: LayerCache,
     sinks: Value | None,
 ) -> tuple[Value, LayerCache]:
@@ -216,7 +222,7 @@ def _attend_to_prefix(
         b.op("Transpose", b.op("Concat", before, rows_now, *slot, axis=0), perm=[1, 2, 0, 3])
         for before, rows_now in zip(past, rows, strict=True)
     ]
-    keys, values = whole[0], whole[-1]
+    keys, values, bias = whole[0], whole[-1], shared.biases[mask]
     if sinks is not None:
         bias = bias_with_sinks(b, bias, sinks)
     if c.softcap is None and c.latent is None:

@@ -1,0 +1,1 @@
+"""Attention of one layer: by heads or to latent rows, with sinks, with a window, by both cache contracts."""
