@@ -1,187 +1,212 @@
-"""Throughput and time between tokens of requests that run together, plain and drafted, and while a
-long prompt arrives.
+"""Requests that run together: throughput and time between tokens by the number of clients, of firp
+plain and drafted and, where they are asked for, of its peers; and what others wait for while a long
+prompt arrives.
 
-In: bundles and prompts. Out: results/load*.md. As many clients as a row says send one request after
-the other; plain and drafted take turns. All of it is end to end, prompts included.
+    python benchmarks/load.py --bundle float32=BUNDLE --bundle int8=BUNDLE --prompts FILE.jsonl \\
+        [--model DIR] [--gguf FILE] [--turns 3]
+
+As many clients as a row says ask for one answer after the other; all of them the same prompts. --model
+brings onnxruntime-genai's Engine, --gguf llama.cpp, installed as for `peers.py`. Every way of decoding
+takes its turn with every number of clients, another one first each time; nothing of a prompt is in a
+cache before.
+
+Lines of what was measured are kept in WORK/NAME/lines.jsonl, so that a run that was stopped goes on,
+and more turns, bundles or peers can be added; the tables in results/NAME.md are of all lines there.
 """
 
-import itertools
-import statistics
-import threading
-import time
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import click
+import peer_install as install
+from load_table import report
+from peer_install import WORKERS, Absent, Peer, Workshop
+from peer_jobs import encoder
+from peer_process import Pool
+from peer_turns import Lines, named
 from table import Result
 
-from firp.runtime.engine import Engine
+from firp.runtime.machine import cores, processor
 from firp.runtime.prompts import read_prompts
-from firp.runtime.sampling import SamplingParams
-from firp.runtime.scheduling.service import EngineOptions
+
+PATH = click.Path(path_type=Path, exists=True)
+GENAI, GGUF_TYPE = ("float32", "int8"), "Q8_0"
+FIRP = "firp "
+RUNNING, RUNNING_TOKENS = 7, 64  # requests that a long prompt comes to, and tokens of each prompt
+MIB = 1500  # of a worker, roughly
 
 
-class Client(threading.Thread):
-    """Sends some requests one after the other, and notes when tokens come."""
+class Asked(NamedTuple):
+    """What all ways of decoding are asked for."""
 
-    def __init__(self, engine, prompts, params, plain):
-        super().__init__()
-        self._asked = engine, prompts, params, plain
-        self.gaps = []  # seconds between chunks of a request
-        self.firsts = []  # seconds to the first
-        self.tokens = 0
-        self.outputs = []
+    prompts: list[list[int]]
+    tokens: int
+    clients: tuple[int, ...]
+    long_prompt: list[int]  # empty: none arrives
 
-    def run(self):
-        engine, prompts, params, plain = self._asked
-        for prompt in prompts:
-            last = time.perf_counter()
-            ids = []
-            for chunk in engine.stream(prompt, params, plain=plain):
-                if chunk.token_ids:
-                    now = time.perf_counter()
-                    (self.gaps if ids else self.firsts).append(now - last)
-                    last = now
-                    ids += chunk.token_ids
-            self.tokens += len(ids)
-            self.outputs.append(ids)
-
-
-def run_clients(engine, prompts, params, clients, plain):
-    """Tokens a second, gaps, times to the first token, outputs by prompt."""
-    share = [prompts[place::clients] for place in range(clients)]
-    threads = [Client(engine, some, params, plain) for some in share if some]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    seconds = time.perf_counter() - began
-    gaps = [gap for thread in threads for gap in thread.gaps]
-    firsts = [first for thread in threads for first in thread.firsts]
-    outputs = {}
-    for some, thread in zip(share, threads, strict=False):
-        outputs |= {id(prompt): ids for prompt, ids in zip(some, thread.outputs, strict=True)}
-    return sum(thread.tokens for thread in threads) / seconds, gaps, firsts, outputs
-
-
-def milliseconds(values, quantile):
-    ordered = sorted(values)
-    return f"{ordered[min(len(ordered) - 1, int(quantile * len(ordered)))] * 1e3:.0f}"
-
-
-def quantiles(values):
-    return f"{milliseconds(values, 0.5)}, {milliseconds(values, 0.99)}"
+    @property
+    def batch(self) -> int:
+        """Requests at once, at most."""
+        return max(self.clients)
 
 
 @click.command()
-@click.argument("bundles", nargs=-1, required=True)
-@click.option("--prompts", "file", required=True)
-@click.option("--clients", multiple=True, type=int, default=(1, 4, 8, 16))
-@click.option("--requests", default=32)
-@click.option("--tokens", default=48)
-@click.option("--turns", default=3)
-@click.option("--long-prompt", default=4000, help="Tokens of the prompt that arrives while others decode.")
-@click.option("--name", default="load")
-def main(bundles, file, clients, requests, tokens, turns, long_prompt, name):
-    """Measure BUNDLES under load."""
-    result = Result(name, "Requests that run together")
-    table = result.table(
-        f"{requests} requests of {tokens} new tokens, median of {turns} turns",
-        *("bundle", "clients", "plain, tokens/s", "drafted, tokens/s", "drafted / plain (spread)"),
-        *(
-            "over one client, plain",
-            "ms between tokens: plain p50, p99",
-            "drafted p50, p99",
-            "outputs alike",
-        ),
+@click.option("--bundle", "bundles", multiple=True, required=True, metavar="LABEL=BUNDLE")
+@click.option("--prompts", "file", type=PATH, required=True, help="Prompt file.")
+@click.option("--model", type=PATH, help="The same model, a Hugging Face directory: onnxruntime-genai too.")
+@click.option("--gguf", type=PATH, help="The same model, a GGUF file: llama.cpp too.")
+@click.option("--clients", multiple=True, type=int, default=(1, 4, 8, 16), show_default=True)
+@click.option("--requests", default=16, show_default=True, help="Prompts, the first of the file.")
+@click.option("--longest", default=300, show_default=True, help="Tokens; prompts with more are skipped.")
+@click.option("--tokens", default=24, show_default=True, help="Generated after each prompt.")
+@click.option("--turns", default=3, show_default=True)
+@click.option(
+    "--long-prompt", default=4000, show_default=True, help="Tokens of the prompt that arrives; 0: none."
+)
+@click.option("--threads", default=cores(), show_default=True)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path(tempfile.gettempdir(), "firp-peers"),
+    show_default=True,
+    help="Where environments, models and lines are kept.",
+)
+@click.option("--name", default="load", show_default=True, help="Of the files.")
+def main(
+    bundles, file, model, gguf, clients, requests, longest, tokens, turns, long_prompt, threads, work, name
+):
+    if any("=" not in bundle for bundle in bundles):
+        raise click.UsageError("a --bundle is LABEL=BUNDLE")
+    folders = {label: Path(path).resolve() for label, path in (bundle.split("=", 1) for bundle in bundles)}
+    known = read_prompts(file)
+    encode = encoder(next(iter(folders.values())), known)
+    short = [ids for ids in map(encode, known) if len(ids) <= longest]
+    if not short:
+        raise click.UsageError(f"no prompt has at most {longest} tokens")
+    asked = Asked(
+        [short[place % len(short)] for place in range(requests)],
+        tokens,
+        tuple(sorted(clients)),
+        (short[0] * (long_prompt // len(short[0]) + 1))[:long_prompt],
     )
-    arriving = result.table(
-        f"One prompt of {long_prompt} tokens arrives while seven requests decode, plain",
-        *(
-            "bundle",
-            "between tokens before, ms p50",
-            "while it is computed, p50",
-            "longest",
-            "in plain steps",
-        ),
-    )
-    prompts = [prompt.content for prompt in read_prompts(file)]
-    prompts = (prompts * (requests // len(prompts) + 1))[:requests]
-    for bundle in bundles:
-        engine = Engine.load(bundle, options=EngineOptions(max_queue=64, prefix_bytes=0))
-        ids = [engine.encode(prompt) for prompt in prompts]
-        params = SamplingParams(tokens, ignore_eos=True)
-        run_clients(engine, ids[:4], params, 2, False)
-        alone = None
-        for count in clients:
-            rates = {True: [], False: []}
-            gaps = {True: [], False: []}
-            found = {}
-            for turn in range(turns):
-                for plain in (True, False) if turn % 2 == 0 else (False, True):
-                    rate, between, _, outputs = run_clients(engine, ids, params, count, plain)
-                    rates[plain].append(rate)
-                    gaps[plain] += between
-                    found[plain] = outputs
-            ratios = [drafted / plain for plain, drafted in zip(rates[True], rates[False], strict=True)]
-            plain_rate, drafted_rate = statistics.median(rates[True]), statistics.median(rates[False])
-            alone = alone or plain_rate
-            alike = sum(found[True][key] == found[False][key] for key in found[True])
-            table.add(
-                *(bundle, count, f"{plain_rate:.0f}", f"{drafted_rate:.0f}"),
-                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-                f"{plain_rate / alone:.2f}",
-                *(
-                    f"{milliseconds(gaps[plain], 0.5)}, {milliseconds(gaps[plain], 0.99)}"
-                    for plain in (True, False)
-                ),
-                f"{alike} of {len(found[True])}",
-            )
-        if long_prompt < engine.context:
-            arriving.add(bundle, *arrival(engine, ids, long_prompt))
-        engine.close()
+    shop = Workshop(work.resolve(), name, threads)
+    settings = {"prompts": str(file), "requests": requests, "longest": longest, "tokens": tokens}
+    settings |= {"long_prompt": long_prompt, "threads": threads, "machine": processor()}
+    lines = Lines(shop.folder / "lines.jsonl", settings)
+    absent: dict[str, str] = {}
+    made = []
+    for label, make in peers(shop, folders, model, gguf, asked):
+        try:
+            made.append(make())
+        except Absent as error:
+            absent[label] = str(error)
+    with (shop.folder / "workers.log").open("ab") as log:
+        measure(lines, made, asked, turns, absent, log)
+    result = Result(name, f"Requests that run together, {threads} threads")
+    report(result, lines.all, requests, tokens)
+    for label, why in absent.items():
+        result.note(f"{label} is left out: {why}")
     result.write()
 
 
-def arrival(engine, ids, long_prompt):
-    """Time between tokens of seven requests before and while a long prompt is computed."""
-    params = SamplingParams(400, ignore_eos=True)
-    stamps = []
+def peers(
+    shop: Workshop, bundles: dict[str, Path], model: Path | None, gguf: Path | None, asked: Asked
+) -> Iterator[install.Peer]:
+    """Labels, and what makes a peer that decodes together."""
+    together = partial(decoding_together, batch=asked.batch)
+    for label, bundle in bundles.items():
+        yield (
+            FIRP + label,
+            lambda label=label, bundle=bundle: together(
+                install.firp(shop, label, bundle), "run_firp_together.py"
+            ),
+        )
+    for name in GENAI if model else ():
+        yield (
+            f"onnxruntime-genai {name}",
+            lambda name=name: together(install.genai(shop, model, name), "run_genai_engine.py"),
+        )
+    if gguf:
+        context = max(map(len, asked.prompts)) + asked.tokens
+        yield (
+            f"llama.cpp {GGUF_TYPE}",
+            lambda: together(install.llama_cpp(shop, gguf, GGUF_TYPE, context), "run_llama_parallel.py"),
+        )
 
-    def listen(handle):
-        for chunk in handle:
-            if chunk.token_ids:
-                stamps.append((handle.id, time.perf_counter()))
 
-    handles = [engine.submit(prompt[:64], params, plain=True) for prompt in ids[:7]]
-    listeners = [threading.Thread(target=listen, args=(handle,)) for handle in handles]
-    for listener in listeners:
-        listener.start()
-    while len(stamps) < 7 * 20:
-        time.sleep(0.01)
-    arrived = time.perf_counter()
-    prompt = (ids[0] * (long_prompt // len(ids[0]) + 1))[:long_prompt]
-    next(iter(engine.submit(prompt, SamplingParams(1), plain=True)))
-    computed = time.perf_counter()
-    for handle in handles:
-        handle.cancel()
-    for listener in listeners:
-        listener.join()
-    before, during = [], []
-    for handle in handles:
-        times = [at for name, at in stamps if name == handle.id]
-        for earlier, later in itertools.pairwise(times):
-            if later < arrived:
-                before.append(later - earlier)
-            elif earlier >= arrived and later <= computed:
-                during.append(later - earlier)
-    before = before[len(before) // 2 :]
-    plain_step = statistics.median(before)
-    return (
-        milliseconds(before, 0.5),
-        milliseconds(during, 0.5),
-        milliseconds(during, 1.0),
-        f"{statistics.median(during) / plain_step:.1f}, longest {max(during) / plain_step:.1f}",
+def decoding_together(peer: Peer, script: str, batch: int) -> Peer:
+    """A peer with the worker that decodes up to `batch` requests at once."""
+    return peer._replace(
+        command=[peer.command[0], str(WORKERS / script)], options={**peer.options, "batch": batch}
     )
+
+
+def measure(
+    lines: Lines, made: list[Peer], asked: Asked, turns: int, absent: dict[str, str], log: Any
+) -> None:
+    """Let the peers take turns."""
+    warm_up = {"prompts": asked.prompts[:4], "tokens": 4, "clients": 4}
+    with Pool(dict.fromkeys([peer.label for peer in made], MIB), warm_up, log) as pool:
+        for turn in range(turns):
+            for place, clients in enumerate(asked.clients):
+                click.echo(f"turn {turn + 1} of {turns}, {clients} clients", err=True)
+                begin = (turn + place) % len(made)
+                for peer in made[begin:] + made[:begin]:
+                    guarded(absent, peer, _together, lines, pool, asked, clients, turn)
+            for peer in made:
+                if asked.long_prompt and peer.label.startswith(FIRP):
+                    guarded(absent, peer, _arrival, lines, pool, asked, turn)
+
+
+def guarded(absent: dict[str, str], peer: Peer, measured: Any, *arguments: Any) -> None:
+    """One measurement of a peer, which is left out from then on where it fails."""
+    if peer.label in absent:
+        return
+    try:
+        measured(peer, *arguments)
+    except Absent as error:
+        absent[peer.label] = str(error)
+
+
+def _together(peer: Peer, lines: Lines, pool: Pool, asked: Asked, clients: int, turn: int) -> None:
+    ways = ("plain", "drafted") if peer.label.startswith(FIRP) else ("plain",)
+    for way in ways if turn % 2 == 0 else ways[::-1]:
+        line = {"what": "together", "name": named(peer, way), "job": str(clients), "turn": turn}
+        if lines.has(**line):
+            continue
+        if peer.label.startswith(FIRP):
+            pool.ask(peer, call="forget")
+        question = {"prompts": asked.prompts, "tokens": asked.tokens, "clients": clients}
+        found = pool.ask(peer, **question, way=way)
+        lines.add(**line, versions=pool.versions(peer), **found)
+        if peer.label.startswith(FIRP):
+            _differences(peer, lines, pool, asked, line, found["token_ids"])
+
+
+def _differences(
+    peer: Peer, lines: Lines, pool: Pool, asked: Asked, line: dict[str, Any], outputs: list[list[int]]
+) -> None:
+    """Lines of outputs that are not those of firp's first run, each with its margin."""
+    runs = (known for known in lines.all if known["what"] == "together" and known["name"] == peer.label)
+    first = next(runs, {"token_ids": outputs})["token_ids"]
+    for number, (ids, expected) in enumerate(zip(outputs, first, strict=True)):
+        if ids != expected:
+            found = pool.ask(peer, call="alone", ids=asked.prompts[number], token_ids=ids)
+            job = f"{line['job']}:{number}"
+            lines.add(what="difference", name=line["name"], job=job, turn=line["turn"], **found)
+
+
+def _arrival(peer: Peer, lines: Lines, pool: Pool, asked: Asked, turn: int) -> None:
+    line = {"what": "arrival", "name": peer.label, "turn": turn}
+    most = min(RUNNING, asked.batch - 1)  # the long prompt needs a place too
+    if most and not lines.has(**line):
+        running = [ids[:RUNNING_TOKENS] for ids in asked.prompts[:most]]
+        pool.ask(peer, call="forget")
+        found = pool.ask(peer, call="arrival", running=running, prompt=asked.long_prompt)
+        lines.add(**line, running=len(running), **found)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ In: a model's tokenizer and prompts, or the size of a vocabulary. Out: `Job`s.
 """
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,30 +59,38 @@ def of_prompts(model: Path, prompts: Path, per_kind: int, text: Path | None, tok
     """Jobs of a prompt file, `per_kind` prompts of every kind (what an id begins with, before the
     colon). text: a file whose likelihood is told; None: the prompts' own text.
     """
-    tokenizer = load_tokenizer(model / "tokenizer.json")
-    files = {path.name: path for path in model.iterdir() if path.is_file()}
     known = read_prompts(prompts)
-    chat = None
-    if any(prompt.messages for prompt in known):
-        chat = ChatEncoder.from_files(
-            lambda name: files[name].read_bytes() if name in files else None, tokenizer
-        )
+    encode = encoder(model, known)
     kinds = defaultdict(list)
     for prompt in known:
         kinds[prompt.id.partition(":")[0]].append(prompt)
     chosen = [prompt for kind in kinds.values() for prompt in kind[:per_kind]]
+    rest = [prompt for prompt in known if prompt not in chosen] or known
+    stream = [token for prompt in rest for token in encode(prompt)]
+    scored = (
+        encode(Prompt("text", text.read_text("utf-8")))[:SCORED_TOKENS] if text else stream[:SCORED_TOKENS]
+    )
+    return Jobs([(prompt.id, encode(prompt)) for prompt in chosen], stream, scored, tokens)
+
+
+def encoder(model: Path, prompts: Sequence[Prompt]) -> Callable[[Prompt], list[int]]:
+    """What turns these prompts into token ids. model: a folder with a tokenizer and, for messages, a
+    chat template: a Hugging Face directory or a bundle.
+    """
+    tokenizer = load_tokenizer(model / "tokenizer.json")
+    files = {path.name: path for path in model.iterdir() if path.is_file()}
+    chat = None
+    if any(prompt.messages for prompt in prompts):
+        chat = ChatEncoder.from_files(
+            lambda name: files[name].read_bytes() if name in files else None, tokenizer
+        )
 
     def encode(prompt: Prompt) -> list[int]:
         if prompt.messages:
             return chat.encode(prompt.messages)
         return prompt.input_ids or encode_text(tokenizer, prompt.text)
 
-    rest = [prompt for prompt in known if prompt not in chosen] or known
-    stream = [token for prompt in rest for token in encode(prompt)]
-    scored = (
-        encode_text(tokenizer, text.read_text("utf-8"))[:SCORED_TOKENS] if text else stream[:SCORED_TOKENS]
-    )
-    return Jobs([(prompt.id, encode(prompt)) for prompt in chosen], stream, scored, tokens)
+    return encode
 
 
 def of_noise(vocab_size: int, tokens: int) -> Jobs:

@@ -17,7 +17,6 @@ from firp.runtime.machine import available_bytes
 
 PAUSE_S = 0.1  # after an answer; threads that spin while they wait for work give up before
 ROOM_MIB = 2048  # left for everything else
-WARM_UP_TOKENS = 8
 
 
 class Worker:
@@ -76,13 +75,13 @@ class Worker:
 class Pool:
     """Workers that stay loaded and warm, the last used longest, while memory allows.
 
-    mib: what each peer takes, by label; prompt: token ids to warm up with; log: as for `Worker`.
+    mib: what each peer takes, by label; warm_up: a question without its way; log: as for `Worker`.
     `idle_s`: processor time of those that waited.
     """
 
-    def __init__(self, mib: dict[str, float], prompt: list[int], log: IO[bytes]):
+    def __init__(self, mib: dict[str, float], warm_up: dict[str, Any], log: IO[bytes]):
         self.idle_s = 0.0
-        self._mib, self._prompt, self._log = mib, prompt, log
+        self._mib, self._warm_up, self._log = mib, warm_up, log
         self._workers: dict[str, tuple[Worker, float]] = {}  # with the processor time when it was last seen
 
     def __enter__(self) -> "Pool":
@@ -101,13 +100,17 @@ class Pool:
         self._workers[peer.label] = worker, worker.cpu_seconds()
         return found
 
+    def versions(self, peer: Peer) -> str:
+        """Of what a worker that was asked decodes with."""
+        return self._workers[peer.label][0].loaded["versions"]
+
     def _start(self, peer: Peer) -> Worker:
         while self._workers and not self._fits(self._mib[peer.label]):
             oldest, _ = self._workers.pop(next(iter(self._workers)))
             oldest.close()
         worker = Worker(peer, self._log)
         for way in worker.loaded["ways"]:
-            worker.ask(ids=self._prompt, tokens=WARM_UP_TOKENS, way=way)
+            worker.ask(**self._warm_up, way=way)
         return worker
 
     def _fits(self, mib: float) -> bool:

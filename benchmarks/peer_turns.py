@@ -14,6 +14,7 @@ from peer_jobs import Job, Jobs
 from peer_process import Pool, Worker
 
 LOADS = 3  # processes that are started for the time it takes
+WARM_UP_TOKENS = 8
 LOADED_TOKENS = 16  # decoded before memory is measured
 
 
@@ -90,7 +91,8 @@ class Comparison:
 
     def run(self, turns: int) -> float:
         """Let the peers take turns; returns the processor time, in s, of those that waited."""
-        with Pool(self.mib, self.jobs.prompts[0].ids, self._log) as pool:
+        warm_up = {"ids": self.jobs.prompts[0].ids, "tokens": WARM_UP_TOKENS}
+        with Pool(self.mib, warm_up, self._log) as pool:
             for turn in range(turns):
                 jobs = [(job, None) for job in self.jobs.prompts]
                 jobs += [(job, int(job.id)) for job in self.jobs.contexts(turn)]

@@ -248,6 +248,61 @@ def test_peers_take_turns_and_are_compared(table, firp_peer, peer_lines, tmp_pat
     assert "onnxruntime" in result.notes[-1]
 
 
+def test_requests_that_run_together_are_measured_and_told(table, demo_bundle, peer_lines, tmp_path):
+    import load
+    from load_table import report
+    from peer_install import Workshop, firp
+
+    prompts = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
+    asked = load.Asked(prompts, 8, (1, 3), [5, 6, 7, 8] * 50)
+    peer = load.decoding_together(
+        firp(Workshop(tmp_path, "x", 1), "demo", demo_bundle), "run_firp_together.py", 3
+    )
+    missing = peer._replace(label="firp none", options={**peer.options, "model": str(tmp_path)})
+    lines, absent = peer_lines(), {}
+    with (tmp_path / "log").open("wb") as log:
+        load.measure(lines, [peer, missing], asked, 1, absent, log)
+        before = len(lines.all)
+        load.measure(peer_lines(), [peer], asked, 1, absent, log)  # again: nothing is left to measure
+    assert len(peer_lines().all) == before
+    assert list(absent) == ["firp none"]
+    result = table.Result("load", "Load")
+    report(result, lines.all, 4, 8)
+    together, arrival = result.tables
+    assert "4 requests of 8 new tokens, median of 1 turns" in together.caption
+    assert [row[:2] for row in together.rows] == [
+        *(("firp demo", 1), ("firp demo", 3), ("firp demo, drafted", 1), ("firp demo, drafted", 3))
+    ]
+    assert {row[-1] for row in together.rows} == {"4 of 4"}
+    assert arrival.rows[0][:3] == ("firp demo", 2, 200)
+
+
+def test_an_output_that_differs_is_told_with_its_margin(table, demo_bundle, peer_lines, tmp_path):
+    from load_table import report
+
+    run = {
+        "what": "together",
+        "job": "4",
+        "turn": 0,
+        "seconds": [[0.1, 0.3]],
+        "asked": [0.0],
+        "versions": "x 1",
+    }
+    lines = peer_lines()
+    lines.add(name="firp a", token_ids=[[1, 2]], **run)
+    lines.add(name="firp a, drafted", token_ids=[[1, 3]], **run)
+    found = {"position": 1, "margin": 2e-6, "near_tie": True}
+    lines.add(what="difference", name="firp a, drafted", job="4:0", turn=0, **found)
+    result = table.Result("load", "Load")
+    report(result, lines.all, 1, 2)
+    (together,) = result.tables
+    assert [row[-1] for row in together.rows] == ["1 of 1", "0 of 1"]
+    told = (
+        "firp a, drafted, 4 clients, turn 1, prompt 0: leaves its own text alone at token 1, margin 2.0e-06"
+    )
+    assert f"{told}: a near tie." in result.notes
+
+
 def test_a_real_model_is_compared_by_kind_of_prompt(table, demo_bundle, tmp_path, monkeypatch):
     import real_model
 

@@ -6,9 +6,11 @@ What the peer prints goes to stderr. The worker's first line says what it loaded
 
     {"ids": [1, 2, 3], "tokens": 2, "way": "plain"} → {"token_ids": [4, 5], "seconds": [0.1, 0.2], …}
     {"score": [1, 2, 3]} → {"nats": 7.5}
+    {"prompts": [[1, 2, 3], …], "tokens": 2, "clients": 4, "way": "plain"} → {"token_ids": [[4, 5], …], …}
 
 where `seconds` is when each token was there, counted from the question, and `nats` the negative log
-likelihood of every token but the first. {"error": "…"} is the answer to what could not be done.
+likelihood of every token but the first; the last is asked by several clients at once
+(`clients.py`). {"error": "…"} is the answer to what could not be done.
 """
 
 import importlib.metadata
@@ -18,6 +20,8 @@ import sys
 import time
 from pathlib import Path
 
+from clients import Clients
+
 
 def serve(load, packages):
     """Answer until stdin ends. load: makes the model of the options in the first argument, a JSON
@@ -25,7 +29,8 @@ def serve(load, packages):
 
     A model has `ways`, the names of its ways of decoding; `generate(ids, tokens, way, emit)`, which
     goes on past the end of a text and calls `emit` with lists of token ids as they come; and
-    `score(ids)`, which returns nats.
+    `score(ids)`, which returns nats. One that decodes together has `together(clients, way)` instead,
+    and may have more: a question {"call": NAME, …} is answered by the method of that name.
     """
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -54,6 +59,10 @@ def serve(load, packages):
         asked = json.loads(line)
         if "score" in asked:
             answer(lambda asked=asked: {"nats": float(model.score(asked["score"]))})
+        elif "prompts" in asked:
+            answer(lambda asked=asked: together(model, **asked))
+        elif "call" in asked:
+            answer(lambda asked=asked: getattr(model, asked.pop("call"))(**asked))
         else:
             answer(lambda asked=asked: generated(model, **asked))
 
@@ -72,6 +81,13 @@ def generated(model, ids, tokens, way):
     if len(token_ids) != tokens:
         raise RuntimeError(f"{len(token_ids)} tokens where {tokens} were asked for")
     return {"token_ids": token_ids, "seconds": seconds, "mib": resident()}
+
+
+def together(model, prompts, tokens, clients, way):
+    """What several clients get at once."""
+    asking = Clients(prompts, tokens, clients)
+    model.together(asking, way)
+    return asking.found()
 
 
 def resident():
