@@ -60,6 +60,17 @@ class TensorRecord(NamedTuple):
         ]
 
     @property
+    def transposed(self) -> bool:
+        """Whether the file's rows are the tensor's columns."""
+        return self.scaling is not None and self.scaling.transposed
+
+    def as_it_lies(self) -> "TensorRecord":
+        """The matrix whose rows are the file's."""
+        if not self.transposed:
+            return self
+        return self._replace(shape=self.shape[::-1], scaling=self.scaling._replace(transposed=False))
+
+    @property
     def file_columns(self) -> int:
         """Values of a row of a matrix as it lies in the file."""
-        return self.shape[-2] if self.scaling and self.scaling.transposed else self.shape[-1]
+        return self.shape[-2] if self.transposed else self.shape[-1]

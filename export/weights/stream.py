@@ -60,10 +60,11 @@ def weight_chunks(weight: Weight, tensors: dict[str, TensorRecord]) -> Iterator[
     if layout.ones:
         yield np.ones(weight.shape, np.float32).reshape(-1)
     for source in weight.sources:
-        record = tensors[source]
-        if layout.transposed or layout.alternating:
+        record = tensors[source].as_it_lies()
+        turned = layout.transposed != tensors[source].transposed
+        if turned or layout.alternating:
             whole = np.concatenate(list(read_chunks(source, record))).reshape(record.shape)
-            whole = whole.T if layout.transposed else whole
+            whole = whole.T if turned else whole
             halves = [whole[::2], whole[1::2]] if layout.alternating else [whole]
             yield np.concatenate(halves).reshape(-1)
             continue
@@ -127,9 +128,7 @@ def first_values(name: str, record: TensorRecord, count: int) -> np.ndarray:
     """The first values of a tensor, `count` or all that there are, in its own dtype; of one that lies
     transposed, the first of the file. Raises CheckpointError for a value that is not finite.
     """
-    if record.scaling:
-        shape = record.shape[::-1] if record.scaling.transposed else record.shape
-        record = record._replace(shape=shape, scaling=record.scaling._replace(transposed=False))
+    record = record.as_it_lies()
     step = -(-count * record.nbytes // max(1, math.prod(record.shape)))
     return next(_read(name, record, step), np.empty(0, numpy_dtype(record.dtype)))[:count]
 
@@ -155,7 +154,7 @@ def _read(name: str, record: TensorRecord, step: int) -> Iterator[np.ndarray]:
 def _unit_bytes(record: TensorRecord) -> int:
     """Bytes of the smallest piece of a tensor that can be decoded alone."""
     if record.scaling:
-        return record.nbytes if record.scaling.transposed else record.nbytes // record.shape[0]
+        return record.nbytes if record.transposed else record.nbytes // record.shape[0]
     if record.paired_heads:
         return record.nbytes // record.paired_heads
     return block_sizes(record.blocks).nbytes if record.blocks else numpy_dtype(record.dtype).itemsize

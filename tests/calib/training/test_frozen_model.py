@@ -61,7 +61,20 @@ def test_training_and_graphs_agree_on_pseudo_rows(family, tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize(
     "model_type",
-    ["gemma3_text", "gpt2", "bloom", "codegen", "cohere", "olmo2", "falcon", "gpt_oss", "minicpm3"],
+    [
+        "gemma3_text",
+        "gpt2",
+        "bloom",
+        "codegen",
+        "cohere",
+        "olmo2",
+        "falcon",
+        "gpt_oss",
+        "phimoe",
+        "afmoe",
+        "dbrx",
+        "minicpm3",
+    ],
 )
 def test_the_layers_in_torch_are_those_of_the_model(model_type, tmp_path):
     checkpoint = open_checkpoint(save_family(tmp_path, model_type))
