@@ -1,7 +1,8 @@
-"""Blocks that a GGUF file holds already, kept bit for bit.
+"""Integers that a checkpoint holds already, kept bit for bit.
 
-In: a weight whose tensors a file keeps in blocks of one scale each (Q8_0, Q4_0). Out: the same
-integers and scales in the layout of a bundle, so that nothing is rounded twice.
+In: a weight whose tensors a file keeps in blocks of one scale each (Q8_0 and Q4_0 of GGUF files), or in
+groups with a scale and zero point each (AWQ, GPTQ). Out: the same integers and scales in the layout of
+a bundle, so that nothing is rounded twice.
 """
 
 import numpy as np
@@ -10,26 +11,50 @@ from firp.export.families.names import PLAIN
 from firp.export.quantize.formats import Integers
 from firp.export.sources.checkpoint import Weight
 from firp.export.sources.tensor_record import TensorRecord
+from firp.export.weights.packed_integers import read_grid
 from firp.runtime.bundle.precision import BLOCK, BLOCKS4, BLOCKS8
 
 _FORMATS = {"Q8_0": BLOCKS8, "Q4_0": BLOCKS4}
 _SCALE_BYTES = 2
 _MIDDLE = 8  # of Q4_0: what stands for 0
+_VALUES = 16  # of four bits
 
 
 def kept_format(weight: Weight, tensors: dict[str, TensorRecord]) -> str | None:
     """The format of a weight that can be kept; None where it has to be rounded."""
-    kinds = {tensors[source].blocks for source in weight.sources} if weight.layout == PLAIN else set()
+    if weight.layout != PLAIN:
+        return None
+    records = [tensors[source] for source in weight.sources]
+    if all(record.packed for record in records):
+        return BLOCKS4 if all(map(_fits_blocks, records)) else None
+    kinds = {record.blocks for record in records}
     return _FORMATS.get(kinds.pop()) if len(kinds) == 1 else None
+
+
+def _fits_blocks(record: TensorRecord) -> bool:
+    """Whether groups are whole blocks, and their zero points of four bits."""
+    return record.packed.group % BLOCK == 0 and read_grid(record).zeros.max() < _VALUES
 
 
 def kept_integers(weight: Weight, tensors: dict[str, TensorRecord]) -> Integers:
     """The integers and scales of a weight that can be kept."""
+    if tensors[weight.sources[0]].packed:
+        return _of_groups([tensors[source] for source in weight.sources])
     parts = [_read(tensors[source]) for source in weight.sources]
     integers, scales = (np.concatenate(side) for side in zip(*parts, strict=True))  # [out, in], [out, n]
     scale = np.ascontiguousarray(scales.T)
     middle = np.full(scale.shape, _MIDDLE if integers.dtype == np.uint8 else 0, integers.dtype)
     return Integers(np.ascontiguousarray(integers.T), scale, middle)
+
+
+def _of_groups(records: list[TensorRecord]) -> Integers:
+    """Groups as the blocks that they consist of, which share a scale and a zero point."""
+    parts = []
+    for record in records:
+        grid = read_grid(record)
+        blocks = record.packed.group // BLOCK
+        parts.append((grid.integers, np.repeat(grid.scales, blocks, 0), np.repeat(grid.zeros, blocks, 0)))
+    return Integers(*(np.concatenate(side, axis=1) for side in zip(*parts, strict=True)))
 
 
 def _read(record: TensorRecord) -> tuple[np.ndarray, np.ndarray]:

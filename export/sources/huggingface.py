@@ -11,6 +11,7 @@ from typing import Any
 from firp.export.sources.architecture import architecture
 from firp.export.sources.assemble import assemble
 from firp.export.sources.checkpoint import COMPANIONS, Checkpoint
+from firp.export.sources.packed_integers import PACKED, packed_tensors
 from firp.export.sources.safetensors_file import read_checkpoint_tensors, read_json
 from firp.export.sources.small_floats import check_method, scaled_tensors
 from firp.runtime.bundle.format import eos_token_ids
@@ -28,9 +29,10 @@ def read_model_directory(path: Path) -> Checkpoint:
     if quantization:
         check_method(quantization)
     found = architecture(raw, str(path / "config.json"))
-    tensors = read_checkpoint_tensors(path, small_floats=bool(quantization))
+    tensors = read_checkpoint_tensors(path, quantized=bool(quantization))
     if quantization:
-        tensors = scaled_tensors(tensors, quantization)
+        join = packed_tensors if quantization["quant_method"] in PACKED else scaled_tensors
+        tensors = join(tensors, quantization)
     if found.config.num_hidden_layers > len(tensors):
         raise CheckpointError(
             f"tensors missing in '{path}'",

@@ -14,11 +14,12 @@ from firp.export.sources.tensor_record import TensorRecord
 from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
 from firp.runtime.errors import CheckpointError
 
-_SMALL = {"F8_E4M3": ("float8", 1), "U8": ("uint8", 1)}  # of matrices that have scales beside them
+# of matrices that have scales beside them
+_QUANTIZED = {"F8_E4M3": ("float8", 1), "U8": ("uint8", 1), "I32": ("int32", 4)}
 
 
-def read_checkpoint_tensors(path: Path, small_floats: bool = False) -> dict[str, TensorRecord]:
-    """Tensors of a model folder by name. small_floats: types of these and their scales are taken too.
+def read_checkpoint_tensors(path: Path, quantized: bool = False) -> dict[str, TensorRecord]:
+    """Tensors of a model folder by name. quantized: types of such matrices and their scales are taken too.
     Raises CheckpointError when a file is missing or damaged.
     """
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
@@ -33,7 +34,7 @@ def read_checkpoint_tensors(path: Path, small_floats: bool = False) -> dict[str,
                 expected="model.safetensors",
                 fix="save the model with save_pretrained (transformers 5 writes safetensors)",
             )
-        return read_safetensors(single, small_floats=small_floats)
+        return read_safetensors(single, quantized=quantized)
     data = read_json(index)
     weight_map = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(map(_is_file_name, weight_map.values())):
@@ -48,7 +49,7 @@ def read_checkpoint_tensors(path: Path, small_floats: bool = False) -> dict[str,
             raise CheckpointError(
                 "missing shard", got=f"no '{path / shard}'", fix="download the checkpoint again"
             )
-        found = read_safetensors(path / shard, small_floats=small_floats)
+        found = read_safetensors(path / shard, quantized=quantized)
         listed = {name for name, file in weight_map.items() if file == shard}
         if found.keys() != listed:
             wrong = sorted(found.keys() ^ listed)
@@ -72,13 +73,13 @@ def _is_file_name(value: Any) -> bool:
 
 
 def read_safetensors(
-    file: Path, dtypes: tuple[str, ...] = MODEL_DTYPES, small_floats: bool = False
+    file: Path, dtypes: tuple[str, ...] = MODEL_DTYPES, quantized: bool = False
 ) -> dict[str, TensorRecord]:
     """The tensor table of one safetensors file (format: 8-byte header length, JSON header, data),
-    checked against its size. dtypes, small_floats: what tensors may be.
+    checked against its size. dtypes, quantized: what tensors may be.
     """
     known = {DTYPES[name].safetensors: (name, DTYPES[name].itemsize) for name in dtypes}
-    known |= _SMALL if small_floats else {}
+    known |= _QUANTIZED if quantized else {}
     size = file.stat().st_size
     fix = "download the file again"
     with file.open("rb") as stream:

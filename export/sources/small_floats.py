@@ -7,6 +7,7 @@ values, or a CheckpointError that names the method or the tensor. No value is re
 import math
 from typing import Any
 
+from firp.export.sources.packed_integers import PACKED, check_packing
 from firp.export.sources.tensor_record import Scaling, TensorRecord
 from firp.runtime.errors import CheckpointError
 
@@ -24,13 +25,15 @@ def check_method(quantization: Any) -> None:
     method, form, size = (found.get(name) for name in ("quant_method", "format", "weight_block_size"))
     if size is not None and not _is_block(size):
         raise CheckpointError("bad weight_block_size", got=f"{size!r:.60}", expected="rows and columns")
+    if method in PACKED:
+        return check_packing(found)
     if method in _METHODS and (method != "compressed-tensors" or form == _FORMAT):
         return
     named = f"quant_method {method}" + (f", format {form}" if form else "")
     raise CheckpointError(
         "quantized checkpoint",
         got=f"{named:.80}" if found else f"{quantization!r:.60}",
-        expected=f"float weights, {', '.join(_METHODS)} ({_FORMAT} ones of compressed-tensors)",
+        expected=f"float weights, {', '.join(_METHODS + PACKED)} ({_FORMAT} ones of compressed-tensors)",
         fix="export the original checkpoint",
     )
 
@@ -50,7 +53,7 @@ def scaled_tensors(tensors: dict[str, TensorRecord], quantization: dict[str, Any
             base = name.removesuffix("_blocks")
             found[base] = _of_groups(name, found.pop(name), _scales(found, name, [f"{base}_scales"]))
     for name, record in found.items():
-        if record.dtype == "uint8":
+        if record.dtype in ("uint8", "int32"):
             raise CheckpointError(f"unsupported dtype of {name}", got=record.dtype, expected="a float type")
     return found
 

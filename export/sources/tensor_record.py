@@ -14,6 +14,19 @@ class Scaling(NamedTuple):
     transposed: bool = False  # the file's rows are the tensor's columns
 
 
+class Packed(NamedTuple):
+    """How integers of four bits, eight in an int32, become the values of a matrix [out, in]: each less
+    the zero point of its group of inputs, times the scale of that group.
+    """
+
+    along_inputs: bool  # eight inputs of an output lie together (GPTQ), or eight outputs of an input (AWQ)
+    zeros: "TensorRecord"  # [groups, out / 8] int32
+    scales: "TensorRecord"  # [groups, out]
+    group: int  # inputs of a group
+    zeros_less_one: bool  # the file's zero points are one less
+    first: int = 0  # row of the whole matrix at which this part of it begins
+
+
 class TensorRecord(NamedTuple):
     """The place of one tensor in a file. `offset` counts bytes from the beginning of the file."""
 
@@ -27,14 +40,20 @@ class TensorRecord(NamedTuple):
     # of a GGUF file, whose rows stand in pairs that rotary embedding turns: heads that the rows are of
     paired_heads: int | None = None
     scaling: Scaling | None = None  # of small floats that lie beside their scales
+    packed: Packed | None = None  # of integers that lie beside their scales and zero points
 
     @property
     def storage(self) -> str:
         """What the file holds: a type of values, or of blocks."""
+        if self.packed:
+            return "int4"
         return self.scaling.codes if self.scaling else self.blocks or self.dtype
 
     def rows(self, start: int, stop: int) -> "TensorRecord":
         """Some rows of a tensor, which must not be of heads whose rows are in pairs."""
+        if self.packed:
+            shape = (stop - start, *self.shape[1:])
+            return self._replace(shape=shape, packed=self.packed._replace(first=self.packed.first + start))
         row = self.nbytes // self.shape[0]
         part = self._replace(
             shape=(stop - start, *self.shape[1:]),

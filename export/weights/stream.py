@@ -18,6 +18,7 @@ from firp.export.families.names import Layout
 from firp.export.sources.checkpoint import Weight
 from firp.export.sources.gguf.blocks import block_sizes, dequantize
 from firp.export.sources.tensor_record import TensorRecord
+from firp.export.weights.packed_integers import unpacked
 from firp.export.weights.small_floats import decoded_floats, powers_of_two
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.errors import CheckpointError
@@ -128,9 +129,24 @@ def first_values(name: str, record: TensorRecord, count: int) -> np.ndarray:
     """The first values of a tensor, `count` or all that there are, in its own dtype; of one that lies
     transposed, the first of the file. Raises CheckpointError for a value that is not finite.
     """
+    if record.packed:
+        return _first_inputs(record, count)
     record = record.as_it_lies()
     step = -(-count * record.nbytes // max(1, math.prod(record.shape)))
     return next(_read(name, record, step), np.empty(0, numpy_dtype(record.dtype)))[:count]
+
+
+def _first_inputs(record: TensorRecord, count: int) -> np.ndarray:
+    """The first values of a packed tensor as the file has them: of its first inputs."""
+    size = min(record.shape[1], 8 * -(-count // (8 * record.shape[0])))
+    packed = record.packed
+    first = record._replace(
+        shape=(record.shape[0], size),
+        nbytes=record.nbytes // record.shape[1] * size,
+        packed=packed._replace(zeros=packed.zeros.rows(0, 1), scales=packed.scales.rows(0, 1)),
+    )
+    (values,) = _read("a packed tensor", first, record.nbytes)
+    return values[:count]
 
 
 def _read(name: str, record: TensorRecord, step: int) -> Iterator[np.ndarray]:
@@ -143,7 +159,10 @@ def _read(name: str, record: TensorRecord, step: int) -> Iterator[np.ndarray]:
             content = np.empty(min(step, record.nbytes - start), np.uint8)
             if file.readinto(memoryview(content)) != content.nbytes:
                 raise CheckpointError("truncated weight file", got=f"'{record.file}' ends inside {name}")
-            chunk = _scaled(content, record, start) if record.scaling else _decode(content, record)
+            if record.packed:
+                chunk = unpacked(content, record)
+            else:
+                chunk = _scaled(content, record, start) if record.scaling else _decode(content, record)
             if not _finite(chunk, record.dtype):
                 raise CheckpointError(
                     f"{name} holds NaN or infinity", got=f"'{record.file}'", fix="use an undamaged checkpoint"
@@ -153,6 +172,8 @@ def _read(name: str, record: TensorRecord, step: int) -> Iterator[np.ndarray]:
 
 def _unit_bytes(record: TensorRecord) -> int:
     """Bytes of the smallest piece of a tensor that can be decoded alone."""
+    if record.packed:
+        return record.nbytes
     if record.scaling:
         return record.nbytes if record.transposed else record.nbytes // record.shape[0]
     if record.paired_heads:

@@ -158,7 +158,7 @@ def test_tied_head_that_differs_is_an_error_and_an_equal_one_is_not(tmp_path):
         ),
         (
             lambda m: edit_config(m, quantization_config={"quant_method": "gptq"}),
-            "quantized checkpoint.*gptq",
+            "no packed weights.*gptq",
         ),
         (lambda m: edit_config(m, quantization_config=True), "quantized checkpoint"),
         (lambda m: edit_config(m, architectures=5), "architecture and model_type disagree.*got 5"),

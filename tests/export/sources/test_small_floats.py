@@ -160,7 +160,7 @@ def test_bad_float8_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("quantization", "message"),
     [
-        ({"quant_method": "awq"}, "quantized checkpoint.*awq.*mxfp4"),
+        ({"quant_method": "bitsandbytes"}, "quantized checkpoint.*bitsandbytes.*mxfp4"),
         ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "pack-quantized.*float-q"),
         (FP8 | {"weight_block_size": [128]}, r"bad weight_block_size.*\[128\]"),
     ],
