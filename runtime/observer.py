@@ -15,9 +15,9 @@ class Draft(NamedTuple):
 
 
 class StepReport(NamedTuple):
-    """One step of the engine: a pass of the sequences that decode, and a piece of a prompt."""
+    """One step of the engine: one pass of the sequences that decode, or two, and a piece of a prompt."""
 
-    batch: int  # B: sequences that decoded together
+    batch: int  # B: sequences that decoded
     rows: int  # T: rows of each; 1: plain
     tokens: int  # emitted
     prompt_tokens: int  # computed of a prompt

@@ -121,6 +121,7 @@ class Session:
     def take_over(self, tokens: Sequence[int], blocks: Sequence[np.ndarray]) -> None:
         """Hold the first of these tokens instead of what it holds, by blocks of keys and values."""
         self.rewind(0)
+        self.reserve(sum(block.shape[2] for block in blocks))
         for block in blocks:
             self.batch.kv.append(self.lane, block)
         self.tokens = list(tokens[: self.length])

@@ -102,3 +102,22 @@ def test_a_pass_larger_than_the_batch_is_refused(engine):
     together = sessions(engine, 3)
     with pytest.raises(FirpError, match="pass larger than the session . got 123 rows"):
         forward_together(together, [PassPlan(chain([5] * 41), decode=(0,))] * 3)
+
+
+def test_a_text_that_is_taken_over_is_laid_out_once(engine, monkeypatch):
+    first, _ = sessions(engine, 2, capacity=400)
+    for _ in range(3):
+        tokens = [5 + 7 * place % 150 for place in range(64)]
+        first.forward(PassPlan(chain(tokens), decode=(63,), prompt=True))
+        first.commit(range(64))
+    blocks = [first.copy_slots(start, start + 64) for start in (0, 64, 128)]
+    expected = first.forward(PassPlan(chain([9]))).logits.copy()
+    (other,) = sessions(engine, 1, capacity=400)
+    prefilled(other, 3)
+    moved = []
+    lay_out = other.batch.memory.lay_out
+    monkeypatch.setattr(other.batch.memory, "lay_out", lambda *sizes: moved.append(1) or lay_out(*sizes))
+    other.take_over(first.tokens, blocks)
+    assert len(moved) == 1
+    assert other.tokens == first.tokens
+    np.testing.assert_array_equal(other.forward(PassPlan(chain([9]))).logits, expected)
