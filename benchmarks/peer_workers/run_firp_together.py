@@ -8,9 +8,11 @@ from protocol import serve
 
 from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
+from firp.runtime.scheduling import worker
 from firp.runtime.scheduling.service import EngineOptions
 from firp.runtime.tuning.parity import first_difference, plain_run
 
+worker.IDLE_SECONDS = 0.2  # else it waits for half a minute
 LISTENED = 20  # tokens of each request before a long prompt arrives
 MOST_TOKENS = 1500  # of a request that runs beside it
 
@@ -38,7 +40,10 @@ class Firp:
                 clients.emit(number, chunk.token_ids)
 
     def forget(self):
-        """Let idle lanes hold another text than the prompts that they were asked last."""
+        """Begin anew: an engine without work gives back its lanes, and the texts that they hold; then it
+        has lanes again, of other texts.
+        """
+        time.sleep(4 * worker.IDLE_SECONDS)
         params = SamplingParams(4, ignore_eos=True)
         handles = [self.engine.submit([3 + lane] * 3, params, plain=True) for lane in range(self.batch)]
         for handle in handles:
