@@ -46,6 +46,7 @@ def report(result: Result, lines: list[Line], requests: int, tokens: int) -> Non
 
 def _together(result: Result, runs: dict[tuple[str, int], list[Line]], requests: int, tokens: int) -> None:
     turns = sorted({len(found) for found in runs.values()})
+    fewest = min(clients for _, clients in runs)
     table = result.table(
         f"{requests} requests of {tokens} new tokens, median of {' to '.join(map(str, turns))} turns "
         "(lowest, highest)",
@@ -53,12 +54,11 @@ def _together(result: Result, runs: dict[tuple[str, int], list[Line]], requests:
         "clients",
         "tokens/s",
         "over plain, same turn",
-        "over its one client",
+        f"over clients = {fewest}",
         "ms between tokens: p50, p99",
         "first token, ms: p50",
-        "same tokens as with one client, plain",
+        f"same tokens as plain, clients = {fewest}",
     )
-    fewest = min(clients for _, clients in runs)
     order = list(dict.fromkeys(name for name, _ in runs))
     for name, clients in sorted(runs, key=lambda key: (order.index(key[0]), key[1])):
         found = runs[name, clients]
