@@ -18,6 +18,7 @@ from firp.runtime.bundle.calibration import read_latency
 from firp.runtime.bundle.limits import Limits
 from firp.runtime.chat.messages import check_messages
 from firp.runtime.prompts import Prompt
+from firp.runtime.sampling import SamplingParams
 
 
 @pytest.fixture
@@ -275,6 +276,22 @@ def test_requests_that_run_together_are_measured_and_told(table, demo_bundle, pe
     ]
     assert {row[-1] for row in together.rows} == {"4 of 4"}
     assert arrival.rows[0][:3] == ("firp demo", 2, 200)
+
+
+def test_what_leaves_the_text_alone_has_the_margin_of_the_pick_there(table, demo_bundle, monkeypatch):
+    from peer_install import WORKERS
+
+    monkeypatch.syspath_prepend(WORKERS)
+    import run_firp_together
+
+    firp = run_firp_together.Firp(demo_bundle, 1, 2)
+    with firp.engine as engine:
+        ids = engine.generate([5, 6, 7], SamplingParams(8, ignore_eos=True), plain=True).token_ids
+        assert firp.alone([5, 6, 7], ids) == {"position": None, "margin": None, "near_tie": True}
+        found = firp.alone([5, 6, 7], [*ids[:3], ids[3] + 1, *ids[4:]])
+    assert found["position"] == 3
+    assert found["margin"] > 1e-4
+    assert not found["near_tie"]
 
 
 def test_an_output_that_differs_is_told_with_its_margin(table, demo_bundle, peer_lines, tmp_path):

@@ -12,7 +12,6 @@ from firp.runtime.scheduling import worker
 from firp.runtime.scheduling.service import EngineOptions
 from firp.runtime.tuning.parity import first_difference, plain_run
 
-worker.IDLE_SECONDS = 0.2  # else it waits for half a minute
 LISTENED = 20  # tokens of each request before a long prompt arrives
 MOST_TOKENS = 1500  # of a request that runs beside it
 
@@ -96,4 +95,5 @@ class Firp:
 
 
 if __name__ == "__main__":
+    worker.IDLE_SECONDS = 0.2  # else an engine without work waits for half a minute
     serve(Firp, ["onnxruntime"])
