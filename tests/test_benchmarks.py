@@ -339,3 +339,17 @@ def test_a_real_model_is_compared_by_kind_of_prompt(table, demo_bundle, tmp_path
     assert "| both, greedy = plain | 1 of 2 | 16 | 3: 1e-07 |" in text
     assert "| chat | 1.00 (1) | " in text
     assert real_model.until_end([5, 1, 6], [1]) == [5, 1]
+
+
+def test_own_text_is_written_both_ways(table, monkeypatch, pytestconfig, tmp_path):
+    import own_text
+
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "def f(x):"}\n{"prompt": "class A:"}\n')
+    model = pytestconfig.rootpath / "tests" / "demo_model"
+    ran = CliRunner().invoke(own_text.main, [str(model), str(file), "--tokens", "4", "--turns", "1"])
+    assert ran.exit_code == 0, ran.output
+    rows = [line for line in (tmp_path / "own_text.md").read_text().splitlines() if "together" in line]
+    assert len(rows) == 4
+    assert all(int(row.split("|")[3].split()[0]) > 0 for row in rows)

@@ -141,7 +141,10 @@ def test_another_layout_is_named(change, message, tmp_path):
         (lambda t, n: t.pop(f"{n}.qzeros"), "no qzeros of model.layers.1.self_attn.q_proj"),
         (lambda t, n: t.update({f"{n}.scales": t[f"{n}.scales"].float()}), "unsupported dtype of"),
         (lambda t, n: t[f"{n}.scales"].fill_(float("inf")), "scales of packed integers hold NaN or inf"),
-        (lambda t, n: t.update({f"{n}.extra": t[f"{n}.qzeros"].clone()}), "unsupported dtype of .*extra . got int32"),
+        (
+            lambda t, n: t.update({f"{n}.extra": t[f"{n}.qzeros"].clone()}),
+            "unsupported dtype of .*extra . got int32",
+        ),
     ],
 )
 def test_a_part_that_is_wrong_is_named(change, message, tmp_path):
