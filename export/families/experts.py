@@ -3,6 +3,7 @@
 In: transformers' configurations. Out: rows of the table.
 """
 
+import dataclasses
 from typing import Any
 
 from firp.export.families.gated import on_sliding_layers
@@ -138,14 +139,11 @@ def _afmoe(c: Any) -> ModelConfig:
 
 
 def _hunyuan(c: Any) -> ModelConfig:
-    refuse(c, num_experts=_is_list, moe_topk=_is_list)
+    chosen = c.moe_topk if isinstance(c.moe_topk, list) else [c.moe_topk]
+    refuse(c, moe_topk=lambda _: len(set(chosen)) > 1)  # layers that choose as many as they like
     experts = mixture(c, c.intermediate_size, shared_size=c.intermediate_size)
+    experts = dataclasses.replace(experts, per_token=chosen[0])
     return model(c, experts=experts, qk_norm="head", qk_norm_after_rope=True)
-
-
-def _is_list(value: Any) -> bool:
-    """Whether layers have numbers of their own."""
-    return not isinstance(value, int)
 
 
 def _solar(c: Any) -> ModelConfig:

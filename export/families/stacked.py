@@ -9,6 +9,7 @@ from firp.export.families.experts import EXPERT_NAMES, mixture
 from firp.export.families.gated import GRANITE_SHARED, granite, theta_of_layers
 from firp.export.families.recipe import Family, model, refuse
 from firp.runtime.bundle.model_config import ClampedConfig, ModelConfig
+from firp.runtime.errors import CheckpointError
 
 _GRANITE = GRANITE_SHARED.but(
     router="block_sparse_moe.router.layer",
@@ -51,8 +52,13 @@ def _granite_swa(c: Any) -> ModelConfig:
 
 def _dbrx(c: Any) -> ModelConfig:
     attention, ffn = c.attn_config, c.ffn_config
-    # which transformers takes from elsewhere
-    refuse(attention, rope_theta=lambda theta: theta != c.rope_parameters["rope_theta"])
+    theta = c.rope_parameters["rope_theta"]
+    if getattr(attention, "rope_theta", theta) != theta:
+        raise CheckpointError(
+            "two values of rope_theta",
+            got=f"{attention.rope_theta} in attn_config, where transformers takes {theta}",
+            fix="say it outside attn_config too, in config.json",
+        )
     refuse(ffn, moe_normalize_expert_weights=lambda power: power not in (None, 1))
     experts = mixture(ffn, ffn.ffn_hidden_size, normalized=ffn.moe_normalize_expert_weights is not None)
     activation = ffn.ffn_act_fn["name"]

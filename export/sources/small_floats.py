@@ -11,10 +11,18 @@ from firp.export.sources.packed_integers import PACKED, check_packing
 from firp.export.sources.tensor_record import Scaling, TensorRecord
 from firp.runtime.errors import CheckpointError
 
-_METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", "mxfp4")
-_FORMAT = "float-quantized"  # of compressed-tensors
+# methods, and the only kind of theirs that is read
+_METHODS = {
+    "fp8": None,
+    "fbgemm_fp8": None,
+    "compressed-tensors": "float-quantized",
+    "modelopt": "FP8",
+    "mxfp4": None,
+}
+_KINDS = ("format", "quant_algo")  # the fields that say it
 _SCALES = ("_scale_inv", "_scale")  # after the name of a matrix of float8, both of which multiply it
-_OF_ACTIVATIONS = (".activation_scale", ".input_scale")  # of layers that round them, which firp does not
+# of layers that round activations, or keys and values, which firp does not
+_OF_ACTIVATIONS = (".activation_scale", ".input_scale", ".k_scale", ".v_scale")
 _GROUP = 32  # values of float4 that share a scale
 _GROUP_BYTES = _GROUP // 2
 
@@ -22,18 +30,20 @@ _GROUP_BYTES = _GROUP // 2
 def check_method(quantization: Any) -> None:
     """Raises CheckpointError for a quantization_config whose weights firp cannot read."""
     found = quantization if isinstance(quantization, dict) else {}
-    method, form, size = (found.get(name) for name in ("quant_method", "format", "weight_block_size"))
+    method, size = found.get("quant_method"), found.get("weight_block_size")
+    kind = next((found[name] for name in _KINDS if name in found), None)
     if size is not None and not _is_block(size):
         raise CheckpointError("bad weight_block_size", got=f"{size!r:.60}", expected="rows and columns")
     if method in PACKED:
         return check_packing(found)
-    if method in _METHODS and (method != "compressed-tensors" or form == _FORMAT):
+    if isinstance(method, str) and method in _METHODS and _METHODS[method] in (None, kind):
         return
-    named = f"quant_method {method}" + (f", format {form}" if form else "")
+    named = f"quant_method {method}" + (f", {kind}" if kind else "")
+    known = [name + (f" ({only})" if only else "") for name, only in _METHODS.items()]
     raise CheckpointError(
         "quantized checkpoint",
         got=f"{named:.80}" if found else f"{quantization!r:.60}",
-        expected=f"float weights, {', '.join(_METHODS + PACKED)} ({_FORMAT} ones of compressed-tensors)",
+        expected=f"float weights, {', '.join((*known, *PACKED))}",
         fix="export the original checkpoint",
     )
 
@@ -47,11 +57,10 @@ def scaled_tensors(tensors: dict[str, TensorRecord], quantization: dict[str, Any
         if record.dtype == "float8":
             scales = _scales(found, name, [f"{name}{end}" for end in _SCALES])
             found[name] = _of_blocks(name, record, scales, quantization.get("weight_block_size"))
-            for end in _OF_ACTIVATIONS:
-                found.pop(name.removesuffix(".weight") + end, None)
         elif name.endswith("_blocks") and record.dtype == "uint8":
             base = name.removesuffix("_blocks")
             found[base] = _of_groups(name, found.pop(name), _scales(found, name, [f"{base}_scales"]))
+    found = {name: record for name, record in found.items() if not name.endswith(_OF_ACTIVATIONS)}
     for name, record in found.items():
         if record.dtype in ("uint8", "int32"):
             raise CheckpointError(f"unsupported dtype of {name}", got=record.dtype, expected="a float type")

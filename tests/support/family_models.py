@@ -176,7 +176,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "lm_head_bias": True,
     },
-    "hunyuan_v1_moe": {"num_experts": 5, "moe_topk": 2, "head_dim": 8},
+    "hunyuan_v1_moe": {"num_experts": 5, "moe_topk": [2, 2, 2], "head_dim": 8},
     "solar_open": {name: value for name, value in _GROUPED.items() if name != "first_k_dense_replace"},
     "mellum": _SPARSE
     | _WINDOWS

@@ -87,13 +87,15 @@ def test_blocks_of_float8(chunk, tmp_path, monkeypatch):
             "_scale",
             {"quant_method": "compressed-tensors", "format": "float-quantized"},
         ),
+        (lambda matrix: torch.rand(1) * 0.02, "_scale", {"quant_method": "modelopt", "quant_algo": "FP8"}),
     ],
-    ids=["a matrix", "rows"],
+    ids=["a matrix", "rows", "a matrix of modelopt"],
 )
 def test_scales_of_matrices_and_rows(scales, end, quantization, tmp_path):
     values, small = both(tmp_path, "qwen3", scales, end, quantization)
     tensors = load_file(small / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.input_scale"] = torch.ones(1)
+    tensors["model.layers.1.self_attn.k_proj.k_scale"] = torch.ones(1)
     save_file(tensors, small / "model.safetensors")
     assert same(values, small, tmp_path)
 
@@ -162,6 +164,8 @@ def test_bad_float8_is_named(tmp_path):
     [
         ({"quant_method": "bitsandbytes"}, "quantized checkpoint.*bitsandbytes.*mxfp4"),
         ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "pack-quantized.*float-q"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, r"modelopt, NVFP4.*modelopt \(FP8\)"),
+        ({"quant_method": ["fp8"]}, "quantized checkpoint"),
         (FP8 | {"weight_block_size": [128]}, r"bad weight_block_size.*\[128\]"),
     ],
 )
