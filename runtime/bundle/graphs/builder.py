@@ -67,7 +67,9 @@ class GraphBuilder:
             places = self.op("Transpose", self.op("NonZero", weights), perm=[1, 0])  # [m, 1]
             made = make(self.op("GatherND", rows, places))
             share = self.op("Unsqueeze", self.op("GatherND", weights, places), self.ints([-1]))
-            return self.op("ScatterND", total, places, self.op("Mul", made, share), reduction="add")
+            # ONNX Runtime adds no half types where it scatters
+            changed = self.op("Add", self.op("GatherND", total, places), self.op("Mul", made, share))
+            return self.op("ScatterND", total, places, changed)
 
         shape = ("rows", self.config.hidden_size)
         any_row = self.op("Greater", self.op("ReduceMax", weights, keepdims=0), self.scalar(0.0))

@@ -17,6 +17,7 @@ from firp.calib.targets.cost import Point, pass_cost
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.open import open_checkpoint
 from firp.export.tensorrt.build import BuildOptions, build_engines
+from firp.export.verify.checks import verify
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckpointError, FirpError
@@ -105,6 +106,13 @@ def test_tensorrt_builds_plans_of_it(tmp_path):
     record = build_engines(tmp_path / "bundle", BuildOptions("tensorrt-rtx", compute_capabilities=("8.9",)))
     decode, _ = record.profiles["lower"]
     assert decode.shapes["past_latent.0"][0] == (0, 1, 1, 576)
+
+
+def test_half_types_follow_the_model(tmp_path):
+    model = save_family(tmp_path / "model", "minicpm3")
+    export_bundle(ExportOptions(model, tmp_path / "bundle", dtype="float16"))
+    report = verify(tmp_path / "bundle", model)
+    assert report.passed, report.checks
 
 
 def test_integers_are_refused_in_one_line(tmp_path):

@@ -78,6 +78,13 @@ def test_blocks_of_float8(chunk, tmp_path, monkeypatch):
     assert torch.equal(load_file(values / "model.safetensors")[name], theirs)
 
 
+def test_keys_and_values_of_latent_attention_begin_inside_blocks(tmp_path):
+    sizes = {"q_lora_rank": 16, "kv_lora_rank": 28, "qk_nope_head_dim": 12, "v_head_dim": 8}
+    sizes |= {"intermediate_size": 48, "moe_intermediate_size": 16, "n_routed_experts": 16}
+    values, small = both(tmp_path, "deepseek_v3", blocks, "_scale_inv", FP8, **sizes)
+    assert same(values, small, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("scales", "end", "quantization"),
     [
