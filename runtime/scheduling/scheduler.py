@@ -24,6 +24,7 @@ from firp.runtime.scheduling.policy import Policy, fitting
 
 PATIENCE = 2.6  # plain steps that a step with a piece of a prompt should take: some room below three
 MOVED_SLOTS = 2048  # of a text, when its slots are laid out anew while others wait
+SPARE_SLOTS = 64  # for pseudo rows and the first tokens after a prompt
 
 
 class Scheduler:
@@ -259,9 +260,10 @@ def _make_room(session: Session, prompt: int) -> None:
     """Lay out slots for what is left of a prompt a few times at most, for it takes others' time: twice as
     many each time, and all at once before it would take long.
     """
-    if session.length + min(prompt, PREFILL_ROWS) > session.slots:
-        length = session.length
-        session.reserve(prompt if length > MOVED_SLOTS else min(prompt, max(length, 2 * PREFILL_ROWS)))
+    length = session.length
+    if length + min(prompt, PREFILL_ROWS) > session.slots:
+        more = prompt if length > MOVED_SLOTS else min(prompt, max(length, 2 * PREFILL_ROWS))
+        session.reserve(more + SPARE_SLOTS)
 
 
 class _Counts:
