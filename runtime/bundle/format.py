@@ -1,4 +1,4 @@
-"""The bundle format, version 5: what the exporter writes and every backend reads.
+"""The bundle format, version 6: what the exporter writes and every backend reads.
 
 In: a bundle directory. Out: a validated `Bundle` (manifest + tree), or a BundleError before any
 graph is loaded.
@@ -46,7 +46,7 @@ from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.trees.path_correction import PathCorrection
 from firp.runtime.trees.tree import TreeConfig
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST_NAME = "firp.json"
 CORRECTION_NAME = "path_correction.safetensors"
 CALIBRATION_NAME = "calibration.json"

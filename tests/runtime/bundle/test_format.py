@@ -43,8 +43,8 @@ def test_the_manifest_survives_the_round_trip(bundle):
         (lambda b: (b / "firp.json").write_text("{"), "not JSON"),
         (lambda b: (b / "firp.json").write_text("[]"), "not a bundle manifest"),
         (
-            lambda b: edit_manifest(b, lambda d: d.update(format_version=6)),
-            "newer format.*version 6.*at most 5.*upgrade",
+            lambda b: edit_manifest(b, lambda d: d.update(format_version=7)),
+            "newer format.*version 7.*at most 6.*upgrade",
         ),
         (lambda b: edit_manifest(b, lambda d: d.update(format_version="1")), "not a bundle manifest"),
         (lambda b: edit_manifest(b, lambda d: d.update(format_version=0)), "not a bundle manifest"),
