@@ -50,7 +50,7 @@ def test_the_manifest_survives_the_round_trip(bundle):
         (lambda b: edit_manifest(b, lambda d: d.update(format_version=0)), "not a bundle manifest"),
         (
             lambda b: edit_manifest(b, lambda d: [d.clear(), d.update(format_version=1)]),
-            "bundle of an older format.*version 1.*expected 5. Fix: export the model again",
+            "bundle of an older format.*version 1.*expected 6. Fix: export the model again",
         ),
         (lambda b: edit_manifest(b, lambda d: d.update(speed=9)), "unknown key in firp.json.*speed"),
         (
