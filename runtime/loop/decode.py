@@ -71,6 +71,8 @@ def decode(
             clock.start()
             plan = decoding.propose()
             accepted = decoding.take(plan, session.forward(plan))
+            if not accepted.tokens:
+                continue
             yield Step(
                 *(accepted.tokens, len(plan.tree.tokens), accepted.drafters(plan.tree)),
                 *(decoding.finish_reason, clock.lap(), 0, accepted.logprobs),

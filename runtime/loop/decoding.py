@@ -5,6 +5,7 @@ a request changes before its pass has returned.
 """
 
 from firp.runtime.drafters.interface import Drafter
+from firp.runtime.errors import FirpError
 from firp.runtime.loop.accept import Accepted, accept
 from firp.runtime.loop.picker import Picker
 from firp.runtime.passes.pass_plan import LEAST_PIECE, Pass, PassPlan
@@ -33,6 +34,7 @@ class Decoding:
         session.rewind(self.reused_tokens)
         self._picker = picker
         self._logits = session.batch.memory.free_reads or picker.needs_logits
+        self._drafts = True
 
     @property
     def prefilling(self) -> bool:
@@ -65,6 +67,8 @@ class Decoding:
 
     def propose(self) -> PassPlan:
         """The tree to verify next. It may run a draft pass."""
+        if not self._drafts:
+            return self.plain()
         # a step emits one token more than it accepts
         proposal = self.drafter.propose(self.sequence, self.session, self.sequence.remaining - 1)
         return PassPlan(*proposal, bring_logits=self._logits)
@@ -75,11 +79,18 @@ class Decoding:
 
     def take(self, plan: PassPlan, result: Pass) -> Accepted:
         """Keep what a pass decided; return what it emits, no token before the end of the prompt. Raises
-        FirpError when the logits are not finite; nothing is kept then.
+        FirpError when the logits are not finite; nothing is kept then. A draft that is not finite spoils
+        its whole pass: nothing is emitted either, and the request goes on without drafts.
         """
         if plan.prompt:
             return self._take_piece(plan, result)
-        accepted = accept(plan.tree, result, self.sequence, self._picker)
+        try:
+            accepted = accept(plan.tree, result, self.sequence, self._picker)
+        except FirpError:
+            if len(plan.tree.tokens) == 1 and not plan.sources:
+                raise
+            self._drafts = False
+            return Accepted([], [])
         self.session.commit(accepted.rows)
         self._end(accepted, accepted.rows, result)
         return accepted

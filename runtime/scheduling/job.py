@@ -78,16 +78,17 @@ class Job:
     def take(
         self, plan: PassPlan, result: Pass, graph_ms: Mapping[str, float], copies_ms: float, ms: float
     ) -> Chunk | None:
-        """Keep what a pass decided; return what it adds, None before the end of the prompt. Times are
-        those of the whole pass.
+        """Keep what a pass decided; return what it adds, None where that is no token. Times are those of
+        the whole pass.
         """
         accepted = self.decoding.take(plan, result)
         tokens = accepted.tokens
         reused, rows = 0, len(plan.tree.tokens)
         if plan.prompt:
             self._prefill_ms += ms
-            if not tokens:
-                return None
+        if not tokens:
+            return None
+        if plan.prompt:
             ms, rows, reused = self._prefill_ms, 0, self.decoding.reused_tokens
         times = StepTimes(dict(graph_ms), copies_ms, ms)
         self.accepted = accepted.drafters(plan.tree)

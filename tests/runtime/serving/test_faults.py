@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from support.http_server import complete, error, events, serving
 
+from firp.runtime.drafters.firp import FirpDrafter
+from firp.runtime.drafters.interface import Proposal
 from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.scheduling.scheduler import Scheduler
 from firp.runtime.scheduling.service import EngineOptions
 from firp.runtime.serving.app import build_app
-from firp.runtime.serving.settings import ServerSettings
+from firp.runtime.trees.tree import DraftTree, TreeConfig
 
 POISON = 77  # a token whose embedding is no number
 ASKED = {"temperature": 0, "return_token_ids": True, "ignore_eos": True}
@@ -45,11 +47,7 @@ def engine(bundle):
 
 @pytest.fixture
 def client(engine):
-    """Of a server that drafts nothing: a draft of the token POISON would be its request's own poison."""
-    with (
-        serving(build_app(engine, ServerSettings(plain=True))) as url,
-        httpx2.Client(base_url=url, timeout=30) as made,
-    ):
+    with serving(build_app(engine)) as url, httpx2.Client(base_url=url, timeout=30) as made:
         yield made
 
 
@@ -81,6 +79,27 @@ def test_a_poisoned_request_fails_alone(temperature, client, engine):
     whole = error(complete(client, **ASKED, prompt=prompts[1]), 500)
     assert whole["code"] == "decoding_failed"
     assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("temperature", [0, 0.9])
+def test_a_poisoned_draft_costs_its_pass_and_no_token(temperature, engine, monkeypatch):
+    params = SamplingParams(20, temperature=temperature, seed=3, ignore_eos=True)
+    prompts, tree = ([5, 6, 7], [11, 12]), TreeConfig("dynamic", 2, 0)
+    expected = [engine.generate(prompt, params, plain=True).token_ids for prompt in prompts]
+    drafted = []
+
+    def propose(self, sequence, session, max_depth):
+        drafted.append(max_depth)
+        return Proposal(DraftTree([sequence.root, POISON], [-1, 0], [0, 1], [1.0, 0.9], ["", "firp"]))
+
+    monkeypatch.setattr(FirpDrafter, "propose", propose)
+    alone = [
+        token for step in engine.steps(engine.request(prompts[0], params), tree) for token in step.tokens
+    ]
+    assert alone == expected[0]
+    handles = [engine.submit(prompt, params, tree=tree) for prompt in prompts]
+    assert [handle.result(30).token_ids for handle in handles] == expected
+    assert len(drafted) == 3  # once a request, of which nothing drafts from then on
 
 
 def test_when_the_engines_thread_dies_every_stream_ends_and_nothing_is_taken(client, monkeypatch):
