@@ -218,8 +218,12 @@ def test_langchain(url, expected):
     assert sum((piece.usage_metadata or {}).get("output_tokens", 0) for piece in pieces) == 24
     longer = langchain.ChatOpenAI(base_url=url, api_key="key", model="demo", temperature=0, max_tokens=90)
     check(longer.with_structured_output({**SCHEMA, "title": "Order"}).invoke("sort"))
-    called = longer.bind_tools(TOOLS, tool_choice="sort").invoke("sort")
-    check(called.tool_calls[0]["args"])
+    bound = longer.bind_tools(TOOLS, tool_choice="sort", parallel_tool_calls=False)
+    check(bound.invoke("sort").tool_calls[0]["args"])
+    first, *others = bound.stream("sort")
+    for piece in others:
+        first += piece
+    check(first.tool_calls[0]["args"])
 
 
 def test_litellm(url, expected, monkeypatch):
@@ -229,6 +233,11 @@ def test_litellm(url, expected, monkeypatch):
     assert litellm.completion(**asked).choices[0].message.content == expected.text
     pieces = list(litellm.completion(**asked, stream=True))
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected.text
+    calling = {**asked, "max_tokens": 90, "tools": TOOLS, "tool_choice": "required", "stream": True}
+    whole = litellm.stream_chunk_builder(list(litellm.completion(**calling, parallel_tool_calls=False)))
+    (call,) = whole.choices[0].message.tool_calls
+    assert call.function.name == "sort"
+    check(json.loads(call.function.arguments))
     with pytest.raises(litellm.ContextWindowExceededError):
         litellm.completion(**{**asked, "max_tokens": 10**6})
     with pytest.raises(litellm.AuthenticationError):
