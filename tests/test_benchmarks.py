@@ -341,15 +341,16 @@ def test_a_real_model_is_compared_by_kind_of_prompt(table, demo_bundle, tmp_path
     assert real_model.until_end([5, 1, 6], [1]) == [5, 1]
 
 
-def test_own_text_is_written_both_ways(table, monkeypatch, pytestconfig, tmp_path):
-    import own_text
+def test_the_speed_of_calibration(table, pytestconfig, tmp_path):
+    import calibration_speed
 
-    monkeypatch.setattr(table, "RESULTS", tmp_path)
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "def f(x):"}\n{"prompt": "class A:"}\n')
     model = pytestconfig.rootpath / "tests" / "demo_model"
-    ran = CliRunner().invoke(own_text.main, [str(model), str(file), "--tokens", "4", "--turns", "1"])
+    few = ["--tokens", 4, "--turns", 1, "--steps", 2, "--window", 48]
+    ran = CliRunner().invoke(calibration_speed.main, list(map(str, [model, file, *few])))
     assert ran.exit_code == 0, ran.output
-    rows = [line for line in (tmp_path / "own_text.md").read_text().splitlines() if "together" in line]
-    assert len(rows) == 4
-    assert all(int(row.split("|")[3].split()[0]) > 0 for row in rows)
+    lines = (table.RESULTS / "calibration_speed.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines if line.count("|") > 3]
+    assert sum(int(row[3].split()[0]) > 0 for row in rows if "together" in row[1]) == 4
+    assert sum(int(row[3]) > 0 for row in rows if row[1] in ("computed", "kept from before")) == 2

@@ -35,12 +35,14 @@ class Policy:
         """Milliseconds of a plain step of so many sequences, as far as known; 0: not known."""
         return self._plain_ms.get(batch) or self._drafted_ms.get(batch, 0.0)
 
-    def plans(self, jobs: Sequence[Job]) -> list[PassPlan]:
-        """What each of the jobs runs next."""
+    def plans(self, jobs: Sequence[Job], hurried: bool = False) -> list[PassPlan]:
+        """What each of the jobs runs next. hurried: a prompt waits for the rest of the step, whose pieces
+        are worth more than drafts: the longer a pass of them, the less of it each token takes.
+        """
         if not any(job.drafts for job in jobs):
             return [job.decoding.plain() for job in jobs]
         guard = self._guard(jobs)
-        if guard and not guard.drafts:
+        if hurried or (guard and not guard.drafts):
             return [job.decoding.plain() if job.guard else job.decoding.propose() for job in jobs]
         plans = [job.decoding.propose() for job in jobs]
         if guard is None or len(jobs) == 1 or self._latency is None:
@@ -90,9 +92,10 @@ class Policy:
         tokens: Sequence[int],
         drafting_ms: float,
         pass_ms: float,
+        hurried: bool = False,
     ) -> None:
         """Take note of a step: what each job emitted, and milliseconds of making the plans and of the
-        rest.
+        rest. A hurried one says nothing about drafts.
         """
         plain = all(len(plan.tree.tokens) == 1 and not plan.sources for plan in plans)
         known = self._plain_ms if plain else self._drafted_ms
@@ -106,7 +109,7 @@ class Policy:
                 found = min(max((count - 1) / promised, 0.0), 2.0)
                 job.trust = min(max(job.trust + SMOOTHING * (found - job.trust), TRUST[0]), TRUST[1])
         guard = self._guard(jobs)
-        if guard is None or not any(job.drafts for job in jobs):
+        if hurried or guard is None or not any(job.drafts for job in jobs):
             return
         if plain:
             guard.plain_step(pass_ms, drafting_ms)

@@ -132,8 +132,9 @@ class Scheduler:
         began = self._clock()
         policy = self._policies[group]
         jobs = [self._jobs[session] for session in group.decoding]
+        hurried = bool(self._prompts)
         try:
-            plans = policy.plans(jobs)
+            plans = policy.plans(jobs, hurried)
             if len(plans) > 1:
                 plans = fitting(plans, group.pass_rows(len(plans)), self.lanes.predictors)
             drafted = self._clock()
@@ -143,7 +144,7 @@ class Scheduler:
             return
         tokens = self._take(jobs, plans, results, began)
         now = self._clock()
-        policy.observe(jobs, plans, tokens, (drafted - began) * 1e3, (now - drafted) * 1e3)
+        policy.observe(jobs, plans, tokens, (drafted - began) * 1e3, (now - drafted) * 1e3, hurried)
 
     def _prefill(self, session: Session, step_began: float) -> None:
         """One piece of a prompt; with several of them, they take turns."""

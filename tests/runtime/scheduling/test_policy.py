@@ -42,13 +42,25 @@ class Job:
         )
 
 
-def rows(policy, jobs):
-    return [len(plan.tree.tokens) for plan in policy.plans(jobs)]
+def rows(policy, jobs, hurried=False):
+    return [len(plan.tree.tokens) for plan in policy.plans(jobs, hurried)]
 
 
 def test_alone_whole_trees_are_drafted():
     assert rows(Policy(TABLE), [Job([0.5, 0.2, 0.1])]) == [4]
     assert rows(Policy(None), [Job([0.5]), Job([0.5, 0.2])]) == [2, 3]
+
+
+def test_while_a_prompt_waits_all_decode_plainly_but_a_tree_that_was_given():
+    jobs = [Job([0.9, 0.9]), Job([0.9], guarded=False)]
+    policy = Policy(None)
+    assert rows(policy, jobs, hurried=True) == [1, 2]
+    for _ in range(50):  # which says nothing about drafts, whatever it takes
+        policy.observe(jobs[:1], policy.plans(jobs[:1], True), [1], 0.0, 1e3, hurried=True)
+        policy.observe([jobs[0]] * 2, policy.plans([jobs[0]] * 2, True), [1, 1], 0.0, 1e3, hurried=True)
+    assert rows(policy, jobs[:1]) == [3]
+    assert rows(policy, [jobs[0]] * 2) == [3, 3]
+    assert policy.plain_ms(1) == 1e3
 
 
 def test_in_a_batch_rows_must_be_worth_their_time():
