@@ -57,12 +57,20 @@ def writer_for(path: Path, model: nn.Module) -> Writer:
 
 class RuntimeWriter:
     """The runtime, plain and in float32, on a bundle that is written for it, in the folder for
-    temporary files, and thrown away. Drafts are left out: in a batch of so many their rows cost more
-    than they save.
+    temporary files, when it is first asked, and is gone with it. Drafts are left out: in a batch of so
+    many their rows cost more than they save.
     """
 
     def __init__(self, path: Path):
         self._path = path
+        self._scratch: tempfile.TemporaryDirectory | None = None
+
+    def _bundle(self) -> Path:
+        if self._scratch is None:
+            scratch = tempfile.TemporaryDirectory()
+            export_bundle(ExportOptions(self._path, Path(scratch.name) / "bundle"))
+            self._scratch = scratch
+        return Path(self._scratch.name) / "bundle"
 
     def __call__(
         self,
@@ -75,22 +83,19 @@ class RuntimeWriter:
     ) -> list[TokenSequence]:
         together = EngineOptions(max_batch=CPU_BATCH, max_queue=len(prompts), prefix_bytes=0)
         written = []
-        with tempfile.TemporaryDirectory() as folder:
-            bundle = Path(folder) / "bundle"
-            export_bundle(ExportOptions(self._path, bundle))
-            with Engine.load(bundle, check_hashes=False, options=together) as engine:
-                handles = [
-                    engine.submit(
-                        prompt,
-                        SamplingParams(new_tokens, temperature=temperature, seed=at, stop_token_ids=ends),
-                        plain=True,
-                    )
-                    for at, prompt in enumerate(prompts, seed * len(prompts))
-                ]
-                for prompt, handle in zip(prompts, handles, strict=True):
-                    tokens = np.array(prompt + handle.result().token_ids, np.int64)
-                    written.append(TokenSequence(tokens, len(prompt)))
-                    progress(len(written), len(prompts))
+        with Engine.load(self._bundle(), check_hashes=False, options=together) as engine:
+            handles = [
+                engine.submit(
+                    prompt,
+                    SamplingParams(new_tokens, temperature=temperature, seed=at, stop_token_ids=ends),
+                    plain=True,
+                )
+                for at, prompt in enumerate(prompts, seed * len(prompts))
+            ]
+            for prompt, handle in zip(prompts, handles, strict=True):
+                tokens = np.array(prompt + handle.result().token_ids, np.int64)
+                written.append(TokenSequence(tokens, len(prompt)))
+                progress(len(written), len(prompts))
         return written
 
 
