@@ -23,6 +23,7 @@ from firp.calib.text.continuations import (
     CPU_BATCH,
     GPU_BATCH,
     SAMPLING_TEMPERATURE,
+    Beginnings,
     RuntimeWriter,
     TransformersWriter,
     Writer,
@@ -43,7 +44,7 @@ def text_rates(writers: dict[str, Writer], prompts: list[list[int]], tokens: int
     for turn in range(turns):
         for (name, temperature), found in rates.items():
             began = time.perf_counter()
-            texts = writers[name](prompts, tokens, temperature, turn, ())
+            texts = writers[name](Beginnings(prompts, tokens, temperature, turn, ()))
             seconds = time.perf_counter() - began
             found.append(sum(len(text.tokens) - text.prompt_tokens for text in texts) / seconds)
             print(f"{name}, temperature {temperature:g}: {found[-1]:.0f} tokens/s", flush=True)

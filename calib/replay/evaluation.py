@@ -24,7 +24,7 @@ from firp.calib.replay.trees import (
     firp_candidates,
 )
 from firp.calib.report.findings import REPORT_ROWS, Findings, LayerFindings, MethodFindings
-from firp.calib.text.continuations import SAMPLING_TEMPERATURE, Writer
+from firp.calib.text.continuations import SAMPLING_TEMPERATURE, Beginnings, Writer
 from firp.calib.text.documents import Dataset
 from firp.calib.text.sequence import TokenSequence
 from firp.calib.training.options import TrainOptions
@@ -115,15 +115,16 @@ class Evaluation:
         """
         windows = np.concatenate([_spread(self.dataset.held_out), _spread(self.dataset.training)])
         prompt_tokens = _prompt_tokens(windows)
-        write = functools.partial(
-            self.write,
+        asked = Beginnings(
             windows[:, :prompt_tokens].tolist(),
             windows.shape[1] - prompt_tokens,
+            temperature=0.0,
             seed=self.options.seed,
             ends=self.ends,
-            progress=functools.partial(self.progress, "decoding prompts"),
         )
-        return write(temperature=0.0), write(temperature=SAMPLING_TEMPERATURE)
+        progress = functools.partial(self.progress, "decoding prompts")
+        sampled = asked._replace(temperature=SAMPLING_TEMPERATURE)
+        return self.write(asked, progress), self.write(sampled, progress)
 
     def correction(self, trainer: Trainer) -> PathCorrection:
         """The path correction that the trainer learned, its scales fitted."""

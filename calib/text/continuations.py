@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -33,21 +33,21 @@ def _silent(done: int, total: int) -> None:
     """Tell nobody."""
 
 
+class Beginnings(NamedTuple):
+    """What a model is to continue, and how."""
+
+    prompts: list[list[int]]
+    new_tokens: int  # at most, of each
+    temperature: float  # 0: greedy
+    seed: int
+    ends: tuple[int, ...]  # tokens that end a text, of which they are a part
+
+
 class Writer(Protocol):
     """Continues prompts of one model."""
 
-    def __call__(
-        self,
-        prompts: list[list[int]],
-        new_tokens: int,
-        temperature: float,
-        seed: int,
-        ends: tuple[int, ...],
-        progress: Progress = _silent,
-    ) -> list[TokenSequence]:
-        """Continue each prompt by up to `new_tokens` tokens; an end-of-sequence token is kept and
-        closes it. temperature 0: greedy.
-        """
+    def __call__(self, asked: Beginnings, progress: Progress = _silent) -> list[TokenSequence]:
+        """Every prompt with what the model writes after it."""
 
 
 def writer_for(path: Path, model: nn.Module) -> Writer:
@@ -72,15 +72,8 @@ class RuntimeWriter:
             self._scratch = scratch
         return Path(self._scratch.name) / "bundle"
 
-    def __call__(
-        self,
-        prompts: list[list[int]],
-        new_tokens: int,
-        temperature: float,
-        seed: int,
-        ends: tuple[int, ...],
-        progress: Progress = _silent,
-    ) -> list[TokenSequence]:
+    def __call__(self, asked: Beginnings, progress: Progress = _silent) -> list[TokenSequence]:
+        prompts, new_tokens, temperature, seed, ends = asked
         together = EngineOptions(max_batch=CPU_BATCH, max_queue=len(prompts), prefix_bytes=0)
         written = []
         with Engine.load(self._bundle(), check_hashes=False, options=together) as engine:
@@ -106,15 +99,8 @@ class TransformersWriter:
         self._model = model
 
     @torch.no_grad()
-    def __call__(
-        self,
-        prompts: list[list[int]],
-        new_tokens: int,
-        temperature: float,
-        seed: int,
-        ends: tuple[int, ...],
-        progress: Progress = _silent,
-    ) -> list[TokenSequence]:
+    def __call__(self, asked: Beginnings, progress: Progress = _silent) -> list[TokenSequence]:
+        prompts, new_tokens, temperature, seed, ends = asked
         model = self._model
         by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         # its own defaults (penalties, top-k) are not what the runtime decodes with
@@ -168,7 +154,7 @@ def write_text(
     written = []
     for chosen, temperature in ((greedy, 0.0), (sampled, SAMPLING_TEMPERATURE)):
         report = functools.partial(progress, f"writing text with the model, temperature {temperature:g}")
-        written += write(chosen, new_tokens, temperature, seed, ends, report)
+        written += write(Beginnings(chosen, new_tokens, temperature, seed, ends), report)
     return [text.tokens.tolist() for text in written]
 
 

@@ -92,5 +92,7 @@ class CacheModel:
                 assert (length, len(held) > tokens) == (0, True)
                 held.clear()
 
-    def check(self):
-        assert self.cache.lengths == [len(held) for held in self.held]
+    @property
+    def lengths(self):
+        """Tokens that each lane holds."""
+        return [len(held) for held in self.held]

@@ -17,7 +17,7 @@ from firp.calib.calibrate.run import calibrate
 from firp.calib.replay import evaluation
 from firp.calib.report import report as report_module
 from firp.calib.report.pictures import draw_pictures
-from firp.calib.text.continuations import RuntimeWriter, TransformersWriter
+from firp.calib.text.continuations import Beginnings, RuntimeWriter, TransformersWriter
 from firp.calib.training.options import TrainOptions
 from firp.calib.training.trainer import Trainer
 from firp.export.bundle.writer import ExportOptions, export_bundle
@@ -221,8 +221,8 @@ def test_both_writers_write_what_the_runtime_would_decode(demo):
     model = AutoModelForCausalLM.from_pretrained(demo)
     model.generation_config.repetition_penalty = 1.5
     prompts = [[5, 6, 7], [300, 9]]
-    theirs = TransformersWriter(model)(prompts, 20, 0.0, 0, ())
-    ours = RuntimeWriter(demo)(prompts, 20, 0.0, 0, ())
+    theirs = TransformersWriter(model)(Beginnings(prompts, 20, 0.0, 0, ()))
+    ours = RuntimeWriter(demo)(Beginnings(prompts, 20, 0.0, 0, ()))
     assert [text.tokens.tolist() for text in ours] == [text.tokens.tolist() for text in theirs]
     assert [text.prompt_tokens for text in ours] == [3, 2]
     assert all(len(text.tokens) == text.prompt_tokens + 20 for text in ours)
@@ -230,12 +230,12 @@ def test_both_writers_write_what_the_runtime_would_decode(demo):
 
 def test_sampled_text_ends_where_the_model_ends_it_and_follows_its_seed(demo):
     write = RuntimeWriter(demo)
-    (whole,) = write([[5, 6, 7]], 20, 0.8, 1, ())
+    (whole,) = write(Beginnings([[5, 6, 7]], 20, 0.8, 1, ()))
     end = int(whole.tokens[10])
-    (cut,) = write([[5, 6, 7]], 20, 0.8, 1, (end,))
+    (cut,) = write(Beginnings([[5, 6, 7]], 20, 0.8, 1, (end,)))
     length = whole.tokens.tolist().index(end, 3) + 1
     assert cut.tokens.tolist() == whole.tokens[:length].tolist()
-    assert (write([[5, 6, 7]], 20, 0.8, 2, ())[0].tokens != whole.tokens).any()
+    assert (write(Beginnings([[5, 6, 7]], 20, 0.8, 2, ()))[0].tokens != whole.tokens).any()
 
 
 def test_bad_prompts_and_latency_tables_are_refused(demo, text, tmp_path):
