@@ -6,6 +6,7 @@ decide: the measured table of `firp tune` says how many rows the drafts' probabi
 a guard for each number of sequences compares drafted with plain steps. No choice changes a token.
 """
 
+import functools
 from collections.abc import Sequence
 
 from firp.runtime.bundle.calibration import LatencyTable
@@ -18,6 +19,7 @@ SMOOTHING = 0.2  # weight of the last step in an average
 OUTLIER = 1.2  # averages that a step counts for at most: in some of them, a cache is laid out anew
 TRUST = (0.3, 1.5)  # accepted over promised drafts of a request, as far as it is believed
 MARGIN = 1.03  # what drafts must win by the table
+STEP = 64  # cached tokens that the table is asked for alike: a step asks for dozens of passes
 
 
 class Policy:
@@ -27,6 +29,7 @@ class Policy:
 
     def __init__(self, latency: LatencyTable | None):
         self._latency = latency
+        self._pass_ms = functools.lru_cache(4096)(self._table_ms)
         self._guards: dict[int, Guard] = {}  # by number of sequences, from two on
         self._plain_ms: dict[int, float] = {}  # of a step, an average, by number of sequences
         self._drafted_ms: dict[int, float] = {}
@@ -64,7 +67,7 @@ class Policy:
         fits beside another's node costs nothing.
         """
         batch = len(jobs)
-        cached = sum(job.decoding.session.length for job in jobs) / batch
+        cached = round(sum(job.decoding.session.length for job in jobs) / batch / STEP) * STEP
         likely = [
             [job.trust * p for p in sorted(plan.tree.probabilities[1:], reverse=True)]
             for job, plan in zip(jobs, plans, strict=True)
@@ -79,7 +82,7 @@ class Policy:
                 best, best_rate = rows, rate
         return best
 
-    def _pass_ms(self, batch: int, rows: int, pseudo_rows: int, cached: float) -> float:
+    def _table_ms(self, batch: int, rows: int, pseudo_rows: int, cached: int) -> float:
         table = self._latency
         drafting = table.predictors_ms if pseudo_rows else 0.0
         lower = table.lower(rows, cached, batch)
