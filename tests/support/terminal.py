@@ -52,6 +52,13 @@ class Terminal:
         start, self._seen = self._seen, self.screen.index(text, self._seen) + len(text)
         return self.screen[start : self._seen - len(text)]
 
+    def wait_for_more(self):
+        """Wait until the command writes anything after what was waited for before."""
+        deadline = time.monotonic() + SECONDS
+        while len(self.screen) == self._seen:
+            assert time.monotonic() < deadline, f"nothing after {self.screen!r}"
+            assert self._read(deadline - time.monotonic()), f"ended: {self.screen!r}"
+
     def end(self):
         """Wait until the command ends; its exit status."""
         deadline = time.monotonic() + SECONDS

@@ -17,6 +17,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}# answer\n\n{{ begin }}{% endif %}"
 )
 PROMPT = "> "
+LINE_TAKEN = "\x1b[?2004l\r"  # what readline writes once a line is whole
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +150,8 @@ def test_ctrl_c_ends_an_answer_but_not_the_conversation(terminal):
     chat.wait_for(PROMPT)
     chat.type("def f(x):\n")
     chat.wait_for("def f(x):")  # as it is typed
-    chat.wait_for("\n")
-    chat.wait_for(" ")  # something was answered
+    chat.wait_for(LINE_TAKEN)
+    chat.wait_for_more()  # something was answered
     chat.type("\x03")
     chat.wait_for(PROMPT)
     chat.type("/stats\n")
