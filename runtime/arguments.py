@@ -52,6 +52,11 @@ def whole(least: int, most: int | None = None) -> Rule:
     return Rule(integer, lambda value: least <= value <= most, f"a whole number, {least} to {most}")
 
 
+def at_least(least: float) -> Rule:
+    """A finite number that is not below another."""
+    return Rule(real, lambda value: least <= value < float("inf"), f"at least {least}, finite")
+
+
 def more_than_0(most: float) -> Rule:
     """A number in a range that does not hold 0."""
     at_most = f" and at most {most}" if most < float("inf") else ", finite"

@@ -23,6 +23,7 @@ from firp.runtime.serving.settings import ServerSettings, read_keys
 _BATCH = {
     "max_batch": "Requests decoded together at most.",
     "max_queue": "Requests that wait at most; more get status 429.",
+    "max_stall": "Plain steps that others wait for a token at most while a prompt is computed.",
 }
 _LIMITS = {
     "default_max_tokens": "Tokens of an answer at most, where a request does not say.",
@@ -54,8 +55,8 @@ _LIMITS = {
 @click.option("--ssl-keyfile", type=PATH, help="Its private key, PEM.")
 @click.option("--ssl-keyfile-password", envvar="FIRP_SSL_KEYFILE_PASSWORD", help="Of the private key.")
 def serve(
-    bundle, host, port, served_model_name, api_key, api_key_file, max_batch, max_queue, kv_bytes,
-    threads, backend, ssl_certfile, ssl_keyfile, ssl_keyfile_password, **limits,
+    bundle, host, port, served_model_name, api_key, api_key_file, max_batch, max_queue, max_stall,
+    kv_bytes, threads, backend, ssl_certfile, ssl_keyfile, ssl_keyfile_password, **limits,
 ):  # fmt: skip
     """Serve BUNDLE over HTTP: OpenAI's /v1/chat/completions and /v1/completions, /metrics, and a page
     to chat with at /.
@@ -63,7 +64,7 @@ def serve(
     Ctrl-C or SIGTERM lets running requests end first.
     """
     keys = ((api_key,) if api_key else ()) + (read_keys(api_key_file) if api_key_file else ())
-    options = EngineOptions(max_batch=max_batch, max_queue=max_queue, kv_bytes=kv_bytes)
+    options = EngineOptions(max_batch=max_batch, max_queue=max_queue, kv_bytes=kv_bytes, max_stall=max_stall)
     settings = ServerSettings(
         served_model_name=served_model_name, api_keys=keys, max_samples=max_queue, **limits
     )

@@ -1,41 +1,49 @@
 """How large a piece of a prompt may be, for the time that others can wait.
 
-In: pieces as they were computed, with what each took. Out: the size of the next one. Time grows with
-the tokens of a piece in less than proportion, so one that was short enough tells how much larger the
-next may be; and with the slots that they attend over.
+In: pieces as they were computed, with what each took. Out: the size of the next one. A line through the
+last ones tells: what a piece takes in any case, and what each token adds; both grow with the slots that
+they attend over, so those over nearly as many count most.
 """
 
+from collections import deque
+from functools import partial
+
 FIRST = 8  # tokens of the first piece of all, and of one that must be computed although it takes too long
-STEP = 64  # slots that count as alike
+KEPT = 48  # pieces
 FREE = 1024  # slots over which attention takes less time than everything else in a piece
-SMOOTHING = 0.5  # weight of the last time in an average
+NEAR = 256  # slots more or less, at which a piece counts half
+AGED = 0.95  # of what a piece counted before the one after it
+DOUBT = 0.05  # of all weights, for the guess that a quarter of the time does not depend on the size
+LEAST_SLOPE = 0.125  # of the usual time for each token: what larger pieces take longer at least
+GROWTH = 2.0  # times the largest of the pieces, at most: beyond them nothing is known
 
 
 class Pieces:
-    """Averages of milliseconds, by slots in view and tokens."""
+    """The last pieces: tokens, slots and milliseconds of each."""
 
     def __init__(self):
-        self._ms: dict[int, dict[int, float]] = {}
+        self._last: deque[tuple[int, int, float]] = deque(maxlen=KEPT)
 
     def note(self, tokens: int, slots: int, ms: float) -> None:
         """Take note of a piece: milliseconds of its pass, over so many slots."""
-        known = self._ms.setdefault(_rounded(slots), {})
-        before = known.get(tokens, ms)
-        known[tokens] = before + SMOOTHING * (ms - before)
+        self._last.appendleft((tokens, slots, ms))
 
     def most(self, slots: int, ms: float) -> int:
         """Tokens of the largest piece over so many slots that should take no longer; 0: not even two."""
-        if not self._ms:
+        if not self._last:
             return FIRST
-        slots = _rounded(slots)
-        nearest = min(self._ms, key=lambda known: (abs(known - slots), known))
-        longer = max(1.0, (FREE + slots) / (FREE + nearest))
-        times = {tokens: longer * known for tokens, known in self._ms[nearest].items()}
-        most = max((tokens * ms / known for tokens, known in times.items() if known <= ms), default=0.0)
-        if not most:  # all took longer: as if half of their time did not depend on their size
-            most = max(tokens * (2 * ms / known - 1) for tokens, known in times.items())
-        return round(most) if most >= 2 else 0
+        weights = [AGED**age / (1 + abs(seen - slots) / NEAR) for age, (_, seen, _) in enumerate(self._last)]
+        times = [took * (FREE + slots) / (FREE + seen) for _, seen, took in self._last]
+        sizes = [float(tokens) for tokens, _, _ in self._last]
+        average = partial(_average, weights)
+        size, usual = average(sizes), average(times)
+        # all of them, and a guess: no size but 0 may have been tried yet
+        spread = average([(one - size) ** 2 for one in sizes]) + DOUBT * size**2
+        rise = average([(one - size) * ms for one, ms in zip(sizes, times, strict=True)])
+        by_token = max((rise + DOUBT * size * 0.75 * usual) / spread, LEAST_SLOPE * usual / size)
+        most = size + (ms - usual) / by_token
+        return int(min(most, GROWTH * max(sizes))) if most >= 2 else 0
 
 
-def _rounded(slots: int) -> int:
-    return -(-slots // STEP) * STEP
+def _average(weights: list[float], values: list[float]) -> float:
+    return sum(map(float.__mul__, weights, values)) / sum(weights)

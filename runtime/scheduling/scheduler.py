@@ -2,7 +2,7 @@
 
 In: jobs. Out: their chunks, step by step. One thread owns it. Those that decode come first, a pass for
 each batch; the rest of a step goes to one piece of one prompt, of a size with which the whole step
-takes no longer than three plain ones. A step is a transaction: nothing of a request changes before its
+takes no longer than a few plain ones. A step is a transaction: nothing of a request changes before its
 pass has returned, and what fails in one request ends that one alone.
 """
 
@@ -22,14 +22,15 @@ from firp.runtime.scheduling.lanes import Lanes
 from firp.runtime.scheduling.pieces import FIRST, Pieces
 from firp.runtime.scheduling.policy import Policy, fitting
 
-PATIENCE = 2.6  # plain steps that a step with a piece of a prompt should take: some room below three
+AIM = 0.9  # of the time that a step with a piece of a prompt may take: some room, for times differ
 MOVED_SLOTS = 2048  # of a text, when its slots are laid out anew while others wait
 SPARE_SLOTS = 64  # for pseudo rows and the first tokens after a prompt
 
 
 class Scheduler:
     """Requests that wait and requests that run. latency: of this device, None where it was not measured;
-    clock: seconds, from any moment on.
+    max_stall: plain steps that a step with a piece of a prompt may take; clock: seconds, from any moment
+    on.
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class Scheduler:
         lanes: Lanes,
         latency: LatencyTable | None,
         observer: Observer,
+        max_stall: float,
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.lanes = lanes
         self.waiting: deque[Job] = deque()
         self._policies = {group: Policy(latency) for group in lanes.groups}
         self._observer = observer
+        self._max_stall = max_stall
         self._clock = clock
         self._jobs: dict[Session, Job] = {}
         self._prompts: deque[Session] = deque()  # being prefilled, the next one first
@@ -177,7 +180,7 @@ class Scheduler:
             return PREFILL_ROWS
         _make_room(session, len(job.request.prompt) - session.length)
         plain = [self._policies[group].plain_ms(len(group.decoding)) for group in self.lanes.groups]
-        left = PATIENCE * sum(plain) - (self._clock() - step_began) * 1e3
+        left = AIM * self._max_stall * sum(plain) - (self._clock() - step_began) * 1e3
         most = self._pieces.most(session.slots, left)
         self._left_out = not most and not self._left_out
         return most or (0 if self._left_out else FIRST)

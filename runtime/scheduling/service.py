@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from firp.runtime.arguments import check_fields, whole
+from firp.runtime.arguments import at_least, check_fields, whole
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.bundle.format import Manifest
 from firp.runtime.bundle.limits import Limits
@@ -45,6 +45,9 @@ class EngineOptions:
     max_queue: int = 64  # requests that wait, at least 1; one more is refused at once
     kv_bytes: int | None = None  # of memory for keys and values; None: half of what is free at load
     prefix_bytes: int | None = None  # for prefixes that requests share; None: a quarter of it; 0: none
+    # plain steps that a step may take in which a piece of a prompt is computed beside those who decode,
+    # at least 1.5: the more, the sooner prompts are computed, and the longer the others wait for a token
+    max_stall: float = 3.0
 
     def __post_init__(self):
         check_fields(self, _OPTIONS)
@@ -55,6 +58,7 @@ _OPTIONS = {
     "max_queue": whole(1),
     "kv_bytes": whole(1).or_none(),
     "prefix_bytes": whole(0).or_none(),
+    "max_stall": at_least(1.5),
 }
 
 
@@ -82,7 +86,7 @@ class Service:
         self._tokenizer = tokenizer
         self._lanes = Lanes(manifest, make_batch, options.max_batch, cache_bytes, limits, self._prefixes)
         self._totals = Totals(observer or NullObserver())
-        scheduler = Scheduler(self._lanes, latency, self._totals)
+        scheduler = Scheduler(self._lanes, latency, self._totals, options.max_stall)
         self._worker = Worker(scheduler, options.max_queue, self._totals)
         self._numbers = itertools.count(1)
         weakref.finalize(self, self._worker.close, 0).atexit = False

@@ -86,7 +86,7 @@ class LastStep(NullObserver):
 class World:
     """Requests of an engine without a model, step by step."""
 
-    def __init__(self, bundle, costs, max_lanes=8):
+    def __init__(self, bundle, costs, max_lanes=8, max_stall=3.0):
         manifest = read_manifest(bundle / MANIFEST_NAME)
         model = replace(manifest.model, max_position_embeddings=CONTEXT)
         self.now = 0.0
@@ -104,7 +104,7 @@ class World:
             return Batch(manifest, graphs, Counted(self.advance, slot_values, costs.moved_slots), size)
 
         lanes = Lanes(manifest, make, max_lanes, None, None, Prefixes(0))
-        self.scheduler = Scheduler(lanes, None, self.last, lambda: self.now)
+        self.scheduler = Scheduler(lanes, None, self.last, max_stall, lambda: self.now)
         self._number = 0
 
     def advance(self, ms):
@@ -174,6 +174,18 @@ def test_others_wait_no_longer_than_three_plain_steps(world, costs, tokens):
     steps = here.compute(here.submit(tokens), others)
     assert max(steps) <= 3
     assert np.median(steps) >= 2.3  # the prompt gets what the others can spare
+
+
+def test_who_may_wait_longer_sees_a_prompt_computed_in_fewer_and_longer_steps(world):
+    counts = []
+    for max_stall in (3.0, 8.0):
+        here = world(SMOLLM, max_stall=max_stall)
+        others = [here.submit(20 + 7 * place) for place in range(7)]
+        here.decode(others)
+        steps = here.compute(here.submit(2000), others)
+        assert max_stall / 2 < max(steps) <= max_stall
+        counts.append(len(steps))
+    assert counts[1] < counts[0] / 2
 
 
 def test_a_second_long_prompt_waits_beside_the_first_one_that_decodes(world):
