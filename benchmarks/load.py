@@ -14,8 +14,9 @@ Lines of what was measured are kept in WORK/NAME/lines.jsonl, so that a run that
 and more turns, bundles or peers can be added; the tables in results/NAME.md are of all lines there.
 """
 
+import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +32,10 @@ from table import Result
 
 from firp.runtime.machine import cores, processor
 from firp.runtime.prompts import read_prompts
+from firp.runtime.scheduling.service import EngineOptions
 
 PATH = click.Path(path_type=Path, exists=True)
+THREE = EngineOptions().max_stall
 GENAI, GGUF_TYPE = ("float32", "int8"), "Q8_0"
 FIRP = "firp "
 RUNNING, RUNNING_TOKENS = 7, 64  # requests that a long prompt comes to, and tokens of each prompt
@@ -66,6 +69,15 @@ class Asked(NamedTuple):
 @click.option(
     "--long-prompt", default=4000, show_default=True, help="Tokens of the prompt that arrives; 0: none."
 )
+@click.option(
+    "--max-stall",
+    "stalls",
+    multiple=True,
+    type=float,
+    default=(THREE,),
+    show_default=True,
+    help="Plain steps that others wait at most while firp computes a prompt.",
+)
 @click.option("--threads", default=cores(), show_default=True)
 @click.option(
     "--work",
@@ -76,8 +88,9 @@ class Asked(NamedTuple):
 )
 @click.option("--name", default="load", show_default=True, help="Of the files.")
 def main(
-    bundles, file, model, gguf, clients, requests, longest, tokens, turns, long_prompt, threads, work, name
-):
+    bundles, file, model, gguf, clients, requests, longest, tokens, turns, long_prompt, stalls, threads,
+    work, name,
+):  # fmt: skip
     if any("=" not in bundle for bundle in bundles):
         raise click.UsageError("a --bundle is LABEL=BUNDLE")
     folders = {label: Path(path).resolve() for label, path in (bundle.split("=", 1) for bundle in bundles)}
@@ -98,7 +111,7 @@ def main(
     lines = Lines(shop.folder / "lines.jsonl", settings)
     absent: dict[str, str] = {}
     made = []
-    for label, make in peers(shop, folders, model, gguf, asked):
+    for label, make in peers(shop, folders, stalls, model, gguf, asked):
         try:
             made.append(make())
         except Absent as error:
@@ -113,15 +126,21 @@ def main(
 
 
 def peers(
-    shop: Workshop, bundles: dict[str, Path], model: Path | None, gguf: Path | None, asked: Asked
+    shop: Workshop,
+    bundles: dict[str, Path],
+    stalls: Sequence[float],
+    model: Path | None,
+    gguf: Path | None,
+    asked: Asked,
 ) -> Iterator[install.Peer]:
     """Labels, and what makes a peer that decodes together."""
     together = partial(decoding_together, batch=asked.batch)
-    for label, bundle in bundles.items():
+    for (label, bundle), stall in itertools.product(bundles.items(), stalls):
+        shown = label if stall == THREE else f"{label}, max_stall {stall:g}"
         yield (
-            FIRP + label,
-            lambda label=label, bundle=bundle: together(
-                install.firp(shop, label, bundle), "run_firp_together.py"
+            FIRP + shown,
+            lambda shown=shown, bundle=bundle, stall=stall: together(
+                install.firp(shop, shown, bundle), "run_firp_together.py", max_stall=stall
             ),
         )
     for name in GENAI if model else ():
@@ -137,10 +156,10 @@ def peers(
         )
 
 
-def decoding_together(peer: Peer, script: str, batch: int) -> Peer:
-    """A peer with the worker that decodes up to `batch` requests at once."""
+def decoding_together(peer: Peer, script: str, **options: Any) -> Peer:
+    """A peer with the worker that decodes up to options["batch"] requests at once."""
     return peer._replace(
-        command=[peer.command[0], str(WORKERS / script)], options={**peer.options, "batch": batch}
+        command=[peer.command[0], str(WORKERS / script)], options={**peer.options, **options}
     )
 
 

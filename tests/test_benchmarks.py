@@ -257,7 +257,7 @@ def test_requests_that_run_together_are_measured_and_told(table, demo_bundle, pe
     prompts = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
     asked = load.Asked(prompts, 8, (1, 3), [5, 6, 7, 8] * 50)
     peer = load.decoding_together(
-        firp(Workshop(tmp_path, "x", 1), "demo", demo_bundle), "run_firp_together.py", 3
+        firp(Workshop(tmp_path, "x", 1), "demo", demo_bundle), "run_firp_together.py", batch=3, max_stall=3.0
     )
     missing = peer._replace(label="firp none", options={**peer.options, "model": str(tmp_path)})
     lines, absent = peer_lines(), {}
@@ -284,7 +284,7 @@ def test_what_leaves_the_text_alone_has_the_margin_of_the_pick_there(table, demo
     monkeypatch.syspath_prepend(WORKERS)
     import run_firp_together
 
-    firp = run_firp_together.Firp(demo_bundle, 1, 2)
+    firp = run_firp_together.Firp(demo_bundle, 1, 2, 3.0)
     with firp.engine as engine:
         ids = engine.generate([5, 6, 7], SamplingParams(8, ignore_eos=True), plain=True).token_ids
         assert firp.alone([5, 6, 7], ids) == {"position": None, "margin": None, "near_tie": True}

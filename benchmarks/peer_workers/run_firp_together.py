@@ -17,8 +17,8 @@ MOST_TOKENS = 1500  # of a request that runs beside it
 
 
 class Firp:
-    def __init__(self, model, threads, batch):
-        options = EngineOptions(max_batch=batch, prefix_bytes=0)
+    def __init__(self, model, threads, batch, max_stall):
+        options = EngineOptions(max_batch=batch, prefix_bytes=0, max_stall=max_stall)
         self.engine = Engine.load(model, threads=threads, options=options)
         self.batch = batch
         self.ways = ("plain", "drafted") if self.engine.best_tree else ("plain",)
