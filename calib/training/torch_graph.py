@@ -8,6 +8,7 @@ Out: a builder for `firp.runtime.bundle.graphs` whose values are tensors. Shapes
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -105,9 +106,11 @@ class TorchGraph(GraphBuilder):
         like = self.weights["embed_tokens.weight"]
         return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(shape)
 
-    def constant(self, name: str, dtype: str, content: Any) -> int | float:
-        """A number."""
-        return content.item()
+    def constant(self, name: str, dtype: str, content: np.ndarray) -> Any:
+        """A number, or a vector of them."""
+        if not content.ndim:
+            return content.item()
+        return torch.from_numpy(content).to(self.weights["embed_tokens.weight"].device)
 
     def top(self, value: Tensor, count: int) -> list[Tensor]:
         """The largest values of the last axis, the best first, and their places."""
@@ -116,6 +119,12 @@ class TorchGraph(GraphBuilder):
     def linear(self, rows: Tensor, name: str) -> Tensor:
         """Project rows [n, in] -> [n, out]."""
         return self.weights.linear(rows, name)
+
+    def linear_of_each(self, rows: Tensor, name: str, count: int) -> Tensor:
+        """Project rows [count or 1, n, in] -> [count, n, out]."""
+        before, _, module = name.rpartition(".")
+        each = zip(range(count), rows.expand(count, -1, -1), strict=True)
+        return torch.stack([self.linear(some, f"{before}.{index}.{module}") for index, some in each])
 
 
 def _reshape(value: Tensor, shape: list[int]) -> Tensor:
@@ -183,6 +192,7 @@ _OPERATORS: dict[str, Callable] = {
     "Clip": torch.clamp,
     "Concat": _concat,
     "Div": lambda a, b: a / b if isinstance(b, Tensor) else torch.div(a, b, rounding_mode="floor"),
+    "Equal": torch.eq,
     "Exp": torch.exp,
     "Expand": lambda value, shape: value.expand(torch.broadcast_shapes(value.shape, shape)),
     "Gather": lambda table, ids: table[ids],
@@ -197,16 +207,16 @@ _OPERATORS: dict[str, Callable] = {
     "Mul": torch.mul,
     "RMSNormalization": _rms_norm,
     "Range": torch.arange,
+    "ReduceMax": lambda value, axes, keepdims: value.amax(axes, keepdim=bool(keepdims)),
     "ReduceSum": lambda value, axes, keepdims: value.sum(axes, keepdim=bool(keepdims)),
     "Relu": F.relu,
     "Reshape": _reshape,
     "RotaryEmbedding": _rotary_embedding,
-    "ScatterElements": lambda value, places, values, axis: value.scatter(axis, places, values),
     "Shape": lambda value, start=0, end=None: list(value.shape[start:end]),
     "Sigmoid": torch.sigmoid,
     "Softplus": F.softplus,
     "Softmax": lambda value, axis: value.softmax(axis),
-    "Squeeze": lambda shape: shape[0],
+    "Squeeze": lambda value, axes=(0,): value[0] if isinstance(value, list) else value.squeeze(axes),
     "Sub": lambda a, b: a - b,
     "Tanh": torch.tanh,
     "Transpose": lambda value, perm: value.permute(perm),

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from firp.runtime.bundle.graph_spec import is_past
+from firp.runtime.bundle.graph_spec import cached_layer, is_past
 
 _PROGRAM = re.compile(rb"accelerators=\{([^}]{1,200})\}")
+_NO_LAUNCH = ("shape_call", "signal", "wait")  # computed on the host; events between streams
 _SHAPES_ONLY = b"*"  # the program computes shapes, on the host
 _STATEMENT = re.compile(r'^  (\w+)=\{ name=("[^"]*"|\S+)', re.MULTILINE)
 _INPUTS = re.compile(r'\binput(?:_args)?=\{((?: ?"[^"]*")*) ?\}')
@@ -37,7 +38,7 @@ class PlanSummary:
     """Launches of one profile of a plan, counted."""
 
     launches: int
-    launches_per_layer: int  # the most between one attention and the next
+    launches_per_layer: int  # the most between what reads one layer's cache and what reads the next's
     attentions: int  # fused ones; a layer whose attention is not fused adds none
     gemms: int
     copied_caches: int  # keys or values that pass memory more often than in the concat before the attention
@@ -62,12 +63,15 @@ def read_plan(path: Path) -> list[tuple[Kernel, ...]]:
 
 def summarize(kernels: tuple[Kernel, ...]) -> PlanSummary:
     """Count the launches of one profile's kernels."""
-    attentions = [index for index, kernel in enumerate(kernels) if kernel.kind == "attention"]
-    gaps = [after - before for before, after in itertools.pairwise(attentions)]
+    layers: dict[int, int] = {}  # -> the first kernel that reads its cache
+    for index, kernel in enumerate(kernels):
+        for name in filter(is_past, kernel.inputs):
+            layers.setdefault(cached_layer(name), index)
+    gaps = [after - before for before, after in itertools.pairwise(sorted(layers.values()))]
     return PlanSummary(
         launches=len(kernels),
         launches_per_layer=max(gaps, default=len(kernels)),
-        attentions=len(attentions),
+        attentions=sum(kernel.kind == "attention" for kernel in kernels),
         gemms=sum(kernel.kind == "gemm" for kernel in kernels),
         copied_caches=sum(_is_copied(name, kernels) for name in sorted(_cached(kernels))),
     )
@@ -81,7 +85,7 @@ def _kernels(main: str, views: dict[str, str]) -> tuple[Kernel, ...]:
         statement = start[1]
         name = start[2].strip('"')
         text = main[start.start() : end]
-        if statement != "shape_call":  # shapes are computed on the host; everything else is put on the stream
+        if statement not in _NO_LAUNCH:
             tensors = (
                 frozenset(
                     views.get(tensor, tensor)

@@ -5,10 +5,13 @@ In: a ModelConfig. Out: name -> shape, in the order of model.safetensors. A line
 [out, in]; it and a norm have a bias where the blueprint names it among its biases.
 """
 
+import re
+
 from firp.runtime.bundle.model_config import XIELU, ModelConfig
 from firp.runtime.trees.tree import MAX_PASS_ROWS
 
 Shape = tuple[int, ...]
+_EXPERT = re.compile(r"\bexperts\.\d+\.")
 PREDICTORS_WEIGHT = "predictors.weight"  # [K*D, D]: all K as one GEMM
 DRAFT_HEAD = "draft_head"  # rows of the head, [tokens, D]: of the tokens that pseudo rows are decoded over
 
@@ -34,7 +37,14 @@ def layer_shapes(config: ModelConfig, index: int) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for module, shape in _layer_modules(config, config.layers[index].sparse).items():
         shapes |= _module(config, module, shape, f"{layer_name(index)}.")
-    return shapes
+    return dict(sorted(shapes.items(), key=lambda item: _of_experts(item[0])))
+
+
+def _of_experts(weight: str) -> str:
+    """What experts call a weight, "" for one of no expert: those of one name lie one behind the other, so
+    that they are one weight too.
+    """
+    return _EXPERT.sub("", weight) if _EXPERT.search(weight) else ""
 
 
 def _layer_modules(config: ModelConfig, sparse: bool) -> dict[str, Shape]:

@@ -376,6 +376,41 @@ _FALCONS = (
 )
 
 
+def sizes(model_type: str, heads: int, pairs: int, size: int, inner: int) -> dict[str, Any]:
+    """What a family calls its numbers of heads and of heads with keys, the features of a head, and those
+    of its MLP.
+    """
+    own = CHANGES.get(model_type, {})
+    names = {"hidden_size": heads * size, "num_attention_heads": heads, "num_key_value_heads": pairs}
+    names |= {"intermediate_size": inner}
+    if "n_embd" in own:
+        names |= {"n_embd": heads * size, "n_head": heads}
+    elif model_type == "gpt_neo":
+        names |= {"num_heads": heads}
+    elif model_type == "bloom":
+        names |= {"n_head": heads}
+    elif model_type == "dbrx":
+        attention = own["attn_config"] | {"kv_n_heads": pairs}
+        names |= {"d_model": heads * size, "n_heads": heads, "attn_config": attention}
+    elif model_type == "mpt":
+        names |= {"d_model": heads * size, "n_heads": heads}
+    elif model_type == "opt":
+        names |= {"word_embed_proj_dim": heads * size, "ffn_dim": inner}
+    elif model_type == "falcon":
+        names |= {"num_kv_heads": pairs, "ffn_hidden_size": inner}
+    elif model_type == "granitemoehybrid":
+        names |= {"shared_intermediate_size": inner, "mamba_n_heads": 2 * heads}
+    if "n_inner" in own:
+        names |= {"n_inner": inner}
+    if own.get("num_key_value_heads", 0) is None:
+        names.pop("num_key_value_heads", None)
+    if own.get("head_dim") is not None:
+        names["head_dim"] = size
+    if "kv_lora_rank" in own:
+        names["num_key_value_heads"] = heads
+    return names
+
+
 def random_changes(rng: random.Random, model_type: str, hard: bool) -> dict[str, Any]:
     """Fields of a configuration. hard: sizes and options that break what is almost right."""
     heads, pairs = rng.choice(_HEADS) if hard else (4, 2)
@@ -389,34 +424,9 @@ def random_changes(rng: random.Random, model_type: str, hard: bool) -> dict[str,
     }
     if model_type in ("gptj", "codegen", "phi", "phimoe", "dbrx"):  # whose heads have a bias, or must not
         changes["tie_word_embeddings"] = False
-    names = {"hidden_size": heads * size, "num_attention_heads": heads, "num_key_value_heads": pairs}
-    names |= {"intermediate_size": rng.choice((1, 7, 40)) if hard else 40}
-    if "n_embd" in own:
-        names = {"n_embd": heads * size, "n_head": heads}
-    elif model_type == "gpt_neo":
-        names = {"hidden_size": heads * size, "num_heads": heads}
-    elif model_type == "bloom":
-        names = {"hidden_size": heads * size, "n_head": heads}
-    elif model_type == "dbrx":
-        attention = own["attn_config"] | {"kv_n_heads": pairs}
-        names |= {"d_model": heads * size, "n_heads": heads, "attn_config": attention}
-    elif model_type == "mpt":
-        names = {"d_model": heads * size, "n_heads": heads}
-    elif model_type == "opt":
-        names |= {"word_embed_proj_dim": heads * size}
-    elif model_type == "falcon":
-        names |= {"num_kv_heads": pairs}
-    elif model_type == "granitemoehybrid":
-        names |= {"shared_intermediate_size": names["intermediate_size"], "mamba_n_heads": 2 * heads}
-    if own.get("num_key_value_heads", 0) is None:
-        names.pop("num_key_value_heads", None)
-    if "head_dim" in own and own["head_dim"] is not None:
-        names["head_dim"] = size
-    if "kv_lora_rank" in own:
-        names["num_key_value_heads"] = heads
-        if hard:
-            names |= _random_latent(rng, model_type == "deepseek_v2")
-    changes |= names
+    changes |= sizes(model_type, heads, pairs, size, rng.choice((1, 7, 40)) if hard else 40)
+    if "kv_lora_rank" in own and hard:
+        changes |= _random_latent(rng, model_type == "deepseek_v2")
     if hard:
         if model_type == "falcon":
             changes |= rng.choice(_FALCONS)

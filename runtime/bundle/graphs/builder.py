@@ -27,6 +27,9 @@ class Weights(Protocol):
     def __getitem__(self, name: str) -> Value:
         """The initializer of a weight, the same one each time."""
 
+    def stacked(self, name: str, parts: Sequence[str]) -> Value:
+        """The initializer of weights that lie one behind the other, [parts, ...]. name: its own."""
+
 
 class GraphBuilder:
     """Adds nodes to one graph; `op` returns a node's output. dtype: of what the graph computes."""
@@ -123,6 +126,19 @@ class GraphBuilder:
             blocks = self.op("DequantizeLinear", weight, scale, *zeros, axis=0, block_size=BLOCK)
             product = self.op("MatMul", rows, blocks)
         return self.op("Add", product, *bias) if bias else product
+
+    def linear_of_each(self, rows: Value, name: str, count: int) -> Value:
+        """Project rows [count or 1, n, in] -> [count, n, out], each of the modules of this name by its own
+        weight. name: "beginning.module", of which they are called "beginning.0.module" and so on.
+        """
+        before, _, module = name.rpartition(".")
+        names = [f"{before}.{index}.{module}" for index in range(count)]
+        weight = self.weights.stacked(f"{name}.weight", [f"{each}.weight" for each in names])
+        product = self.op("MatMul", rows, self.op("Transpose", weight, perm=[0, 2, 1]))
+        if f"{names[0]}.bias" not in self.weights:
+            return product
+        biases = self.weights.stacked(f"{name}.bias", [f"{each}.bias" for each in names])
+        return self.op("Add", product, self.op("Unsqueeze", biases, self.ints([1])))
 
     def _integer_product(self, rows: Value, weight: Value, scale: Value) -> Value:
         """rows [n, in] f32 times weight [in, out] i8 times scale [out]. Each row is rounded to int8 on

@@ -1,7 +1,8 @@
 """A mixture of experts as ONNX nodes.
 
 In: normed rows. Out: rows to add to the residual stream. How experts run is the target's: ONNX Runtime
-runs those that a row chose, on its rows alone; TensorRT, which takes no branches, runs all and weighs.
+runs those that a row chose, on its rows alone; TensorRT, which takes no branches, runs all of them in
+one product and weighs.
 """
 
 import numpy as np
@@ -17,24 +18,42 @@ _FAR = 1e9  # below every score
 def experts(b: GraphBuilder, layer: str, rows: Value, branches: bool) -> Value:
     """Run the experts of one layer: rows [n, D] -> [n, D]. branches: only those that are chosen."""
     c = b.config.experts
-    weights = b.split(_weights(b, layer, rows), [1] * c.count)  # [n, 1] each
-    total = b.op("Mul", rows, b.scalar(0.0))
-    for index, weight in enumerate(weights):
-        expert = f"{layer}.experts.{index}"
-        if branches:
-            alone = b.op("Squeeze", weight, b.ints([1]))
-            total = b.add_to_chosen(
-                total, rows, alone, lambda some, expert=expert: mlp(b, expert, some, c.intermediate_size)
-            )
-        else:
-            made = mlp(b, expert, rows, c.intermediate_size)
-            total = b.op("Add", total, b.op("Mul", made, weight))
+    total = (_chosen if branches else _all)(b, layer, rows, _weights(b, layer, rows))
     if not c.shared_size:
         return total
     shared = mlp(b, f"{layer}.shared", rows, c.shared_size)
     if c.shared_gate:
         shared = b.op("Mul", shared, b.op("Sigmoid", b.linear(rows, f"{layer}.shared_gate")))
     return b.op("Add", total, shared)
+
+
+def _chosen(b: GraphBuilder, layer: str, rows: Value, weights: Value) -> Value:
+    """The weighed sum [n, D] of what experts make of rows [n, D], each of those that chose it. weights:
+    [n, E].
+    """
+    c = b.config.experts
+    total = b.op("Mul", rows, b.scalar(0.0))
+    for index, weight in enumerate(b.split(weights, [1] * c.count)):  # [n, 1] each
+        expert = f"{layer}.experts.{index}"
+        total = b.add_to_chosen(
+            total,
+            rows,
+            b.op("Squeeze", weight, b.ints([1])),
+            lambda some, expert=expert: mlp(b, expert, some, c.intermediate_size),
+        )
+    return total
+
+
+def _all(b: GraphBuilder, layer: str, rows: Value, weights: Value) -> Value:
+    """The same sum of what all experts make of all rows."""
+    c = b.config.experts
+
+    def linear(rows: Value, name: str) -> Value:
+        return b.linear_of_each(rows, name, c.count)
+
+    made = mlp(b, f"{layer}.experts", b.op("Unsqueeze", rows, b.ints([0])), c.intermediate_size, linear)
+    shares = b.op("Unsqueeze", b.op("Transpose", weights, perm=[1, 0]), b.ints([-1]))  # [E, n, 1]
+    return b.op("ReduceSum", b.op("Mul", made, shares), b.ints([0]), keepdims=0)
 
 
 def _weights(b: GraphBuilder, layer: str, rows: Value) -> Value:
@@ -44,7 +63,7 @@ def _weights(b: GraphBuilder, layer: str, rows: Value) -> Value:
     if b.dtype != "float32":
         logits = b.op("Cast", logits, to=FLOAT)
     if c.score == "sparsemixer":
-        return _scattered(b, logits, *_mixed(b, logits))
+        return _by_expert(b, *_mixed(b, logits))
     scores = b.op("Softmax", logits, axis=-1) if c.score == "softmax" else b.op("Sigmoid", logits)
     best, chosen = b.top(_selection(b, layer, scores), c.per_token)
     if c.selection_bias:
@@ -53,13 +72,23 @@ def _weights(b: GraphBuilder, layer: str, rows: Value) -> Value:
         best = b.op("Div", best, b.op("ReduceSum", best, b.ints([-1]), keepdims=1))
     if c.scale != 1:
         best = b.op("Mul", best, _float32(b, c.scale))
-    return _scattered(b, scores, chosen, best)
+    return _by_expert(b, chosen, best)
 
 
-def _scattered(b: GraphBuilder, like: Value, chosen: Value, best: Value) -> Value:
+def _by_expert(b: GraphBuilder, chosen: Value, best: Value) -> Value:
     """The weights [n, k] of chosen experts [n, k] among those of all, [n, E], in the graph's type."""
-    weights = b.op("ScatterElements", b.op("Mul", like, _float32(b, 0.0)), chosen, best, axis=1)
+    hits = _hits(b, chosen, b.config.experts.count)
+    weights = b.op("Where", hits, b.op("Unsqueeze", best, b.ints([-1])), _float32(b, 0.0))
+    weights = b.op("ReduceSum", weights, b.ints([1]), keepdims=0)
     return weights if b.dtype == "float32" else b.op("Cast", weights, to=DTYPES[b.dtype].onnx_number)
+
+
+def _hits(b: GraphBuilder, places: Value, count: int) -> Value:
+    """Whether each place [n, k] is that one of `count`, [n, k, count]. TensorRT makes one kernel of it and
+    what comes next, and three of a scatter.
+    """
+    every = b.constant(f"places_{count}", "int64", np.arange(count, dtype=np.int64))
+    return b.op("Equal", b.op("Unsqueeze", places, b.ints([-1])), every)
 
 
 def _mixed(b: GraphBuilder, logits: Value) -> tuple[Value, Value]:
@@ -75,8 +104,8 @@ def _mixed(b: GraphBuilder, logits: Value) -> tuple[Value, Value]:
         shares = b.op("Softmax", b.op("Where", apart, far, left), axis=-1)
         weights.append(b.op("GatherElements", shares, place, axis=1))
         places.append(place)
-        nothing = b.op("Mul", best, _float32(b, 0.0))
-        left = b.op("ScatterElements", left, place, b.op("Add", nothing, far), axis=1)
+        taken = b.op("Squeeze", _hits(b, place, b.config.experts.count), b.ints([1]))
+        left = b.op("Where", taken, far, left)
     return b.op("Concat", *places, axis=1), b.op("Concat", *weights, axis=1)
 
 
@@ -91,10 +120,9 @@ def _selection(b: GraphBuilder, layer: str, scores: Value) -> Value:
     grouped = b.op("Reshape", scores, b.ints([-1, c.groups, c.count // c.groups]))
     rating, _ = b.top(grouped, c.groups_rated_by)
     rated = b.op("ReduceSum", rating, b.ints([-1]), keepdims=0)  # [n, groups]
-    best, kept = b.top(rated, c.groups_kept)
-    nothing = b.op("Mul", rated, _float32(b, 0.0))
-    out = b.op("Sub", nothing, _float32(b, _FAR))
-    mask = b.op("ScatterElements", out, kept, b.op("Mul", best, _float32(b, 0.0)), axis=1)
+    _, kept = b.top(rated, c.groups_kept)
+    mask = b.op("Where", _hits(b, kept, c.groups), _float32(b, 0.0), _float32(b, -_FAR))
+    mask = b.op("ReduceMax", mask, b.ints([1]), keepdims=0)  # [n, groups]
     masked = b.op("Add", grouped, b.op("Unsqueeze", mask, b.ints([2])))
     return b.op("Reshape", masked, b.ints([-1, c.count]))
 

@@ -3,19 +3,30 @@
 In: normed rows. Out: rows to add to the residual stream.
 """
 
+from collections.abc import Callable
+
 from firp.runtime.bundle.graphs.builder import GraphBuilder
 from firp.runtime.bundle.graphs.tape import Value
 from firp.runtime.bundle.model_config import XIELU
 
 
-def mlp(b: GraphBuilder, layer: str, rows: Value, inner_size: int) -> Value:
-    """Run the MLP of one layer, or of one expert: rows [n, D] -> [n, D]."""
+def mlp(
+    b: GraphBuilder,
+    layer: str,
+    rows: Value,
+    inner_size: int,
+    linear: Callable[[Value, str], Value] | None = None,
+) -> Value:
+    """Run the MLP of one layer, or of one expert: rows [n, D] -> [n, D]. linear: projects rows by a module;
+    None: by that of this layer.
+    """
+    linear = linear or b.linear
     if b.config.mlp.gated:
-        gate, up = b.split(b.linear(rows, f"{layer}.gate_up_proj"), [inner_size] * 2)
+        gate, up = b.split(linear(rows, f"{layer}.gate_up_proj"), [inner_size] * 2)
         inner = _clamped(b, gate, up) if b.config.mlp.clamped else b.op("Mul", activated(b, layer, gate), up)
     else:
-        inner = activated(b, layer, b.linear(rows, f"{layer}.up_proj"))
-    return b.linear(inner, f"{layer}.down_proj")
+        inner = activated(b, layer, linear(rows, f"{layer}.up_proj"))
+    return linear(inner, f"{layer}.down_proj")
 
 
 def activated(b: GraphBuilder, layer: str, value: Value) -> Value:

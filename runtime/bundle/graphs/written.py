@@ -5,7 +5,7 @@ byte wherever it is made. So a graph that is loaded is one that `firp export` wr
 beside it, or it is refused.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,16 +100,26 @@ class _UsedWeights:
     def __init__(self, weights: Mapping[str, StoredWeight]):
         self._weights = weights
         self._values: dict[str, Value] = {}
-
-    @property
-    def places(self) -> dict[str, StoredWeight]:
-        """Where those that are used lie, in the order of their use."""
-        return {name: self._weights[name] for name in self._values}
+        self.places: dict[str, StoredWeight] = {}  # where those that are used lie, in the order of their use
 
     def __contains__(self, name: str) -> bool:
         return name in self._weights
 
     def __getitem__(self, name: str) -> Value:
         if name not in self._values:
-            self._values[name] = Value(name, self._weights[name].shape)
+            self._use(name, self._weights[name])
         return self._values[name]
+
+    def stacked(self, name: str, parts: Sequence[str]) -> Value:
+        places = [self._weights[part] for part in parts]
+        first = places[0]
+        nbytes = first.nbytes
+        if any(place.offset != first.offset + index * nbytes for index, place in enumerate(places)):
+            got = f"{parts[0]} and others apart from each other in '{first.file}'"
+            raise BundleError("weights of an older bundle", got=got, fix="export the model again")
+        self._use(name, first._replace(shape=(len(parts), *first.shape), nbytes=nbytes * len(parts)))
+        return self._values[name]
+
+    def _use(self, name: str, place: StoredWeight) -> None:
+        self._values[name] = Value(name, place.shape)
+        self.places[name] = place

@@ -5,7 +5,7 @@ of the cache.
 import pytest
 import torch
 from support.small_models import make_predictors
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, Qwen3Config
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.tensorrt.build import BuildOptions, build_engines, choose_capabilities
@@ -69,12 +69,28 @@ def test_demo_model_launches(demo16):
     check_fusions(*demo16, launches_per_layer=12)
 
 
-def test_16_layers_with_grouped_queries_launch(tmp_path):
+def test_8_layers_with_grouped_queries_launch(tmp_path):
     config = LlamaConfig(
-        **SIZES, num_hidden_layers=16, num_attention_heads=8, num_key_value_heads=2, head_dim=64
+        **SIZES, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2, head_dim=64
     )
     bundle = synthetic(tmp_path, config, "float16")
     check_fusions(bundle, build_engines(bundle, ONE_DEVICE), launches_per_layer=12)
+
+
+def test_experts_launch_together(tmp_path):
+    """However many they are."""
+    config = MixtralConfig(
+        **SIZES, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, num_local_experts=12
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    bundle = tmp_path / "bundle"
+    export_bundle(ExportOptions(tmp_path / "model", bundle, prediction_layer=1, dtype="float16"))
+    _, upper = launches(bundle, build_engines(bundle, ONE_DEVICE)).values()
+    for summary in upper:
+        assert (summary.attentions, summary.copied_caches) == (2, 0)
+        assert summary.gemms <= 2 * 5 + 1  # a router beside the four
+        assert summary.launches_per_layer <= 14
 
 
 def test_bfloat16_with_norms_on_queries_and_batches_launches(tmp_path):
