@@ -17,7 +17,7 @@ from firp.runtime.backends.nvidia_library import LIBRARIES
 from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
 from firp.runtime.bundle.format import CALIBRATION_NAME
 from firp.runtime.bundle.precision import METHODS
-from firp.runtime.commands.shown import count_ties, print_choice, quantization_lines
+from firp.runtime.commands.shown import count_ties, print_basis, print_choice, quantization_lines
 from firp.runtime.console.interrupts import quit_on_interrupt
 from firp.runtime.console.options import PATH, Repeating
 from firp.runtime.console.progress import messages, progress_bar
@@ -146,13 +146,22 @@ def export(
             manifest = export_bundle(options, check, bar.update)
     _report(output, manifest, time.monotonic() - started)
     calibrated = manifest.num_predictors and CALIBRATION_NAME in manifest.files
-    if tune and calibrated and manifest.quantization:
-        messages.print(f"tune it with firp tune {output} --prompts FILE: calibrated trees are no chains")
-    elif tune and calibrated and DTYPES[dtype].has_cpu_kernels:
-        with progress_bar() as bar:
-            print_choice(choose_tree(Engine.load(output, check_hashes=False), progress=bar.update))
+    if tune and calibrated and DTYPES[dtype].has_cpu_kernels:
+        _tune(Engine.load(output, check_hashes=False))
     if engine:
         build_after_export(output, engine)
+
+
+def _tune(engine: Engine) -> None:
+    """Choose a tree, where one of those that were calibrated can be drafted."""
+    if engine.manifest.quantization and not engine.bundle.calibration.for_chains().candidates:
+        path = engine.bundle.path
+        messages.print(f"tune it with firp tune {path} --prompts FILE: all calibrated trees branch")
+        return
+    with progress_bar() as bar:
+        choice = choose_tree(engine, progress=bar.update)
+    print_basis(engine)
+    print_choice(choice)
 
 
 def _report(output: Path, manifest, seconds: float) -> None:

@@ -18,6 +18,7 @@ from firp.calib.replay.replay import Drafted, Recorded, Replay, rank, record, re
 from firp.calib.replay.scales import fit_scales
 from firp.calib.replay.trees import (
     acceptance_by_rank,
+    as_calibration,
     as_candidates,
     best_static_tree,
     candidates,
@@ -187,7 +188,7 @@ class Evaluation:
         methods = [self._method(*pair) for pair in zip(trainers, rates, strict=True)]
         if len(trainers) > 1:
             methods.append(self._lookup())
-        calibration = Calibration(tuple(as_candidates(trees)))
+        calibration = as_calibration(trees, model_name, self.options.precision)
         at_layer = latency.at_layer(firp.frozen.prediction_layer) if latency else None
         findings = Findings(
             model_name=model_name,

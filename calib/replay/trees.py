@@ -12,8 +12,8 @@ import numpy as np
 
 from firp.calib.replay.drafters import replay_drafter
 from firp.calib.replay.replay import Drafted, Replay, accepted_ranks, replay
-from firp.runtime.bundle.calibration import Candidate
-from firp.runtime.trees.tree import DRAFTERS, MAX_PASS_ROWS, TreeConfig
+from firp.runtime.bundle.calibration import Calibration, Candidate, Replayed
+from firp.runtime.trees.tree import CHAIN, DRAFTERS, LOOKUP, MAX_PASS_ROWS, TreeConfig
 
 ROWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SOURCES = (0, 1, 2, 3, 4, 8, None)
@@ -23,6 +23,10 @@ LOOKUP_ROWS = (4, 8, 16)
 MERGED_ROWS = (6, 12)
 MERGED_SOURCES = (0, 2, None)
 SHALLOW_ROWS = 8  # trees larger than this always draft every offset
+CHAIN_SOURCES = (0, 1, 2, None)
+CHAIN_LEAST = (LEAST, 0.3)  # a path has no second chance, and rows are dear on some devices
+MERGED_CHAIN_ROWS = (4, 8, 16)
+MERGED_CHAIN_SOURCES = (0, 1, 2)
 _WIDTH = 32  # ranks that a static tree may use
 # how many observations the product of marginals counts for, where a path was hardly ever seen
 _PRIOR_WEIGHT = 30.0
@@ -69,8 +73,8 @@ def best_static_tree(sequences: list[Drafted], num_predictors: int, nodes: int) 
 
 
 def candidates(sequences: list[Drafted], num_predictors: int) -> list[tuple[TreeConfig, Replay]]:
-    """Dynamic trees over drafters, rows, draft sources, depth and least probability, with what each
-    gives.
+    """Dynamic trees and chains over drafters, rows, draft sources, depth and least probability, with
+    what each gives.
     """
     found = firp_candidates(sequences, num_predictors)
     trees = [TreeConfig.lookup(rows, LEAST) for rows in LOOKUP_ROWS]
@@ -79,6 +83,17 @@ def candidates(sequences: list[Drafted], num_predictors: int) -> list[tuple[Tree
         for rows in MERGED_ROWS
         for sources in MERGED_SOURCES
     ]
+    trees += [
+        TreeConfig(CHAIN, rows, 0, drafters=(LOOKUP,), least=least)
+        for rows in LOOKUP_ROWS
+        for least in CHAIN_LEAST
+    ]
+    trees += [
+        TreeConfig(CHAIN, rows, sources, drafters=DRAFTERS, least=least)
+        for rows in MERGED_CHAIN_ROWS
+        for sources in MERGED_CHAIN_SOURCES
+        for least in CHAIN_LEAST
+    ]
     for tree in trees:
         replayed = replay_drafter(sequences, tree, num_predictors)
         found.append((tree, replayed))
@@ -86,7 +101,7 @@ def candidates(sequences: list[Drafted], num_predictors: int) -> list[tuple[Tree
 
 
 def firp_candidates(sequences: list[Drafted], num_predictors: int) -> list[tuple[TreeConfig, Replay]]:
-    """Dynamic trees of FIRP's drafts alone."""
+    """Dynamic trees and chains of FIRP's drafts alone."""
     found = []
     for rows in ROWS:
         depths = [*range(1, num_predictors), None] if rows <= SHALLOW_ROWS else [None]
@@ -98,7 +113,25 @@ def firp_candidates(sequences: list[Drafted], num_predictors: int) -> list[tuple
                 config = TreeConfig("dynamic", rows, sources, depth, least=least)
                 if (sources is None or sources < rows) and config.pass_rows(num_predictors) <= MAX_PASS_ROWS:
                     found.append((config, replay(sequences, config, known)))
+    for rows in range(2, num_predictors + 2):
+        depth = rows - 1 if rows <= num_predictors else None
+        for least in (0.0, *CHAIN_LEAST):
+            known = {}
+            for sources in CHAIN_SOURCES:
+                config = TreeConfig(CHAIN, rows, sources, depth, least=least)
+                if (sources is None or sources < rows) and config.pass_rows(num_predictors) <= MAX_PASS_ROWS:
+                    found.append((config, replay(sequences, config, known)))
     return found
+
+
+def as_calibration(
+    by_text: dict[str, list[tuple[TreeConfig, Replay]]], model: str, precision: str
+) -> Calibration:
+    """calibration.json: the candidates, and what they were replayed on. model: its name; precision:
+    that it wrote the texts and drafted in.
+    """
+    tokens = {text: trees[0][1].tokens if trees else 0 for text, trees in by_text.items()}
+    return Calibration(tuple(as_candidates(by_text)), Replayed(model, precision, tokens))
 
 
 def as_candidates(by_text: dict[str, list[tuple[TreeConfig, Replay]]]) -> list[Candidate]:

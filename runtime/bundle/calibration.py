@@ -12,7 +12,7 @@ import numpy as np
 
 from firp.runtime.bundle.json_fields import from_json, read_json
 from firp.runtime.errors import BundleError, FirpError
-from firp.runtime.trees.tree import FIRP, TreeConfig
+from firp.runtime.trees.tree import CHAIN, FIRP, TreeConfig
 
 # decoded greedily, at temperature 0.8, or held-out text as it is; the first is the default
 TEXTS = ("greedy", "sampled", "text")
@@ -207,10 +207,30 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Replayed:
+    """What trees were replayed on: held-out texts of one model, and its drafts on them."""
+
+    model: str
+    precision: str  # of the model that wrote the texts and drafted
+    tokens: dict[str, int]  # decoded, by text
+
+    def __post_init__(self):
+        """Raises FirpError for a count that is none."""
+        if not all(count >= 0 for count in self.tokens.values()):
+            raise FirpError("bad calibration", got=f"{self.tokens}", expected="0 or more tokens of each text")
+
+
+@dataclass(frozen=True)
 class Calibration:
     """calibration.json: trees to choose from."""
 
     candidates: tuple[Candidate, ...]
+    replayed: Replayed | None = None  # None: whoever wrote it did not say
+
+    def for_chains(self) -> "Calibration":
+        """The chains alone: what a quantized bundle drafts."""
+        chains = tuple(item for item in self.candidates if item.tree.kind == CHAIN)
+        return replace(self, candidates=chains)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,24 @@ def print_choice(choice: Choice) -> None:
         messages.print(f"chosen for this device: plain decoding; {rate}")
 
 
+def print_basis(engine: Engine) -> None:
+    """Say on stderr what the trees to choose from are known to give, and what is taken for granted."""
+    calibration = engine.bundle.calibration
+    manifest = engine.manifest
+    found = calibration.for_chains() if manifest.quantization else calibration
+    kind = "chains" if manifest.quantization else "trees"
+    replayed = calibration.replayed
+    if replayed is None:
+        texts = "held-out text, its model not named"
+    else:
+        counts = ", ".join(f"{count:,} {text}" for text, count in replayed.tokens.items())
+        texts = f"held-out tokens ({counts}) of {replayed.model} in {replayed.precision}"
+    messages.print(
+        f"expected from {len(found.candidates)} {kind}, replayed on {texts}; that this {manifest.arithmetic} "
+        "bundle writes and drafts alike is assumed, its times are measured; --prompts decodes instead"
+    )
+
+
 def tuning_remark(engine: Engine) -> str | None:
     """A remark on the tree that is used, if a user should know anything."""
     if engine.best_tree is None:

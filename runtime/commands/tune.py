@@ -7,7 +7,7 @@ import click
 from firp.runtime.backends.registry import BACKENDS
 from firp.runtime.bundle.calibration import TEXTS
 from firp.runtime.bundle.json_fields import to_json
-from firp.runtime.commands.shown import print_choice, print_latency
+from firp.runtime.commands.shown import print_basis, print_choice, print_latency
 from firp.runtime.console.options import PATH, backend_option, json_option
 from firp.runtime.console.progress import progress_bar
 from firp.runtime.engine import Engine
@@ -32,8 +32,11 @@ def tune(bundle, text, prompts, backend, as_json):
     BUNDLE.
     """
     asked = [prompt.content for prompt in read_prompts(prompts)] if prompts else None
+    engine = Engine.load(bundle, backend)
     with progress_bar() as bar:
-        choice = choose_tree(Engine.load(bundle, backend), text, asked, bar.update)
+        choice = choose_tree(engine, text, asked, bar.update)
+    if not asked:
+        print_basis(engine)
     if as_json:
         print(json.dumps(to_json(choice)))
     else:

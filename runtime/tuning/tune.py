@@ -45,12 +45,6 @@ def tune(
     """
     quantization = engine.manifest.quantization
     refuse_blocks(quantization, "trees to choose from")
-    if quantization and not prompts:
-        raise FirpError(
-            "calibrated trees branch, and a quantized bundle drafts chains",
-            got=f"'{engine.bundle.path}'",
-            fix="give --prompts to choose a chain by",
-        )
     calibration = engine.bundle.calibration
     if calibration is None and not prompts:
         raise FirpError(
@@ -58,6 +52,14 @@ def tune(
             got=f"'{engine.bundle.path}'",
             fix="export it with predictors from firp calibrate, or give --prompts to choose drafts by lookup",
         )
+    if calibration and quantization:
+        calibration = calibration.for_chains()
+        if not calibration.candidates and not prompts:
+            raise FirpError(
+                "all calibrated trees branch, and a quantized bundle drafts chains",
+                got=f"'{engine.bundle.path}'",
+                fix="calibrate again with this version, or give --prompts to choose a chain by",
+            )
     if prompts and text not in ("greedy", "sampled"):
         raise FirpError("prompts are decoded", got=f"--text {text}", expected="greedy or sampled")
     k = engine.manifest.num_predictors

@@ -1,9 +1,11 @@
-"""Trees of the demo model's predictors, calibrated again without training: for a tuner that knows
-more kinds of trees than the one that wrote `predictors/calibration.json`.
+"""Trees of predictors, calibrated again without training: for a tuner that knows more kinds of trees
+than the one that wrote their `calibration.json`.
 
-    python tests/demo_model/recalibrate.py --data STDLIB_FOLDER
+    python tests/demo_model/recalibrate.py MODEL PREDICTORS --data STDLIB_FOLDER
+    python tests/demo_model/recalibrate.py MODEL PREDICTORS --from-model PROMPTS.jsonl
 
-The predictors and the path correction stay as they are. Texts are made as `firp calibrate` makes them.
+The predictors and the path correction stay as they are. Texts are made as `firp calibrate` makes them;
+all prompts are held out, so give none that the predictors were trained on.
 """
 
 from pathlib import Path
@@ -11,51 +13,63 @@ from pathlib import Path
 import click
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from firp.calib.replay.evaluation import Evaluation
 from firp.calib.replay.replay import rank, record
-from firp.calib.replay.trees import as_candidates, candidates
-from firp.calib.text.continuations import RuntimeWriter
-from firp.calib.text.documents import ChatTemplate, load_documents, make_dataset
+from firp.calib.replay.trees import as_calibration, candidates
+from firp.calib.text.continuations import RuntimeWriter, write_text
+from firp.calib.text.documents import load_documents, make_dataset
+from firp.calib.text.tokens import encode_prompts, model_tokenizer
 from firp.calib.training.frozen_model import FrozenModel
 from firp.calib.training.heads import FirpPredictors
 from firp.calib.training.options import TrainOptions
 from firp.export.bundle.predictor_dir import open_predictors
 from firp.export.sources.open import open_checkpoint
-from firp.runtime.bundle.calibration import Calibration
+from firp.export.weights.torch_model import torch_model
 from firp.runtime.bundle.json_fields import to_json, write_json
+from firp.runtime.chat.template import ChatTemplate
+from firp.runtime.prompts import read_prompts
 from firp.runtime.trees.path_correction import PathCorrection
 
-HERE = Path(__file__).parent
-FOLDER = HERE / "predictors"
+PATH = click.Path(path_type=Path, exists=True)
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), multiple=True, required=True)
-def main(data):
-    checkpoint = open_checkpoint(HERE)
-    info = open_predictors(FOLDER, checkpoint).info
-    vocab_size, k = checkpoint.config.vocab_size, info.num_predictors
-    correction = PathCorrection.load(FOLDER / "path_correction.safetensors", vocab_size, k)
-    model = AutoModelForCausalLM.from_pretrained(HERE, dtype=torch.float32, local_files_only=True)
-    window = checkpoint.config.max_position_embeddings
-    frozen = FrozenModel(model, checkpoint, info.prediction_layer)
+@click.argument("model", type=PATH)
+@click.argument("predictors", type=PATH)
+@click.option("--data", type=PATH, multiple=True, help="Text files.")
+@click.option("--from-model", type=PATH, help="Prompts that the model continues.")
+@click.option("--tokens", default=4096, show_default=True, help="Of what it writes.")
+def main(model, predictors, data, from_model, tokens):
+    checkpoint = open_checkpoint(model)
+    info = open_predictors(predictors, checkpoint).info
+    k = info.num_predictors
+    table = predictors / "path_correction.safetensors"
+    correction = PathCorrection.load(table, checkpoint.config.vocab_size, k)
+    frozen = FrozenModel(torch_model(checkpoint, torch.float32), checkpoint, info.prediction_layer)
     heads = FirpPredictors(k, info.hidden_size)
-    heads.load_state_dict({"weight": load_file(FOLDER / "predictors.safetensors")["predictors.weight"]})
+    weight = load_file(predictors / "predictors.safetensors")["predictors.weight"]
+    heads.load_state_dict({"weight": weight})
     options = TrainOptions(num_predictors=k)
-    documents = load_documents(list(data), checkpoint.tokenizer(), ChatTemplate(checkpoint))
-    end = checkpoint.eos_token_ids[0] if checkpoint.eos_token_ids else None
-    dataset = make_dataset(documents, min(options.window, window), end, ([], []))
-    write = RuntimeWriter(HERE)
-    evaluation = Evaluation(write, dataset, options, checkpoint.eos_token_ids, lambda *_: None)
+    window = min(options.window, checkpoint.config.max_position_embeddings)
+    ends = checkpoint.eos_token_ids
+    chat, tokenizer = ChatTemplate.from_files(checkpoint.companion), model_tokenizer(checkpoint)
+    documents = load_documents(list(data), tokenizer, chat)
+    write = RuntimeWriter(model)
+    own = []
+    if from_model:
+        prompts = encode_prompts([prompt.content for prompt in read_prompts(from_model)], tokenizer, chat)
+        own = write_text(write, prompts, window, tokens, options.seed, ends, lambda *_: None)
+    # scales are not fitted anew, so that what is trained on does not matter
+    dataset = make_dataset(documents, window, ends[0] if ends else None, (own, own))
+    evaluation = Evaluation(write, dataset, options, ends, lambda *_: None)
     trees = {}
     for text, sequences in evaluation.sequences.items():
-        greedy = text == "greedy"
-        drafted = rank(record(frozen, heads, sequences), correction, greedy)
+        drafted = rank(record(frozen, heads, sequences), correction, text == "greedy")
         trees[text] = candidates(drafted, k)
         print(f"{text}: {len(trees[text])} trees", flush=True)
-    write_json(FOLDER / "calibration.json", to_json(Calibration(tuple(as_candidates(trees)))))
+    found = as_calibration(trees, checkpoint.name, options.precision)
+    write_json(predictors / "calibration.json", to_json(found))
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ def test_calibrate_then_export(pytestconfig, tmp_path):
     result = firp("export", demo, "-o", tmp_path / "b", "--predictors", tmp_path / "p", "--no-verify")
     assert result.returncode == 0, result.stderr
     assert "chosen for this device: " in result.stderr
+    assert "of demo_model in float32; that this float32 bundle writes and drafts alike" in result.stderr
     shown = json.loads(firp("inspect", tmp_path / "b", "--json").stdout)
     assert shown["num_predictors"] == 2
     assert len(shown["choices"]) == 1

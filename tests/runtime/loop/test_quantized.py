@@ -10,6 +10,7 @@ from support.chat_bundles import add_chat, byte_tokenizer
 from support.small_models import make_model, make_predictors
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
+from firp.runtime.bundle.calibration import Calibration, Candidate
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.passes.pass_plan import PassPlan
@@ -126,10 +127,26 @@ def test_predictors_have_no_place_in_blocks(engines, tmp_path):
 
 def test_a_quantized_bundle_is_tuned_on_prompts(engines):
     engine = engines["int8"]
-    with pytest.raises(FirpError, match="quantized bundle drafts chains.*give --prompts"):
-        tune(engine)
     choice = tune(engine, prompts=prompts(engine)[2:])
     assert choice.tree.kind == CHAIN
+    assert Engine.load(engine.bundle.path).choice == choice
+
+
+def test_without_prompts_a_quantized_bundle_is_tuned_by_its_calibrated_chains(engines, monkeypatch):
+    engine = engines["int8"]
+
+    def calibrated(*trees):
+        found = [Candidate(tree, {"greedy": rate}, {"greedy": 0.0}) for tree, rate in trees]
+        known = replace(engine.bundle, calibration=Calibration(tuple(found)))
+        monkeypatch.setattr(engine, "bundle", known)
+
+    branching = TreeConfig("dynamic", 2, 0), 99.0
+    calibrated(branching)
+    with pytest.raises(FirpError, match="all calibrated trees branch.*calibrate again.*--prompts"):
+        tune(engine)
+    calibrated(branching, (CHAINS["all sources"], 1.01), (CHAINS["merged"], 90.0), (CHAINS["lookup"], 1.02))
+    choice = tune(engine)
+    assert (choice.tree, choice.drafts, choice.tokens_per_step) == (CHAINS["merged"], True, 90.0)
     assert Engine.load(engine.bundle.path).choice == choice
 
 
