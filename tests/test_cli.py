@@ -321,9 +321,14 @@ def test_interrupted_generation_keeps_its_tokens(demo_bundle, tmp_path):
 
 def test_a_notebook_s_matplotlib_backend_and_a_closed_stdout_do_no_harm(demo_bundle, tmp_path):
     environment = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    small = "peaks.COPY_BYTES, peaks.GEMM_SIZE, peaks.SECONDS = 2**20, 64, 0.0"
     command = [sys.executable, "-c", "from firp.cli import main; main()"]
     profile = [
-        *command,
+        *[
+            sys.executable,
+            "-c",
+            f"from firp.calib.targets import peaks; {small}; from firp.cli import main; main()",
+        ],
         "profile",
         demo_bundle,
         "--rows",

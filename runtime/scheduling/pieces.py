@@ -8,6 +8,7 @@ they attend over, so those over nearly as many count most.
 from collections import deque
 from functools import partial
 
+LEAST = 4  # tokens of a piece: for fewer, reading all weights is not worth while
 FIRST = 8  # tokens of the first piece of all, and of one that must be computed although it takes too long
 KEPT = 48  # pieces
 FREE = 1024  # slots over which attention takes less time than everything else in a piece
@@ -29,7 +30,9 @@ class Pieces:
         self._last.appendleft((tokens, slots, ms))
 
     def most(self, slots: int, ms: float) -> int:
-        """Tokens of the largest piece over so many slots that should take no longer; 0: not even two."""
+        """Tokens of the largest piece over so many slots that should take no longer; 0: there is time for
+        too few.
+        """
         if not self._last:
             return FIRST
         weights = [AGED**age / (1 + abs(seen - slots) / NEAR) for age, (_, seen, _) in enumerate(self._last)]
@@ -39,10 +42,10 @@ class Pieces:
         size, usual = average(sizes), average(times)
         # all of them, and a guess: no size but 0 may have been tried yet
         spread = average([(one - size) ** 2 for one in sizes]) + DOUBT * size**2
-        rise = average([(one - size) * ms for one, ms in zip(sizes, times, strict=True)])
+        rise = average([(one - size) * took for one, took in zip(sizes, times, strict=True)])
         by_token = max((rise + DOUBT * size * 0.75 * usual) / spread, LEAST_SLOPE * usual / size)
         most = size + (ms - usual) / by_token
-        return int(min(most, GROWTH * max(sizes))) if most >= 2 else 0
+        return int(min(most, GROWTH * max(sizes))) if most >= LEAST else 0
 
 
 def _average(weights: list[float], values: list[float]) -> float:

@@ -3,7 +3,7 @@
 In: the jobs that decode together, and how long their steps take. Out: a plan for each. A row costs
 the more the more sequences share a pass, so drafts that pay alone may lose in a batch. Two things
 decide: the measured table of `firp tune` says how many rows the drafts' probabilities are worth, and
-a guard for each number of sequences compares drafted with plain steps. No choice changes a token.
+a guard for nearly as many sequences compares drafted with plain steps. No choice changes a token.
 """
 
 import functools
@@ -30,7 +30,7 @@ class Policy:
     def __init__(self, latency: LatencyTable | None):
         self._latency = latency
         self._pass_ms = functools.lru_cache(4096)(self._table_ms)
-        self._guards: dict[int, Guard] = {}  # by number of sequences, from two on
+        self._guards: dict[int, Guard] = {}  # of 2, 3 to 4, 5 to 8 ... sequences, in their plain steps
         self._plain_ms: dict[int, float] = {}  # of a step, an average, by number of sequences
         self._drafted_ms: dict[int, float] = {}
 
@@ -45,7 +45,7 @@ class Policy:
         if not any(job.drafts for job in jobs):
             return [job.decoding.plain() for job in jobs]
         guard = self._guard(jobs)
-        if hurried or (guard and not guard.drafts):
+        if hurried or (guard and not (guard.drafts and self._comparable(jobs))):
             return [job.decoding.plain() if job.guard else job.decoding.propose() for job in jobs]
         plans = [job.decoding.propose() for job in jobs]
         if guard is None or len(jobs) == 1 or self._latency is None:
@@ -57,9 +57,13 @@ class Policy:
         """Who judges this step: alone, a request's own guard; None where nobody does."""
         if len(jobs) == 1:
             return jobs[0].guard
-        if not any(job.guard and job.drafts for job in jobs):
+        if not all(job.guard for job in jobs if job.drafts):
             return None
-        return self._guards.setdefault(len(jobs), Guard())
+        return self._guards.setdefault((len(jobs) - 1).bit_length(), Guard())
+
+    def _comparable(self, jobs: Sequence[Job]) -> bool:
+        """Whether a drafted step can be judged: the first one of so many sequences is plain."""
+        return len(jobs) == 1 or len(jobs) in self._plain_ms
 
     def _worth(self, jobs: Sequence[Job], plans: Sequence[PassPlan]) -> int:
         """Rows of each sequence that give the most tokens a millisecond; 1: plain. A pass is as wide as its
@@ -114,10 +118,11 @@ class Policy:
         guard = self._guard(jobs)
         if hurried or guard is None or not any(job.drafts for job in jobs):
             return
+        unit = 1.0 if batch == 1 else self._plain_ms[batch]
         if plain:
-            guard.plain_step(pass_ms, drafting_ms)
+            guard.plain_step(pass_ms / unit, drafting_ms / unit)
         else:
-            guard.drafted_step(sum(tokens) / batch, drafting_ms + pass_ms)
+            guard.drafted_step(sum(tokens) / batch, (drafting_ms + pass_ms) / unit)
 
 
 def fitting(plans: list[PassPlan], rows: int, num_predictors: int) -> list[PassPlan]:

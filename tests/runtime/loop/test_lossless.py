@@ -61,7 +61,7 @@ def test_drafted_equals_plain_on_random_models(family, family_bundle):
 
 
 def test_drafted_equals_plain_on_the_demo_model(demo_engine, pytestconfig):
-    prompts = read_prompts(pytestconfig.rootpath / PROMPTS)[:6]
+    prompts = read_prompts(pytestconfig.rootpath / PROMPTS)[:4]
     encoded = [demo_engine.encode(prompt.text) for prompt in prompts]
     params = [SamplingParams(48), SamplingParams(48, temperature=0.8, top_p=0.95, seed=5)]
     trees = all_trees()

@@ -42,13 +42,22 @@ class Job:
         )
 
 
+def judging(table):
+    """A policy that knows what plain steps take."""
+    policy = Policy(table)
+    for batch in (2, 3, 4, 8):
+        jobs = [Job([0.5])] * batch
+        policy.observe(jobs, [PassPlan(root_only(1))] * batch, [1] * batch, 0.0, 10.0, hurried=True)
+    return policy
+
+
 def rows(policy, jobs, hurried=False):
     return [len(plan.tree.tokens) for plan in policy.plans(jobs, hurried)]
 
 
 def test_alone_whole_trees_are_drafted():
     assert rows(Policy(TABLE), [Job([0.5, 0.2, 0.1])]) == [4]
-    assert rows(Policy(None), [Job([0.5]), Job([0.5, 0.2])]) == [2, 3]
+    assert rows(judging(None), [Job([0.5]), Job([0.5, 0.2])]) == [2, 3]
 
 
 def test_while_a_prompt_waits_all_decode_plainly_but_a_tree_that_was_given():
@@ -65,19 +74,19 @@ def test_while_a_prompt_waits_all_decode_plainly_but_a_tree_that_was_given():
 
 def test_in_a_batch_rows_must_be_worth_their_time():
     likely, unlikely = [0.95, 0.9, 0.85], [0.2, 0.05, 0.01]
-    assert rows(Policy(TABLE), [Job(likely) for _ in range(8)]) == [4] * 8
-    assert rows(Policy(TABLE), [Job(unlikely) for _ in range(8)]) == [1] * 8
-    assert rows(Policy(TABLE), [Job(likely)] * 2 + [Job([])] * 2) == [4, 4, 1, 1]
+    assert rows(judging(TABLE), [Job(likely) for _ in range(8)]) == [4] * 8
+    assert rows(judging(TABLE), [Job(unlikely) for _ in range(8)]) == [1] * 8
+    assert rows(judging(TABLE), [Job(likely)] * 2 + [Job([])] * 2) == [4, 4, 1, 1]
 
 
 def test_rows_are_worth_what_they_cost_that_many_sequences():
     """As rows of one sequence they would pay."""
     dear = BatchTimes(8, (128,), (1, 2, 4), ((8, 30, 60),), ((8, 30, 60),))
     jobs = [Job([0.95, 0.9, 0.85]) for _ in range(8)]
-    assert rows(Policy(TABLE), jobs) == [4] * 8
-    assert rows(Policy(replace(TABLE, batches=(dear,))), jobs) == [1] * 8
+    assert rows(judging(TABLE), jobs) == [4] * 8
+    assert rows(judging(replace(TABLE, batches=(dear,))), jobs) == [1] * 8
     cheap = replace(dear, lower_ms=((8, 8.1, 30),), upper_ms=((8, 8.1, 30),))
-    assert rows(Policy(replace(TABLE, batches=(cheap,))), jobs) == [2] * 8
+    assert rows(judging(replace(TABLE, batches=(cheap,))), jobs) == [2] * 8
 
 
 def test_a_tree_is_cut_to_its_likeliest_nodes():
@@ -90,14 +99,30 @@ def test_a_tree_is_cut_to_its_likeliest_nodes():
     for job in jobs:
         job.drafts = True
         job.decoding.propose = lambda: PassPlan(tree, (0, 1), 3)
-    for plan in Policy(replace(TABLE, batches=(steep,))).plans(jobs):
+    for plan in judging(replace(TABLE, batches=(steep,))).plans(jobs):
         assert plan.tree.tokens == [1, 7]
         assert (plan.sources, plan.offsets) == ((0, 1), 3)
 
 
+def test_the_first_step_of_so_many_sequences_is_plain_and_drafts_are_judged_with_nearly_as_many():
+    policy, jobs = Policy(None), [Job([0.5]) for _ in range(8)]
+    assert rows(policy, jobs) == [1] * 8
+    for batch, ms in ((5, 50.0), (8, 80.0)):
+        policy.observe(jobs[:batch], policy.plans(jobs[:batch]), [1] * batch, 0.0, ms)
+    lost = 0
+    while rows(policy, jobs) == [2] * 8 and lost < 20:
+        policy.observe(jobs, policy.plans(jobs), [1] * 8, 0.0, 160.0)
+        lost += 1
+    assert lost < 6
+    assert rows(policy, jobs[:5]) == [1] * 5  # it lost with eight, and costs five nearly as much
+    assert rows(policy, jobs[:2]) == [1] * 2
+    policy.observe(jobs[:2], policy.plans(jobs[:2]), [1] * 2, 0.0, 20.0)
+    assert rows(policy, jobs[:2]) == [2] * 2
+
+
 def test_drafts_that_were_worth_little_lately_are_trusted_less():
     jobs = [Job([0.95, 0.9]) for _ in range(8)]
-    policy = Policy(TABLE)
+    policy = judging(TABLE)
     assert rows(policy, jobs) == [3] * 8
     for job in jobs:
         job.trust = 0.3
@@ -106,7 +131,7 @@ def test_drafts_that_were_worth_little_lately_are_trusted_less():
 
 def test_a_tree_that_was_given_is_drafted_to_the_end():
     jobs = [Job([0.2, 0.05], guarded=False), *(Job([0.2, 0.05]) for _ in range(7))]
-    assert rows(Policy(TABLE), jobs)[0] == 3
+    assert rows(judging(TABLE), jobs)[0] == 3
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -11,6 +11,7 @@ from support.chat_bundles import add_chat
 from support.fake_engine import TOOL_TEMPLATE, FakeEngine
 from support.http_server import serving
 
+from firp.runtime.drafters.guard import Guard
 from firp.runtime.engine import Engine
 from firp.runtime.errors import EngineBusyError
 from firp.runtime.sampling import SamplingParams
@@ -63,7 +64,8 @@ def test_chat_is_what_the_engine_says_plainly(client, expected):
     assert found._request_id.startswith("req-")
 
 
-def test_a_stream_joins_to_the_same_text_and_ends_with_the_usage(client, expected):
+def test_a_stream_joins_to_the_same_text_and_ends_with_the_usage(client, expected, monkeypatch):
+    monkeypatch.setattr(Guard, "drafts", True)  # whatever time drafts take here
     options = {"stream": True, "stream_options": {"include_usage": True}}
     chunks = list(client.chat.completions.create(**ASKED, **options))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == expected.text
