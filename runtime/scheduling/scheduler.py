@@ -8,7 +8,7 @@ pass has returned, and what fails in one request ends that one alone.
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.errors import FirpError
@@ -52,7 +52,7 @@ class Scheduler:
         self._pieces = Pieces()
         self._left_out = False  # whether the last step had no time for a piece of a prompt
         self._report = _Counts()
-        self._pass_ms: dict[str, float] = {}  # of the last pass, by graph, and copies
+        self._pass_ms: dict[str, float] = {}  # of the last pass and its drafts, by graph, and copies
 
     @property
     def idle(self) -> bool:
@@ -136,12 +136,13 @@ class Scheduler:
         policy = self._policies[group]
         jobs = [self._jobs[session] for session in group.decoding]
         hurried = bool(self._prompts)
+        spent = dict(group.decoding[0].spent_ms)  # drafting may run graphs too
         try:
             plans = policy.plans(jobs, hurried)
             if len(plans) > 1:
                 plans = fitting(plans, group.pass_rows(len(plans)), self.lanes.predictors)
             drafted = self._clock()
-            results = self._forward(jobs, plans)
+            results = self._forward(jobs, plans, spent)
         except Exception as error:
             self._fail_all(jobs, error)
             return
@@ -159,7 +160,7 @@ class Scheduler:
             self._prompts.rotate(-1)
             began = self._clock()
             plan = job.decoding.next_piece(min(session.prefill_rows, most))
-            results = self._forward([job], [plan])
+            results = self._forward([job], [plan], dict(session.spent_ms))
         except Exception as error:
             self._fail_all([job], error)
             return
@@ -185,12 +186,13 @@ class Scheduler:
         self._left_out = not most and not self._left_out
         return most or (0 if self._left_out else FIRST)
 
-    def _forward(self, jobs: Sequence[Job], plans: Sequence[PassPlan]) -> list[Pass]:
+    def _forward(
+        self, jobs: Sequence[Job], plans: Sequence[PassPlan], before: Mapping[str, float]
+    ) -> list[Pass]:
+        """A pass. before: what their batch had spent before it, and before its drafts."""
         sessions = [job.decoding.session for job in jobs]
-        spent = sessions[0].spent_ms
-        before = dict(spent)
         results = forward_together(sessions, plans)
-        self._pass_ms = {name: ms - before[name] for name, ms in spent.items()}
+        self._pass_ms = {name: ms - before[name] for name, ms in sessions[0].spent_ms.items()}
         self._report.add_times(self._pass_ms)
         return results
 

@@ -89,6 +89,8 @@ def test_statistics_add_up(demo_engine):
     assert stats.decode_ms == pytest.approx(stats.outside_ms + sum(stats.graph_ms.values()))
     plain = demo_engine.generate(PROMPT, SamplingParams(9), plain=True)
     assert plain.stats.graph_ms["predictors"] == 0
+    drafted_before = demo_engine.generate(PROMPT, SamplingParams(30), tree=TreeConfig("dynamic", 6, 0))
+    assert drafted_before.stats.graph_ms["predictors"] > 0  # in passes of their own, before the others
 
 
 def test_cancelling_keeps_what_is_there(demo_engine):
