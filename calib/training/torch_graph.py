@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from firp.export.sources.checkpoint import Checkpoint, Weight
 from firp.export.weights.rope import rope_tables
 from firp.export.weights.torch_model import tensors_of
+from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.graphs.builder import GraphBuilder
 
 
@@ -184,11 +185,12 @@ def _minimum(value: Tensor, other: Tensor | float) -> Tensor:
     return torch.minimum(value, other) if isinstance(other, Tensor) else value.clamp(max=other)
 
 
+_BFLOAT16 = DTYPES["bfloat16"].onnx_number
 _OPERATORS: dict[str, Callable] = {
     "Abs": torch.abs,
     "Add": torch.add,
     "Attention": _attention,
-    "Cast": lambda value, to: value.float(),
+    "Cast": lambda value, to: value.bfloat16() if to == _BFLOAT16 else value.float(),
     "Clip": torch.clamp,
     "Concat": _concat,
     "Div": lambda a, b: a / b if isinstance(b, Tensor) else torch.div(a, b, rounding_mode="floor"),

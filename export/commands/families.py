@@ -1,10 +1,12 @@
 """The `families` command: what can be exported, read from the table that the exporter reads."""
 
+import inspect
 import json
 
 import click
 
 from firp.export.families.examples import EXAMPLES
+from firp.export.families.gated import cohere_compass
 from firp.export.families.refused import REFUSED
 from firp.export.families.table import FAMILIES
 from firp.export.sources.gguf.architectures import MODEL_TYPES
@@ -60,7 +62,9 @@ def page() -> str:
         reason: sorted(n for n, why in REFUSED.items() if why == reason) for reason in REFUSED.values()
     }
     refused = [f"| {reason} | {', '.join(f'`{n}`' for n in names)} |" for reason, names in reasons.items()]
-    return "\n".join([*_INTRODUCTION, *rows, *_REFUSED, *refused, ""])
+    recipe = [f"+{line}" for line in inspect.getsource(cohere_compass).splitlines()]
+    recipe += [" ", " GATED: dict[str, Family] = {", '+    "cohere_compass_text": Family(cohere_compass),']
+    return "\n".join([*_INTRODUCTION, *rows, *_REFUSED, *refused, *_ADDING, *recipe, *_CHECKING])
 
 
 _INTRODUCTION = (
@@ -79,6 +83,26 @@ _INTRODUCTION = (
     "",
     "| model_type | models | int8, int4 | GGUF |",
     "|---|---|---|---|",
+)
+_ADDING = (
+    "",
+    "## A new family of known parts",
+    "",
+    "It is a recipe of at most ten lines, and no other file. North Micro's text model is Command R7B's with",
+    "rope in halves and of each kind of layers; this made it a family:",
+    "",
+    "```diff",
+    "--- export/families/gated.py",
+)
+_CHECKING = (
+    "```",
+    "",
+    "What `model` can be told are the known parts (`export/families/recipe.py`). A family whose tensors",
+    "have other names says which as well, as those beside it do (`export/families/names.py`). Whether it is",
+    "right is not a matter of reading: `firp export` compares every model with Hugging Face's, and",
+    "`python benchmarks/families.py --family cohere_compass_text` does on random models, odd ones among",
+    "them.",
+    "",
 )
 _REFUSED = (
     "",

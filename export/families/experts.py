@@ -63,13 +63,11 @@ def _olmoe(c: Any, **parts: Any) -> ModelConfig:
     return model(c, experts=experts, qk_norm="all", **parts)
 
 
-def _qwen(c: Any, shared_size: int | None = None, **parts: Any) -> ModelConfig:
+def _qwen(
+    c: Any, shared_size: int | None = None, shared_gate: bool = False, score: str = "softmax", **parts: Any
+) -> ModelConfig:
     experts = mixture(
-        c,
-        c.moe_intermediate_size,
-        normalized=c.norm_topk_prob,
-        shared_size=shared_size,
-        shared_gate=shared_size is not None,
+        c, c.moe_intermediate_size, score, c.norm_topk_prob, shared_size=shared_size, shared_gate=shared_gate
     )
     step, dense = c.decoder_sparse_step, c.mlp_only_layers or ()
     sparse = [index not in dense and (index + 1) % step == 0 for index in range(c.num_hidden_layers)]
@@ -170,6 +168,17 @@ def _phimoe(c: Any) -> ModelConfig:
     return model(c, experts=experts, ropes=ropes, norm="layer")
 
 
+def _flint(c: Any) -> ModelConfig:
+    return _qwen(
+        c,
+        c.shared_expert_intermediate_size,
+        score="sigmoid",
+        qk_norm="head",
+        sinks=True,
+        rope_of=on_sliding_layers(c),
+    )
+
+
 def _minimax(c: Any) -> ModelConfig:
     experts = mixture(c, c.intermediate_size, "sigmoid", selection_bias=True)
     return model(c, experts=experts, qk_norm="all")
@@ -187,8 +196,11 @@ EXPERTS: dict[str, Family] = {
         ),
         quantizes=False,
     ),
-    "qwen2_moe": Family(lambda c: _qwen(c, c.shared_expert_intermediate_size), EXPERT_NAMES, quantizes=False),
+    "qwen2_moe": Family(
+        lambda c: _qwen(c, c.shared_expert_intermediate_size, True), EXPERT_NAMES, quantizes=False
+    ),
     "qwen3_moe": Family(lambda c: _qwen(c, qk_norm="head"), EXPERT_NAMES, quantizes=False),
+    "flint": Family(_flint, EXPERT_NAMES.but(sinks="self_attn.softmax_offset | bare"), quantizes=False),
     "dots1": Family(lambda c: _grouped(c, qk_norm="head"), BIASED, quantizes=False),
     "glm4_moe": Family(
         lambda c: _grouped(c, qk_norm="head" if c.use_qk_norm else ""), BIASED, quantizes=False

@@ -90,6 +90,12 @@ def _cohere(c: Any, **parts: Any) -> ModelConfig:
     )
 
 
+def cohere_compass(c: Any) -> ModelConfig:
+    turned = [kind if c.rope_parameters[kind] else None for kind in c.layer_types]
+    scale = c.logit_scale or 1.0
+    return model(c, norm="layer", norms=("input_norm",), parallel=True, rope_of=turned, logits_scale=scale)
+
+
 def on_sliding_layers(c: Any) -> list[str | None]:
     """Rotary positions on windowed layers alone, or on all where none has a window."""
     every = c.sliding_window is None
@@ -159,6 +165,7 @@ GATED: dict[str, Family] = {
     "smollm3": Family(_smollm3),
     "cohere": Family(lambda c: _cohere(c, qk_norm="heads" if c.use_qk_norm else "")),
     "cohere2": Family(lambda c: _cohere(c, rope_of=on_sliding_layers(c))),
+    "cohere_compass_text": Family(cohere_compass),
     "stablelm": Family(
         _stablelm,
         LLAMA.but(q_norm="self_attn.q_layernorm.norms.{h}", k_norm="self_attn.k_layernorm.norms.{h}"),

@@ -37,6 +37,11 @@ _DENSE = {
     "up_proj": "mlp.dense_h_to_4h",
     "down_proj": "mlp.dense_4h_to_h",
 }
+_APERTUS = LLAMA.but(
+    input_norm="attention_layernorm",
+    mlp_norm="feedforward_layernorm",
+    activation="mlp.act_fn.alpha_p & mlp.act_fn.alpha_n & mlp.act_fn.beta & mlp.act_fn.eps | bare",
+)
 _FC = {"up_proj": "mlp.fc1", "down_proj": "mlp.fc2"}
 
 
@@ -83,11 +88,11 @@ def _phi(c: Any) -> ModelConfig:
 
 
 def _falcon(c: Any) -> ModelConfig:
-    refuse(c, alibi=True)
     pairs = c.num_kv_heads if c.new_decoder_architecture or not c.multi_query else 1
     parallel = c.new_decoder_architecture or c.parallel_attn
     norms = PRE_NORM if _two_norms(c) or not parallel else ("input_norm",)
-    return _layer_norm(c, key_value_heads=pairs, norms=norms, parallel=parallel)
+    alibi = {"ropes": {}, "alibi": _slopes(c), "alibi_rounded": True} if c.alibi else {}
+    return _layer_norm(c, key_value_heads=pairs, norms=norms, parallel=parallel, **alibi)
 
 
 def _two_norms(c: Any) -> bool:
@@ -117,16 +122,20 @@ def _biogpt(c: Any) -> ModelConfig:
     return _layer_norm(c, ropes={}, learned=True, epsilon=1e-5, embedding_scale=scale)
 
 
-def _bloom(c: Any) -> ModelConfig:
-    refuse(c, apply_residual_connection_post_layernorm=True)
+def _slopes(c: Any) -> tuple[float, ...]:
+    """What each head adds to a score for each position of its key (Press et al. 2022)."""
     heads = c.num_attention_heads
     closest = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * head / closest) for head in range(1, closest + 1)]
-    slopes += [2 ** (-4 * head / closest) for head in range(1, 2 * (heads - closest), 2)]
+    return (*slopes, *(2 ** (-4 * head / closest) for head in range(1, 2 * (heads - closest), 2)))
+
+
+def _bloom(c: Any) -> ModelConfig:
+    refuse(c, apply_residual_connection_post_layernorm=True)
     return _layer_norm(
         c,
         ropes={},
-        alibi=tuple(slopes),
+        alibi=_slopes(c),
         embedding_norm="layer",
         activation="gelu_tanh",
         inner=4 * c.hidden_size,
@@ -165,6 +174,11 @@ def _nanochat(c: Any) -> ModelConfig:
 
 def _persimmon(c: Any) -> ModelConfig:
     return _layer_norm(c, qk_norm="head" if c.qk_layernorm else "", qk_norm_kind="layer")
+
+
+def _apertus(c: Any) -> ModelConfig:
+    refuse(c, output_vocab_size=lambda rows: rows)  # fewer than there are tokens
+    return model(c, gated=False, qk_norm="head")
 
 
 PLAIN_MLP: dict[str, Family] = {
@@ -270,14 +284,7 @@ PLAIN_MLP: dict[str, Family] = {
         ),
     ),
     "nemotron": Family(_layer_norm, LLAMA.norms("plus1")),
-    "apertus": Family(
-        lambda c: model(c, gated=False, qk_norm="head"),
-        LLAMA.but(
-            input_norm="attention_layernorm",
-            mlp_norm="feedforward_layernorm",
-            activation="mlp.act_fn.alpha_p & mlp.act_fn.alpha_n & mlp.act_fn.beta & mlp.act_fn.eps | bare",
-        ),
-    ),
+    **dict.fromkeys(("apertus", "apertus1p5_text"), Family(_apertus, _APERTUS)),
     "arcee": Family(lambda c: model(c, gated=False)),
     "jais2": Family(_layer_norm),
     "persimmon": Family(

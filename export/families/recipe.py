@@ -81,6 +81,7 @@ def model(
     interleaved: bool = False,
     learned: bool = False,
     alibi: tuple[float, ...] | None = None,
+    alibi_rounded: bool = False,
     windows: Sequence[int | None] | None = None,
     experts: ExpertsConfig | None = None,
     sparse: Sequence[bool] | None = None,
@@ -137,7 +138,11 @@ def model(
         ),
         experts=experts if any(sparse) else None,
         positions=PositionsConfig(
-            {name: table for name, table in ropes.items() if name in used}, interleaved, learned, alibi
+            {name: table for name, table in ropes.items() if name in used},
+            interleaved,
+            learned,
+            alibi,
+            alibi_rounded,
         ),
         norm=NormConfig(norm, epsilon_of(c) if epsilon is None else epsilon),
         block=BlockConfig(norms, parallel, float(residual_scale)),

@@ -18,12 +18,17 @@ from firp.export.weights.torch_model import empty_model, joined, read_tensor, te
 ReadTensor = Callable[[str], torch.Tensor]  # a tensor's name in the checkpoint -> its values
 
 
+# transformers' name of how attention is computed: Falcon's "eager" adds its ALiBi twice
+_COMPUTED = {"falcon": "sdpa"}
+
+
 class Reference:
     """The model of a checkpoint, its weights rounded to `stored`."""
 
     def __init__(self, checkpoint: Checkpoint, stored: str, read: ReadTensor | None = None):
         """read: the values of a tensor by its name; None: as the checkpoint has them."""
-        self.model = empty_model(checkpoint, torch.float32, "eager")
+        model_type = checkpoint.raw_config["model_type"]
+        self.model = empty_model(checkpoint, torch.float32, _COMPUTED.get(model_type, "eager"))
         self._sources = tensors_of(self.model, checkpoint)
         self._changed = {  # what a bundle stores is the value and 1
             source for weight in checkpoint.weights for source in weight.sources if weight.layout.plus_one

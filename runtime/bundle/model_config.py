@@ -149,6 +149,8 @@ class PositionsConfig:
     interleaved: bool  # pairs are neighbours, not a feature and that of the other half
     learned: bool  # a vector for each position, added to the embedding
     alibi: tuple[float, ...] | None  # [H]: what a head adds to a score for each position of its key
+    # as Falcon adds it: positions, slopes and their products are rounded to bfloat16, then scaled as scores
+    alibi_rounded: bool = False
 
 
 @dataclass(frozen=True)

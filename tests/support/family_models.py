@@ -93,6 +93,14 @@ CHANGES: dict[str, dict[str, Any]] = {
     "olmoe": {"num_experts": 6, "num_experts_per_tok": 2, "clip_qkv": 0.5},
     "qwen2_moe": _SPARSE | {"shared_expert_intermediate_size": 24, "decoder_sparse_step": 1},
     "qwen3_moe": _SPARSE | {"mlp_only_layers": [1], "decoder_sparse_step": 1, "head_dim": 8},
+    "flint": _SPARSE
+    | _WINDOWS
+    | {
+        "shared_expert_intermediate_size": 24,
+        "mlp_only_layers": [0],
+        "head_dim": 8,
+        "decoder_sparse_step": 1,
+    },
     "minimax_m2": {"num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 8},
     "flex_olmo": {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False},
     "dots1": _GROUPED,
@@ -191,6 +199,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "smollm3": {"no_rope_layers": [1, 0, 1]},
     "cohere": {"use_qk_norm": True, "logit_scale": 0.25},
     "cohere2": _WINDOWS | {"logit_scale": 0.25},
+    "cohere_compass_text": _WINDOWS
+    | {"logit_scale": 0.25, "rope_parameters": {"sliding_attention": _ROPE, "full_attention": None}},
     "stablelm": {"qk_layernorm": True, "use_parallel_residual": True, "use_qkv_bias": True},
     "glm": {"head_dim": 16},
     "glm4": {"head_dim": 16},
@@ -283,6 +293,13 @@ _OPTIONS: dict[str, dict[str, tuple]] = {
     },
     "cohere": {"use_qk_norm": (True, False), "logit_scale": (0.0625, 1.5)},
     "cohere2": {"logit_scale": (0.0625, 1.5)},
+    "cohere_compass_text": {
+        "logit_scale": (None, 1.5),
+        "rope_parameters": (
+            {"sliding_attention": _ROPE, "full_attention": _ROPE | {"rope_theta": 1e6}},
+            {"sliding_attention": None, "full_attention": _ROPE},
+        ),
+    },
     "olmo": {"clip_qkv": (0.1, 2.0, None)},
     "gemma2": {"attn_logit_softcapping": (3.0, 50.0), "final_logit_softcapping": (5.0, 30.0)},
     "granite": {
@@ -343,6 +360,7 @@ _OPTIONS: dict[str, dict[str, tuple]] = {
     "olmoe": {"norm_topk_prob": (True, False), "clip_qkv": (0.2, None)},
     "flex_olmo": {"num_experts_per_tok": (1, 3), "norm_topk_prob": (True, False)},
     "qwen2_moe": {"norm_topk_prob": (True, False), "decoder_sparse_step": (1, 2)},
+    "flint": {"norm_topk_prob": (True, False), "num_experts_per_tok": (1, 5), "mlp_only_layers": ([0], [1])},
     "qwen3_moe": {
         "norm_topk_prob": (True, False),
         "num_experts_per_tok": (1, 5),
@@ -367,12 +385,16 @@ _OPTIONS: dict[str, dict[str, tuple]] = {
 }
 
 
+_MANY_KEYS = {"multi_query": False, "num_kv_heads": None}  # as many as there are heads
+FALCON_RW = {"new_decoder_architecture": False, "parallel_attn": False, "alibi": True, **_MANY_KEYS}
 _FALCONS = (
     {"new_decoder_architecture": True, "parallel_attn": True},
     {"new_decoder_architecture": True, "parallel_attn": True, "num_ln_in_parallel_attn": 1},
     {"new_decoder_architecture": False, "parallel_attn": True, "multi_query": True},
     {"new_decoder_architecture": False, "parallel_attn": False, "multi_query": True},
-    {"new_decoder_architecture": False, "parallel_attn": True, "multi_query": False},
+    {"new_decoder_architecture": False, "parallel_attn": True, **_MANY_KEYS},
+    FALCON_RW,
+    {"new_decoder_architecture": False, "parallel_attn": True, "multi_query": True, "alibi": True},
 )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.family_models import save_family
+from support.family_models import FALCON_RW, save_family
 from support.small_models import CONFIGS, make_model, make_predictors
 from transformers import AutoModelForCausalLM
 
@@ -60,24 +60,25 @@ def test_training_and_graphs_agree_on_pseudo_rows(family, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "model_type",
+    ("model_type", "changes"),
     [
-        "gemma3_text",
-        "gpt2",
-        "bloom",
-        "codegen",
-        "cohere",
-        "olmo2",
-        "falcon",
-        "gpt_oss",
-        "phimoe",
-        "afmoe",
-        "dbrx",
-        "minicpm3",
+        ("gemma3_text", {}),
+        ("gpt2", {}),
+        ("bloom", {}),
+        ("codegen", {}),
+        ("cohere", {}),
+        ("olmo2", {}),
+        ("falcon", {}),
+        ("falcon", FALCON_RW),
+        ("gpt_oss", {}),
+        ("phimoe", {}),
+        ("afmoe", {}),
+        ("dbrx", {}),
+        ("minicpm3", {}),
     ],
 )
-def test_the_layers_in_torch_are_those_of_the_model(model_type, tmp_path):
-    checkpoint = open_checkpoint(save_family(tmp_path, model_type))
+def test_the_layers_in_torch_are_those_of_the_model(model_type, changes, tmp_path):
+    checkpoint = open_checkpoint(save_family(tmp_path, model_type, **changes))
     model = torch_model(checkpoint, torch.float32)
     ids = torch.randint(0, 60, (2, 24), generator=torch.Generator().manual_seed(0))
     frozen = FrozenModel(model, checkpoint, 2)

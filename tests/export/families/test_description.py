@@ -78,6 +78,7 @@ MUTATIONS = {
     "positions.ropes.scale": ("llama", ropes(lambda t: RopeTable(t.frequencies, 1.01))),
     "positions.interleaved": ("cohere", part("positions", interleaved=False)),
     "positions.alibi": ("bloom", steeper),
+    "positions.alibi_rounded": ("bloom", part("positions", alibi_rounded=True)),
     "experts.per_token": ("mixtral", part("experts", per_token=1)),
     "experts.jitter": ("phimoe", part("experts", jitter=0.02)),
     "experts.score": ("dots1", part("experts", score="softmax")),

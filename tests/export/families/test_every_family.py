@@ -5,7 +5,7 @@ decoding against `generate`, drafted against plain.
 import onnx
 import pytest
 import torch
-from support.family_models import save_family
+from support.family_models import FALCON_RW, save_family
 from support.small_models import make_predictors
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
@@ -63,3 +63,17 @@ def unread_inputs(file):
     graph = onnx.load(file, load_external_data=False).graph
     read = {name for node in graph.node for name in node.input}
     return [given.name for given in graph.input if given.name not in read]
+
+
+def test_falcon_adds_alibi_once_and_rounds_it(tmp_path):
+    """As the model was trained, and as transformers computes it unless it is told to be eager. Positions
+    beyond 256 have no bfloat16 of their own.
+    """
+    model, bundle = export(tmp_path, "falcon", **FALCON_RW, max_position_embeddings=400)
+    engine = Engine.load(bundle, check_hashes=False)
+    reference = Reference(open_checkpoint(model), "float32")
+    prompt = PROMPT * 30
+    check = plain_against_generate("plain = generate", engine, reference, [prompt], "float32")
+    assert check.passed
+    assert [check for check in checks_of(engine, reference) if not check.passed] == []
+    assert reference.model.config._attn_implementation == "sdpa"

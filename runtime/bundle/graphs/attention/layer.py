@@ -13,7 +13,7 @@ from firp.runtime.bundle.graphs.attention.latent import latent_heads, latent_sha
 from firp.runtime.bundle.graphs.attention.sinks import attend_with_sinks, bias_with_sinks, sink_slot
 from firp.runtime.bundle.graphs.attention.window import attend_to_last, cut_masks
 from firp.runtime.bundle.graphs.builder import GraphBuilder
-from firp.runtime.bundle.graphs.tape import Value
+from firp.runtime.bundle.graphs.tape import FLOAT, Value
 from firp.runtime.bundle.weight_table import layer_name, rope_names
 
 # what one layer caches, as it goes in or comes out: keys and values, or latent rows, which are both
@@ -90,9 +90,15 @@ class PassContext:
             rows = b.op("Squeeze", b.op("Shape", self.position_ids, start=1, end=2))
             cached = b.op("Range", zero, b.op("Sub", columns, rows), one)
             positions = b.op("Concat", b.op("Expand", cached, batch), self.position_ids, axis=1)
-        positions = b.op("Cast", positions, to=DTYPES[b.dtype].onnx_number)
-        slopes = b.values("alibi", b.config.positions.alibi, (1, -1, 1, 1))
-        return b.op("Mul", slopes, b.op("Unsqueeze", positions, b.ints([1, 2])))
+        positions = b.op("Unsqueeze", positions, b.ints([1, 2]))
+        dtype, slopes = DTYPES[b.dtype].onnx_number, b.config.positions.alibi
+        if not b.config.positions.alibi_rounded:
+            slopes = b.values("alibi", slopes, (1, -1, 1, 1))
+            return b.op("Mul", slopes, b.op("Cast", positions, to=dtype))
+        slopes = b.constant("alibi", "float32", np.array(slopes, np.float32).reshape(1, -1, 1, 1))
+        products = _rounded(b, b.op("Mul", _rounded(b, slopes), _rounded(b, positions)))
+        products = products if b.dtype == "float32" else b.op("Cast", products, to=dtype)
+        return b.op("Mul", products, self.scale)
 
 
 def attention(
@@ -117,6 +123,11 @@ def attention(
     if c.gated:
         attended = b.op("Mul", attended, b.op("Sigmoid", b.linear(rows, f"{layer}.attention_gate")))
     return b.linear(attended, f"{layer}.o_proj"), cache
+
+
+def _rounded(b: GraphBuilder, values: Value) -> Value:
+    """Numbers in float32, rounded to those that bfloat16 has."""
+    return b.op("Cast", b.op("Cast", values, to=DTYPES["bfloat16"].onnx_number), to=FLOAT)
 
 
 def _by_head(b: GraphBuilder, index: int, rows: Value, shared: PassContext) -> tuple[Value, LayerCache]:
