@@ -17,7 +17,7 @@ from firp.runtime.passes.pass_shape import BatchSize
 from firp.runtime.passes.session import Session, forward_together
 from firp.runtime.progress import Progress, silent
 from firp.runtime.trees.tree import chain
-from firp.runtime.tuning.latency import WARM_UP, median_ms
+from firp.runtime.tuning.latency import WARM_UP, median_ms, undisturbed
 
 SEQUENCES = (2, 4, 8)
 ROWS = (1, 2, 4, 8, 16, 32)  # of each sequence, while all together are no more than one was measured with
@@ -54,7 +54,7 @@ def measure_batches(
             spent = _take_turns(lanes[:count], fitting[count], clock)
             for graph, grid in grids.items():
                 grid.append(tuple(median_ms(spent[graph, rows]) for rows in fitting[count]))
-        halves = tuple(grids["lower"]), tuple(grids["upper"])
+        halves = undisturbed(grids["lower"]), undisturbed(grids["upper"])
         found.append(BatchTimes(count, contexts, fitting[count], *halves))
     progress("measuring batches", len(counts), len(counts))
     return tuple(found)

@@ -9,12 +9,12 @@ so that no two passes see the same cache.
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from firp.runtime.bundle.calibration import TYPICAL_CONTEXT, LatencyTable
+from firp.runtime.bundle.calibration import TYPICAL_CONTEXT, Grid, LatencyTable
 from firp.runtime.engine import Engine
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.passes.request import Needs, Request
@@ -74,8 +74,8 @@ def measure_latency(
         num_hidden_layers=engine.model.num_hidden_layers,
         contexts=contexts,
         rows=rows,
-        lower_ms=tuple(grids["lower"]),
-        upper_ms=tuple(grids["upper"]),
+        lower_ms=undisturbed(grids["lower"]),
+        upper_ms=undisturbed(grids["upper"]),
         predictors_ms=median_ms(predictors_ms) if k else 0.0,
         plain_outside_ms=_outside_ms(engine, request, None),
         drafted_outside_ms=_outside_ms(engine, request, drafts),
@@ -135,6 +135,14 @@ def _worth_measuring(session: Session, counts: list[int], depth: int) -> tuple[i
         if total[-1] > (depth + 2) * total[0] and len(rows) > 1:
             break
     return tuple(rows)
+
+
+def undisturbed(grid: Sequence[Sequence[float]]) -> Grid:
+    """[contexts, rows] ms, by ascending contexts: a pass after fewer cached tokens takes no longer than
+    after more, and where it did, the machine had something else to do for as long as that context was
+    measured.
+    """
+    return tuple(map(tuple, np.minimum.accumulate(np.array(grid)[::-1])[::-1].tolist()))
 
 
 def median_ms(times: list[float]) -> float:

@@ -9,6 +9,7 @@ from firp.runtime.bundle.json_fields import to_json, write_json
 from firp.runtime.engine import Engine
 from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.tuning.batches import SEQUENCES, measure_batches
+from firp.runtime.tuning.latency import undisturbed
 
 ALONE = LatencyTable("test", 6, 8, (64,), (1, 2, 16), ((3.0, 3.3, 8.0),), ((1.5, 1.65, 4.0),), 0.1, 0.2, 0.4)
 FOUR = BatchTimes(4, (64, 128), (1, 4), ((6.0, 12.0), (8.0, 20.0)), ((3.0, 6.0), (4.0, 10.0)))
@@ -57,3 +58,7 @@ def test_sequences_are_measured_together(family_bundle):
     assert [batch.rows for batch in found] == [(1, 2, 4, 8), (1, 2, 4), (1, 2)]
     assert {batch.contexts for batch in found} == {(16, 40)}
     assert min(ms for batch in found for times in (*batch.lower_ms, *batch.upper_ms) for ms in times) > 0
+
+
+def test_what_was_slower_after_fewer_tokens_was_disturbed():
+    assert undisturbed([[21.0, 3.0], [12.0, 5.0], [13.0, 4.0]]) == ((12.0, 3.0), (12.0, 4.0), (13.0, 4.0))
