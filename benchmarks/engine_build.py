@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 from export_size import EXPORT
-from random_model import make_checkpoint
+from random_model import SHAPES, make_checkpoint
 from table import Result
 
 from firp.export.tensorrt.build import graph_weight_bytes, memory_needed
@@ -35,7 +35,7 @@ def main(backend, dtype, folder):
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         model = Path(scratch) / "model"
         bundle = Path(scratch) / "bundle"
-        make_checkpoint(model, "1b", dtype)
+        make_checkpoint(model, SHAPES["1b"], dtype)
         subprocess.run(
             [sys.executable, "-c", EXPORT, str(model), str(bundle), dtype], check=True, capture_output=True
         )

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import click
-from random_model import make_checkpoint
+from random_model import SHAPES, make_checkpoint
 from table import Result
 
 EXPORT = """
@@ -48,7 +48,7 @@ print(json.dumps({"seconds": seconds, "total_s": now - started,
 def main(dtype, folder, runs):
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         model = Path(scratch) / "model"
-        parameters = make_checkpoint(model, "1b", dtype)
+        parameters = make_checkpoint(model, SHAPES["1b"], dtype)
         size = sum(file.stat().st_size for file in model.iterdir()) / 2**30
         result = Result("export_size", "Export of a 1.1-billion-parameter checkpoint")
         table = result.table(

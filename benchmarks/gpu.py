@@ -151,7 +151,7 @@ def main(backend, shapes, prompts, folder):
     for shape in shapes:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             model = Path(scratch) / "model"
-            parameters = make_checkpoint(model, shape, "float16")
+            parameters = make_checkpoint(model, SHAPES[shape], "float16")
             engine = make_bundle(
                 Path(scratch), model, make_predictors(Path(scratch) / "predictors", model), backend
             )

@@ -68,7 +68,8 @@ class Workshop:
             )
         if done.returncode:
             words = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-            raise Absent(f"{what} failed: {words[-1] if words else done.returncode:.200}")
+            why = words[-1].replace(f"{self.folder}/", "") if words else str(done.returncode)
+            raise Absent(f"{what} failed: {why:.200}")
 
     def made(self, name: str, make: Callable[[Path], None]) -> Path:
         """A file or folder beside the model's others; `make` writes it where it is told to, once."""

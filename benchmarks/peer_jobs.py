@@ -95,5 +95,10 @@ def encoder(model: Path, prompts: Sequence[Prompt]) -> Callable[[Prompt], list[i
 
 def of_noise(vocab_size: int, tokens: int) -> Jobs:
     """Jobs of random tokens, for models of random weights."""
-    stream = np.random.default_rng(0).integers(3, vocab_size, 8 * CONTEXT).tolist()
+    stream = noise(vocab_size, 8 * CONTEXT)
     return Jobs([("noise:1", stream[:300])], stream, [], tokens)
+
+
+def noise(vocab_size: int, tokens: int) -> list[int]:
+    """Random token ids, none of those that mean something."""
+    return np.random.default_rng(0).integers(3, vocab_size, tokens).tolist()

@@ -13,7 +13,7 @@ from peer_install import Absent, Peer
 from peer_jobs import Job, Jobs
 from peer_process import Pool, Worker
 
-LOADS = 3  # processes that are started for the time it takes
+LOADS = 3
 WARM_UP_TOKENS = 8
 LOADED_TOKENS = 16  # decoded before memory is measured
 
@@ -24,7 +24,9 @@ class Lines:
     def __init__(self, file: Path, settings: dict[str, Any]):
         texts = file.read_text("utf-8").splitlines() if file.is_file() else [json.dumps(settings)]
         if json.loads(texts[0]) != settings:
-            raise click.ClickException(f"'{file}' is of another run: {texts[0]}; choose another --name")
+            raise click.ClickException(
+                f"'{file}' is of another run: {texts[0]}; choose another --name, or delete it"
+            )
         self._file = file
         file.write_text("\n".join(texts) + "\n", "utf-8")
         self.all = [json.loads(text) for text in texts[1:]]
@@ -46,10 +48,12 @@ class Lines:
 
 
 class Comparison:
-    """Peers that take turns. absent: why those that are left out are, by label."""
+    """Peers that take turns. loads: processes of each that are started for the time it takes; absent:
+    why those that are left out are, by label.
+    """
 
-    def __init__(self, lines: Lines, jobs: Jobs, log: Path):
-        self.lines, self.jobs = lines, jobs
+    def __init__(self, lines: Lines, jobs: Jobs, log: Path, loads: int = LOADS):
+        self.lines, self.jobs, self.loads = lines, jobs, loads
         self.peers: list[Peer] = []
         self.ways: dict[str, list[str]] = {}
         self.mib: dict[str, float] = {}
@@ -77,7 +81,7 @@ class Comparison:
     def _load(self, peer: Peer) -> None:
         job = self.jobs.prompts[0]
         for way in self.ways[peer.label]:
-            for turn in range(LOADS):
+            for turn in range(self.loads):
                 line = {"what": "load", "name": named(peer, way), "turn": turn}
                 if not self.lines.has(**line):
                     with Worker(peer, self._log) as worker:

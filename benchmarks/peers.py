@@ -35,7 +35,7 @@ from table import Result
 from firp.runtime.machine import cores, processor
 
 PEERS = ("firp", "transformers", "onnxruntime-genai", "llama.cpp", "OpenVINO")
-SYNTHETIC = {"0.5B": "0.5b", "1.1B": "1b"}  # names in SHAPES
+SYNTHETIC = {"tiny": "tiny", "0.5B": "0.5b", "1.1B": "1b"}  # names in SHAPES; tiny: to try the peers
 QUANTIZE = {"float32": None, "int8": "int8", "int4": "int4"}
 ASIDE = (
     "A peer decodes with its own defaults: llama.cpp keeps its cache in float16, OpenVINO in 8 bits. "
@@ -114,7 +114,7 @@ def random(shop: Workshop, shape: str, jobs: peer_jobs.Jobs) -> Iterator[Made]:
     """Peers of a model with random weights, of a shape in SHAPES."""
 
     def make(folder: Path) -> None:
-        make_checkpoint(folder, shape, "float32")
+        make_checkpoint(folder, SHAPES[shape], "float32")
         make_tokenizer(folder, SHAPES[shape]["vocab_size"])
 
     model = shop.made("model", make)

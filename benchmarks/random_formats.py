@@ -7,15 +7,23 @@ from pathlib import Path
 
 import gguf
 from safetensors import safe_open
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 
 def make_tokenizer(folder: Path, vocab_size: int) -> None:
-    """Write a tokenizer beside a checkpoint, for tools that insist on one: a word for every id."""
-    words = WordLevel({str(i): i for i in range(vocab_size)}, unk_token="0")
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), unk_token="0").save_pretrained(folder)
+    """Write a tokenizer beside a checkpoint, for tools that insist on one: a token for every byte, and
+    words that no text has for the other ids.
+    """
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [f"<{place}>" for place in range(vocab_size - len(letters))]
+    tokenizer = Tokenizer(
+        BPE({token: place for place, token in enumerate([*words[:3], *letters, *words[3:]])}, [])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
 
 
 def make_gguf(file: Path, model: Path) -> None:

@@ -7,7 +7,9 @@ Each is made by a process of its own, so that its memory is given back.
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from firp.export.bundle.predictor_dir import FORMAT_VERSION, Accuracy, Predictor
 from firp.export.sources.open import open_checkpoint
 from firp.export.weights.fingerprint import fingerprint
 
-SHAPES = {  # as LlamaConfig names them
+SHAPES = {  # of Llamas, as their configuration names them
     "tiny": {
         "vocab_size": 512,
         "hidden_size": 256,
@@ -55,17 +57,21 @@ SHAPES = {  # as LlamaConfig names them
 }
 _MAKE = """
 import json, sys, torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 torch.set_default_dtype(getattr(torch, sys.argv[3]))
-model = AutoModelForCausalLM.from_config(LlamaConfig(**json.loads(sys.argv[2]), tie_word_embeddings=False))
+torch.manual_seed(0)
+model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(sys.argv[2])))
 print(sum(p.numel() for p in model.parameters()))
 model.save_pretrained(sys.argv[1], max_shard_size="1GB")
 """
 
 
-def make_checkpoint(folder: Path, shape: str, dtype: str) -> int:
-    """Write a checkpoint; returns its number of parameters."""
-    command = [sys.executable, "-c", _MAKE, str(folder), json.dumps(SHAPES[shape]), dtype]
+def make_checkpoint(folder: Path, shape: Mapping[str, Any], dtype: str) -> int:
+    """Write a checkpoint; returns its number of parameters. shape: of a Llama, unless it has a
+    "model_type".
+    """
+    config = {"model_type": "llama", "tie_word_embeddings": False, **shape}
+    command = [sys.executable, "-c", _MAKE, str(folder), json.dumps(config), dtype]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

@@ -69,6 +69,53 @@ def test_a_row_of_other_columns_is_refused(table):
         rows.add(1)
 
 
+def test_a_family_is_compared_turn_by_turn_and_what_refuses_it_is_named(table):
+    import family_table
+
+    def turn(name, number, ms):
+        return {
+            "what": "turn",
+            "name": name,
+            "turn": number,
+            "seconds": [0.5, 0.5 + ms / 1e3, 0.5 + 2 * ms / 1e3],
+        }
+
+    lines = [
+        *(turn("firp float32", number, ms) for number, ms in enumerate((10, 20, 25))),
+        *(turn("onnxruntime-genai float32", number, ms) for number, ms in enumerate((20, 20, 100))),
+        {"what": "absent", "name": "firp int8", "why": "export int8 failed: experts"},
+        {"what": "absent", "name": "onnxruntime-genai int8", "why": "no builder"},
+        {"what": "bytes", "name": "firp float32", "bytes": 200_000_000},
+        *(
+            {"what": "bandwidth", "name": "read", "turn": at, "gb_per_s": speed}
+            for at, speed in ((0, 15), (1, 25))
+        ),
+        {"what": "load", "name": "firp float32", "turn": 0, "versions": "onnxruntime 1"},
+        {"what": "rows", "name": "firp float32", "ms": {"1": [10, 12, 11], "4": [22, 21, 99]}},
+    ]
+    result = table.Result("family_speed", "Families")
+    (found,) = family_table.report(result, {"Qwen3-MoE": lines, "gpt-oss": []})
+    speed, rows = result.tables
+    assert speed.rows[0][3:] == (
+        "50.0 (40.0, 100.0)",
+        "50%",
+        "onnxruntime-genai float32",
+        "50.0 (10.0, 50.0)",
+        "2.00 (1.00, 4.00)",
+    )
+    assert speed.rows[1][1:] == (
+        "int8",
+        "–",
+        "refused: export int8 failed: experts",
+        "–",
+        "onnxruntime-genai int8",
+        "refused: no builder",
+        "–",
+    )
+    assert rows.rows == [("Qwen3-MoE", "firp float32", "11.0 (1.00)", "22.0 (2.00)")]
+    assert found["gb_per_s"] == 20
+
+
 def test_the_gpu_benchmark_measures_passes(gpu, table, family_bundle, tmp_path):
     engine = device_engine(shutil.copytree(family_bundle("llama")[1], tmp_path / "small"), Limits(200, 1, 32))
     result = table.Result("gpu", "GPU")

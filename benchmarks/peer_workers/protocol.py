@@ -90,6 +90,19 @@ def together(model, prompts, tokens, clients, way):
     return asking.found()
 
 
+def in_turns(one, counts, turns):
+    """{"ms": {rows: milliseconds of each turn}} of passes of several rows: `one` makes one of them. What
+    comes before the first turn is not counted.
+    """
+    found = {count: [] for count in counts}
+    for turn in range(turns + 1):
+        for count in counts:
+            ms = one(count)
+            if turn:
+                found[count].append(round(ms, 3))
+    return {"ms": found}
+
+
 def resident():
     """The proportional set size of this process in MiB: pages that others map too count in part."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()

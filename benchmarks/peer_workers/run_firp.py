@@ -3,11 +3,13 @@ not it found that drafting pays.
 """
 
 import numpy as np
-from protocol import serve
+from protocol import in_turns, serve
 
 from firp.runtime.engine import Engine
 from firp.runtime.loop.picker import Picker
+from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.sampling import SamplingParams
+from firp.runtime.trees.tree import chain
 
 
 class Firp:
@@ -20,6 +22,20 @@ class Firp:
         drafts = {"plain": True} if way == "plain" else {"tree": self.engine.best_tree}
         for chunk in self.engine.stream(ids, params, **drafts):
             emit(chunk.token_ids)
+
+    def rows(self, ids, counts, turns):
+        """Milliseconds of passes of several rows after a prompt, in turns."""
+        most = max(counts)
+        session = self.engine.session(len(ids) + most, max(len(ids), most))
+        session.forward(PassPlan(chain(ids), bring_logits=False, prompt=True))
+        session.commit(range(len(ids)))
+
+        def one(count):
+            before = sum(session.spent_ms.values())
+            session.forward(PassPlan(chain(ids[:count]), bring_logits=False))
+            return sum(session.spent_ms.values()) - before
+
+        return in_turns(one, counts, turns)
 
     def score(self, ids):
         params = SamplingParams(len(ids) - 1, ignore_eos=True)

@@ -1,11 +1,12 @@
 """Decodes with onnxruntime-genai, for `peers.py`."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import onnxruntime_genai as genai
-from protocol import serve
+from protocol import in_turns, serve
 
 
 class Genai:
@@ -31,6 +32,19 @@ class Genai:
         for _ in range(tokens):
             generator.generate_next_token()
             emit(generator.get_next_tokens())
+
+    def rows(self, ids, counts, turns):
+        generator = self._generator(len(ids) + max(counts) + 1)
+        generator.append_tokens(np.array([ids], np.int32))
+
+        def one(count):
+            begin = time.perf_counter()
+            generator.append_tokens(np.array([ids[:count]], np.int32))
+            ms = 1e3 * (time.perf_counter() - begin)
+            generator.rewind_to(len(ids))
+            return ms
+
+        return in_turns(one, counts, turns)
 
     def score(self, ids):
         generator = self._generator(len(ids) + 1)

@@ -1,10 +1,11 @@
 """Decodes with llama.cpp, for `peers.py`, through llama-cpp-python and with its defaults."""
 
 import itertools
+import time
 
 import llama_cpp
 import numpy as np
-from protocol import serve
+from protocol import in_turns, serve
 
 
 class LlamaCpp:
@@ -19,6 +20,18 @@ class LlamaCpp:
         self.llama.reset()  # else a prompt that begins like the last one is in the cache already
         for token in itertools.islice(self.llama.generate(ids, temp=0.0), tokens):
             emit([token])
+
+    def rows(self, ids, counts, turns):
+        self.llama.reset()
+        self.llama.eval(ids)
+
+        def one(count):
+            self.llama.n_tokens = len(ids)  # what lies behind is forgotten
+            begin = time.perf_counter()
+            self.llama.eval(ids[:count])
+            return 1e3 * (time.perf_counter() - begin)
+
+        return in_turns(one, counts, turns)
 
     def score(self, ids):
         scoring = llama_cpp.Llama(n_ctx=len(ids), logits_all=True, **self.options)
