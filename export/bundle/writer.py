@@ -157,14 +157,6 @@ def prepare(options: ExportOptions) -> Prepared:
     if options.max_context is not None:
         checkpoint = checkpoint.with_context(options.max_context)
     checkpoint.tokenizer()
-    config = checkpoint.config
-    parts = {"experts": config.experts, "weights of latent attention": config.attention.latent}
-    if options.quantize and (floats := [name for name, part in parts.items() if part]):
-        raise FirpError(
-            f"{floats[0]} are not stored as integers",
-            got=f"--quantize {options.quantize} of {config.architecture}",
-            fix="export with --quantize none",
-        )
     predictors = open_predictors(options.predictors, checkpoint) if options.predictors else None
     layer = _split(checkpoint, predictors, options.prediction_layer)
     if predictors and options.quantize == "int4":

@@ -29,12 +29,9 @@ def families(as_json, markdown):
         width = max(map(len, FAMILIES))
         for name in sorted(FAMILIES):
             gguf = "GGUF" if support(name)["gguf"] else ""
-            integers = ", no integers" if not FAMILIES[name].quantizes else ""
-            results.print(f"{name:<{width}}  {gguf:<4}  {EXAMPLES.get(name, '')}{integers}")
-        kinds, integers = ", ".join(MODEL_DTYPES), " and ".join(METHODS)
-        results.print(
-            f"all {len(FAMILIES)}: {kinds}, TensorRT; {integers} where no line denies it; drafts, but of int4"
-        )
+            results.print(f"{name:<{width}}  {gguf:<4}  {EXAMPLES.get(name, '')}")
+        kinds = ", ".join((*MODEL_DTYPES, *METHODS))
+        results.print(f"all {len(FAMILIES)}: {kinds}, TensorRT; drafts, but of int4")
 
 
 def support(model_type: str) -> dict[str, bool]:
@@ -42,8 +39,7 @@ def support(model_type: str) -> dict[str, bool]:
     sources differ.
     """
     return {
-        "float": True,
-        **dict.fromkeys(METHODS, FAMILIES[model_type].quantizes),
+        **dict.fromkeys(("float", *METHODS), True),
         "gguf": model_type in MODEL_TYPES,
         "tensorrt": True,
         "drafts": True,
@@ -54,9 +50,7 @@ def page() -> str:
     """docs/families.md."""
     yes = {True: "yes", False: ""}
     rows = [
-        f"| `{name}` | {EXAMPLES.get(name, '')} | {yes[FAMILIES[name].quantizes]} | "
-        f"{yes[support(name)['gguf']]} |"
-        for name in sorted(FAMILIES)
+        f"| `{name}` | {EXAMPLES.get(name, '')} | {yes[support(name)['gguf']]} |" for name in sorted(FAMILIES)
     ]
     reasons = {
         reason: sorted(n for n, why in REFUSED.items() if why == reason) for reason in REFUSED.values()
@@ -71,8 +65,8 @@ _INTRODUCTION = (
     "# Families",
     "",
     "Written by `firp families --markdown` from the table that the exporter reads. A family goes by the",
-    "`model_type` of config.json. Each can be exported in every float type, most as int8 and int4 too, and",
-    "its graphs have the form of ONNX Runtime and that of TensorRT; drafts go with all of these but int4.",
+    "`model_type` of config.json. Each can be exported in every float type, and as int8 and int4; float",
+    "graphs have the form of ONNX Runtime and that of TensorRT; drafts go with all of these but int4.",
     "Checkpoints are Hugging Face directories, of floats or of small floats beside their scales (fp8,",
     "fbgemm_fp8, float-quantized compressed-tensors, modelopt's FP8, mxfp4) or integers of 4 bits (awq,",
     "gptq), which become float values on their way, or are kept by `int4`;",
@@ -81,8 +75,8 @@ _INTRODUCTION = (
     f"{len(FAMILIES)} families. Every export is held to Hugging Face's own module in float64, so a variant",
     "that the recipe does not know is refused, not exported wrongly.",
     "",
-    "| model_type | models | int8, int4 | GGUF |",
-    "|---|---|---|---|",
+    "| model_type | models | GGUF |",
+    "|---|---|---|",
 )
 _ADDING = (
     "",

@@ -185,32 +185,26 @@ def _minimax(c: Any) -> ModelConfig:
 
 
 EXPERTS: dict[str, Family] = {
-    "mixtral": Family(lambda c: model(c, experts=mixture(c, c.intermediate_size)), _MIXTRAL, quantizes=False),
-    "phimoe": Family(_phimoe, _MIXTRAL, quantizes=False),
-    "minimax_m2": Family(_minimax, _MIXTRAL, quantizes=False),
-    "olmoe": Family(lambda c: _olmoe(c, clip=c.clip_qkv), EXPERT_NAMES, quantizes=False),
+    "mixtral": Family(lambda c: model(c, experts=mixture(c, c.intermediate_size)), _MIXTRAL),
+    "phimoe": Family(_phimoe, _MIXTRAL),
+    "minimax_m2": Family(_minimax, _MIXTRAL),
+    "olmoe": Family(lambda c: _olmoe(c, clip=c.clip_qkv), EXPERT_NAMES),
     "flex_olmo": Family(
         lambda c: _olmoe(c, norms=POST_NORM),
         EXPERT_NAMES.but(
             attention_out_norm="post_attention_layernorm", mlp_out_norm="post_feedforward_layernorm"
         ),
-        quantizes=False,
     ),
-    "qwen2_moe": Family(
-        lambda c: _qwen(c, c.shared_expert_intermediate_size, True), EXPERT_NAMES, quantizes=False
-    ),
-    "qwen3_moe": Family(lambda c: _qwen(c, qk_norm="head"), EXPERT_NAMES, quantizes=False),
-    "flint": Family(_flint, EXPERT_NAMES.but(sinks="self_attn.softmax_offset | bare"), quantizes=False),
-    "dots1": Family(lambda c: _grouped(c, qk_norm="head"), BIASED, quantizes=False),
-    "glm4_moe": Family(
-        lambda c: _grouped(c, qk_norm="head" if c.use_qk_norm else ""), BIASED, quantizes=False
-    ),
-    "solar_open": Family(_solar, BIASED, quantizes=False),
-    "mellum": Family(_mellum, EXPERT_NAMES, quantizes=False),
+    "qwen2_moe": Family(lambda c: _qwen(c, c.shared_expert_intermediate_size, True), EXPERT_NAMES),
+    "qwen3_moe": Family(lambda c: _qwen(c, qk_norm="head"), EXPERT_NAMES),
+    "flint": Family(_flint, EXPERT_NAMES.but(sinks="self_attn.softmax_offset | bare")),
+    "dots1": Family(lambda c: _grouped(c, qk_norm="head"), BIASED),
+    "glm4_moe": Family(lambda c: _grouped(c, qk_norm="head" if c.use_qk_norm else ""), BIASED),
+    "solar_open": Family(_solar, BIASED),
+    "mellum": Family(_mellum, EXPERT_NAMES),
     "exaone_moe": Family(
         lambda c: _kinds(c, c.routed_scaling_factor, rope_of=on_sliding_layers(c)),
         BIASED.but(selection_bias="mlp.e_score_correction_bias | bare"),
-        quantizes=False,
     ),
     "hy_v3": Family(
         lambda c: _kinds(c, c.router_scaling_factor),
@@ -220,7 +214,6 @@ EXPERTS: dict[str, Family] = {
             shared_gate_up_proj="mlp.shared_mlp.gate_proj & mlp.shared_mlp.up_proj",
             shared_down_proj="mlp.shared_mlp.down_proj",
         ),
-        quantizes=False,
     ),
     "afmoe": Family(
         _afmoe,
@@ -232,7 +225,6 @@ EXPERTS: dict[str, Family] = {
             router="mlp.router.gate",
             selection_bias="mlp.expert_bias | bare",
         ),
-        quantizes=False,
     ),
     "hunyuan_v1_moe": Family(
         _hunyuan,
@@ -243,11 +235,9 @@ EXPERTS: dict[str, Family] = {
             shared_gate_up_proj="mlp.shared_mlp.gate_proj & mlp.shared_mlp.up_proj",
             shared_down_proj="mlp.shared_mlp.down_proj",
         ),
-        quantizes=False,
     ),
     "ernie4_5_moe": Family(
         _ernie,
         BIASED.but(selection_bias="mlp.moe_statics.e_score_correction_bias | bare"),
-        quantizes=False,
     ),
 }

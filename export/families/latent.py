@@ -82,10 +82,10 @@ def _glm4_moe_lite(c: Any) -> ModelConfig:
 
 
 LATENT: dict[str, Family] = {
-    "deepseek_v2": Family(_deepseek_v2, _names, quantizes=False),
-    "deepseek_v3": Family(_deepseek_v3, _names, quantizes=False),
-    "sarvam_mla": Family(_deepseek_v3, _names, quantizes=False),
-    "glm4_moe_lite": Family(_glm4_moe_lite, _names, quantizes=False),
-    "minicpm3": Family(_minicpm3, _names, quantizes=False),
-    "youtu": Family(_latent, _names, quantizes=False),
+    "deepseek_v2": Family(_deepseek_v2, _names),
+    "deepseek_v3": Family(_deepseek_v3, _names),
+    "sarvam_mla": Family(_deepseek_v3, _names),
+    "glm4_moe_lite": Family(_glm4_moe_lite, _names),
+    "minicpm3": Family(_minicpm3, _names),
+    "youtu": Family(_latent, _names),
 }

@@ -50,7 +50,6 @@ class Family(NamedTuple):
 
     describe: Callable[[Any], ModelConfig]
     names: Names | Callable[[Any], Names] = LLAMA  # or those of a configuration
-    quantizes: bool = True  # whether its weights can be stored as integers
 
     def names_of(self, c: Any) -> Names:
         """The name map of a model."""

@@ -77,12 +77,9 @@ STACKED: dict[str, Family] = {
             expert_gate_up_proj="mlp.experts.gate_up_proj[{e}] | alternating columns",
             expert_down_proj="mlp.experts.down_proj[{e}] | transposed",
         ),
-        quantizes=False,
     ),
-    "granitemoe": Family(_granite_moe, _GRANITE, quantizes=False),
-    "granitemoeshared": Family(
-        lambda c: _granite_moe(c, c.shared_intermediate_size), _GRANITE, quantizes=False
-    ),
+    "granitemoe": Family(_granite_moe, _GRANITE),
+    "granitemoeshared": Family(lambda c: _granite_moe(c, c.shared_intermediate_size), _GRANITE),
     "granitemoehybrid": Family(_granite_hybrid, _GRANITE),
     "granitemoe_swa": Family(
         _granite_swa,
@@ -92,7 +89,6 @@ STACKED: dict[str, Family] = {
             expert_gate_up_proj="block_sparse_moe.experts.gate_up_proj[{e}]",
             expert_down_proj="block_sparse_moe.experts.down_proj[{e}]",
         ),
-        quantizes=False,
     ),
-    "dbrx": Family(_dbrx, _DBRX, quantizes=False),
+    "dbrx": Family(_dbrx, _DBRX),
 }

@@ -11,7 +11,7 @@ import numpy as np
 
 from firp.export.quantize.formats import Integers, bits_of, quantize
 from firp.export.quantize.plan import Plan
-from firp.export.quantize.smoothing import norm_divisors, row_divisors
+from firp.export.quantize.smoothing import column_factors, norm_divisors, row_divisors
 from firp.export.sources.checkpoint import Checkpoint, Weight
 from firp.export.weights.stream import Output, from_array, from_checkpoint, read_array
 from firp.runtime.bundle.precision import BLOCK, BLOCKS4, ROWS, LinearFormat, Quantization
@@ -35,9 +35,8 @@ def quantized_outputs(checkpoint: Checkpoint, plan: Plan) -> list[Output]:
                 outputs.append(from_array(f"{name}.smoothing", linear.smoothing))
         else:
             divisors = norm_divisors(name, smoothing) if divisors is None else divisors
-            outputs.append(from_checkpoint(weight, checkpoint.tensors))
-            if divisors is not None:
-                outputs[-1] = from_array(weight.name, read_array(weight, checkpoint.tensors) / divisors)
+            factors = column_factors(name, smoothing) if kind == "weight" else None
+            outputs.append(_floats(weight, checkpoint, divisors, factors))
     return outputs
 
 
@@ -47,6 +46,22 @@ def record(checkpoint: Checkpoint, plan: Plan) -> Quantization:
     tables = {weight.name.rpartition(".")[0] for weight in checkpoint.weights} & set(_TABLES)
     formats |= {name: LinearFormat(ROWS, False, None, None) for name in sorted(tables)}
     return Quantization(plan.method, plan.calibration_tokens, formats, None)
+
+
+def _floats(
+    weight: Weight, checkpoint: Checkpoint, divisors: np.ndarray | None, factors: np.ndarray | None
+) -> Output:
+    """A weight that stays in floats, its rows divided and its columns multiplied, where they are."""
+    if divisors is None and factors is None:
+        return from_checkpoint(weight, checkpoint.tensors)
+
+    def chunks() -> Iterator[np.ndarray]:
+        values = read_array(weight, checkpoint.tensors)
+        if divisors is not None:
+            values = values / divisors.reshape(divisors.shape + (1,) * (values.ndim - divisors.ndim))
+        yield (values if factors is None else values * factors).reshape(-1)
+
+    return Output(weight.name, weight.shape, chunks)
 
 
 def _table(weight: Weight, checkpoint: Checkpoint) -> Callable[[], Integers]:

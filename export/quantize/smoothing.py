@@ -15,13 +15,14 @@ _LEAST = np.float32(1e-5)
 
 
 def factors(config: ModelConfig, linear: str, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Factors [in] f32 of a layer's inputs, 1 for an input that is always 0, and where nothing before the
-    layer can divide them. linear: the name of the layer; inputs, weights: largest magnitudes [in]. One
-    value feeds all query heads of its group, so that they share a factor in o_proj.
+    """Factors [in] f32 of what one or several layers read, 1 for an input that is always 0, and where
+    nothing before them can divide it. linear: the name of one of the layers; inputs, weights: largest
+    magnitudes [in]. One value feeds all query heads of its group, so that they share a factor in o_proj.
     """
-    if not _can_be_divided(config, linear.rpartition(".")[2]):
+    module = linear.rpartition(".")[2]
+    if not _can_be_divided(config, module):
         return np.ones(len(inputs), np.float32)
-    if linear.endswith("o_proj"):
+    if module == "o_proj" and not config.attention.latent:
         inputs, weights = (_over_group(config, side) for side in (inputs, weights))
     found = np.maximum(inputs, _LEAST) ** ALPHA / np.maximum(weights, _LEAST) ** (1 - ALPHA)
     return np.where(inputs > 0, found, 1).astype(np.float32)
@@ -33,7 +34,9 @@ def _can_be_divided(config: ModelConfig, module: str) -> bool:
     if module == "o_proj":
         return config.attention.clip is None
     if module == "down_proj":
-        return config.mlp.gated
+        return config.mlp.gated and config.mlp.clamped is None
+    if module == "q_up_proj":
+        return True
     shared = block.parallel and "mlp_norm" not in block.norms
     norm = "input_norm" if module == "qkv_proj" else "mlp_norm"
     return norm in block.norms and not shared
@@ -47,24 +50,41 @@ def _over_group(config: ModelConfig, magnitudes: np.ndarray) -> np.ndarray:
 
 
 def row_divisors(config: ModelConfig, linear: str, smoothing: dict[str, np.ndarray]) -> np.ndarray | None:
-    """What the outputs [out] of a layer are divided by, so that the layer that reads them finds
-    smoothed inputs; None where none does. smoothing: factors by the names of layers that have some.
+    """What the outputs of a layer are divided by, [out], or [H, value_size] of what makes values of
+    latent rows, so that the layer that reads them finds smoothed inputs; None where none does.
+    smoothing: factors by the names of layers that have some.
     """
     layer, _, module = linear.rpartition(".")
     attention = config.attention
-    if module == "qkv_proj" and f"{layer}.o_proj" in smoothing:
+    if module == "value_up" and f"{layer}.o_proj" in smoothing:
+        return smoothing[f"{layer}.o_proj"].reshape(attention.num_heads, -1)
+    if module == "qkv_proj" and not attention.latent and f"{layer}.o_proj" in smoothing:
         heads = smoothing[f"{layer}.o_proj"].reshape(attention.num_key_value_heads, -1, attention.head_dim)
         values = heads[:, 0].reshape(-1)
         return np.concatenate((np.ones(attention.query_size + attention.key_value_size, np.float32), values))
     if module == "gate_up_proj" and f"{layer}.down_proj" in smoothing:
-        return np.concatenate(
-            (np.ones(config.mlp.intermediate_size, np.float32), smoothing[f"{layer}.down_proj"])
-        )
+        found = smoothing[f"{layer}.down_proj"]
+        return np.concatenate((np.ones(len(found), np.float32), found))
     return None
+
+
+_READERS = {  # of a norm's rows: those that share factors have the same ones
+    "input_norm": ("qkv_proj",),
+    "q_norm": ("q_up_proj",),
+    "mlp_norm": ("gate_up_proj", "up_proj", "experts.0.gate_up_proj", "experts.0.up_proj"),
+}
 
 
 def norm_divisors(norm: str, smoothing: dict[str, np.ndarray]) -> np.ndarray | None:
     """What the parameters of a norm are divided by; None for one before no smoothed layer."""
     layer, _, module = norm.rpartition(".")
-    readers = {"input_norm": ("qkv_proj",), "mlp_norm": ("gate_up_proj", "up_proj")}.get(module, ())
-    return next((smoothing[f"{layer}.{name}"] for name in readers if f"{layer}.{name}" in smoothing), None)
+    readers = (f"{layer}.{name}" for name in _READERS.get(module, ()))
+    return next((smoothing[name] for name in readers if name in smoothing), None)
+
+
+def column_factors(linear: str, smoothing: dict[str, np.ndarray]) -> np.ndarray | None:
+    """What the columns [in] of a layer that stays in floats are multiplied with, where it reads what is
+    smoothed for others: a router, for its experts; None for any other.
+    """
+    layer, _, module = linear.rpartition(".")
+    return norm_divisors(f"{layer}.mlp_norm", smoothing) if module in ("router", "shared_gate") else None

@@ -45,7 +45,7 @@ class FloatProducts(OnnxRuntimeBackend):
         for name, spec in bundle.manifest.graphs.items():
             model = ir.load(bundle.graph_path(spec))
             for product in quantized_products(model.graph):
-                _in_float(model.graph, product)
+                _in_float(product)
             graphs[name] = OnnxRuntimeGraph(_session(model, options), spec, "cpu", None)
         return LoadedGraphs(graphs, None)
 
@@ -74,8 +74,8 @@ class _Product:
 
 
 def quantized_products(graph: ir.Graph) -> list[_Product]:
-    """All integer products of a graph. Raises CheckFailedError for one of another form."""
-    return [_Product(node) for node in graph if node.op_type == "MatMulInteger"]
+    """All integer products of a graph and its branches. Raises CheckFailedError for one of another form."""
+    return [_Product(node) for node in graph.all_nodes() if node.op_type == "MatMulInteger"]
 
 
 def _only_reader(value: ir.Value) -> ir.Node:
@@ -85,10 +85,13 @@ def _only_reader(value: ir.Value) -> ir.Node:
     return readers[0].node
 
 
-def _in_float(graph: ir.Graph, product: _Product) -> None:
+def _in_float(product: _Product) -> None:
+    last = product.result.producer()
     weight = ir.node("DequantizeLinear", [product.weight, product.scale], {"axis": 1})
     result = ir.node("MatMul", [product.rows, weight.outputs[0]])
-    graph.insert_before(product.result.producer(), [weight, result])
+    for made, of in ((weight, product.weight), (result, product.result)):
+        made.outputs[0].name = f"{of.name}.float"  # ONNX wants other names than around a branch
+    last.graph.insert_before(last, [weight, result])  # which of an expert is a branch
     product.result.replace_all_uses_with(result.outputs[0])
 
 

@@ -63,6 +63,12 @@ class Reference:
         (name,) = (name for name, of in self._sources.items() if of == (source,))
         return self.model.get_submodule(name.removesuffix(".weight"))
 
+    def routed(self, source: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+        """The module that routes rows to experts, and the one that holds these. source: a weight of one."""
+        name = next(name for name, of in self._sources.items() if source in of)
+        block, _, _ = name.partition(".experts.")
+        return self.model.get_submodule(block), self._called(name)
+
     def _called(self, name: str) -> torch.nn.Module:
         """The module whose call reads the parameters of one: of experts, all that there are of a layer."""
         experts, part, _ = name.partition(".experts.")

@@ -87,6 +87,12 @@ class Quantization:
         """
         return all(linear.format == ROWS for linear in self.linears.values())
 
+    @property
+    def unreached(self) -> list[str]:
+        """Experts that no row of the calibration text reached: they are rounded as they are."""
+        errors = {name.rpartition(".")[0]: linear.rows_error for name, linear in self.linears.items()}
+        return [name for name, error in errors.items() if ".experts." in name and error is None]
+
     def validate(self, where: str) -> None:
         """Raises FirpError for a method or a format that is unknown."""
         formats = {linear.format for linear in self.linears.values()}

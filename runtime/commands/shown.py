@@ -39,6 +39,11 @@ def quantization_lines(quantization: Quantization) -> list[str]:
         + ", ".join(f"{count} weights as {form}" for form, count in counts.most_common())
         + (f", {kept} of them as the model's file has them" if kept else "")
     ]
+    if unreached := quantization.unreached:
+        lines.append(
+            f"{len(unreached)} experts that the calibration text never reaches are rounded as they are, "
+            f"as {unreached[0]}; --quantize-text takes a text like yours"
+        )
     if quality := quantization.quality:
         lines.append(
             f"quality on {quality.tokens} held-out tokens: perplexity {quality.perplexity:.2f}, in float32 "

@@ -40,6 +40,8 @@ class GraphBuilder:
         self.dtype = dtype
         self.tape = self._whole = Tape()
         self._constants: dict[str, Value] = {}
+        # whether a row must have the same bits alone and among others, as products of integers have
+        self.exact_rows = "embed_tokens.scale" in weights
         self._counted_rows: Value | None = None
         self._zero_points: Value | None = None
 
@@ -57,7 +59,7 @@ class GraphBuilder:
         outer, self.tape = self.tape, Tape()
         output = make()
         made, self.tape = self.tape, outer
-        return Branch(made.nodes, output, self.dtype, shape)
+        return Branch(made.nodes, output, self.dtype, shape, made.weights)
 
     def add_to_chosen(
         self, total: Value, rows: Value, weights: Value, make: Callable[[Value], Value]
@@ -68,7 +70,11 @@ class GraphBuilder:
 
         def some() -> Value:
             places = self.op("Transpose", self.op("NonZero", weights), perm=[1, 0])  # [m, 1]
-            made = make(self.op("GatherND", rows, places))
+            chosen = self.op("GatherND", rows, places)
+            outer = self._counted_rows, self._zero_points
+            self.start_rows(chosen)
+            made = make(chosen)
+            self._counted_rows, self._zero_points = outer
             share = self.op("Unsqueeze", self.op("GatherND", weights, places), self.ints([-1]))
             # ONNX Runtime adds no half types where it scatters
             changed = self.op("Add", self.op("GatherND", total, places), self.op("Mul", made, share))
@@ -116,15 +122,12 @@ class GraphBuilder:
         """Project rows [n, in] -> [n, out] by a weight [out, in], or by a quantized one [in, out]."""
         weight = self.weights[f"{name}.weight"]
         bias = [self.weights[f"{name}.bias"]] if f"{name}.bias" in self.weights else []
-        if f"{name}.scale" not in self.weights:
-            return self.op("Gemm", rows, weight, *bias, transB=1)
-        scale = self.weights[f"{name}.scale"]
-        if len(scale.shape) == 1:
-            product = self._integer_product(rows, weight, scale)
+        if f"{name}.scale" in self.weights:
+            product = self._quantized_product(rows, name)
+        elif self.exact_rows:
+            product = self._product_by_row(rows, weight)
         else:
-            zeros = [self.weights[f"{name}.zero_point"]] if f"{name}.zero_point" in self.weights else []
-            blocks = self.op("DequantizeLinear", weight, scale, *zeros, axis=0, block_size=BLOCK)
-            product = self.op("MatMul", rows, blocks)
+            return self.op("Gemm", rows, weight, *bias, transB=1)
         return self.op("Add", product, *bias) if bias else product
 
     def linear_of_each(self, rows: Value, name: str, count: int) -> Value:
@@ -139,6 +142,24 @@ class GraphBuilder:
             return product
         biases = self.weights.stacked(f"{name}.bias", [f"{each}.bias" for each in names])
         return self.op("Add", product, self.op("Unsqueeze", biases, self.ints([1])))
+
+    def _product_by_row(self, rows: Value, weight: Value) -> Value:
+        """rows [n, in] times a weight [out, in] of floats, a product for each row."""
+        last = self.ints([-1])
+        return self.op("Squeeze", self.op("MatMul", weight, self.op("Unsqueeze", rows, last)), last)
+
+    def _quantized_product(self, rows: Value, name: str) -> Value:
+        """rows [n, in] times a quantized weight. In a branch the weight lies there too: ONNX Runtime
+        fuses, and turns to uint8 where it must, what a graph holds itself.
+        """
+        parts = [f"{name}.{part}" for part in ("weight", "scale", "zero_point")]
+        weight, scale, *zeros = (self.weights[part] for part in parts if part in self.weights)
+        if self.tape is not self._whole:
+            self.tape.weights += [value.name for value in (weight, scale, *zeros)]
+        if len(scale.shape) == 1:
+            return self._integer_product(rows, weight, scale)
+        blocks = self.op("DequantizeLinear", weight, scale, *zeros, axis=0, block_size=BLOCK)
+        return self.op("MatMul", rows, blocks)
 
     def _integer_product(self, rows: Value, weight: Value, scale: Value) -> Value:
         """rows [n, in] f32 times weight [in, out] i8 times scale [out]. Each row is rounded to int8 on

@@ -7,7 +7,7 @@ fields are those of onnx.proto; fields stand in the order of their numbers.
 
 import functools
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from firp.runtime.bundle.dtypes import DTYPES
@@ -35,9 +35,14 @@ def onnx_file(spec: GraphSpec, tape: Tape, weights: dict[str, StoredWeight]) -> 
     """The file of one graph. weights: those that it uses, in the order of their use."""
     _name_values(tape.nodes)
     held = [(_constant(constant), _described(*_typed(constant))) for constant in tape.constants]
-    held += [(_external(name, weight), _described(name, *weight[1:3])) for name, weight in weights.items()]
+    inside = {name for branch in _branches(tape.nodes) for name in branch.weights}
+    held += [
+        (_external(name, weight), _described(name, *weight[1:3]))
+        for name, weight in weights.items()
+        if name not in inside
+    ]
     graph = [
-        *(_field(1, _node(index, node)) for index, node in enumerate(tape.nodes)),
+        *(_field(1, _node(index, node, weights)) for index, node in enumerate(tape.nodes)),
         _text(2, spec.name),
         *(_field(5, initializer) for initializer, _ in held),
         *(_field(11, _described(tensor.name, tensor.dtype, tensor.shape)) for tensor in spec.inputs),
@@ -61,12 +66,21 @@ def _name_values(nodes: Iterable[Node], count: int = 0) -> int:
     return count
 
 
-def _node(index: int, node: Node) -> bytes:
+def _branches(nodes: Iterable[Node]) -> Iterator[Branch]:
+    """All branches of nodes, and of the nodes inside these."""
+    for node in nodes:
+        for branch in node.attributes.values():
+            if isinstance(branch, Branch):
+                yield branch
+                yield from _branches(branch.nodes)
+
+
+def _node(index: int, node: Node, weights: dict[str, StoredWeight]) -> bytes:
     inputs = b"".join([_text(1, value.name) for value in node.inputs])
     outputs = b"".join([_text(2, value.name) for value in node.outputs])
     attributes = b"".join(
         [
-            _branch(name, value)
+            _branch(name, value, weights)
             if isinstance(value, Branch)
             else _attribute(name, tuple(value) if isinstance(value, list) else value)
             for name, value in node.attributes.items()
@@ -88,11 +102,14 @@ def _attribute(name: str, value: int | float | str | tuple[int, ...]) -> bytes:
     return _field(5, _text(1, name) + content)
 
 
-def _branch(name: str, branch: Branch) -> bytes:
-    nodes = [_field(1, _node(index, node)) for index, node in enumerate(branch.nodes)]
-    output = _described(branch.output.name, branch.dtype, branch.shape)
-    graph = b"".join(nodes) + _text(2, name) + _field(12, output)
-    return _field(5, _text(1, name) + _field(6, graph) + _int(20, _GRAPH))
+def _branch(name: str, branch: Branch, weights: dict[str, StoredWeight]) -> bytes:
+    graph = [
+        *(_field(1, _node(index, node, weights)) for index, node in enumerate(branch.nodes)),
+        _text(2, name),
+        *(_field(5, _external(weight, weights[weight])) for weight in branch.weights),
+        _field(12, _described(branch.output.name, branch.dtype, branch.shape)),
+    ]
+    return _field(5, _text(1, name) + _field(6, b"".join(graph)) + _int(20, _GRAPH))
 
 
 def _typed(constant: Constant) -> tuple[str, str, tuple[int, ...]]:

@@ -35,13 +35,14 @@ class Node:
 @dataclass(eq=False, slots=True)
 class Branch:
     """A graph within a graph, that an If runs or not: it reads the values around it, and gives one.
-    dtype, shape: of that one.
+    dtype, shape: of that one. weights: names of those that lie within it.
     """
 
     nodes: list[Node]
     output: Value
     dtype: str
     shape: tuple[int | str, ...]
+    weights: list[str]
 
 
 @dataclass(eq=False, slots=True)
@@ -55,10 +56,11 @@ class Constant:
 
 @dataclass(eq=False, slots=True)
 class Tape:
-    """Nodes and constants in the order in which they were made."""
+    """Nodes and constants in the order in which they were made; of a branch, the names of its weights."""
 
     nodes: list[Node] = field(default_factory=list)
     constants: list[Constant] = field(default_factory=list)
+    weights: list[str] = field(default_factory=list)
 
     def op(self, op_type: str, inputs: list[Value], attributes: dict[str, Any]) -> Value:
         """Add a node with one output."""

@@ -20,8 +20,7 @@ def error(inputs, found, weight):
 
 
 def compensated(inputs, weight):
-    given = torch.from_numpy(inputs)
-    return compensate(weight, given.T @ given)
+    return compensate(weight, torch.from_numpy(inputs))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -37,6 +36,15 @@ def test_outputs_on_other_inputs_of_the_same_kind_move_less_too():
     weight = np.random.default_rng(5).standard_normal((48, 128)).astype(np.float32)
     found = compensated(inputs[:512], weight)
     assert error(inputs[512:], found, weight) < error(inputs[512:], quantize(weight, BLOCKS4), weight)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 32, 100])
+def test_few_rows_do_no_harm_to_others(rows):
+    """What an expert of many gets of a calibration text."""
+    inputs = correlated(1, rows=600, rank=96)
+    weight = np.random.default_rng(7).standard_normal((48, 128)).astype(np.float32)
+    found = compensated(inputs[:rows], weight)
+    assert error(inputs[100:], found, weight) < 1.01 * error(inputs[100:], quantize(weight, BLOCKS4), weight)
 
 
 def test_uncorrelated_inputs_are_rounded_to_the_nearest():

@@ -11,7 +11,7 @@ from support.gguf_files import WIDE, write_gguf
 from support.small_models import make_model, make_predictors
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
-from firp.export.quantize import plan
+from firp.export.quantize import decision
 from firp.export.quantize.stored import StoredWeights
 from firp.export.sources.open import open_checkpoint
 from firp.export.tensorrt.build import BuildOptions, build_engines
@@ -102,10 +102,9 @@ def test_int4_takes_int8_rows_where_blocks_do_not_divide(tmp_path):
 
 
 def test_rows_that_lose_much_more_than_blocks_become_blocks(tmp_path, monkeypatch):
-    assert plan.limit(None) == np.inf
-    assert plan.limit(0.001) == 0.06
-    assert plan.limit(0.1) == pytest.approx(0.3)
-    monkeypatch.setattr(plan, "limit", lambda blocks_error: 0.0)
+    assert decision.limit(0.001) == 0.06
+    assert decision.limit(0.1) == pytest.approx(0.3)
+    monkeypatch.setattr(decision, "limit", lambda blocks_error: 0.0)
     source = make_model(tmp_path / "model", "llama", changes=WIDE)
     bundle = quantized(tmp_path, source, "int8")
     assert formats(bundle) == {ROWS, BLOCKS8}

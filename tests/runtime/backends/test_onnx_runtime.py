@@ -8,7 +8,7 @@ from support.gguf_files import WIDE
 from support.small_models import make_model, make_predictors
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
-from firp.export.quantize import plan
+from firp.export.quantize import decision
 from firp.runtime.backends import onnx_runtime
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.bundle.precision import BLOCKS4, BLOCKS8, ROWS
@@ -31,7 +31,7 @@ def engines(tmp_path_factory):
     for form, method in ((ROWS, "int8"), (BLOCKS8, "int8"), (BLOCKS4, "int4")):
         with pytest.MonkeyPatch.context() as patch:
             if form == BLOCKS8:
-                patch.setattr(plan, "limit", lambda blocks_error: 0.0)
+                patch.setattr(decision, "limit", lambda blocks_error: 0.0)
             patch.setattr(onnx_runtime, "sums_int8_exactly", lambda: False)
             own = predictors if form == ROWS else None
             options = ExportOptions(model, root / form, own, quantize=method, quality_limit=1e9)

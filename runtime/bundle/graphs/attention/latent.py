@@ -49,9 +49,17 @@ def latent_heads(
     query, compressed, key = b.split(joined, [queries, latent.rank, latent.rope_size])
     if latent.query_rank:
         query = b.linear(b.norm(query, f"{layer}.q_norm", "rms", latent.epsilon), f"{layer}.q_up_proj")
-    query = b.op("Transpose", b.op("Reshape", query, shapes.query), perm=[0, 2, 1, 3])
-    flat, turned = b.split(query, [latent.key_size, latent.rope_size])
-    flat = b.op("MatMul", flat, b.weights[f"{layer}.key_up.weight"])  # [B, H, T, rank]
+    query = b.op("Reshape", query, shapes.query)
+    if b.exact_rows:
+        flat, turned = b.split(query, [latent.key_size, latent.rope_size])
+        last = b.ints([3])  # a product for each row of each head
+        flat = b.op("MatMul", b.op("Unsqueeze", flat, last), b.weights[f"{layer}.key_up.weight"])
+        flat = b.op("Squeeze", flat, last)  # [B, T, H, rank]
+        flat, turned = (b.op("Transpose", part, perm=[0, 2, 1, 3]) for part in (flat, turned))
+    else:
+        query = b.op("Transpose", query, perm=[0, 2, 1, 3])
+        flat, turned = b.split(query, [latent.key_size, latent.rope_size])
+        flat = b.op("MatMul", flat, b.weights[f"{layer}.key_up.weight"])  # [B, H, T, rank]
     query = b.op("Concat", rotate(turned), flat, axis=-1)
     compressed = b.norm(compressed, f"{layer}.latent_norm", "rms", latent.epsilon)
     parts = rotate(b.op("Reshape", key, shapes.key)), b.op("Reshape", compressed, shapes.compressed)
@@ -63,7 +71,11 @@ def latent_values(b: GraphBuilder, layer: str, attended: Value) -> Value:
     c = b.config.attention
     latent = c.latent
     _, means = b.split(attended, [latent.rope_size, latent.rank])
-    # the weight as it lies in the file: what is transposed is small
-    means = b.op("Transpose", means, perm=[0, 1, 3, 2])
-    values = b.op("MatMul", b.weights[f"{layer}.value_up.weight"], means)  # [B, H, value_size, T]
-    return b.rows(b.op("Transpose", values, perm=[0, 3, 1, 2]), c.num_heads * latent.value_size)
+    weight = b.weights[f"{layer}.value_up.weight"]  # as it lies in the file: what is transposed is small
+    if b.exact_rows:
+        means = b.op("Unsqueeze", b.op("Transpose", means, perm=[0, 2, 1, 3]), b.ints([-1]))
+        values = b.op("MatMul", weight, means)  # [B, T, H, value_size, 1]
+    else:
+        values = b.op("MatMul", weight, b.op("Transpose", means, perm=[0, 1, 3, 2]))
+        values = b.op("Transpose", values, perm=[0, 3, 1, 2])  # [B, T, H, value_size]
+    return b.rows(values, c.num_heads * latent.value_size)

@@ -1,0 +1,191 @@
+"""What linear layers that read the same inputs become.
+
+In: layers, and rows of inputs of a calibration text. Out: a `LinearPlan` of each, and the rounded
+weights that the model runs on with.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from firp.export.quantize.formats import Integers, dividing, quantize, round_activations
+from firp.export.quantize.gptq import compensate
+from firp.export.quantize.kept import kept_format, kept_integers
+from firp.export.quantize.smoothing import factors
+from firp.export.sources.checkpoint import Checkpoint, Weight
+from firp.export.weights.stream import read_array, to_sources
+from firp.export.weights.torch_model import read_tensor
+from firp.runtime.bundle.precision import BLOCKS4, BLOCKS8, ROWS, LinearFormat
+from firp.runtime.errors import CheckpointError
+
+_MEASURED_ROWS = 256  # of the calibration text, that errors are measured on
+# A layer's relative error as int8 rows from which it is stored in blocks, if those are that many times
+# better. Smoothed layers of SmolLM2 have errors of 0.01 to 0.05, in blocks 0.002 to 0.016; the one
+# that makes its massive activations has 0.1 and 0.009.
+_WORST_ROWS = 0.06
+_TIMES_BLOCKS = 3
+
+
+class LinearPlan(NamedTuple):
+    """What one linear layer becomes."""
+
+    format: LinearFormat
+    smoothing: np.ndarray | None  # [in] f32: inputs are divided by it, columns multiplied; None: 1
+    integers: Callable[[], Integers]  # of the smoothed weight
+
+    def values(self) -> np.ndarray:
+        """The rounded weight [out, in] in terms of the inputs as they are."""
+        values = self.integers().values()
+        return np.ascontiguousarray(values if self.smoothing is None else values / self.smoothing)
+
+
+class Plan(NamedTuple):
+    """What all of them become."""
+
+    method: str
+    calibration_tokens: int
+    linears: dict[str, LinearPlan]  # by the layer's name, without ".weight"
+
+    @property
+    def smoothing(self) -> dict[str, np.ndarray]:
+        """Factors of the layers that have some."""
+        found = {name: linear.smoothing for name, linear in self.linears.items()}
+        return {name: factor for name, factor in found.items() if factor is not None}
+
+
+class _Blocks(NamedTuple):
+    """A weight in blocks."""
+
+    form: str
+    kept: bool
+    integers: Callable[[], Integers]
+
+
+class _Measured(NamedTuple):
+    """One layer as rows and as blocks: relative errors on the rows that reach it, how many these are."""
+
+    rows: int
+    rows_error: float | None  # None: no row reaches it
+    blocks_error: float | None
+    blocks: _Blocks | None  # None: they do not divide it
+
+
+class Decision:
+    """Finds plans, and holds them with the rounded weights that the model has not read yet."""
+
+    def __init__(self, checkpoint: Checkpoint, method: str, scratch: Path, report: Callable[[int], None]):
+        """report: is told how many layers are decided."""
+        self.checkpoint = checkpoint
+        self.linears: dict[str, LinearPlan] = {}
+        self._method = method
+        self._scratch = scratch
+        self._report = report
+        self._rounded: dict[str, torch.Tensor] = {}
+
+    def tensor(self, source: str) -> torch.Tensor:
+        """A tensor of the checkpoint as the model runs on with it, rounded where that is decided."""
+        if source in self._rounded:
+            return self._rounded.pop(source)
+        return read_tensor(source, self.checkpoint.tensors[source], torch.float32)
+
+    def __call__(self, weights: Sequence[Weight], inputs: torch.Tensor, rows: Sequence[torch.Tensor]) -> None:
+        """Decide layers whose inputs are rows of the same. inputs: all of these, [n, in]; rows: those
+        that reach each layer, [m, in], and may be none. They share their smoothing, for it is one norm
+        that divides them, and so they are rows or blocks together.
+        """
+        names = [weight.name.removesuffix(".weight") for weight in weights]
+        self._report(len(self.linears))
+        largest = inputs.abs().amax(0).numpy() if len(inputs) else np.zeros(inputs.shape[1], np.float32)
+        if not np.isfinite(largest).all():
+            raise CheckpointError(
+                f"inputs of {names[0]} are not finite on the calibration text",
+                fix="use an undamaged checkpoint, or export with --quantize none",
+            )
+        columns = [np.abs(self._values(weight)).max(0) for weight in weights]
+        smoothing = factors(self.checkpoint.config, names[0], largest, np.max(columns, axis=0))
+        measured = [self._measure(*each, smoothing) for each in zip(weights, rows, strict=True)]
+        in_blocks = all(each.blocks for each in measured)
+        if in_blocks and self._method == "int8":
+            as_rows = _mean([(each.rows, each.rows_error) for each in measured])
+            as_blocks = _mean([(each.rows, each.blocks_error) for each in measured])
+            in_blocks = not as_rows <= limit(as_blocks)  # NaN is no rows
+        for name, weight, found in zip(names, weights, measured, strict=True):
+            errors = found.rows_error, found.blocks_error
+            if in_blocks:
+                form = LinearFormat(found.blocks.form, found.blocks.kept, *errors)
+                plan = LinearPlan(form, None, found.blocks.integers)
+            else:
+                again = functools.partial(_smoothed_rows, weight, self.checkpoint.tensors, smoothing)
+                plan = LinearPlan(LinearFormat(ROWS, False, *errors), smoothing, again)
+            self.linears[name] = plan
+            parts = to_sources(weight, plan.values(), self.checkpoint.tensors)
+            self._rounded |= zip(weight.sources, map(torch.from_numpy, parts), strict=True)
+
+    def _values(self, weight: Weight) -> np.ndarray:
+        return read_array(weight, self.checkpoint.tensors)
+
+    def _measure(self, weight: Weight, rows: torch.Tensor, smoothing: np.ndarray) -> _Measured:
+        """One layer in both formats, smoothed as rows. rows: inputs [m, in]."""
+        values = self._values(weight)
+        blocks = self._blocks(weight, values, rows)
+        if not len(rows):
+            return _Measured(0, None, None, blocks)
+        sample = rows[:: -(-len(rows) // _MEASURED_ROWS)].numpy()
+        blocks_error = None
+        with np.errstate(all="ignore"):  # outputs that overflow are the next layer's inputs
+            right = sample @ values.T
+            smoothed = quantize(values * smoothing, ROWS).values()
+            rows_error = relative_error(round_activations(sample / smoothing, ROWS) @ smoothed.T, right)
+            if blocks:
+                found = round_activations(sample, blocks.form) @ blocks.integers().values().T
+                blocks_error = relative_error(found, right)
+        return _Measured(len(rows), rows_error, blocks_error, blocks)
+
+    def _blocks(self, weight: Weight, values: np.ndarray, rows: torch.Tensor) -> _Blocks | None:
+        """A weight [out, in] in blocks; None where they do not divide it."""
+        tensors = self.checkpoint.tensors
+        if not dividing(values.shape):
+            return None
+        if own := kept_format(weight, tensors):
+            return _Blocks(own, True, functools.partial(kept_integers, weight, tensors))
+        if self._method == "int8":
+            return _Blocks(BLOCKS8, False, functools.partial(_rounded_blocks, weight, tensors, BLOCKS8))
+        if not len(rows):
+            return _Blocks(BLOCKS4, False, functools.partial(_rounded_blocks, weight, tensors, BLOCKS4))
+        file = self._scratch / f"{weight.name}.npz"
+        np.savez(file, **compensate(values, rows)._asdict())
+        return _Blocks(BLOCKS4, False, functools.partial(_load, file))
+
+
+def _smoothed_rows(weight: Weight, tensors: dict, smoothing: np.ndarray) -> Integers:
+    return quantize(read_array(weight, tensors) * smoothing, ROWS)
+
+
+def _rounded_blocks(weight: Weight, tensors: dict, form: str) -> Integers:
+    return quantize(read_array(weight, tensors), form)
+
+
+def _load(file: Path) -> Integers:
+    with np.load(file) as arrays:
+        return Integers(**arrays)
+
+
+def relative_error(found: np.ndarray, right: np.ndarray) -> float:
+    """The root mean square over rows [n, out] of the difference's norm by the row's norm."""
+    norms = np.linalg.norm(right, axis=1)
+    return float(np.sqrt(np.mean((np.linalg.norm(found - right, axis=1) / np.maximum(norms, 1e-30)) ** 2)))
+
+
+def _mean(errors: list[tuple[int, float | None]]) -> float:
+    """The root mean square of errors over the rows of all layers; 0 where there are none."""
+    count = sum(rows for rows, _ in errors)
+    return (sum(rows * error**2 for rows, error in errors if rows) / max(1, count)) ** 0.5
+
+
+def limit(blocks_error: float) -> float:
+    """The largest error of int8 rows that is not worth blocks, which take more time for every row."""
+    return max(_WORST_ROWS, _TIMES_BLOCKS * blocks_error)
