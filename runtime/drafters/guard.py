@@ -21,9 +21,10 @@ OTHER_SPEED = 1.25  # averages that a plain step takes where the machine has bec
 
 
 class Guard:
-    """Judges the drafts of one request."""
+    """Judges the drafts of one request. caution: how many times less than usual they may lose in all."""
 
-    def __init__(self):
+    def __init__(self, caution: float = 1.0):
+        self._caution = caution
         self._plain_ms = 0.0  # of a plain step, an exponential average; 0: not known yet
         self._plain_steps = 0
         self._unjudged: list[tuple[int, float]] = []  # tokens and times of drafted steps until it is
@@ -98,9 +99,9 @@ class Guard:
             self._probe_wait = min(2 * self._probe_wait, PROBE_WAITS[1])
         self._steps += 1
         self._tokens += tokens
-        earned = GROWTH * self._tokens
+        earned = GROWTH / self._caution * self._tokens
         limit = min(PATIENCE + earned, MOST_PATIENCE)
-        left = ALLOWANCE + earned + self._saved
+        left = ALLOWANCE / self._caution + earned + self._saved
         if self._on and (self._lost > limit or left < 0):
             self._on = False
             self._off_at = self._steps

@@ -26,7 +26,9 @@ class MergedDrafter:
         drafted = self._firp.draft(sequence, session, max_depth)
         copied = self._lookup.draft(sequence, max_depth)
         config = self._firp.config
-        if config.kind == CHAIN:
+        if len(drafted.tokens) == 1:
+            tree = copied
+        elif config.kind == CHAIN:
             tree = likely_path(merge_trees([drafted, copied], 2 * config.rows), config.rows)
         else:
             tree = merge_trees([drafted, copied], config.rows)

@@ -19,6 +19,7 @@ SMOOTHING = 0.2  # weight of the last step in an average
 OUTLIER = 1.2  # averages that a step counts for at most: in some of them, a cache is laid out anew
 TRUST = (0.3, 1.5)  # accepted over promised drafts of a request, as far as it is believed
 MARGIN = 1.03  # what drafts must win by the table
+CAUTION = 3.0  # of guards of batches, where rows are dear: there is less to win than alone
 STEP = 64  # cached tokens that the table is asked for alike: a step asks for dozens of passes
 
 
@@ -59,7 +60,7 @@ class Policy:
             return jobs[0].guard
         if not all(job.guard for job in jobs if job.drafts):
             return None
-        return self._guards.setdefault((len(jobs) - 1).bit_length(), Guard())
+        return self._guards.setdefault((len(jobs) - 1).bit_length(), Guard(CAUTION))
 
     def _comparable(self, jobs: Sequence[Job]) -> bool:
         """Whether a drafted step can be judged: the first one of so many sequences is plain."""
