@@ -39,6 +39,7 @@ class TensorRecord(NamedTuple):
     blocks: str | None = None
     # of a GGUF file, whose rows stand in pairs that rotary embedding turns: heads that the rows are of
     paired_heads: int | None = None
+    one_more: bool = False  # the file holds the values plus 1
     scaling: Scaling | None = None  # of small floats that lie beside their scales
     packed: Packed | None = None  # of integers that lie beside their scales and zero points
 

@@ -188,7 +188,7 @@ def _decode(content: np.ndarray, record: TensorRecord) -> np.ndarray:
         rows = record.shape[0] // record.paired_heads
         width = math.prod(record.shape[1:])
         values = values.reshape(-1, rows // 2, 2, width).swapaxes(1, 2).reshape(-1)
-    return values
+    return values - 1 if record.one_more else values
 
 
 def _scaled(content: np.ndarray, record: TensorRecord, start: int) -> np.ndarray:

@@ -5,6 +5,7 @@ The names, the moved rows and the metadata follow that converter, not firp's rea
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,19 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig
 
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}  # whole blocks of every type
-_ARCHITECTURES = {"mistral": "llama", "cohere": "command-r", "qwen3_moe": "qwen3moe"}
-_MOVED = ("llama", "granite", "smollm3")  # that the converter reads as Llama's
+_ARCHITECTURES = {
+    "mistral": "llama",
+    "mixtral": "llama",
+    "cohere": "command-r",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "olmo3": "olmo2",
+    "gemma3_text": "gemma3",
+    "phi": "phi2",
+    "hunyuan_v1_dense": "hunyuan-dense",
+}
+_MOVED = ("llama", "granite", "smollm3", "olmo", "arcee")  # that the converter reads as Llama's
+_ONE_MORE = ("gemma", "gemma2", "gemma3", "nemotron")  # norms whose weights it adds 1 to
 _DEQUANTIZED_ONLY = ("Q4_K", "Q5_K", "Q6_K")  # the package cannot quantize to them
 
 
@@ -59,7 +71,11 @@ def write_gguf(
         if target not in drop:
             written = _add_tensor(writer, target, values.float().numpy(), kind, config, name)
             held |= _unstacked(source, written)
-    if config.rope_parameters["rope_type"] == "llama3":
+    if config.rope_parameters.get("rope_type") == "longrope":
+        for length in ("long", "short"):
+            factors = np.array(config.rope_parameters[f"{length}_factor"], np.float32)
+            writer.add_tensor(f"rope_factors_{length}.weight", factors)
+    if config.rope_parameters.get("rope_type") == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3_factors(config))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -69,28 +85,31 @@ def write_gguf(
 
 
 def _stacked(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Tensors with those of all experts as one, as the converter writes them."""
-    found, experts = {}, {}
+    """Tensors with those of all experts, or norms of all heads, as one, as the converter writes them."""
+    found, together = {}, {}
     for name, values in tensors.items():
-        before, _, after = name.partition(".experts.")
-        if not after:
+        part = re.search(r"\.(experts|norms)\.(\d+)\.", name)
+        if not part:
             found[name] = values
             continue
-        index, _, rest = after.partition(".")
-        experts.setdefault(f"{before}.experts.{rest}", {})[int(index)] = values
+        whole = name.replace(part[0], ".experts." if part[1] == "experts" else ".norms.")
+        together.setdefault(whole, {})[int(part[2])] = values
     return found | {
-        name: torch.stack([parts[i] for i in range(len(parts))]) for name, parts in experts.items()
+        name: torch.stack([parts[i] for i in range(len(parts))]) for name, parts in together.items()
     }
 
 
 def _unstacked(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
-    if ".experts." not in name:
+    part = re.search(r"\.(experts|norms)\.", name)
+    if not part:
         return {name: values}
-    return {name.replace(".experts.", f".experts.{i}."): part for i, part in enumerate(values)}
+    return {name.replace(part[0], f"{part[0]}{i}."): each for i, each in enumerate(values)}
 
 
 def _metadata(config: Any, name: str) -> dict[str, Any]:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rope = config.rope_parameters
+    rope = rope.get("full_attention", rope)
     keys = {
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
@@ -100,36 +119,92 @@ def _metadata(config: Any, name: str) -> dict[str, Any]:
         "attention.head_count_kv": config.num_key_value_heads,
         "attention.key_length": head_dim,
         "attention.value_length": head_dim,
-        "rope.dimension_count": head_dim,
-        "rope.freq_base": float(config.rope_parameters["rope_theta"]),
+        "rope.dimension_count": int(head_dim * rope.get("partial_rotary_factor", 1.0)),
+        "rope.freq_base": float(rope["rope_theta"]),
         "vocab_size": config.vocab_size,
     }
-    if config.model_type in ("mistral", "cohere2") and config.sliding_window:
-        keys["attention.sliding_window"] = config.sliding_window
-    if config.model_type in ("cohere", "cohere2"):
-        keys["attention.layer_norm_epsilon"] = config.layer_norm_eps
-        keys |= {"logit_scale": config.logit_scale, "rope.scaling.type": "none"}
-    else:
-        keys["attention.layer_norm_rms_epsilon"] = config.rms_norm_eps
-    if config.model_type == "qwen3_moe":
-        keys |= {
-            "expert_count": config.num_experts,
-            "expert_used_count": config.num_experts_per_tok,
-            "expert_feed_forward_length": config.moe_intermediate_size,
-        }
-    if config.model_type == "granite":
-        keys |= {
-            "attention.scale": config.attention_multiplier,
-            "embedding_scale": config.embedding_multiplier,
-            "residual_scale": config.residual_multiplier,
-            "logit_scale": config.logits_scaling,
-        }
-    if (scaling := config.rope_parameters["rope_type"]) in ("linear", "yarn"):
-        keys |= {"rope.scaling.type": scaling, "rope.scaling.factor": config.rope_parameters["factor"]}
+    if rms := getattr(config, "rms_norm_eps", None):
+        keys["attention.layer_norm_rms_epsilon"] = rms
+    epsilons = (getattr(config, each, None) for each in ("layer_norm_eps", "norm_epsilon", "norm_eps"))
+    if config.model_type == "olmo":
+        keys["attention.layer_norm_epsilon"] = 1e-5
+    elif epsilon := next(filter(None, epsilons), None):
+        keys["attention.layer_norm_epsilon"] = epsilon
+    if (scaling := rope["rope_type"]) in ("linear", "yarn"):
+        keys |= {"rope.scaling.type": scaling, "rope.scaling.factor": rope["factor"]}
     if scaling == "yarn":
-        original = config.rope_parameters["original_max_position_embeddings"]
-        keys["rope.scaling.original_context_length"] = original
-    return {f"{name}.{key}": value for key, value in keys.items()}
+        keys["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
+    keys |= _OWN.get(config.model_type, lambda c: {})(config)
+    return {f"{name}.{key}": value for key, value in keys.items() if value is not None}
+
+
+def _window(c: Any) -> dict[str, Any]:
+    return {"attention.sliding_window": c.sliding_window} if c.sliding_window else {}
+
+
+def _windowed(c: Any) -> list[bool]:
+    return [kind == "sliding_attention" for kind in c.layer_types]
+
+
+def _scales(c: Any) -> dict[str, Any]:
+    return {
+        "attention.scale": c.attention_multiplier,
+        "embedding_scale": c.embedding_multiplier,
+        "residual_scale": c.residual_multiplier,
+        "logit_scale": c.logits_scaling,
+    }
+
+
+def _used(c: Any) -> dict[str, Any]:
+    count = getattr(c, "num_local_experts", None) or c.num_experts
+    return {"expert_count": count, "expert_used_count": c.num_experts_per_tok}
+
+
+def _cohere(c: Any) -> dict[str, Any]:
+    return {"logit_scale": c.logit_scale, "rope.scaling.type": "none"}
+
+
+# what the converter writes of a family beside the usual
+_OWN = {
+    "mistral": _window,
+    "mixtral": lambda c: _used(c) | _window(c),
+    "cohere": _cohere,
+    "cohere2": lambda c: _cohere(c) | _window(c),
+    "granite": _scales,
+    "qwen3_moe": lambda c: _used(c) | {"expert_feed_forward_length": c.moe_intermediate_size},
+    "qwen2_moe": lambda c: (
+        _used(c)
+        | {
+            "expert_feed_forward_length": c.moe_intermediate_size,
+            "expert_shared_feed_forward_length": c.shared_expert_intermediate_size,
+        }
+    ),
+    "olmoe": _used,
+    "olmo": lambda c: {"attention.clamp_kqv": c.clip_qkv},
+    "olmo3": lambda c: _window(c) | {"attention.sliding_window_pattern": _windowed(c)},
+    "gemma2": lambda c: (
+        _window(c)
+        | {
+            "attn_logit_softcapping": c.attn_logit_softcapping,
+            "final_logit_softcapping": c.final_logit_softcapping,
+        }
+    ),
+    "gemma3_text": lambda c: (
+        _window(c)
+        | {
+            "final_logit_softcapping": c.final_logit_softcapping,
+            "rope.freq_base_swa": float(c.rope_parameters["sliding_attention"]["rope_theta"]),
+        }
+    ),
+    "phi3": lambda c: {
+        "attention.sliding_window": c.sliding_window or 0,
+        "rope.scaling.original_context_length": c.original_max_position_embeddings,
+        "rope.scaling.attn_factor": c.rope_parameters.get("attention_factor"),
+    },
+    "stablelm": lambda c: {"use_parallel_residual": c.use_parallel_residual},
+    "nemotron": lambda c: {"rope.scaling.type": "none"},
+    "hunyuan_v1_dense": lambda c: {"rope.scaling.type": "none", "rope.scaling.factor": 1.0},
+}
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
@@ -143,7 +218,7 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 def _target(config: Any, name: str, source: str) -> str:
     architecture = next(arch for arch, text in gguf.MODEL_ARCH_NAMES.items() if text == name)
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
-    return names.get_name(source, try_suffixes=(".weight", ".bias"))
+    return names.get_name(source.replace(".norms.", "."), try_suffixes=(".weight", ".bias"))
 
 
 def _add_tensor(
@@ -152,7 +227,11 @@ def _add_tensor(
     """Write one tensor; returns the values that it holds, in Hugging Face's order."""
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     moved = heads.get(target.split(".")[-2]) if name in _MOVED else None
-    if values.ndim == 1:
+    if name in _ONE_MORE and target.endswith("norm.weight"):
+        values = values + np.float32(1)
+        writer.add_tensor(target, values)
+        return values - np.float32(1)
+    if values.ndim == 1 or "_norm." in target:
         writer.add_tensor(target, _moved(values, moved))
         return values
     quantization = gguf.GGMLQuantizationType[kind]

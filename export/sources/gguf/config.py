@@ -17,8 +17,10 @@ from firp.export.sources.tensor_record import TensorRecord
 from firp.runtime.errors import CheckpointError
 
 ROPE_FACTORS = "rope_freqs.weight"  # what each frequency of rotary embedding is divided by
-
-
+_LONG_FACTORS, _SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
+# tensors that are parts of the configuration
+CONFIG_TENSORS = (ROPE_FACTORS, _LONG_FACTORS, _SHORT_FACTORS)
+_SCALING_FACTOR, _ATTENTION_FACTOR = "rope.scaling.factor", "rope.scaling.attn_factor"
 _DEFAULT_ROPE_BASE = 10000.0  # llama.cpp's, where a file says nothing
 
 
@@ -30,11 +32,12 @@ def transformers_dictionary(path: Path, file: GgufFile) -> dict[str, Any]:
     theirs = architecture_of(data)
     hidden_size, heads = data.integer("embedding_length"), data.integer("attention.head_count")
     head_dim = data.integer("attention.key_length", max(1, hidden_size // heads))
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if data.integer(key, head_dim) != head_dim:
-            raise data.bad(key, data.integer(key), f"{head_dim}, the features of a key")
+    turned = data.integer("rope.dimension_count", head_dim)
+    sizes = {"attention.value_length": data.integer("attention.value_length", head_dim)}
+    for key, size in (sizes if theirs.partial else sizes | {"rope.dimension_count": turned}).items():
+        if size != head_dim:
+            raise data.bad(key, size, f"{head_dim}, the features of a key")
     config = {
-        "architectures": [theirs.class_name],
         "model_type": theirs.model_type,
         "hidden_act": "silu",
         "vocab_size": _vocab_size(data, file),
@@ -45,12 +48,13 @@ def transformers_dictionary(path: Path, file: GgufFile) -> dict[str, Any]:
         "num_key_value_heads": data.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "max_position_embeddings": data.integer("context_length"),
-        "rope_parameters": _rope_parameters(data, file, head_dim),
+        "rope_parameters": _rope_parameters(data, file, turned)
+        | ({"partial_rotary_factor": turned / head_dim} if theirs.partial else {}),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_q.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
     }
-    config |= theirs.further(data, file.tensors)
+    config |= theirs.further(data, file.tensors, config)
     data.check_all_asked()
     return config
 
@@ -83,7 +87,8 @@ def _disagreement(data: Metadata, got: str, expected: str) -> CheckpointError:
     return CheckpointError(f"metadata and tensors of '{data.path}' disagree", got=got, expected=expected)
 
 
-def _rope_parameters(data: Metadata, file: GgufFile, head_dim: int) -> dict[str, Any]:
+def _rope_parameters(data: Metadata, file: GgufFile, turned: int) -> dict[str, Any]:
+    """What turns `turned` features of a head."""
     parameters: dict[str, Any] = {"rope_theta": data.number("rope.freq_base", _DEFAULT_ROPE_BASE)}
     scaling = data.text("rope.scaling.type", "none")
     factors = file.tensors.get(ROPE_FACTORS)
@@ -91,7 +96,7 @@ def _rope_parameters(data: Metadata, file: GgufFile, head_dim: int) -> dict[str,
         if scaling != "none":
             raise data.bad("rope.scaling.type", scaling, f"none, beside {ROPE_FACTORS}")
         # Hugging Face's "longrope" divides frequencies by a list; here it is the same list at any length
-        listed = _factors(data, factors, head_dim)
+        listed = _factors(data, ROPE_FACTORS, factors, turned)
         return parameters | {
             "rope_type": "longrope",
             "short_factor": listed,
@@ -99,14 +104,28 @@ def _rope_parameters(data: Metadata, file: GgufFile, head_dim: int) -> dict[str,
             "attention_factor": 1.0,
             "original_max_position_embeddings": data.integer("context_length"),
         }
+    if scaling in ("none", "longrope") and _LONG_FACTORS in file.tensors:
+        long, short = (
+            _factors(data, name, file.tensors[name], turned)
+            for name in (_LONG_FACTORS, _SHORT_FACTORS)
+            if name in file.tensors
+        )
+        return parameters | {
+            "rope_type": "longrope",
+            "short_factor": short,
+            "long_factor": long,
+            "attention_factor": data.number(_ATTENTION_FACTOR),
+        }
     if scaling == "none":
+        if data.number(_SCALING_FACTOR, 1.0) != 1:
+            raise data.bad(_SCALING_FACTOR, data.number(_SCALING_FACTOR), "1, beside no scaling")
         return parameters | {"rope_type": "default"}
     if scaling == "linear":
-        return parameters | {"rope_type": "linear", "factor": data.number("rope.scaling.factor")}
+        return parameters | {"rope_type": "linear", "factor": data.number(_SCALING_FACTOR)}
     if scaling == "yarn":
         return parameters | {
             "rope_type": "yarn",
-            "factor": data.number("rope.scaling.factor"),
+            "factor": data.number(_SCALING_FACTOR),
             "original_max_position_embeddings": data.integer("rope.scaling.original_context_length"),
             "beta_fast": data.number("rope.scaling.yarn_beta_fast", 32.0),
             "beta_slow": data.number("rope.scaling.yarn_beta_slow", 1.0),
@@ -114,11 +133,11 @@ def _rope_parameters(data: Metadata, file: GgufFile, head_dim: int) -> dict[str,
     raise data.bad("rope.scaling.type", scaling, "none, linear or yarn")
 
 
-def _factors(data: Metadata, record: TensorRecord, head_dim: int) -> list[float]:
-    if record.storage != "float32" or record.shape != (head_dim // 2,):
+def _factors(data: Metadata, name: str, record: TensorRecord, turned: int) -> list[float]:
+    if record.storage != "float32" or record.shape != (turned // 2,):
         raise CheckpointError(
-            f"unsupported {ROPE_FACTORS} in '{data.path}'",
+            f"unsupported {name} in '{data.path}'",
             got=f"{record.storage} of shape {list(record.shape)}",
-            expected=f"float32 of shape [{head_dim // 2}]",
+            expected=f"float32 of shape [{turned // 2}]",
         )
-    return np.fromfile(record.file, "<f4", head_dim // 2, offset=record.offset).tolist()
+    return np.fromfile(record.file, "<f4", turned // 2, offset=record.offset).tolist()

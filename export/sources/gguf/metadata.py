@@ -47,11 +47,29 @@ class Metadata:
         """Tell whether the file says something of it."""
         return key in self._values
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def says(self, key: str) -> bool:
+        """Tell whether the file has a value of it that is not 0."""
+        return bool(self._values.get(key))
+
+    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
         """A number of things. Raises CheckpointError where it is missing, or is no such number."""
         value = self._get(key, default)
-        if type(value) is not int or value < 1:
+        if type(value) is not int or value < least:
             raise self.bad(key, value, "a positive integer")
+        return value
+
+    def flag(self, key: str) -> bool:
+        """Whether. Raises CheckpointError where it is missing, or is no yes or no."""
+        value = self._get(key, None)
+        if not isinstance(value, bool):
+            raise self.bad(key, value, "true or false")
+        return value
+
+    def flags(self, key: str, default: list[bool]) -> list[bool]:
+        """Whether, of each layer. Raises CheckpointError for what is no list of that."""
+        value = self._get(key, default)
+        if not isinstance(value, list) or not all(isinstance(each, bool) for each in value):
+            raise self.bad(key, value, "true or false of each layer")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:

@@ -10,8 +10,10 @@ from typing import Any
 from firp.export.sources.architecture import architecture
 from firp.export.sources.assemble import assemble
 from firp.export.sources.checkpoint import Checkpoint
+from firp.export.sources.gguf.architectures import ARCHITECTURES, architecture_of
 from firp.export.sources.gguf.config import transformers_dictionary
 from firp.export.sources.gguf.file import read_gguf_file
+from firp.export.sources.gguf.metadata import Metadata
 from firp.export.sources.gguf.names import renamed
 from firp.export.sources.gguf.tokenizer import tokenizer_files
 from firp.export.sources.gguf.vocabulary import Vocabulary
@@ -37,4 +39,6 @@ def read_gguf(path: Path) -> Checkpoint:
         "pad_token_id": ids.get("padding_token_id"),
     }
     companions = tokenizer_files(vocabulary) if vocabulary else {}
-    return assemble(path, config, found, renamed(file.tensors, config), ends, companions)
+    row = architecture_of(Metadata(path, file.metadata, ARCHITECTURES))
+    tensors = renamed(file.tensors, file.metadata["general.architecture"], row, found.names, found.config)
+    return assemble(path, config, found, tensors, ends, companions)

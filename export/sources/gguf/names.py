@@ -1,66 +1,69 @@
 """Tensors of a GGUF file under Hugging Face's names.
 
-In: tensors by GGUF's names, and the configuration. Out: the same records by Hugging Face's names, those
-of queries and keys marked where llama.cpp's converter moved their rows.
+In: tensors by GGUF's names, and the weights that the family has. Out: the same records by Hugging Face's
+names, marked where llama.cpp's converter changed them. The package `gguf` knows which tensor is which.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
-from firp.export.sources.gguf.architectures import PAIRED
-from firp.export.sources.gguf.config import ROPE_FACTORS
+from firp.export.families.names import Names
+from firp.export.sources.gguf.architectures import GgufArchitecture
+from firp.export.sources.gguf.config import CONFIG_TENSORS
 from firp.export.sources.tensor_record import TensorRecord
+from firp.runtime.bundle.model_config import ModelConfig
+from firp.runtime.bundle.weight_table import weight_shapes
 
-_MODULES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_LAYER_MODULES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "ffn_gate_inp": "mlp.gate",
-}
-_EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
-_LAYER = re.compile(r"blk\.(\d+)\.(\w+)")
+# experts, or the norms of heads, which a file keeps in one tensor: "experts.3.", "norms.3."
+_PART = re.compile(r"\.(experts|norms)\.(\d+)(?=\.)")
 
 
-def renamed(tensors: dict[str, TensorRecord], config: dict[str, Any]) -> dict[str, TensorRecord]:
-    """Tensors by Hugging Face's names; one that has none there keeps its own.
+def renamed(
+    tensors: dict[str, TensorRecord],
+    architecture: str,
+    row: GgufArchitecture,
+    names: Names,
+    config: ModelConfig,
+) -> dict[str, TensorRecord]:
+    """Tensors by Hugging Face's names; one that has none there keeps its own. architecture: GGUF's name.
 
     Where llama.cpp computes rotary embedding on neighbouring rows, as Meta wrote Llama, and Hugging
     Face pairs row i with row i + head_dim / 2, its converter moved the rows of queries and keys.
     """
+    theirs = _tensor_names(architecture, config.num_hidden_layers)
     heads = {}
-    if config["model_type"] in PAIRED:
-        heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
-    found = {}
-    for name, record in tensors.items():
-        if name == ROPE_FACTORS:  # a part of the configuration
+    if row.paired:
+        heads = {"attn_q": config.attention.num_heads, "attn_k": config.attention.num_key_value_heads}
+    found, used = {}, set(CONFIG_TENSORS)
+    for source in _sources(names, config):
+        part = _PART.search(source)
+        together = source.replace(part[0], ".experts" if part[1] == "experts" else "") if part else source
+        name = theirs.get_name(together, try_suffixes=(".weight", ".bias"))
+        record = tensors.get(name)
+        if record is None:
             continue
-        module, _, kind = name.rpartition(".")
-        layer = _LAYER.fullmatch(module)
-        if layer and layer[2] in _EXPERTS and record.shape[:1] == (config.get("num_experts"),):
-            target = f"model.layers.{layer[1]}.mlp.experts.{{}}.{_EXPERTS[layer[2]]}.{kind}"
-            found |= {target.format(index): part for index, part in enumerate(_parts(record))}
-        elif layer and layer[2] in _LAYER_MODULES:
-            record = record._replace(paired_heads=heads.get(layer[2]))
-            found[f"model.layers.{layer[1]}.{_LAYER_MODULES[layer[2]]}.{kind}"] = record
-        else:
-            found[f"{_MODULES[module]}.{kind}" if module in _MODULES else name] = record
-    return found
+        module = name.split(".")[-2]
+        if part:
+            parts = record.apart(record.shape[0]) if record.shape else []
+            if int(part[2]) >= len(parts):
+                continue
+            record = parts[int(part[2])]
+        one_more = row.one_more and source.endswith("norm.weight")
+        found[source] = record._replace(paired_heads=heads.get(module), one_more=one_more)
+        used.add(name)
+    return found | {name: record for name, record in tensors.items() if name not in used}
 
 
-def _parts(record: TensorRecord) -> list[TensorRecord]:
-    """The tensors of all experts, which lie one behind the other."""
-    count, *shape = record.shape
-    size = record.nbytes // count
-    return [
-        record._replace(shape=tuple(shape), offset=record.offset + index * size, nbytes=size)
-        for index in range(count)
-    ]
+def _sources(names: Names, config: ModelConfig) -> Iterator[str]:
+    """Tensors that a checkpoint of this family may have: biases of all, and a head."""
+    for weight in (*weight_shapes(config), "lm_head.weight"):
+        yield from names.place(weight, config).sources
+        yield from names.place(f"{weight.removesuffix('.weight')}.bias", config).sources
+
+
+def _tensor_names(architecture: str, layers: int) -> Any:
+    import gguf
+
+    (known,) = (arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    return gguf.get_tensor_name_map(known, layers)
