@@ -141,26 +141,26 @@ def _rounded_weights(stored: Any) -> list[Check]:
 def _values_against_float64(engine: Engine, reference: Any, dtype: str) -> list[Check]:
     """The engine's distance from the model in float64, with that of the model in `dtype`, the
     bundle's own, as the yardstick; where that is too short, with that of the model whose functions are
-    as coarse as ONNX Runtime's too.
+    as coarse as ONNX Runtime's too. Rows that depend on a near tie of routing are not judged.
     """
     import torch
 
     from firp.export.verify.coarse import CoarseFunctions
     from firp.export.verify.reference import model_rows
+    from firp.export.verify.routing import near_ties
 
     samples = _samples(engine)
     every = [sample for group in samples.values() for sample in group]
     layer = engine.manifest.prediction_layer
-    truth = model_rows(reference, layer, every, torch.float64)
-    yardstick = model_rows(reference, layer, every, getattr(torch, dtype))
+    truth, yardstick, ties = near_ties(reference, layer, every, dtype)
     session = SessionRows(engine, most_rows(engine))
     ours = [session.run(sample) for sample in every]
-    checks = _judged(samples, ours, [yardstick], truth, dtype)
+    checks = _judged(samples, ours, [yardstick], truth, ties, dtype)
     if all(check.passed for check in checks):
         return checks
     with CoarseFunctions(seed=0):
         coarse = model_rows(reference, layer, every, torch.float64)
-    return _judged(samples, ours, [yardstick, coarse], truth, dtype)
+    return _judged(samples, ours, [yardstick, coarse], truth, ties, dtype)
 
 
 def _judged(
@@ -168,20 +168,39 @@ def _judged(
     ours: list[StageRows],
     yardsticks: list[list[StageRows]],
     truth: list[StageRows],
+    ties: Any,
     dtype: str,
 ) -> list[Check]:
-    """Rows of every kind, stage and part, judged by the longest yardstick."""
+    """Rows of every kind, stage and part, judged by the longest yardstick. ties: `NearTies`."""
     checks = []
     end = 0
     for kind, group in samples.items():
         start, end = end, end + len(group)
         sides = [side[start:end] for side in (truth, ours, *yardsticks)]
+        left_out = 0
         for stage in StageRows._fields:
             for part in Rows._fields:
-                true, *others = (_values(side, stage, part) for side in sides)
+                kept = _kept(_values(ties.dependent[start:end], stage, part))
+                left_out += sum(int((~rows).sum()) for rows in kept)
+                true, *others = (
+                    [rows[keep] for rows, keep in zip(_values(side, stage, part), kept, strict=True)]
+                    for side in sides
+                )
                 mine, *theirs = (distance(rows, true) for rows in others)
                 checks.append(judge(f"{stage} {part}, {kind} tokens", mine, reduce(larger, theirs), dtype))
+        if left_out:
+            rows = 2 * sum(len(part.logits) for sample in sides[0] for part in sample)
+            name = f"rows that depend on near ties of routing, {kind} tokens"
+            checks.append(Check(name, left_out < rows, left_out, rows - 1, ties.found(start, end)))
     return checks
+
+
+def _kept(dependent: list[np.ndarray]) -> list[np.ndarray]:
+    """Rows to judge, [T] bool each: those that depend on no near tie, and where all do, all: so many
+    turn in every computation that their distances are of one kind again.
+    """
+    left = any(not rows.all() for rows in dependent)
+    return [~rows if left else np.ones_like(rows) for rows in dependent]
 
 
 def _drafted_in_float(engine: Engine) -> list[Check]:

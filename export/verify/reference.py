@@ -4,6 +4,7 @@ whose distance from float64 is what rounding costs.
 In: a `Reference`, samples. Out: their `StageRows`, computed in any type.
 """
 
+import numpy as np
 import torch
 
 from firp.export.verify.rows import Rows, Sample, StageRows
@@ -13,33 +14,43 @@ from firp.export.weights.streamed_model import Reference
 def model_rows(
     reference: Reference, prediction_layer: int, samples: list[Sample], dtype: torch.dtype
 ) -> list[StageRows]:
-    """Rows that the model computes in `dtype`, a `StageRows` for each sample. The prompt's rows are
-    the same in prefill and in decoding: these are two ways to one value.
-
-    Each path from a tree's root to a leaf is a sequence of its own after the prompt, so the model
-    runs as it always does, without a mask or a cache of ours. Sequences are padded at their ends,
-    which a causal model's rows do not see.
-    """
-    sequences = []
-    first = []
-    for sample in samples:
-        first.append(len(sequences))
-        sequences += [sample.prompt + [sample.tree.tokens[node] for node in path] for path in _paths(sample)]
-    longest = max(map(len, sequences))
-    ids = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in sequences])  # [N, L]
-    out = reference.run(ids, dtype, output_hidden_states=True)
+    """Rows that the model computes in `dtype`, a `StageRows` for each sample."""
+    out = reference.run(sequences(samples), dtype, output_hidden_states=True)
     states, logits = out.hidden_states[prediction_layer], out.logits  # [N, L, D], [N, L, V]
     if dtype != torch.float64:  # numpy has no bfloat16
         states, logits = states.float(), logits.float()
+    return stage_rows(samples, states.numpy(), logits.numpy())
+
+
+def sequences(samples: list[Sample]) -> torch.Tensor:
+    """Token ids [N, L]: a sequence for each path from a tree's root to a leaf, after its prompt. So the
+    model runs as it always does, without a mask or a cache of ours. Sequences are padded at their ends,
+    which a causal model's rows do not see.
+    """
+    found = [
+        sample.prompt + [sample.tree.tokens[node] for node in path]
+        for sample in samples
+        for path in _paths(sample)
+    ]
+    longest = max(map(len, found))
+    return torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in found])
+
+
+def stage_rows(samples: list[Sample], states: np.ndarray, logits: np.ndarray) -> list[StageRows]:
+    """What rows of `sequences` have, [N, L, ...], by sample and stage. The prompt's rows are the same in
+    prefill and in decoding: these are two ways to one value.
+    """
     found = []
-    for sample, start in zip(samples, first, strict=True):
-        length = len(sample.prompt)
+    start = 0
+    for sample in samples:
+        length, paths = len(sample.prompt), _paths(sample)
         where = {}
-        for index, path in enumerate(_paths(sample), start):
+        for index, path in enumerate(paths, start):
             where |= {node: (index, length + depth) for depth, node in enumerate(path)}
-        at = tuple(torch.tensor([where[node] for node in sorted(where)]).T)
-        prompt = Rows(states[start, :length].numpy(), logits[start, :length].numpy())
-        found.append(StageRows(prompt, prompt, Rows(states[at].numpy(), logits[at].numpy())))
+        at = tuple(np.array([where[node] for node in sorted(where)]).T)
+        prompt = Rows(states[start, :length], logits[start, :length])
+        found.append(StageRows(prompt, prompt, Rows(states[at], logits[at])))
+        start += len(paths)
     return found
 
 

@@ -27,6 +27,7 @@ class Reference:
 
     def __init__(self, checkpoint: Checkpoint, stored: str, read: ReadTensor | None = None):
         """read: the values of a tensor by its name; None: as the checkpoint has them."""
+        self.checkpoint = checkpoint
         model_type = checkpoint.raw_config["model_type"]
         self.model = empty_model(checkpoint, torch.float32, _COMPUTED.get(model_type, "eager"))
         self._sources = tensors_of(self.model, checkpoint)

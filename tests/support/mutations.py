@@ -18,11 +18,12 @@ from firp.runtime.bundle.format import MANIFEST_NAME, read_manifest, write_manif
 
 Mutation = Callable[[Path, random.Random], None]
 HIDDEN_SLOT = 3
+STORED = ("float32", "float16", "bfloat16", "int8", "uint8")
 
 
 def edit_weight(bundle: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
     """name: of a tensor of values or of integers."""
-    record = read_safetensors(bundle / "model.safetensors", ("float32", "bfloat16", "int8", "uint8"))[name]
+    record = read_safetensors(bundle / "model.safetensors", STORED)[name]
     with record.file.open("r+b") as file:
         file.seek(record.offset)
         dtype = numpy_dtype(record.dtype)
