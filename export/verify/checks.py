@@ -32,6 +32,8 @@ from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError, CheckpointError
 from firp.runtime.progress import Progress, silent
 
+_PIECES = (12, 4)  # tokens of prompts that are tried where all rows depend on near ties of routing
+
 
 class Step(NamedTuple):
     """A part of verification that progress names."""
@@ -149,10 +151,14 @@ def _values_against_float64(engine: Engine, reference: Any, dtype: str) -> list[
     from firp.export.verify.reference import model_rows
     from firp.export.verify.routing import near_ties
 
-    samples = _samples(engine)
-    every = [sample for group in samples.values() for sample in group]
+    samples = whole = _samples(engine)
     layer = engine.manifest.prediction_layer
-    truth, yardstick, ties = near_ties(reference, layer, every, dtype)
+    for length in (*_PIECES, None):
+        every = [sample for group in samples.values() for sample in group]
+        truth, yardstick, ties = near_ties(reference, layer, every, dtype)
+        if length is None or ties.leave_rows(list(map(len, samples.values()))):
+            break
+        samples = {kind: group + _pieces(engine, whole[kind], length) for kind, group in samples.items()}
     session = SessionRows(engine, most_rows(engine))
     ours = [session.run(sample) for sample in every]
     checks = _judged(samples, ours, [yardstick], truth, ties, dtype)
@@ -161,6 +167,13 @@ def _values_against_float64(engine: Engine, reference: Any, dtype: str) -> list[
     with CoarseFunctions(seed=0):
         coarse = model_rows(reference, layer, every, torch.float64)
     return _judged(samples, ours, [yardstick, coarse], truth, ties, dtype)
+
+
+def _pieces(engine: Engine, samples: list[Sample], length: int) -> list[Sample]:
+    """Samples whose prompts are pieces of others: fewer rows come before each of theirs."""
+    prompts = [sample.prompt[at : at + length] for sample in samples for at in range(0, 4 * length, length)]
+    vocab_size, context = engine.model.vocab_size, engine.model.max_position_embeddings
+    return [random_sample(prompt, vocab_size, context) for prompt in prompts if len(prompt) == length]
 
 
 def _judged(

@@ -16,7 +16,7 @@ import torch
 from firp.export.verify.reference import model_rows, sequences, stage_rows
 from firp.export.verify.report import Tie
 from firp.export.verify.rounding import UNIT_ROUNDOFF, YARDSTICKS
-from firp.export.verify.rows import Sample, StageRows
+from firp.export.verify.rows import Rows, Sample, StageRows
 from firp.export.weights.stream import read_array
 from firp.export.weights.streamed_model import Reference
 from firp.runtime.bundle.model_config import ExpertsConfig
@@ -28,6 +28,16 @@ class NearTies(NamedTuple):
 
     dependent: list[StageRows]  # [T] bool: rows that depend on one
     margins: list[StageRows]  # [T]: how close the nearest one of a row is, in scores; inf where it has none
+
+    def leave_rows(self, groups: list[int]) -> bool:
+        """Whether every group of so many samples has rows of every stage and part to judge."""
+        ends = np.cumsum(groups)
+        return all(
+            any(not getattr(getattr(sample, stage), part).all() for sample in self.dependent[start:end])
+            for start, end in zip(ends - groups, ends, strict=True)
+            for stage in StageRows._fields
+            for part in Rows._fields
+        )
 
     def found(self, start: int, end: int) -> tuple[Tie, ...]:
         """Those of some samples, in the prompt and in the tree after it."""

@@ -14,6 +14,7 @@ from firp.export.sources.open import open_checkpoint
 from firp.export.verify.checks import _values_against_float64
 from firp.export.verify.reference import Reference
 from firp.export.verify.routing import NearTies, margin_of
+from firp.export.verify.rows import Rows, StageRows
 from firp.runtime.engine import Engine
 
 
@@ -52,6 +53,24 @@ def test_rows_after_a_near_tie_are_reported_and_not_judged(model, bundle, monkey
 
     monkeypatch.setattr(NearTies, "__new__", blind)
     assert "prefill logits, random tokens" in failed(checks_of(model, bundle))
+
+
+def test_pieces_of_prompts_are_tried_where_no_row_is_left(model, bundle, monkeypatch):
+    monkeypatch.setattr(NearTies, "leave_rows", lambda *_: False)
+    checks = checks_of(model, bundle)
+    assert failed(checks) == []
+    rows = next(check.limit for check in checks if check.name.startswith("rows that")) + 1
+    assert rows > 2 * 2 * (48 + 48 + 12)  # parts, prompts, rows of stages
+
+
+def test_a_stage_without_rows_to_judge_is_seen():
+    def sample(tree):
+        some, none = (Rows(np.array([wrong]), np.array([wrong])) for wrong in (False, True))
+        return StageRows(some, some, none if tree else some)
+
+    ties = NearTies([sample(True), sample(False), sample(True)], [])
+    assert ties.leave_rows([2])
+    assert not ties.leave_rows([2, 1])
 
 
 @pytest.mark.parametrize(
