@@ -76,15 +76,19 @@ class Reference:
         return self.model.get_submodule(f"{experts}.experts" if part else name)
 
     def _loader(self, prefix: str, module: torch.nn.Module) -> Any:
-        def load(*_: Any) -> None:
+        def load(_called: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
             table = isinstance(module, torch.nn.Embedding)
+            # a router that computes in float32 in a model of a half type, as Hunyuan's does
+            wide = isinstance(module, torch.nn.Linear) and inputs and inputs[0].dtype == torch.float32
+            wide = wide and self._dtype.itemsize < torch.float32.itemsize
+            dtype = torch.float32 if wide or table else self._dtype
             for name, empty in module.named_parameters(recurse=False):
                 sources = self._sources.get(f"{prefix}.{name}", (self._embeddings,))
                 values = joined([self._read(source) for source in sources], empty.shape)
                 if sources[0] in self._changed:
                     values = (values + 1).to(self._stored).to(self._dtype) - 1
                 else:
-                    values = values.to(self._stored).to(torch.float32 if table else self._dtype)
+                    values = values.to(self._stored).to(dtype)
                 self._empty[module, name] = empty
                 module._parameters[name] = torch.nn.Parameter(values, requires_grad=False)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from support.family_models import save_family
 from support.small_models import CONFIGS, make_model
 from transformers import AutoModelForCausalLM
 
@@ -102,3 +103,11 @@ def test_weights_are_rounded_as_the_bundle_stores_them(tmp_path):
             parameter.copy_(parameter.half())
         torch.testing.assert_close(found, model(ids).logits, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(found, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_router_that_stays_in_float32_runs_in_a_half_type(tmp_path):
+    """Hunyuan's, whose inputs are float32 whatever the others are."""
+    reference = Reference(open_checkpoint(save_family(tmp_path / "model", "hunyuan_v1_moe")), "float16")
+    ids = torch.tensor([[3, 14, 15]])
+    half, exact = (reference.run(ids, dtype).logits.double() for dtype in (torch.float16, torch.float64))
+    assert (half - exact).abs().max() < 0.05 * exact.abs().max()
