@@ -162,7 +162,7 @@ def test_every_damaged_byte_of_a_header_gets_one_line_or_changes_nothing(content
         ({LLAMA + "embedding_length": None}, "unsupported llama.embedding_length.*got nothing"),
         ({LLAMA + "embedding_length": 128}, "wrong shape of"),
         ({LLAMA + "embedding_length": "256"}, "unsupported llama.embedding_length.*got '256'"),
-        ({LLAMA + "block_count": 3}, "does not use.*blk\.3"),
+        ({LLAMA + "block_count": 3}, r"does not use.*blk\.3"),
         ({LLAMA + "block_count": 5}, "tensors missing.*layers.4"),
         ({LLAMA + "block_count": 1 << 30}, "disagree.*got block_count 1073741824, expected at most 38"),
         ({LLAMA + "attention.head_count": 8}, "wrong shape of.*q_proj"),
