@@ -139,7 +139,8 @@ def main(names, rows):
         if rows and model_type not in known:
             with rows.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-    (RESULTS / "family_plans.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    lines = ",\n".join(map(json.dumps, found))
+    (RESULTS / "family_plans.json").write_text(f"[\n{lines}\n]\n", "utf-8")
     result.write()
 
 
