@@ -15,7 +15,6 @@ Vocabularies are 32,000 tokens, so that layers are what is timed. The peers are 
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -168,13 +167,7 @@ class OnePrompt:
 @click.option("--threads", default=cores(), show_default=True)
 @click.option("--turns", default=4, show_default=True)
 @click.option("--tiny", is_flag=True, help="Tiny models of these families, to try the script.")
-@click.option(
-    "--work",
-    type=click.Path(path_type=Path),
-    default=Path(tempfile.gettempdir(), "firp-peers"),
-    show_default=True,
-    help="Where environments, models and lines are kept.",
-)
+@install.work_option
 def main(names, prepare, threads, turns, tiny, work):
     known = shapes(tiny)
     measured = {}

@@ -15,7 +15,6 @@ and more turns, bundles or peers can be added; the tables in results/NAME.md are
 """
 
 import itertools
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -79,13 +78,7 @@ class Asked(NamedTuple):
     help="Plain steps that others wait at most while firp computes a prompt.",
 )
 @click.option("--threads", default=cores(), show_default=True)
-@click.option(
-    "--work",
-    type=click.Path(path_type=Path),
-    default=Path(tempfile.gettempdir(), "firp-peers"),
-    show_default=True,
-    help="Where environments, models and lines are kept.",
-)
+@install.work_option
 @click.option("--name", default="load", show_default=True, help="Of the files.")
 def main(
     bundles, file, model, gguf, clients, requests, longest, tokens, turns, long_prompt, stalls, threads,

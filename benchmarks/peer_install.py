@@ -9,9 +9,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import click
 
 WORKERS = Path(__file__).parent / "peer_workers"
 GENAI = {"float32": "fp32", "int8": "int8", "int4": "int4"}  # as its builder names them
@@ -21,6 +24,13 @@ OPENVINO = {  # arguments of its converter
     "int4": ["int4", "--group-size", "32"],  # its default, 128, does not divide every model
 }
 GGUF_TYPES = ("Q8_0", "Q4_0")
+work_option = click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path(tempfile.gettempdir(), "firp-peers"),
+    show_default=True,
+    help="Where environments, models and lines are kept.",
+)
 
 
 class Peer(NamedTuple):

@@ -17,7 +17,6 @@ them to measure again.
 A synthetic model has random weights, and no drafts: its latency is that of a trained one.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -57,13 +56,7 @@ Made = tuple[str, Callable[[], Peer]]  # a peer's label, and what makes it
 @click.option("--tokens", default=64, show_default=True, help="Generated after each prompt.")
 @click.option("--per-kind", default=1, show_default=True, help="Prompts of each kind.")
 @click.option("--text", type=PATH, help="Held-out text for the perplexity. Default: the prompts' own.")
-@click.option(
-    "--work",
-    type=click.Path(path_type=Path),
-    default=Path(tempfile.gettempdir(), "firp-peers"),
-    show_default=True,
-    help="Where environments, models and lines are kept.",
-)
+@install.work_option
 @click.option("--name", help="Of the files. Default: peers, or peers_SIZE.")
 def main(model, gguf, prompts, bundles, synthetic, peers, threads, turns, tokens, per_kind, text, work, name):
     if synthetic is None and not (model and prompts):
