@@ -9,12 +9,14 @@ from firp.runtime.engine import Engine
 from firp.runtime.loop.picker import Picker
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.sampling import SamplingParams
+from firp.runtime.scheduling.service import EngineOptions
 from firp.runtime.trees.tree import chain
 
 
 class Firp:
     def __init__(self, model, threads):
-        self.engine = Engine.load(model, threads=threads)
+        options = EngineOptions(max_batch=1, prefix_bytes=0)
+        self.engine = Engine.load(model, threads=threads, options=options)
         self.ways = ("plain", "drafted") if self.engine.best_tree else ("plain",)
 
     def generate(self, ids, tokens, way, emit):
@@ -22,6 +24,8 @@ class Firp:
         drafts = {"plain": True} if way == "plain" else {"tree": self.engine.best_tree}
         for chunk in self.engine.stream(ids, params, **drafts):
             emit(chunk.token_ids)
+        other = [0 if ids[0] else 1] * 3  # the cache must not hold what is asked next
+        self.engine.generate(other, SamplingParams(1), plain=True)
 
     def rows(self, ids, counts, turns):
         """Milliseconds of passes of several rows after a prompt, in turns."""
