@@ -18,7 +18,7 @@ _FAR = 1e9  # below every score
 def experts(b: GraphBuilder, layer: str, rows: Value, branches: bool) -> Value:
     """Run the experts of one layer: rows [n, D] -> [n, D]. branches: only those that are chosen."""
     c = b.config.experts
-    total = (_chosen if branches else _all)(b, layer, rows, _weights(b, layer, rows))
+    total = (_chosen if branches else _all)(b, layer, rows, _weights(b, layer, rows, branches))
     if not c.shared_size:
         return total
     shared = mlp(b, f"{layer}.shared", rows, c.shared_size)
@@ -56,7 +56,7 @@ def _all(b: GraphBuilder, layer: str, rows: Value, weights: Value) -> Value:
     return b.op("ReduceSum", b.op("Mul", made, shares), b.ints([0]), keepdims=0)
 
 
-def _weights(b: GraphBuilder, layer: str, rows: Value) -> Value:
+def _weights(b: GraphBuilder, layer: str, rows: Value, branches: bool) -> Value:
     """The weight of every expert for every row, [n, E]; 0 for those that are not chosen."""
     c = b.config.experts
     logits = b.linear(rows, f"{layer}.router")
@@ -65,7 +65,7 @@ def _weights(b: GraphBuilder, layer: str, rows: Value) -> Value:
     if c.score == "sparsemixer":
         return _by_expert(b, *_mixed(b, logits))
     scores = b.op("Softmax", logits, axis=-1) if c.score == "softmax" else b.op("Sigmoid", logits)
-    best, chosen = b.top(_selection(b, layer, scores), c.per_token)
+    best, chosen = b.top(_selection(b, layer, scores, branches), c.per_token)
     if c.selection_bias:
         best = b.op("GatherElements", scores, chosen, axis=1)
     if c.normalized:
@@ -109,7 +109,7 @@ def _mixed(b: GraphBuilder, logits: Value) -> tuple[Value, Value]:
     return b.op("Concat", *places, axis=1), b.op("Concat", *weights, axis=1)
 
 
-def _selection(b: GraphBuilder, layer: str, scores: Value) -> Value:
+def _selection(b: GraphBuilder, layer: str, scores: Value, branches: bool) -> Value:
     """What the best are chosen by, [n, E]: far below every score in groups that are left out."""
     c = b.config.experts
     if c.selection_bias:
@@ -118,13 +118,22 @@ def _selection(b: GraphBuilder, layer: str, scores: Value) -> Value:
     if c.groups == 1:
         return scores
     grouped = b.op("Reshape", scores, b.ints([-1, c.groups, c.count // c.groups]))
-    rating, _ = b.top(grouped, c.groups_rated_by)
-    rated = b.op("ReduceSum", rating, b.ints([-1]), keepdims=0)  # [n, groups]
-    _, kept = b.top(rated, c.groups_kept)
+    _, kept = b.top(_rating(b, grouped, branches), c.groups_kept)
     mask = b.op("Where", _hits(b, kept, c.groups), _float32(b, 0.0), _float32(b, -_FAR))
     mask = b.op("ReduceMax", mask, b.ints([1]), keepdims=0)  # [n, groups]
     masked = b.op("Add", grouped, b.op("Unsqueeze", mask, b.ints([2])))
     return b.op("Reshape", masked, b.ints([-1, c.count]))
+
+
+def _rating(b: GraphBuilder, grouped: Value, branches: bool) -> Value:
+    """The sum [n, groups] of the best scores of each group [n, groups, E / groups]. Of one alone TensorRT
+    sorts nothing.
+    """
+    count = b.config.experts.groups_rated_by
+    if count == 1 and not branches:
+        return b.op("ReduceMax", grouped, b.ints([-1]), keepdims=0)
+    best, _ = b.top(grouped, count)
+    return b.op("ReduceSum", best, b.ints([-1]), keepdims=0)
 
 
 def _float32(b: GraphBuilder, value: float) -> Value:

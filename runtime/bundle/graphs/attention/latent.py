@@ -8,6 +8,7 @@ heads' values. A row is [what is turned, what is compressed].
 from collections.abc import Callable
 from typing import NamedTuple
 
+from firp.runtime.bundle.graph_spec import PREFIX
 from firp.runtime.bundle.graphs.builder import GraphBuilder
 from firp.runtime.bundle.graphs.tape import Value
 
@@ -66,16 +67,25 @@ def latent_heads(
     return query, b.op("Concat", *parts, axis=-1)
 
 
-def latent_values(b: GraphBuilder, layer: str, attended: Value) -> Value:
-    """Values of all heads side by side, [B*T, H * value_size], of means [B, H, T, Dh] of latent rows."""
+def latent_values(b: GraphBuilder, layer: str, attended: Value, contract: str) -> Value:
+    """Values of all heads side by side, [B*T, H * value_size], of means [B, H, T, Dh] of latent rows; with
+    views of the cache of what is compressed in them, [B, H, T, rank].
+    """
     c = b.config.attention
     latent = c.latent
+    weight = b.weights[f"{layer}.value_up.weight"]
+    if contract == PREFIX:
+        # B and T as one axis: TensorRT copies rows whose two axes come back from a product
+        means = b.op("Transpose", attended, perm=[1, 0, 2, 3])
+        means = b.op("Reshape", means, b.ints([c.num_heads, -1, latent.rank]))
+        values = b.op("MatMul", means, b.op("Transpose", weight, perm=[0, 2, 1]))
+        return b.rows(b.op("Transpose", values, perm=[1, 0, 2]), c.num_heads * latent.value_size)
     _, means = b.split(attended, [latent.rope_size, latent.rank])
-    weight = b.weights[f"{layer}.value_up.weight"]  # as it lies in the file: what is transposed is small
     if b.exact_rows:
         means = b.op("Unsqueeze", b.op("Transpose", means, perm=[0, 2, 1, 3]), b.ints([-1]))
         values = b.op("MatMul", weight, means)  # [B, T, H, value_size, 1]
     else:
+        # the weight as it lies in the file: what is transposed is small
         values = b.op("MatMul", weight, b.op("Transpose", means, perm=[0, 1, 3, 2]))
         values = b.op("Transpose", values, perm=[0, 3, 1, 2])  # [B, T, H, value_size]
     return b.rows(values, c.num_heads * latent.value_size)

@@ -117,7 +117,7 @@ def attention(
     sinks = b.weights[f"{layer}.sinks.weight"] if c.sinks else None
     attended, cache = attend(b, query, new, shared, mask, past, sinks)  # [B, H, T, Dh]
     if c.latent:
-        attended = latent_values(b, layer, attended)
+        attended = latent_values(b, layer, attended, shared.contract)
     else:
         attended = b.rows(b.op("Transpose", attended, perm=[0, 2, 1, 3]), c.query_size)
     if c.gated:
@@ -236,6 +236,8 @@ def _attend_to_prefix(
     keys, values, bias = whole[0], whole[-1], shared.biases[mask]
     if sinks is not None:
         bias = bias_with_sinks(b, bias, sinks)
+    if c.latent:
+        _, values = b.split(values, [c.latent.rope_size, c.latent.rank])
     if c.softcap is None and c.latent is None:
         return b.op("Attention", query, keys, values, bias, scale=1.0), rows
     return _attend_by_products(b, query, keys, values, bias), rows
@@ -243,22 +245,17 @@ def _attend_to_prefix(
 
 def _attend_by_products(b: GraphBuilder, query: Value, keys: Value, values: Value, bias: Value) -> Value:
     """Attention with capped scores, whose attribute TensorRT does not take, or with more features than
-    its kernels have. Heads of one group are rows of one product.
+    its kernels have: [B, H, T, Dh] to [B, H, T, features of values]. Heads of one group are rows of one
+    product.
     """
     c = b.config.attention
-    whole = b.op("Shape", query)
     grouped = b.op("Reshape", query, b.ints([0, c.num_key_value_heads, -1, c.head_dim]))  # [B, Hkv, G*T, Dh]
     scores = b.op("MatMul", grouped, b.op("Transpose", keys, perm=[0, 1, 3, 2]))
-    shape = b.op(
-        "Concat",
-        b.op("Shape", query, start=0, end=3),
-        b.op("Shape", keys, start=2, end=3),
-        axis=0,
-    )
+    rows, slots = b.op("Shape", query, start=0, end=3), b.op("Shape", keys, start=2, end=3)
+    shape = b.op("Concat", rows, slots, axis=0)
     scores = b.soft_capped(b.op("Reshape", scores, shape), c.softcap)  # [B, H, T, keys]
     shares = b.op("Softmax", b.op("Add", scores, bias), axis=-1)
-    columns = b.op(
-        "Concat", b.ints([0, c.num_key_value_heads, -1]), b.op("Shape", keys, start=2, end=3), axis=0
-    )
+    columns = b.op("Concat", b.ints([0, c.num_key_value_heads, -1]), slots, axis=0)
     shares = b.op("Reshape", shares, columns)
+    whole = b.op("Concat", rows, b.op("Shape", values, start=3, end=4), axis=0)
     return b.op("Reshape", b.op("MatMul", shares, values), whole)
