@@ -9,7 +9,7 @@ from firp.export.families.examples import EXAMPLES
 from firp.export.families.gated import cohere_compass
 from firp.export.families.refused import REFUSED
 from firp.export.families.table import FAMILIES
-from firp.export.sources.gguf.architectures import MODEL_TYPES
+from firp.export.sources.gguf.architectures import LEFT_OUT, MODEL_TYPES, READ_AS
 from firp.runtime.bundle.dtypes import MODEL_DTYPES
 from firp.runtime.bundle.precision import METHODS
 from firp.runtime.console.options import json_option
@@ -40,7 +40,7 @@ def support(model_type: str) -> dict[str, bool]:
     """
     return {
         **dict.fromkeys(("float", *METHODS), True),
-        "gguf": model_type in MODEL_TYPES,
+        "gguf": model_type in MODEL_TYPES or model_type in READ_AS,
         "tensorrt": True,
         "drafts": True,
     }
@@ -48,10 +48,7 @@ def support(model_type: str) -> dict[str, bool]:
 
 def page() -> str:
     """docs/families.md."""
-    yes = {True: "yes", False: ""}
-    rows = [
-        f"| `{name}` | {EXAMPLES.get(name, '')} | {yes[support(name)['gguf']]} |" for name in sorted(FAMILIES)
-    ]
+    rows = [f"| `{name}` | {EXAMPLES.get(name, '')} | {_gguf(name)} |" for name in sorted(FAMILIES)]
     reasons = {
         reason: sorted(n for n, why in REFUSED.items() if why == reason) for reason in REFUSED.values()
     }
@@ -59,6 +56,13 @@ def page() -> str:
     recipe = [f"+{line}" for line in inspect.getsource(cohere_compass).splitlines()]
     recipe += [" ", " GATED: dict[str, Family] = {", '+    "cohere_compass_text": Family(cohere_compass),']
     return "\n".join([*_INTRODUCTION, *rows, *_REFUSED, *refused, *_ADDING, *recipe, *_CHECKING])
+
+
+def _gguf(model_type: str) -> str:
+    """Whether files of a family are read: the family that their files name, or why not."""
+    if model_type in READ_AS:
+        return "as " + " or ".join(f"`{name}`" for name in READ_AS[model_type].split(" or "))
+    return "yes" if model_type in MODEL_TYPES else LEFT_OUT[model_type]
 
 
 _INTRODUCTION = (
@@ -70,7 +74,7 @@ _INTRODUCTION = (
     "Checkpoints are Hugging Face directories, of floats or of small floats beside their scales (fp8,",
     "fbgemm_fp8, float-quantized compressed-tensors, modelopt's FP8, mxfp4) or integers of 4 bits (awq,",
     "gptq), which become float values on their way, or are kept by `int4`;",
-    "of some families GGUF files are read too.",
+    "GGUF files are read where the last column says so.",
     "",
     f"{len(FAMILIES)} families. Every export is held to Hugging Face's own module in float64, so a variant",
     "that the recipe does not know is refused, not exported wrongly.",

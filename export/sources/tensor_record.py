@@ -1,5 +1,6 @@
 """Where one tensor of a checkpoint lies, and how its bytes become values."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,16 +43,28 @@ class TensorRecord(NamedTuple):
     one_more: bool = False  # the file holds the values plus 1
     scaling: Scaling | None = None  # of small floats that lie beside their scales
     packed: Packed | None = None  # of integers that lie beside their scales and zero points
+    # of what a file keeps in several tensors, or in rows of another order: one behind the other, or
+    parts: "tuple[TensorRecord, ...]" = ()
+    woven: bool = False  # their rows by turns
+    turned: bool = False  # the file's rows are the tensor's columns
 
     @property
     def storage(self) -> str:
         """What the file holds: a type of values, or of blocks."""
+        if self.parts:
+            return self.parts[0].storage
         if self.packed:
             return "int4"
         return self.scaling.codes if self.scaling else self.blocks or self.dtype
 
     def rows(self, start: int, stop: int) -> "TensorRecord":
-        """Some rows of a tensor, which must not be of heads whose rows are in pairs."""
+        """Some rows of a tensor, which must not be of heads whose rows are in pairs, and of its turned
+        parts all or none.
+        """
+        if (start, stop) == (0, self.shape[0]):
+            return self
+        if self.parts:
+            return self._rows_of_parts(start, stop)
         if self.packed:
             shape = (stop - start, *self.shape[1:])
             return self._replace(shape=shape, packed=self.packed._replace(first=self.packed.first + start))
@@ -64,6 +77,17 @@ class TensorRecord(NamedTuple):
         if self.scaling is None:
             return part
         return part._replace(scaling=self.scaling._replace(first=self.scaling.first + start))
+
+    def _rows_of_parts(self, start: int, stop: int) -> "TensorRecord":
+        if self.woven:
+            count = len(self.parts)
+            return joined([part.rows(start // count, stop // count) for part in self.parts], woven=True)
+        found, at = [], 0
+        for part in self.parts:
+            first, last = max(start - at, 0), min(stop - at, part.shape[0])
+            found += [part.rows(first, last)] if first < last else []
+            at += part.shape[0]
+        return joined(found)
 
     def apart(self, count: int) -> "list[TensorRecord]":
         """The tensors that are stacked in this one along its first axis, or joined along it."""
@@ -82,15 +106,34 @@ class TensorRecord(NamedTuple):
     @property
     def transposed(self) -> bool:
         """Whether the file's rows are the tensor's columns."""
-        return self.scaling is not None and self.scaling.transposed
+        return self.turned or (self.scaling is not None and self.scaling.transposed)
 
     def as_it_lies(self) -> "TensorRecord":
         """The matrix whose rows are the file's."""
         if not self.transposed:
             return self
+        if self.turned:
+            return self._replace(shape=self.shape[::-1], turned=False)
         return self._replace(shape=self.shape[::-1], scaling=self.scaling._replace(transposed=False))
 
     @property
     def file_columns(self) -> int:
         """Values of a row of a matrix as it lies in the file."""
         return self.shape[-2] if self.transposed else self.shape[-1]
+
+
+def joined(parts: Sequence[TensorRecord], woven: bool = False) -> TensorRecord:
+    """One tensor of the rows of several, one behind the other, or woven: row by row by turns."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    kinds = {part.dtype for part in parts}
+    return TensorRecord(
+        first.file,
+        first.dtype if len(kinds) == 1 else "float32",
+        (sum(part.shape[0] for part in parts), *first.shape[1:]),
+        first.offset,
+        sum(part.nbytes for part in parts),
+        parts=tuple(parts),
+        woven=woven,
+    )

@@ -1,7 +1,7 @@
 """What identifies a model, whatever file it was read from.
 
 In: a `Checkpoint`. Out: a digest of its weights' values: a GGUF file and the model directory that
-holds its values have the same.
+holds its values have the same, unless one of them keeps a tensor turned.
 """
 
 import hashlib

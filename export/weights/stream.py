@@ -5,6 +5,7 @@ in it each weight lies. Decoding, joins, dtype conversion and the check for NaN 
 nothing larger than a chunk is ever in memory.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from firp.export.families.names import Layout
+from firp.export.families.names import Layout, Order
 from firp.export.sources.checkpoint import Weight
 from firp.export.sources.gguf.blocks import block_sizes, dequantize
 from firp.export.sources.tensor_record import TensorRecord
@@ -80,9 +81,20 @@ def _rows_in_order(record: TensorRecord, layout: Layout) -> Iterator[TensorRecor
         yield record.rows(layout.skipped, record.shape[0])
     elif layout.order:
         size = record.shape[0] // (layout.blocks or len(layout.order))
-        yield from (record.rows(block * size, (block + 1) * size) for block in layout.order)
+        yield from (record.rows(first * size, last * size) for first, last in _runs(layout.order))
     else:
         yield record
+
+
+def _runs(order: Order) -> Iterator[tuple[int, int]]:
+    """Blocks that follow each other, as the first of them and what comes after the last."""
+    first = before = order[0]
+    for block in order[1:]:
+        if block != before + 1:
+            yield first, before + 1
+            first = block
+        before = block
+    yield first, before + 1
 
 
 def to_sources(weight: Weight, values: np.ndarray, tensors: dict[str, TensorRecord]) -> list[np.ndarray]:
@@ -115,8 +127,26 @@ def read_chunks(name: str, record: TensorRecord) -> Iterator[np.ndarray]:
     """A tensor's values, flat, in its own dtype. Raises CheckpointError for a value that is not
     finite.
     """
+    if record.turned:
+        lying = record.as_it_lies()
+        yield np.concatenate(list(read_chunks(name, lying))).reshape(lying.shape).T.reshape(-1)
+        return
+    if record.parts:
+        parts = (read_chunks(name, part) for part in record.parts)
+        yield from _woven(name, record) if record.woven else itertools.chain.from_iterable(parts)
+        return
     values_bytes = math.prod(record.shape) * numpy_dtype(record.dtype).itemsize
     yield from _read(name, record, _CHUNK_BYTES * record.nbytes // max(1, values_bytes))
+
+
+def _woven(name: str, record: TensorRecord) -> Iterator[np.ndarray]:
+    """Rows of the parts by turns, as many at once as a chunk holds."""
+    count, width = record.parts[0].shape[0], math.prod(record.shape[1:])
+    step = max(1, _CHUNK_BYTES // (width * len(record.parts) * 4))
+    for start in range(0, count, step):
+        some = [part.rows(start, min(count, start + step)) for part in record.parts]
+        rows = [np.concatenate(list(read_chunks(name, part))).reshape(-1, width) for part in some]
+        yield np.stack(rows, 1).reshape(-1)
 
 
 def read_array(weight: Weight, tensors: dict[str, TensorRecord]) -> np.ndarray:
@@ -132,6 +162,9 @@ def first_values(name: str, record: TensorRecord, count: int) -> np.ndarray:
     if record.packed:
         return _first_inputs(record, count)
     record = record.as_it_lies()
+    if record.parts:
+        values = itertools.chain.from_iterable(read_chunks(name, record))
+        return np.fromiter(itertools.islice(values, count), np.float32)
     step = -(-count * record.nbytes // max(1, math.prod(record.shape)))
     return next(_read(name, record, step), np.empty(0, numpy_dtype(record.dtype)))[:count]
 

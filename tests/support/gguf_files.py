@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoConfig
 
+from firp.export.weights.stream import read_chunks
+
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}  # whole blocks of every type
 _ARCHITECTURES = {
     "mistral": "llama",
@@ -27,10 +29,35 @@ _ARCHITECTURES = {
     "gemma3_text": "gemma3",
     "phi": "phi2",
     "hunyuan_v1_dense": "hunyuan-dense",
+    "gpt_oss": "gpt-oss",
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "youtu", "glm4_moe_lite"), "deepseek2"),
+    "granitemoeshared": "granitemoe",
+    **dict.fromkeys(("glm4_moe", "solar_open"), "glm4moe"),
+    "exaone_moe": "exaone-moe",
+    "ernie4_5_moe": "ernie4_5-moe",
+    "minimax_m2": "minimax-m2",
+    "hunyuan_v1_moe": "hunyuan-moe",
+    "ministral3": "mistral3",
+    "gpt_bigcode": "starcoder",
+    "gpt_neox": "gptneox",
+    "glm": "chatglm",
 }
-_MOVED = ("llama", "granite", "smollm3", "olmo", "arcee")  # that the converter reads as Llama's
+_MOVED = (
+    "llama",
+    "granite",
+    "granitemoe",
+    "smollm3",
+    "olmo",
+    "arcee",
+    "mistral3",
+)  # that the converter reads as Llama's
 _ONE_MORE = ("gemma", "gemma2", "gemma3", "nemotron")  # norms whose weights it adds 1 to
 _DEQUANTIZED_ONLY = ("Q4_K", "Q5_K", "Q6_K")  # the package cannot quantize to them
+
+
+def architecture_name(model_type: str) -> str:
+    """GGUF's name of a family."""
+    return _ARCHITECTURES.get(model_type, model_type)
 
 
 def random_blocks(shape: tuple[int, ...], kind: str, seed: int) -> np.ndarray:
@@ -54,34 +81,66 @@ def write_gguf(
     tokenizer: dict[str, Any] | None = None,
     drop: tuple[str, ...] = (),
     split_bytes: int = 0,
+    more: dict[str, np.ndarray] | None = None,
+    before_mla: bool = False,
+    experts: str = "F32",
 ) -> dict[str, np.ndarray]:
     """Write a model directory as a GGUF file, matrices in `kind`, and return the values that it holds
     by Hugging Face's names. changes: metadata that is written otherwise; None leaves a key out. drop:
-    GGUF's names of tensors to leave out. split_bytes: of a part; 0 writes one file.
+    GGUF's names of tensors to leave out. split_bytes: of a part; 0 writes one file. more: other
+    tensors. before_mla: as old versions wrote models with latent rows. experts:
+    the type of gpt-oss' experts.
     """
     config = AutoConfig.from_pretrained(model)
-    name = _ARCHITECTURES.get(config.model_type, config.model_type)
+    name = architecture_name(config.model_type)
     writer = gguf.GGUFWriter(path, name, split_max_size=split_bytes)
-    keys = _metadata(config, name) | (tokenizer or {}) | (changes or {})
+    keys = _metadata(config, name, before_mla) | (tokenizer or {}) | (changes or {})
     for key, value in keys.items():
         _add(writer, key, value)
     held = {}
-    for source, values in _stacked(load_file(model / "model.safetensors")).items():
-        target = _target(config, name, source)
-        if target not in drop:
+    tensors = _stacked(load_file(model / "model.safetensors"))
+    for number in ("alpha_p", "alpha_n", "beta", "eps"):  # of Apertus, each of all layers
+        sources = sorted(source for source in tensors if source.endswith(f".act_fn.{number}"))
+        held |= {source: tensors.pop(source).numpy() for source in sources}
+        if sources:
+            writer.add_array(f"xielu.{number}", [held[source].item() for source in sources])
+    for source, values in tensors.items():
+        pieces = (
+            None if before_mla and "kv_b_proj" in source else put_otherwise(config, source, values.numpy())
+        )
+        for target, piece in (pieces or {}).items():
+            kind_of = gguf.GGMLQuantizationType[experts if piece.ndim == 3 else "F32"]
+            blocks = gguf.quants.quantize(np.ascontiguousarray(piece, np.float32), kind_of)
+            writer.add_tensor(target, blocks, raw_dtype=kind_of)
+            piece[...] = gguf.quants.dequantize(blocks, kind_of)  # a view of `values`
+        held |= {source: values.float().numpy()} if pieces else {}
+        target = None if pieces else _target(config, name, source)
+        if target and target not in drop:
             written = _add_tensor(writer, target, values.float().numpy(), kind, config, name)
             held |= _unstacked(source, written)
-    if config.rope_parameters.get("rope_type") == "longrope":
+    for target, piece in (more or {}).items():
+        writer.add_tensor(target, piece)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
         for length in ("long", "short"):
-            factors = np.array(config.rope_parameters[f"{length}_factor"], np.float32)
+            factors = np.array(rope[f"{length}_factor"], np.float32)
             writer.add_tensor(f"rope_factors_{length}.weight", factors)
-    if config.rope_parameters.get("rope_type") == "llama3":
+    if rope.get("rope_type") == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3_factors(config))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return held
+
+
+def values_of(checkpoint: Any) -> dict[str, np.ndarray]:
+    """The values of a checkpoint's tensors, those of experts that have one in common joined again."""
+    found: dict[str, list[np.ndarray]] = {}
+    for name, record in checkpoint.tensors.items():
+        values = np.concatenate(list(read_chunks(name, record))).astype(np.float32)
+        found.setdefault(name.partition("[")[0], []).append(values.reshape(record.shape))
+    return {name: parts[0] if len(parts) == 1 else np.stack(parts) for name, parts in found.items()}
 
 
 def _stacked(tensors: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +165,53 @@ def _unstacked(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
     return {name.replace(part[0], f"{part[0]}{i}."): each for i, each in enumerate(values)}
 
 
-def _metadata(config: Any, name: str) -> dict[str, Any]:
+def put_otherwise(config: Any, source: str, values: np.ndarray) -> dict[str, np.ndarray] | None:
+    """GGUF's tensors that the converter makes of one that it does not only rename; None of another."""
+    layer = next((part for part in source.split(".") if part.isdigit()), "")
+    made = None
+    if config.model_type == "gpt2" and source.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+        module = {"c_attn": "attn_qkv", "c_fc": "ffn_up"}.get(source.split(".")[-2])
+        module = module or ("attn_output" if ".attn." in source else "ffn_down")
+        made = {f"{module}.weight": values.T}
+    elif "query_key_value" in source:
+        heads = config.num_attention_heads
+        groups = config.num_kv_heads if config.model_type == "falcon" else heads
+        split = values.reshape(groups, heads // groups + 2, -1, *values.shape[1:])
+        parts = (split[:, :-2], split[:, -2], split[:, -1])
+        rows = np.concatenate([part.reshape(-1, *values.shape[1:]) for part in parts])
+        made = {f"attn_qkv.{source.split('.')[-1]}": rows}
+    elif source.endswith(("e_score_correction_bias", ".expert_bias")):
+        made = {"exp_probs_b.bias": values.squeeze()}
+    elif source.endswith("self_attn.sinks"):
+        made = {"attn_sinks.weight": values}
+    elif source.endswith("kv_b_proj.weight") and config.model_type != "minicpm3":
+        size = config.qk_nope_head_dim
+        split = values.reshape(config.num_attention_heads, size + config.v_head_dim, -1)
+        made = {"attn_k_b.weight": split[:, :size].swapaxes(1, 2), "attn_v_b.weight": split[:, size:]}
+    elif source.endswith(("mlp.experts.gate_up_proj", "mlp.experts.gate_up_proj_bias")):  # gpt-oss
+        kind = "bias" if source.endswith("_bias") else "weight"
+        rows = values if kind == "bias" else values.swapaxes(1, 2)
+        made = {f"ffn_gate_exps.{kind}": rows[:, ::2], f"ffn_up_exps.{kind}": rows[:, 1::2]}
+    elif source.endswith("mlp.experts.down_proj"):
+        made = {"ffn_down_exps.weight": values.swapaxes(1, 2)}
+    elif source.endswith("mlp.experts.down_proj_bias"):
+        made = {"ffn_down_exps.bias": values}
+    elif source.endswith("input_linear.weight"):
+        end = "shexp" if "shared_mlp" in source else "exps"
+        gate, up = np.split(values, 2, axis=-2)
+        made = {f"ffn_gate_{end}.weight": gate, f"ffn_up_{end}.weight": up}
+    elif source.endswith("block_sparse_moe.output_linear.weight"):
+        made = {"ffn_down_exps.weight": values}
+    elif ".ffn.experts.mlp." in source:  # DBRX
+        rows = values.reshape(config.ffn_config.moe_num_experts, -1, values.shape[1])
+        module = {"w1": "gate", "v1": "up", "w2": "down"}[source.split(".")[-1]]
+        made = {f"ffn_{module}_exps.weight": rows.swapaxes(1, 2) if module == "down" else rows}
+    return made and {f"blk.{layer}.{name}": piece for name, piece in made.items()}
+
+
+def _metadata(config: Any, name: str, before_mla: bool) -> dict[str, Any]:
+    if config.model_type in _WITHOUT_ROPE:
+        return {f"{name}.{key}": value for key, value in _WITHOUT_ROPE[config.model_type](config).items()}
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rope = config.rope_parameters
     rope = rope.get("full_attention", rope)
@@ -135,6 +240,8 @@ def _metadata(config: Any, name: str) -> dict[str, Any]:
     if scaling == "yarn":
         keys["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
     keys |= _OWN.get(config.model_type, lambda c: {})(config)
+    if name == "deepseek2":
+        keys |= _latent(config, before_mla)
     return {f"{name}.{key}": value for key, value in keys.items() if value is not None}
 
 
@@ -164,8 +271,217 @@ def _cohere(c: Any) -> dict[str, Any]:
     return {"logit_scale": c.logit_scale, "rope.scaling.type": "none"}
 
 
+def _routed(c: Any) -> dict[str, Any]:
+    return {
+        "expert_count": getattr(c, "n_routed_experts", None) or c.num_experts,
+        "expert_used_count": c.num_experts_per_tok,
+        "expert_feed_forward_length": c.moe_intermediate_size,
+        "expert_shared_count": getattr(c, "n_shared_experts", None) or c.num_shared_experts,
+        "expert_group_count": getattr(c, "n_group", None),
+        "expert_group_used_count": getattr(c, "topk_group", None),
+        "leading_dense_block_count": getattr(c, "first_k_dense_replace", 0),
+        "expert_weights_scale": getattr(c, "routed_scaling_factor", None),
+        "expert_weights_norm": getattr(c, "norm_topk_prob", None) or None,
+        "expert_gating_func": 2,
+    }
+
+
+def _latent(c: Any, before_mla: bool) -> dict[str, Any]:
+    key, rope = c.qk_nope_head_dim + c.qk_rope_head_dim, c.rope_parameters
+    keys = {
+        "attention.q_lora_rank": c.q_lora_rank,
+        "attention.kv_lora_rank": c.kv_lora_rank,
+        "rope.dimension_count": c.qk_rope_head_dim,
+    }
+    if before_mla or c.model_type == "minicpm3":
+        keys |= {"attention.key_length": key, "attention.value_length": c.v_head_dim}
+    else:
+        keys |= {
+            "attention.head_count_kv": 1,
+            "attention.key_length": c.kv_lora_rank + c.qk_rope_head_dim,
+            "attention.value_length": c.kv_lora_rank,
+            "attention.key_length_mla": key,
+            "attention.value_length_mla": c.v_head_dim,
+        }
+    if "mscale_all_dim" in rope:
+        keys["rope.scaling.yarn_log_multiplier"] = 0.1 * rope["mscale_all_dim"]
+    return keys
+
+
+def _deepseek_v2(c: Any) -> dict[str, Any]:
+    groups = (c.n_group, c.topk_group) if c.topk_method != "greedy" else (1, 1)
+    named = dict(zip(("expert_group_count", "expert_group_used_count"), groups, strict=True))
+    return _routed(c) | named | {"expert_gating_func": None, "expert_weights_norm": None}
+
+
+def _dense_latent(c: Any) -> dict[str, Any]:
+    return {
+        "leading_dense_block_count": c.num_hidden_layers,
+        "expert_feed_forward_length": c.intermediate_size,
+        "expert_shared_count": 0,
+    }
+
+
+def _ernie_moe(c: Any) -> dict[str, Any]:
+    return {
+        "expert_count": c.moe_num_experts,
+        "expert_used_count": c.moe_k,
+        "interleave_moe_layer_step": c.moe_layer_interval,
+        "leading_dense_block_count": c.moe_layer_start_index,
+        "expert_feed_forward_length": c.moe_intermediate_size,
+        "expert_shared_count": c.moe_num_shared_experts,
+        "expert_shared_feed_forward_length": c.intermediate_size // c.num_key_value_heads,
+    }
+
+
+def _gpt2(c: Any) -> dict[str, Any]:
+    return {
+        "block_count": c.n_layer,
+        "context_length": c.n_positions,
+        "embedding_length": c.n_embd,
+        "feed_forward_length": 4 * c.n_embd,
+        "attention.head_count": c.n_head,
+        "attention.layer_norm_epsilon": c.layer_norm_epsilon,
+    }
+
+
+def _bloom(c: Any) -> dict[str, Any]:
+    return {
+        "context_length": c.seq_length,
+        "embedding_length": c.hidden_size,
+        "feed_forward_length": 4 * c.hidden_size,
+        "block_count": c.n_layer,
+        "attention.head_count": c.n_head,
+        "attention.head_count_kv": c.n_head,
+        "attention.layer_norm_epsilon": c.layer_norm_epsilon,
+    }
+
+
+def _mpt(c: Any) -> dict[str, Any]:
+    return {
+        "context_length": c.max_seq_len,
+        "embedding_length": c.d_model,
+        "block_count": c.n_layers,
+        "feed_forward_length": 4 * c.d_model,
+        "attention.head_count": c.n_heads,
+        "attention.layer_norm_epsilon": 1e-5,
+        "attention.clamp_kqv": c.attn_config.clip_qkv,
+        "attention.max_alibi_bias": float(c.attn_config.alibi_bias_max),
+    }
+
+
+def _gpt_neox(c: Any) -> dict[str, Any]:
+    head_dim = c.hidden_size // c.num_attention_heads
+    return {
+        "context_length": c.max_position_embeddings,
+        "embedding_length": c.hidden_size,
+        "block_count": c.num_hidden_layers,
+        "feed_forward_length": c.intermediate_size,
+        "rope.dimension_count": int(c.rope_parameters["partial_rotary_factor"] * head_dim),
+        "attention.head_count": c.num_attention_heads,
+        "use_parallel_residual": c.use_parallel_residual,
+        "attention.layer_norm_epsilon": c.layer_norm_eps,
+    }
+
+
+def _falcon(c: Any) -> dict[str, Any]:
+    return {
+        "context_length": 2048,
+        "tensor_data_layout": "jploski",
+        "embedding_length": c.hidden_size,
+        "feed_forward_length": 4 * c.hidden_size,
+        "block_count": c.num_hidden_layers,
+        "attention.head_count": c.num_attention_heads,
+        "attention.head_count_kv": c.num_kv_heads,
+        "attention.layer_norm_epsilon": c.layer_norm_epsilon,
+    }
+
+
+def _dbrx(c: Any) -> dict[str, Any]:
+    return {
+        "block_count": c.n_layers,
+        "context_length": c.max_seq_len,
+        "embedding_length": c.d_model,
+        "feed_forward_length": c.ffn_config.ffn_hidden_size,
+        "attention.head_count": c.n_heads,
+        "attention.head_count_kv": c.attn_config.kv_n_heads,
+        "rope.freq_base": float(c.rope_parameters["rope_theta"]),
+        "attention.clamp_kqv": c.attn_config.clip_qkv,
+        "expert_count": c.ffn_config.moe_num_experts,
+        "expert_used_count": c.ffn_config.moe_top_k,
+        "attention.layer_norm_epsilon": 1e-5,
+    }
+
+
+# families of which the converter writes a few keys
+_WITHOUT_ROPE = {
+    "gpt2": _gpt2,
+    "gpt_bigcode": lambda c: _gpt2(c) | {"attention.head_count_kv": 1},
+    "bloom": _bloom,
+    "mpt": _mpt,
+    "gpt_neox": _gpt_neox,
+    "falcon": _falcon,
+    "dbrx": _dbrx,
+}
+
+
 # what the converter writes of a family beside the usual
 _OWN = {
+    "gpt_oss": lambda c: _used(c) | _window(c) | {"expert_feed_forward_length": c.intermediate_size},
+    "deepseek_v2": _deepseek_v2,
+    "deepseek_v3": _routed,
+    "glm4_moe_lite": lambda c: _routed(c) | {"leading_dense_block_count": 1},
+    "youtu": _dense_latent,
+    "minicpm3": lambda c: _latent(c, True),
+    "glm4_moe": _routed,
+    "solar_open": _routed,
+    "dots1": _routed,
+    "granitemoe": lambda c: _scales(c) | _used(c),
+    "granitemoeshared": lambda c: (
+        _scales(c) | _used(c) | {"expert_shared_feed_forward_length": c.shared_intermediate_size}
+    ),
+    "exaone4": lambda c: _window(c) | {"attention.sliding_window_pattern": _windowed(c)},
+    "exaone_moe": lambda c: (
+        _routed(c)
+        | _window(c)
+        | {
+            "attention.sliding_window_pattern": _windowed(c),
+            "expert_shared_feed_forward_length": c.moe_intermediate_size * c.num_shared_experts,
+            "rope.scaling.type": "none",
+        }
+    ),
+    "afmoe": lambda c: (
+        _routed(c)
+        | _window(c)
+        | {
+            "leading_dense_block_count": c.num_dense_layers,
+            "expert_weights_norm": True,
+            "expert_weights_scale": c.route_scale,
+        }
+    ),
+    "ernie4_5_moe": _ernie_moe,
+    "minimax_m2": lambda c: (
+        _used(c) | {"expert_feed_forward_length": c.intermediate_size, "expert_gating_func": 2}
+    ),
+    "hunyuan_v1_moe": lambda c: {
+        "expert_count": c.num_experts,
+        "expert_used_count": c.moe_topk[0],
+        "expert_feed_forward_length": c.intermediate_size,
+        "expert_shared_feed_forward_length": c.intermediate_size,
+        "expert_shared_count": 1,
+    },
+    "ministral3": lambda c: {
+        "rope.scaling.yarn_log_multiplier": c.rope_parameters["mscale_all_dim"],
+        "attention.temperature_scale": c.rope_parameters["llama_4_scaling_beta"],
+    },
+    "phimoe": lambda c: (
+        _used(c)
+        | {
+            "attention.sliding_window": c.sliding_window or 0,
+            "rope.scaling.original_context_length": c.rope_parameters["original_max_position_embeddings"],
+            "rope.scaling.attn_factor": c.rope_parameters["short_mscale"],
+        }
+    ),
     "mistral": _window,
     "mixtral": lambda c: _used(c) | _window(c),
     "cohere": _cohere,
@@ -218,14 +534,18 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 def _target(config: Any, name: str, source: str) -> str:
     architecture = next(arch for arch, text in gguf.MODEL_ARCH_NAMES.items() if text == name)
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
-    return names.get_name(source.replace(".norms.", "."), try_suffixes=(".weight", ".bias"))
+    source = source.replace(".norms.", ".")
+    if name == "bloom":
+        source = source.removeprefix("transformer.")
+    return names.get_name(source, try_suffixes=(".weight", ".bias"))
 
 
 def _add_tensor(
     writer: gguf.GGUFWriter, target: str, values: np.ndarray, kind: str, config: Any, name: str
 ) -> np.ndarray:
     """Write one tensor; returns the values that it holds, in Hugging Face's order."""
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    heads = {"attn_q": config.num_attention_heads}
+    heads["attn_k"] = getattr(config, "num_key_value_heads", None)
     moved = heads.get(target.split(".")[-2]) if name in _MOVED else None
     if name in _ONE_MORE and target.endswith("norm.weight"):
         values = values + np.float32(1)

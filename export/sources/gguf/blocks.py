@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # that firp reads
+BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4")  # that firp reads
 # Blocks that are decoded together: the package goes through rows 16 at a time, so rows of one block
 # would be slow, and one row of all of them leaves the processor's cache.
 _TOGETHER = 64

@@ -5,6 +5,7 @@ changes what the model computes and is not understood is refused by name, for a 
 right would pass every comparison with itself.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ _LONG_FACTORS, _SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.
 # tensors that are parts of the configuration
 CONFIG_TENSORS = (ROPE_FACTORS, _LONG_FACTORS, _SHORT_FACTORS)
 _SCALING_FACTOR, _ATTENTION_FACTOR = "rope.scaling.factor", "rope.scaling.attn_factor"
+_ORIGINAL = "rope.scaling.original_context_length"
+_YARN_FACTOR = "rope.scaling.yarn_attn_factor"
 _DEFAULT_ROPE_BASE = 10000.0  # llama.cpp's, where a file says nothing
 
 
@@ -29,33 +32,41 @@ def transformers_dictionary(path: Path, file: GgufFile) -> dict[str, Any]:
     understood, or contradicts the tensors.
     """
     data = Metadata(path, file.metadata, ARCHITECTURES)
-    theirs = architecture_of(data)
+    theirs = architecture_of(data, file.tensors)
     hidden_size, heads = data.integer("embedding_length"), data.integer("attention.head_count")
     head_dim = data.integer("attention.key_length", max(1, hidden_size // heads))
     turned = data.integer("rope.dimension_count", head_dim)
     sizes = {"attention.value_length": data.integer("attention.value_length", head_dim)}
-    for key, size in (sizes if theirs.partial else sizes | {"rope.dimension_count": turned}).items():
+    if not theirs.partial:
+        sizes["rope.dimension_count"] = turned
+    for key, size in ({} if theirs.latent else sizes).items():
         if size != head_dim:
             raise data.bad(key, size, f"{head_dim}, the features of a key")
+    layers = _num_layers(data, file)
+    later = _later_layers(data, layers)
     config = {
         "model_type": theirs.model_type,
         "hidden_act": "silu",
         "vocab_size": _vocab_size(data, file),
         "hidden_size": hidden_size,
         "intermediate_size": data.integer("feed_forward_length"),
-        "num_hidden_layers": _num_layers(data, file),
+        "num_hidden_layers": layers - later,
         "num_attention_heads": heads,
         "num_key_value_heads": data.integer("attention.head_count_kv", heads),
-        "head_dim": head_dim,
+        "head_dim": turned if theirs.latent else head_dim,
         "max_position_embeddings": data.integer("context_length"),
-        "rope_parameters": _rope_parameters(data, file, turned)
-        | ({"partial_rotary_factor": turned / head_dim} if theirs.partial else {}),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_q.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
+        "num_nextn_predict_layers": later,
     }
+    if not theirs.unturned:
+        share = {"partial_rotary_factor": turned / head_dim} if theirs.partial else {}
+        config["rope_parameters"] = _rope_parameters(data, file, turned) | share
     config |= theirs.further(data, file.tensors, config)
     data.check_all_asked()
+    if config["head_dim"] is None:  # of a family that takes no such word
+        del config["head_dim"]
     return config
 
 
@@ -81,6 +92,14 @@ def _num_layers(data: Metadata, file: GgufFile) -> int:
     if layers > len(file.tensors):
         raise _disagreement(data, f"block_count {layers}", f"at most {len(file.tensors)}, the tensors")
     return layers
+
+
+def _later_layers(data: Metadata, layers: int) -> int:
+    """How many of the layers predict tokens after the next."""
+    later = data.integer("nextn_predict_layers", 0, least=0)
+    if later >= layers:
+        raise data.bad("nextn_predict_layers", later, f"fewer than block_count, {layers}")
+    return later
 
 
 def _disagreement(data: Metadata, got: str, expected: str) -> CheckpointError:
@@ -119,14 +138,19 @@ def _rope_parameters(data: Metadata, file: GgufFile, turned: int) -> dict[str, A
     if scaling == "none":
         if data.number(_SCALING_FACTOR, 1.0) != 1:
             raise data.bad(_SCALING_FACTOR, data.number(_SCALING_FACTOR), "1, beside no scaling")
+        data.ignore(_ORIGINAL)
         return parameters | {"rope_type": "default"}
     if scaling == "linear":
         return parameters | {"rope_type": "linear", "factor": data.number(_SCALING_FACTOR)}
     if scaling == "yarn":
+        factor = data.number(_SCALING_FACTOR)
+        told, usual = data.number(_YARN_FACTOR, 1.0), 0.1 * math.log(factor) + 1
+        if told != 1 and abs(told - usual) > 1e-6:
+            raise data.bad(_YARN_FACTOR, told, f"{usual:.7g}, which follows from the factor")
         return parameters | {
             "rope_type": "yarn",
-            "factor": data.number(_SCALING_FACTOR),
-            "original_max_position_embeddings": data.integer("rope.scaling.original_context_length"),
+            "factor": factor,
+            "original_max_position_embeddings": data.integer(_ORIGINAL),
             "beta_fast": data.number("rope.scaling.yarn_beta_fast", 32.0),
             "beta_slow": data.number("rope.scaling.yarn_beta_slow", 1.0),
         }

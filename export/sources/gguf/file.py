@@ -36,6 +36,7 @@ class GgufFile(NamedTuple):
 
     metadata: dict[str, Any]
     tensors: dict[str, TensorRecord]  # by GGUF's names
+    lists: dict[str, TensorRecord]  # arrays of the metadata that hold float32
 
 
 def read_gguf_file(path: Path) -> GgufFile:
@@ -69,7 +70,7 @@ def read_gguf_file(path: Path) -> GgufFile:
         raise CheckpointError(
             "parts without some tensors", got=f"{len(tensors)} in {count} parts", expected=total, fix=_AGAIN
         )
-    return GgufFile(headers[0].metadata, tensors)
+    return GgufFile(headers[0].metadata, tensors, headers[0].lists)
 
 
 def _read_header(path: Path) -> GgufFile:
@@ -109,6 +110,7 @@ class _Header:
         self.path = path
         self.content = content
         self.at = 8  # behind magic and version
+        self.lists: dict[str, TensorRecord] = {}
 
     def read(self) -> GgufFile:
         tensor_count, value_count = self._scalar("Q"), self._scalar("Q")
@@ -117,7 +119,7 @@ class _Header:
             key = self._string()
             if key in metadata:
                 raise self._damaged(f"{key} twice")
-            metadata[key] = self._value(self._scalar("I"))
+            metadata[key] = self._value(key, self._scalar("I"))
         places: dict[str, tuple] = {}
         for _ in range(self._count(tensor_count, 24)):
             name = self._string()
@@ -134,7 +136,7 @@ class _Header:
         start = -(-self.at // alignment) * alignment
         tensors = {name: self._record(name, start, *place) for name, place in places.items()}
         self._check_places(tensors)
-        return GgufFile(metadata, tensors)
+        return GgufFile(metadata, tensors, self.lists)
 
     def _record(
         self, name: str, start: int, shape: tuple[int, ...], number: int, offset: int
@@ -165,7 +167,7 @@ class _Header:
         if reached > len(self.content):
             raise self._truncated(f"{reached} bytes")
 
-    def _value(self, kind: int) -> Any:
+    def _value(self, key: str, kind: int) -> Any:
         if kind == _STRING:
             return self._string()
         if kind != _ARRAY:
@@ -176,6 +178,8 @@ class _Header:
         if kind == _STRING:
             return [self._string() for _ in range(self._count(length, 8))]
         dtype = np.dtype(self._letter(kind)).newbyteorder("<")
+        if dtype == np.float32:
+            self.lists[key] = TensorRecord(self.path, "float32", (length,), self.at, 4 * length)
         return np.frombuffer(self._bytes(length * dtype.itemsize), dtype).tolist()
 
     def _letter(self, kind: int) -> str:

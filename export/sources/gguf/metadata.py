@@ -52,15 +52,19 @@ class Metadata:
         return bool(self._values.get(key))
 
     def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
-        """A number of things. Raises CheckpointError where it is missing, or is no such number."""
+        """A number of things, for each layer the same where a file says it of each. Raises CheckpointError
+        where it is missing, or is no such number.
+        """
         value = self._get(key, default)
+        if isinstance(value, list) and value and value == value[:1] * len(value):
+            value = value[0]
         if type(value) is not int or value < least:
             raise self.bad(key, value, "a positive integer")
         return value
 
-    def flag(self, key: str) -> bool:
+    def flag(self, key: str, default: bool | None = None) -> bool:
         """Whether. Raises CheckpointError where it is missing, or is no yes or no."""
-        value = self._get(key, None)
+        value = self._get(key, default)
         if not isinstance(value, bool):
             raise self.bad(key, value, "true or false")
         return value
@@ -87,6 +91,10 @@ class Metadata:
         if not isinstance(value, str):
             raise self.bad(key, value, "a text")
         return value
+
+    def ignore(self, *keys: str) -> None:
+        """Take note of keys that change nothing, whatever they say."""
+        self._asked.update(keys)
 
     def check_all_asked(self) -> None:
         """Raises CheckpointError for a key that nobody asked for."""

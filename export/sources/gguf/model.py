@@ -12,11 +12,12 @@ from firp.export.sources.assemble import assemble
 from firp.export.sources.checkpoint import Checkpoint
 from firp.export.sources.gguf.architectures import ARCHITECTURES, architecture_of
 from firp.export.sources.gguf.config import transformers_dictionary
-from firp.export.sources.gguf.file import read_gguf_file
+from firp.export.sources.gguf.file import GgufFile, read_gguf_file
 from firp.export.sources.gguf.metadata import Metadata
 from firp.export.sources.gguf.names import renamed
 from firp.export.sources.gguf.tokenizer import tokenizer_files
 from firp.export.sources.gguf.vocabulary import Vocabulary
+from firp.export.sources.tensor_record import TensorRecord
 from firp.runtime.extras import require
 
 
@@ -39,6 +40,17 @@ def read_gguf(path: Path) -> Checkpoint:
         "pad_token_id": ids.get("padding_token_id"),
     }
     companions = tokenizer_files(vocabulary) if vocabulary else {}
-    row = architecture_of(Metadata(path, file.metadata, ARCHITECTURES))
-    tensors = renamed(file.tensors, file.metadata["general.architecture"], row, found.names, found.config)
+    row = architecture_of(Metadata(path, file.metadata, ARCHITECTURES), file.tensors)
+    name, later = file.metadata["general.architecture"], config["num_nextn_predict_layers"]
+    tensors = renamed(file.tensors | _listed(file), name, row, found.names, found.config, later)
     return assemble(path, config, found, tensors, ends, companions)
+
+
+def _listed(file: GgufFile) -> dict[str, TensorRecord]:
+    """Weights of activations, which Apertus' files list in the metadata, a number for each layer."""
+    return {
+        f"blk.{layer}.{key}": part
+        for key, record in file.lists.items()
+        if key.startswith("xielu.")
+        for layer, part in enumerate(record.apart(record.shape[0]) if record.shape[0] else ())
+    }

@@ -1,7 +1,10 @@
 """The list of families is the table, and the page is the list."""
 
+import importlib.metadata
 import json
+import re
 
+import gguf
 from click.testing import CliRunner
 from transformers import CONFIG_MAPPING
 
@@ -9,6 +12,7 @@ from firp.export.commands.families import families, page
 from firp.export.families.examples import EXAMPLES
 from firp.export.families.refused import REFUSED
 from firp.export.families.table import FAMILIES
+from firp.export.sources.gguf.architectures import ARCHITECTURES, LEFT_OUT, MODEL_TYPES, READ_AS
 
 
 def test_the_page_of_the_documentation_is_what_the_table_says(pytestconfig):
@@ -22,6 +26,27 @@ def test_every_family_is_listed_once_and_none_is_refused():
     assert not REFUSED.keys() & FAMILIES.keys()
     assert FAMILIES.keys() >= EXAMPLES.keys()
     assert set(CONFIG_MAPPING.keys()) >= FAMILIES.keys()  # transformers loads each of them
+
+
+def test_every_family_has_its_files_read_or_a_reason_why_not():
+    assert not MODEL_TYPES & READ_AS.keys() and not (MODEL_TYPES | READ_AS.keys()) & LEFT_OUT.keys()
+    assert MODEL_TYPES | READ_AS.keys() | LEFT_OUT.keys() == FAMILIES.keys()
+    assert {word for of in READ_AS.values() for word in of.split(" or ")} <= MODEL_TYPES
+    named = {name.replace("-", "").replace("_", "") for name in gguf.MODEL_ARCH_NAMES.values()}
+    left = {name.replace("_", "") for name in LEFT_OUT}
+    assert left & named == {"gptj"}
+    version = importlib.metadata.version("gguf").rpartition(".")[0]
+    assert {reason for reason in LEFT_OUT.values() if reason.endswith(f" gguf {version}")}
+
+
+def test_the_page_about_gguf_lists_the_architectures(pytestconfig):
+    line = next(
+        line
+        for line in (pytestconfig.rootpath / "docs" / "gguf.md").read_text().splitlines()
+        if line.startswith("| architectures |")
+    )
+    assert f"of {len(MODEL_TYPES | READ_AS.keys())} families" in line
+    assert set(re.findall("`(.+?)`", line)) == ARCHITECTURES.keys()
 
 
 def test_a_person_sees_a_line_a_family():

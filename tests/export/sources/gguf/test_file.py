@@ -170,7 +170,7 @@ def test_every_damaged_byte_of_a_header_gets_one_line_or_changes_nothing(content
         ({LLAMA + "attention.value_length": 32}, "unsupported llama.attention.value_length.*got 32"),
         ({LLAMA + "rope.dimension_count": 32}, "unsupported llama.rope.dimension_count.*got 32, expected 64"),
         (
-            {LLAMA + "feed_forward_length": [256] * 4},
+            {LLAMA + "feed_forward_length": [256, 256, 256, 128]},
             "unsupported llama.feed_forward_length.*positive integer",
         ),
         ({LLAMA + "vocab_size": 200}, "disagree.*got vocab_size 200, expected 193"),
