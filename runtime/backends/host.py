@@ -41,6 +41,9 @@ class HostMemory:
     def clear(self, array: np.ndarray) -> None:
         array[...] = 0
 
+    def touch(self, array: np.ndarray) -> None:
+        array[...] = 0
+
     def copy(self, source: np.ndarray, target: np.ndarray) -> None:
         target[...] = source
 

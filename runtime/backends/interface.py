@@ -51,6 +51,9 @@ class Memory(Protocol):
     def clear(self, array: Array) -> None:
         """Fill with zeros."""
 
+    def touch(self, array: Array) -> None:
+        """Fill with zeros what nobody has used so far, where the system gives memory only then."""
+
     def copy(self, source: Array, target: Array) -> None:
         """target[...] = source, of one size; the two do not overlap."""
 

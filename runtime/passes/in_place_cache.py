@@ -5,9 +5,11 @@ decided tokens, and nothing is copied but the accepted rows of a tree.
 attention looks at all S slots: the heads are then spread over more of the same memory; and shrinks
 where the texts are much shorter. A pass over
 the first lanes sees the leading part of each slab, so any number of them decodes with one graph.
+What a system gives only when it is used takes longer to be given than to be filled: it is touched
+before S grows, in pieces.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 
 import numpy as np
@@ -18,6 +20,8 @@ from firp.runtime.passes.cache_view import CacheSize, View
 
 STEP = 64  # slots: S is a multiple of it
 SHARE = 16  # S grows by a sixteenth of itself, or by one step
+AHEAD = 4  # tokens of a pass, about: so many before S grows, all of the memory should have been touched
+TOUCHED = 16  # slots of a lane at once
 
 
 class InPlaceCache:
@@ -35,9 +39,9 @@ class InPlaceCache:
         self._heads = size.heads
         self._head_dim = size.head_dim
         self._most = most_slots(size.capacity, size.rows)
-        values = self._slabs * size.lanes * size.heads * self._most * size.head_dim
-        self._values = memory.zeros((values,), size.dtype, "keys and values")
+        self._values = memory.zeros((self._values_of(self._most),), size.dtype, "keys and values")
         self._slots = 0  # S
+        self._touched = 0  # values from the first on, which the system has given
         self._views: dict[range, list[Array]] = {}  # of each slab, at this S
         self._written = [[0] * self._slabs for _ in self.lengths]  # slots that hold something, by lane
         self._spare: Array | None = None  # one lane of a slab, to swap two through
@@ -58,13 +62,38 @@ class InPlaceCache:
 
     def reserve(self, lanes: range, rows: int) -> None:
         needed = max(self.lengths[lane] for lane in lanes) + rows
-        if needed <= self._slots:
+        if needed > self._slots:
+            self._lay_out(self._grown(needed))
             return
+        missing = self._values_of(self._grown(min(self._slots + 1, self._most))) - self._touched
+        if missing > 0:
+            self._touch(-(-missing // ((self._slots - needed) // AHEAD + 1)))
+
+    def _grown(self, needed: int) -> int:
+        """S when it has grown to hold so many slots."""
         if needed > self._most:
             raise ValueError(f"{needed} slots exceed the {self._most} of the cache")
         grown = self._slots + max(STEP, self._slots // SHARE) if self._slots else 0
-        slots = min(self._most, -(-max(needed, grown) // STEP) * STEP)
-        self._lay_out(slots)
+        return min(self._most, -(-max(needed, grown) // STEP) * STEP)
+
+    def _values_of(self, slots: int) -> int:
+        return self._slabs * self._lanes * self._heads * slots * self._head_dim
+
+    def prepare(self, lane: int, rows: int, in_time: Callable[[], bool]) -> bool:
+        needed = self.lengths[lane] + rows
+        end = self._values_of(self._grown(needed)) if needed > self._slots else 0
+        if self._touched >= end:
+            return True
+        some = self._values_of(TOUCHED) // self._lanes
+        self._touch(some)
+        while self._touched < end and in_time():
+            self._touch(some)
+        return False
+
+    def _touch(self, values: int) -> None:
+        stop = min(self._touched + values, self._values.shape[0])
+        self.memory.touch(self._values[self._touched : stop])
+        self._touched = stop
 
     def shrink(self, tokens: int) -> None:
         """Look at no more slots than a text of so many tokens needs, where that is less than half of
@@ -84,6 +113,7 @@ class InPlaceCache:
             heads = self._slabs * self._lanes * self._heads
             self.memory.lay_out(self._values, heads, self._slots, slots, used, self._head_dim)
         self._slots = slots
+        self._touched = max(self._touched, self._values_of(slots))
         self._views.clear()
 
     def view(self, lanes: range, rows: int) -> View:
@@ -159,6 +189,7 @@ class InPlaceCache:
         """Take over what another cache holds, of no more lanes and no more slots than this one."""
         lanes = len(other.lengths)
         self._slots = other._slots
+        self._touched = self._values_of(self._slots)
         self._views.clear()
         if self._slots:
             mine, theirs = self.slots, other.slots

@@ -8,7 +8,7 @@ a lane are its decided tokens, whole at all times; slot s belongs to position s.
 rejected is ever visible.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -29,6 +29,11 @@ class KVCache(Protocol):
 
     def reserve(self, lanes: range, rows: int) -> None:
         """Make room for a pass of so many rows after the cached tokens of each lane."""
+
+    def prepare(self, lane: int, rows: int, in_time: Callable[[], bool]) -> bool:
+        """Whether memory for so many rows after a lane's tokens is ready for `reserve`. Where it is not, some
+        of it is made ready, and more while there is time.
+        """
 
     def view(self, lanes: range, rows: int) -> View:
         """What a pass of so many rows a lane sees."""

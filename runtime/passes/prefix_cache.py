@@ -9,7 +9,7 @@ Rows that no lane has written are zeros: also what the mask hides must be finite
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +56,9 @@ class PrefixCache:
         """Lay the lanes of a pass side by side; the scratch holds the largest pass."""
         if len(lanes) > 1:
             self._lay_out(len(self._places(lanes)))
+
+    def prepare(self, lane: int, rows: int, in_time: Callable[[], bool]) -> bool:
+        return True
 
     def view(self, lanes: range, rows: int) -> View:
         """The slots in use, and on some devices empty ones after them, which the mask hides."""

@@ -4,7 +4,7 @@ In: a batch and a lane. Out: `Pass`, on the host. A session belongs to one calle
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 
@@ -53,6 +53,10 @@ class Session:
         too little.
         """
         self.batch.kv.reserve(range(self.lane, self.lane + 1), rows)
+
+    def prepare(self, rows: int, in_time: Callable[[], bool]) -> bool:
+        """Whether memory for as much is ready; else it is made ready as far as there is time."""
+        return self.batch.kv.prepare(self.lane, rows, in_time)
 
     @property
     def spent_ms(self) -> dict[str, float]:

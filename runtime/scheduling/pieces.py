@@ -9,7 +9,7 @@ from collections import deque
 from functools import partial
 
 LEAST = 4  # tokens of a piece: for fewer, reading all weights is not worth while
-FIRST = 8  # tokens of the first piece of all, and of one that must be computed although it takes too long
+FIRST = 8  # tokens of the first piece of all
 KEPT = 48  # pieces
 FREE = 1024  # slots over which attention takes less time than everything else in a piece
 NEAR = 256  # slots more or less, at which a piece counts half

@@ -18,8 +18,9 @@ from firp.runtime.trees.tree import draft_sources, merge_trees, root_only
 SMOOTHING = 0.2  # weight of the last step in an average
 OUTLIER = 1.2  # averages that a step counts for at most: in some of them, a cache is laid out anew
 TRUST = (0.3, 1.5)  # accepted over promised drafts of a request, as far as it is believed
-MARGIN = 1.03  # what drafts must win by the table
+MARGIN = 1.1  # what drafts must win by the table: it knows neither this batch nor what making them costs
 CAUTION = 3.0  # of guards of batches, where rows are dear: there is less to win than alone
+MOST_REST = 16  # steps without drafts, where those that were made lately were worth no row
 STEP = 64  # cached tokens that the table is asked for alike: a step asks for dozens of passes
 
 
@@ -31,7 +32,7 @@ class Policy:
     def __init__(self, latency: LatencyTable | None):
         self._latency = latency
         self._pass_ms = functools.lru_cache(4096)(self._table_ms)
-        self._guards: dict[int, Guard] = {}  # of 2, 3 to 4, 5 to 8 ... sequences, in their plain steps
+        self._judges: dict[int, _Judge] = {}  # of 2, 3 to 4, 5 to 8 ... sequences
         self._plain_ms: dict[int, float] = {}  # of a step, an average, by number of sequences
         self._drafted_ms: dict[int, float] = {}
 
@@ -47,11 +48,15 @@ class Policy:
             return [job.decoding.plain() for job in jobs]
         guard = self._guard(jobs)
         if hurried or (guard and not (guard.drafts and self._comparable(jobs))):
-            return [job.decoding.plain() if job.guard else job.decoding.propose() for job in jobs]
-        plans = [job.decoding.propose() for job in jobs]
+            return _plain(jobs)
         if guard is None or len(jobs) == 1 or self._latency is None:
-            return plans
+            return [job.decoding.propose() for job in jobs]
+        judge = self._judge(jobs)
+        if judge.rests():
+            return _plain(jobs)
+        plans = [job.decoding.propose() for job in jobs]
         rows = self._worth(jobs, plans)
+        judge.proposed(rows)
         return [_cut(plan, rows) if job.guard else plan for job, plan in zip(jobs, plans, strict=True)]
 
     def _guard(self, jobs: Sequence[Job]) -> Guard | None:
@@ -60,7 +65,10 @@ class Policy:
             return jobs[0].guard
         if not all(job.guard for job in jobs if job.drafts):
             return None
-        return self._guards.setdefault((len(jobs) - 1).bit_length(), Guard(CAUTION))
+        return self._judge(jobs).guard
+
+    def _judge(self, jobs: Sequence[Job]) -> "_Judge":
+        return self._judges.setdefault((len(jobs) - 1).bit_length(), _Judge())
 
     def _comparable(self, jobs: Sequence[Job]) -> bool:
         """Whether a drafted step can be judged: the first one of so many sequences is plain."""
@@ -124,6 +132,31 @@ class Policy:
             guard.plain_step(pass_ms / unit, drafting_ms / unit)
         else:
             guard.drafted_step(sum(tokens) / batch, (drafting_ms + pass_ms) / unit)
+
+
+class _Judge:
+    """Whether batches of nearly as many sequences draft. guard: of their steps, in plain ones."""
+
+    def __init__(self):
+        self.guard = Guard(CAUTION)
+        self._resting = 0  # steps for which no drafts are made, for making them takes time too
+        self._next_rest = 1
+
+    def rests(self) -> bool:
+        """Whether this step has no drafts, whatever they would be."""
+        self._resting -= 1
+        return self._resting >= 0
+
+    def proposed(self, rows: int) -> None:
+        """Take note of how many rows of each sequence drafts were worth; 1: none."""
+        worthless = rows == 1
+        self._resting = self._next_rest if worthless else 0
+        self._next_rest = min(2 * self._next_rest, MOST_REST) if worthless else 1
+
+
+def _plain(jobs: Sequence[Job]) -> list[PassPlan]:
+    """A step without drafts, but of jobs whose tree was given."""
+    return [job.decoding.plain() if job.guard else job.decoding.propose() for job in jobs]
 
 
 def fitting(plans: list[PassPlan], rows: int, num_predictors: int) -> list[PassPlan]:

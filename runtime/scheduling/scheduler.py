@@ -19,7 +19,7 @@ from firp.runtime.passes.session import Session, forward_together
 from firp.runtime.scheduling.job import Job
 from firp.runtime.scheduling.lane_group import LaneGroup
 from firp.runtime.scheduling.lanes import Lanes
-from firp.runtime.scheduling.pieces import FIRST, Pieces
+from firp.runtime.scheduling.pieces import LEAST, Pieces
 from firp.runtime.scheduling.policy import Policy, fitting
 
 AIM = 0.9  # of the time that a step with a piece of a prompt may take: some room, for times differ
@@ -179,12 +179,13 @@ class Scheduler:
         """Tokens of a prompt that may be computed in this step; 0: none, for much else was done in it."""
         if not self.lanes.decoding:
             return PREFILL_ROWS
-        _make_room(session, len(job.request.prompt) - session.length)
         plain = [self._policies[group].plain_ms(len(group.decoding)) for group in self.lanes.groups]
-        left = AIM * self._max_stall * sum(plain) - (self._clock() - step_began) * 1e3
-        most = self._pieces.most(session.slots, left)
+        until = step_began + AIM * self._max_stall * sum(plain) / 1e3
+        if not _make_room(session, len(job.request.prompt), lambda: self._clock() < until):
+            return 0
+        most = self._pieces.most(session.slots, (until - self._clock()) * 1e3)
         self._left_out = not most and not self._left_out
-        return most or (0 if self._left_out else FIRST)
+        return most or (0 if self._left_out else LEAST)
 
     def _forward(
         self, jobs: Sequence[Job], plans: Sequence[PassPlan], before: Mapping[str, float]
@@ -262,14 +263,20 @@ class Scheduler:
         self.lanes.release(session)
 
 
-def _make_room(session: Session, prompt: int) -> None:
+def _make_room(session: Session, prompt: int, in_time: Callable[[], bool]) -> bool:
     """Lay out slots for what is left of a prompt a few times at most, for it takes others' time: twice as
-    many each time, and all at once before it would take long.
+    many each time, and all at once before it would take long. Whether there are enough for the next
+    piece: it may take several steps until their memory is ready.
     """
-    length = session.length
-    if length + min(prompt, PREFILL_ROWS) > session.slots:
-        more = prompt if length > MOVED_SLOTS else min(prompt, max(length, 2 * PREFILL_ROWS))
-        session.reserve(more + SPARE_SLOTS)
+    length, slots = session.length, session.slots
+    left = prompt - length
+    if length + min(left, PREFILL_ROWS) <= slots:
+        return True
+    more = left if length > MOVED_SLOTS else min(left, max(length, 2 * PREFILL_ROWS))
+    if not session.prepare(more + SPARE_SLOTS, in_time):
+        return False
+    session.reserve(more + SPARE_SLOTS)
+    return True
 
 
 class _Counts:

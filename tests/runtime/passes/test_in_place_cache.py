@@ -205,3 +205,49 @@ def test_texts_longer_than_what_is_left_are_forgotten():
     assert cache.lengths == [50, 0]
     assert cache.slots.shape[3] == STEP
     np.testing.assert_array_equal(cache.slots[:, 0, :, :50], before)
+
+
+def test_memory_is_made_ready_in_parts_before_it_is_needed():
+    touched, turns = [], []
+
+    class Counting(HostMemory):
+        def touch(self, array):
+            super().touch(array)
+            touched.append(array.size)
+
+    def in_time():
+        turns.append(0)
+        return len(turns) % 3 > 0
+
+    cache = InPlaceCache(Counting(), CacheSize(2 * LAYERS, 900, 8, HEADS, HEAD_DIM, np.dtype(np.float32)))
+    write(cache, 8, 10)
+    cache.commit(0, range(8))
+    before, calls = slots(cache, 8), 0
+    while not cache.prepare(0, 700, in_time):
+        calls += 1
+        assert len(touched) == min(3 * calls, 44)
+        assert cache.view(ONE, 1).slots == STEP
+    slot = 2 * LAYERS * HEADS * HEAD_DIM
+    assert sum(touched) == (12 * STEP - STEP) * slot
+    assert max(touched) == 16 * slot
+    cache.reserve(ONE, 700)
+    np.testing.assert_array_equal(slots(cache, 8), before)
+    assert not slots(cache, 700)[..., 8:].any()
+    assert cache.prepare(0, 100, lambda: False)  # there is room
+
+
+def test_the_next_growth_is_touched_while_there_is_room():
+    touched = []
+
+    class Counting(HostMemory):
+        def touch(self, array):
+            super().touch(array)
+            touched.append(array.size)
+
+    cache = InPlaceCache(Counting(), CacheSize(2 * LAYERS, 900, 8, HEADS, HEAD_DIM, np.dtype(np.float32)))
+    for _ in range(STEP):
+        write(cache, 1, 1)
+        cache.commit(0, [0])
+    step = 2 * LAYERS * HEADS * HEAD_DIM * STEP
+    assert sum(touched) == step
+    assert max(touched) <= step / 8

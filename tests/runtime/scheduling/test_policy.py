@@ -129,6 +129,22 @@ def test_drafts_that_were_worth_little_lately_are_trusted_less():
     assert rows(policy, jobs) == [1] * 8
 
 
+def test_drafts_that_are_worth_nothing_are_made_ever_more_seldom():
+    """Making them takes time too; when they are worth something again, they are found soon."""
+    jobs = [Job([0.2]) for _ in range(8)]
+    promising = [Job([0.95, 0.9]) for _ in range(8)]
+    policy, made = judging(TABLE), []
+    worthless = PassPlan(chain([1, 1])._replace(probabilities=[1.0, 0.2]))
+    jobs[0].decoding.propose = lambda: made.append(1) or worthless
+    for _ in range(100):
+        plans = policy.plans(jobs)
+        policy.observe(jobs, plans, [1] * 8, 0.0, 10.0)
+    assert 5 <= len(made) <= 12
+    waited = next(step for step in range(100) if rows(policy, promising) == [3] * 8)
+    assert waited <= 16
+    assert rows(policy, promising) == [3] * 8
+
+
 def test_a_tree_that_was_given_is_drafted_to_the_end():
     jobs = [Job([0.2, 0.05], guarded=False), *(Job([0.2, 0.05]) for _ in range(7))]
     assert rows(judging(TABLE), jobs)[0] == 3

@@ -34,6 +34,7 @@ class Costs(NamedTuple):
     row_slots: float  # of a thousand slots that a row attends over
     moved_slots: float  # of a thousand slots that are moved
     weights: int  # slots of as many bytes
+    given_slots: float = 0.0  # of a thousand slots that the system gives when they are used first
 
 
 SMOLLM = Costs(28, 5, 4, 1.2, 18, 11_700)
@@ -42,11 +43,22 @@ LARGE = Costs(400, 20, 7, 1.5, 30, 60_000)
 
 
 class Counted(HostMemory):
-    """Host memory in which moving slots takes time. advance: by milliseconds."""
+    """Host memory in which moving slots takes time, and using them first. advance: by milliseconds."""
 
-    def __init__(self, advance, slot_values, move_ms):
+    def __init__(self, advance, slot_values, costs):
         super().__init__()
-        self._advance, self._slot_values, self._move_ms = advance, slot_values, move_ms
+        self._advance, self._slot_values = advance, slot_values
+        self._move_ms, self._give_ms = costs.moved_slots, costs.given_slots
+        self._given = 0  # values of the cache
+
+    def touch(self, array):
+        super().touch(array)
+        self._give(self._given + array.size)
+
+    def _give(self, values):
+        new = max(0, values - self._given)
+        self._given += new
+        self._advance(new / self._slot_values * self._give_ms / 1e3)
 
     def copy(self, source, target):
         super().copy(source, target)
@@ -54,6 +66,7 @@ class Counted(HostMemory):
 
     def lay_out(self, array, blocks, before, after, used, width):
         super().lay_out(array, blocks, before, after, used, width)
+        self._give(blocks * after * width)
         self._advance(blocks * used * width / self._slot_values * self._move_ms / 1e3)
 
 
@@ -101,7 +114,7 @@ class World:
         }
 
         def make(size):
-            return Batch(manifest, graphs, Counted(self.advance, slot_values, costs.moved_slots), size)
+            return Batch(manifest, graphs, Counted(self.advance, slot_values, costs), size)
 
         lanes = Lanes(manifest, make, max_lanes, None, None, Prefixes(0))
         self.scheduler = Scheduler(lanes, None, self.last, max_stall, lambda: self.now)
@@ -146,17 +159,19 @@ class World:
 
     def compute(self, job, others):
         """How long each step with a piece takes, in plain ones, until a prompt is computed; the others get
-        a token in each step.
+        a token in each step. In some there is none: the others' own texts are laid out anew, or memory
+        is taken.
         """
+        return [steps for steps, tokens in self.compute_all(job, others) if tokens]
+
+    def compute_all(self, job, others):
+        """The same of all steps, with how many tokens of the prompt each computed."""
         steps = []
         while not job.tokens:
             tokens, plain = [other.tokens for other in others], self.plain
             ms = self.step()
             assert [other.tokens for other in others] == [count + 1 for count in tokens]
-            if (
-                self.last.report.prompt_tokens
-            ):  # in some there is none, for the others' own texts are laid out anew
-                steps.append(ms / plain)
+            steps.append((ms / plain, self.last.report.prompt_tokens))
         return steps
 
 
@@ -217,3 +232,15 @@ def test_texts_of_like_lengths_share_a_pass(world):
     jobs = [here.submit(tokens) for tokens in (900, 1000, 1100, 700)]
     here.decode(jobs, steps=2)
     assert sorted(len(group.decoding) for group in here.scheduler.lanes.groups) == [0, 4]
+
+
+@pytest.mark.parametrize("costs", [SMOLLM, INTEGERS])
+def test_memory_that_nobody_used_before_is_taken_in_parts(world, costs):
+    """That of a long prompt, and that of the texts of those who wait."""
+    here = world(costs._replace(given_slots=100))
+    others = [here.submit(20 + 7 * place) for place in range(7)]
+    here.decode(others)
+    steps = here.compute_all(here.submit(4000), others)
+    assert max(ms for ms, tokens in steps if tokens) <= 3
+    # beyond it no memory is taken: the others' own texts, long by now, are laid out anew
+    assert max(ms for ms, _ in steps) <= 3.3
