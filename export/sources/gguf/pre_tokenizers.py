@@ -7,8 +7,8 @@ that llama.cpp knows by that name says. A name stands here only if that is known
 from typing import NamedTuple
 
 from tokenizers import Regex
-from tokenizers.normalizers import NFC, Normalizer
-from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
+from tokenizers.normalizers import NFC, NFKC, Normalizer
+from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Punctuation, Sequence, Split
 
 
 class Cut(NamedTuple):
@@ -40,6 +40,16 @@ _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
     rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
 )
+_O200K = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_ENDINGS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_ENDINGS}?"
+    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+)
+_DEEPSEEK3 = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
+)
+_KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
+_BLOOM = " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+"
 # Ranges as code points: of some of these characters, editors and browsers make others
 _HAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 _PUNCTUATION = "[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"
@@ -60,6 +70,13 @@ _GPT2 = Cut(ByteLevel(add_prefix_space=False))
 _NEOX = Cut(ByteLevel(add_prefix_space=False), NFC())
 _SINGLE_DIGITS = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
 _DIGITS = Cut(_SINGLE_DIGITS)
+_QWEN = Cut(_regexes(_QWEN2), NFC())
+_FALCON = [
+    Punctuation("contiguous"),
+    ByteLevel(add_prefix_space=False),
+    Digits(individual_digits=False),
+    Split(Regex("[0-9][0-9][0-9]"), "isolated"),
+]
 _LLAMA_BPE = Cut(_regexes(_LLAMA3), ignore_merges=True, add_bos=True)
 
 CUTS = {
@@ -74,9 +91,18 @@ CUTS = {
     "llama-bpe": _LLAMA_BPE,
     "llama3": _LLAMA_BPE,
     "llama-v3": _LLAMA_BPE,
-    "qwen2": Cut(_regexes(_QWEN2), NFC()),
+    "gpt-4o": Cut(_regexes(_O200K), ignore_merges=True),
+    "minimax-m2": Cut(_regexes(_O200K), NFC()),
+    "glm4": Cut(_regexes(_LLAMA3), ignore_merges=True),
+    "dbrx": Cut(_regexes(_LLAMA3)),
+    "qwen2": _QWEN,
+    "deepseek-r1-qwen": _QWEN,
     "qwen35": Cut(_regexes(_QWEN35), NFC()),
     "tekken": Cut(_regexes(_TEKKEN), ignore_merges=True, add_bos=True),
+    "bloom": Cut(_regexes(_BLOOM)),
+    "falcon": Cut(Sequence(_FALCON)),
+    "exaone": Cut(_SINGLE_DIGITS, NFKC()),
+    "deepseek-v3": Cut(_regexes(r"\p{N}{1,3}", _KANA, _DEEPSEEK3)),
     "deepseek-llm": Cut(
         _regexes("[\r\n]", rf"\s?[{_ALPHABETS}]+", rf"\s?{_PUNCTUATION}", r"\s+$", _HAN, digits=True)
     ),

@@ -11,13 +11,16 @@ from firp.runtime.errors import CheckpointError
 
 # Kinds of tokens, by llama.cpp's numbers
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+_END, _RETURN = "<|end|>", "<|return|>"  # of gpt-oss, a message that is not the last has the first
 # Tokens that end a turn or a text wherever they stand, by their text, as llama.cpp knows them: a file
 # names one end, and a chat model has several.
 _ENDS = (
     "<|im_end|>",
     "<|eot_id|>",
     "<|eom_id|>",
-    "<|end|>",
+    _END,
+    _RETURN,
+    "<|call|>",
     "<|endoftext|>",
     "<|end_of_text|>",
     "<end_of_turn>",
@@ -92,10 +95,11 @@ class Vocabulary:
 
     def ends(self) -> tuple[int, ...]:
         """Ids of the tokens that end a text or a turn; the file's own end of text is the first."""
+        ends = set(_ENDS) - ({_END} if _RETURN in self.tokens else set())
         known = [
             index
             for index, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=True))
-            if kind in (CONTROL, USER_DEFINED) and token in _ENDS
+            if kind in (CONTROL, USER_DEFINED) and token in ends
         ]
         return tuple(dict.fromkeys([*(self.ids[key] for key in _END_KEYS if key in self.ids), *known]))
 

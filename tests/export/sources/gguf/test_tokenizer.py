@@ -32,8 +32,20 @@ GPT2 = SPELL | {"use_regex": True}
 DIGITS = {"type": "Digits", "individual_digits": True}
 
 
-def split(pattern):
-    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+def split(pattern, behavior="Isolated"):
+    return {
+        "type": "Split",
+        "pattern": {"Regex": pattern},
+        "behavior": behavior,
+        "invert": behavior == "Removed",  # what matches is what stays
+    }
+
+
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 # What the tokenizer.json of each family's own models says
@@ -54,6 +66,28 @@ ORIGINAL = {
         ),
         SPELL,
     ],
+    "gpt-4o": [split(O200K), SPELL],
+    "minimax-m2": [split(O200K, "Removed"), SPELL],
+    "glm4": [split(_ENDINGS + _WORDS.replace("DIGITS", "{1,3}")), SPELL],
+    "dbrx": [split(_ENDINGS + _WORDS.replace("DIGITS", "{1,3}"), "Removed"), SPELL],
+    "deepseek-r1-qwen": [split(_ENDINGS + _WORDS.replace("DIGITS", "")), SPELL],
+    "deepseek-v3": [
+        *map(split, [
+            r"\p{N}{1,3}",
+            "[一-龥\u3040-ゟ゠-ヿ]+",
+            "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+            "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
+        ]),
+        SPELL,
+    ],
+    "bloom": [split(" ?[^(\\s|[.,!?…。，、।۔،])]+"), SPELL],
+    "falcon": [
+        {"type": "Punctuation", "behavior": "Contiguous"},
+        GPT2,
+        {"type": "Digits", "individual_digits": False},
+        split("[0-9][0-9][0-9]"),
+    ],
+    "exaone": [DIGITS, GPT2],
     "deepseek-coder": [
         *map(split, ["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥\u0800-一가-\ud7ff]+"]), DIGITS, SPELL
     ],
@@ -66,8 +100,9 @@ CLASSES = {
     "command-r": CohereTokenizer,
     "qwen35": Qwen3_5Tokenizer,
 }
-NORMALIZER = {"qwen2": {"type": "NFC"}}
-IGNORES_MERGES = ("llama-bpe", "llama3", "llama-v3", "tekken")
+NORMALIZER = {key: {"type": "NFC"} for key in ("qwen2", "deepseek-r1-qwen", "minimax-m2")}
+NORMALIZER["exaone"] = {"type": "NFKC"}
+IGNORES_MERGES = ("llama-bpe", "llama3", "llama-v3", "tekken", "gpt-4o", "glm4")
 
 
 def trained(pre):
@@ -117,7 +152,8 @@ def test_the_ways_to_cut_differ():
     """On these texts: else a wrong one would pass for right."""
     names = (
         *("gpt-2", "smollm", "llama-bpe", "qwen2", "qwen35", "tekken", "deepseek-llm", "deepseek-coder"),
-        *("mpt", "command-r"),  # whose texts are normalized
+        *("mpt", "command-r", "exaone", "minimax-m2"),  # whose texts are normalized
+        *("gpt-4o", "deepseek-v3", "bloom", "falcon"),
     )
 
     def pieces(cut, text):
@@ -192,11 +228,19 @@ def test_ends_of_a_text_and_of_a_turn(keys, ends, tmp_path):
     assert Vocabulary.read(tmp_path / "x.gguf", metadata).ends() == ends
 
 
+def test_a_message_of_gpt_oss_is_not_the_last(tmp_path):
+    """The model thinks in one, which "<|end|>" ends, before the answer in another."""
+    tokens = ["a", "<|end|>", "<|return|>", "<|call|>"]
+    ggml = {"model": "gpt2", "pre": "gpt-4o", "tokens": tokens, "token_type": [1, 3, 3, 3], "eos_token_id": 2}
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in ggml.items()}
+    assert Vocabulary.read(tmp_path / "x.gguf", metadata).ends() == (2, 3)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"pre": "default"}, "unsupported pre-tokenizer.*'default'.*expected one of gpt-2"),
-        ({"pre": "bloom"}, "unsupported pre-tokenizer.*'bloom'"),
+        ({"pre": "viking"}, "unsupported pre-tokenizer.*'viking'"),
         ({"pre": None}, "unsupported pre-tokenizer.*None"),
         ({"model": "rwkv"}, "unsupported tokenizer model.*'rwkv'.*gpt2, llama"),
         ({"model": "bert"}, "unsupported tokenizer model.*'bert'"),
