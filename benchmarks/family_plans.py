@@ -139,9 +139,9 @@ def main(names, rows):
         if rows and model_type not in known:
             with rows.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+    result.write()  # first: it names the commit, and whether files differ from it
     lines = ",\n".join(map(json.dumps, found))
     (RESULTS / "family_plans.json").write_text(f"[\n{lines}\n]\n", "utf-8")
-    result.write()
 
 
 if __name__ == "__main__":
