@@ -100,23 +100,35 @@ def _arrivals(result: Result, arrivals: dict[str, list[Line]]) -> None:
         "",
         "others",
         "tokens of the prompt",
-        "ms between tokens before, p50",
+        "ms between tokens before and after, p50",
         "while it is computed, p50",
         "p99",
         "longest",
-        "in plain steps: p50, longest",
+        "in plain steps: p50, p90, p99, longest",
     )
     for name, found in arrivals.items():
-        before = np.median([gap for line in found for gap in line["before"]])
-        during = np.array([gap for line in found for gap in line["during"]])
+        around = [np.median([gap for line in found for gap in line[when]]) for when in ("before", "after")]
+        during = [gap for line in found for _, gap in line["during"]]
+        steps = np.concatenate([_plain_steps(line) for line in found])
         table.add(
             name,
             found[-1]["running"],
             found[-1]["prompt_tokens"],
-            f"{1e3 * before:.0f}",
+            ", ".join(f"{1e3 * value:.0f}" for value in around),
             *(f"{1e3 * value:.0f}" for value in np.percentile(during, (50, 99, 100))),
-            ", ".join(f"{value / before:.1f}" for value in np.percentile(during, (50, 100))),
+            ", ".join(f"{value:.1f}" for value in np.percentile(steps, (50, 90, 99, 100))),
         )
+    result.note(
+        "A plain step takes as long as before the prompt at its begin, as long as after it at its end, and "
+        "between them in proportion: the texts of the others grow."
+    )
+
+
+def _plain_steps(line: Line) -> np.ndarray:
+    """How many plain steps each gap took while the prompt was computed."""
+    before, after = np.median(line["before"]), np.median(line["after"])
+    share, gap = np.array(line["during"]).T
+    return gap / (before + share * (after - before))
 
 
 def _difference(line: Line) -> str:

@@ -12,7 +12,7 @@ from firp.runtime.scheduling import worker
 from firp.runtime.scheduling.service import EngineOptions
 from firp.runtime.tuning.parity import first_difference, plain_run
 
-LISTENED = 20  # tokens of each request before a long prompt arrives
+LISTENED = 20  # tokens of each request before a long prompt arrives, and after it
 MOST_TOKENS = 1500  # of a request that runs beside it
 
 
@@ -57,7 +57,8 @@ class Firp:
         return found._asdict() if found else {"position": None, "margin": None, "near_tie": True}
 
     def arrival(self, running, prompt):
-        """Seconds between tokens of requests that run: before a long prompt, and while it is computed.
+        """Seconds between tokens of requests that run: before a long prompt, while it is computed, each with
+        its share of that time, and after it: their texts are longer then, and so are plain steps.
         prompt: its token ids, of which as many are taken as the context holds.
         """
         prompt = prompt[: self.engine.context - 1]
@@ -74,24 +75,31 @@ class Firp:
         listeners = [threading.Thread(target=listen, args=pair) for pair in zip(handles, stamps, strict=True)]
         for listener in listeners:
             listener.start()
-        while min(map(len, stamps)) < LISTENED:
-            time.sleep(0.01)
+        _wait_for(stamps, LISTENED)
         arrived = time.perf_counter()
         next(iter(self.engine.submit(prompt, SamplingParams(1), plain=True)))
         computed = time.perf_counter()
+        _wait_for(stamps, max(map(len, stamps)) + LISTENED)
         for handle in handles:
             handle.cancel()
         for listener in listeners:
             listener.join()
-        before, during = [], []
+        before, during, after = [], [], []
         for times in stamps:
             for earlier, later in itertools.pairwise(times):
                 if later <= arrived:
                     before.append(later - earlier)
                 elif arrived <= earlier and later <= computed:
-                    during.append(later - earlier)
+                    during.append([(earlier - arrived) / (computed - arrived), later - earlier])
+                elif computed <= earlier:
+                    after.append(later - earlier)
         half = len(before) // 2  # while the first ones began alone
-        return {"prompt_tokens": len(prompt), "before": before[half:], "during": during}
+        return {"prompt_tokens": len(prompt), "before": before[half:], "during": during, "after": after}
+
+
+def _wait_for(stamps, tokens):
+    while min(map(len, stamps)) < tokens:
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":
