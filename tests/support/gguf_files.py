@@ -83,13 +83,13 @@ def write_gguf(
     split_bytes: int = 0,
     more: dict[str, np.ndarray] | None = None,
     before_mla: bool = False,
-    experts: str = "F32",
+    arranged: str = "F32",
 ) -> dict[str, np.ndarray]:
     """Write a model directory as a GGUF file, matrices in `kind`, and return the values that it holds
     by Hugging Face's names. changes: metadata that is written otherwise; None leaves a key out. drop:
     GGUF's names of tensors to leave out. split_bytes: of a part; 0 writes one file. more: other
-    tensors. before_mla: as old versions wrote models with latent rows. experts:
-    the type of gpt-oss' experts.
+    tensors. before_mla: as old versions wrote models with latent rows. arranged:
+    the type of what the converter puts otherwise.
     """
     config = AutoConfig.from_pretrained(model)
     name = architecture_name(config.model_type)
@@ -109,7 +109,10 @@ def write_gguf(
             None if before_mla and "kv_b_proj" in source else put_otherwise(config, source, values.numpy())
         )
         for target, piece in (pieces or {}).items():
-            kind_of = gguf.GGMLQuantizationType[experts if piece.ndim == 3 else "F32"]
+            if target in drop:
+                continue
+            in_blocks = piece.ndim > 1 and target.endswith("weight")
+            kind_of = gguf.GGMLQuantizationType[arranged if in_blocks else "F32"]
             blocks = gguf.quants.quantize(np.ascontiguousarray(piece, np.float32), kind_of)
             writer.add_tensor(target, blocks, raw_dtype=kind_of)
             piece[...] = gguf.quants.dequantize(blocks, kind_of)  # a view of `values`
@@ -124,7 +127,8 @@ def write_gguf(
     if rope.get("rope_type") == "longrope":
         for length in ("long", "short"):
             factors = np.array(rope[f"{length}_factor"], np.float32)
-            writer.add_tensor(f"rope_factors_{length}.weight", factors)
+            if f"rope_factors_{length}.weight" not in drop:
+                writer.add_tensor(f"rope_factors_{length}.weight", factors)
     if rope.get("rope_type") == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3_factors(config))
     writer.write_header_to_file()

@@ -124,16 +124,16 @@ def _rope_parameters(data: Metadata, file: GgufFile, turned: int) -> dict[str, A
             "original_max_position_embeddings": data.integer("context_length"),
         }
     if scaling in ("none", "longrope") and _LONG_FACTORS in file.tensors:
+        if _SHORT_FACTORS not in file.tensors:
+            raise _disagreement(data, f"{_LONG_FACTORS} alone", f"{_SHORT_FACTORS} beside it")
         long, short = (
-            _factors(data, name, file.tensors[name], turned)
-            for name in (_LONG_FACTORS, _SHORT_FACTORS)
-            if name in file.tensors
+            _factors(data, name, file.tensors[name], turned) for name in (_LONG_FACTORS, _SHORT_FACTORS)
         )
         return parameters | {
             "rope_type": "longrope",
             "short_factor": short,
             "long_factor": long,
-            "attention_factor": data.number(_ATTENTION_FACTOR),
+            "attention_factor": data.number(_ATTENTION_FACTOR, 1.0),
         }
     if scaling == "none":
         if data.number(_SCALING_FACTOR, 1.0) != 1:

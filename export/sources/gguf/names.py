@@ -11,10 +11,12 @@ from typing import Any
 
 from firp.export.families.names import Names
 from firp.export.sources.gguf.architectures import GgufArchitecture
+from firp.export.sources.gguf.arranged import Arranged
 from firp.export.sources.gguf.config import CONFIG_TENSORS
 from firp.export.sources.tensor_record import TensorRecord
 from firp.runtime.bundle.model_config import ModelConfig
 from firp.runtime.bundle.weight_table import weight_shapes
+from firp.runtime.errors import CheckpointError
 
 # experts, or the norms of heads, which a file keeps in one tensor: "experts.3.", "norms.3."
 _PART = re.compile(r"\.(experts|norms)\.(\d+)(?=\.)")
@@ -48,7 +50,7 @@ def renamed(
         if kept and all(name in tensors for name in kept):
             parts = [file.part(name, of_layer[3]) for name in kept]
             if None not in parts:
-                found[source] = arranged.make(parts, config)
+                found[source] = _put(arranged, parts, config, kept)
             continue
         part = _PART.search(source)
         name = file.name_of(
@@ -59,6 +61,22 @@ def renamed(
             one_more = row.one_more and source.endswith("norm.weight")
             found[source] = record._replace(paired_heads=heads.get(name.split(".")[-2]), one_more=one_more)
     return found | {name: record for name, record in tensors.items() if name not in file.used}
+
+
+def _put(
+    arranged: Arranged, parts: list[TensorRecord], config: ModelConfig, names: list[str]
+) -> TensorRecord:
+    """One of Hugging Face's tensors of those that the file keeps. Raises CheckpointError for shapes that
+    make none.
+    """
+    try:
+        record = arranged.make(parts, config)
+        rows = 0 if record.woven else 1  # parts by turns have equally many
+        if len({part.shape[rows:] for part in record.parts}) < 2:
+            return record
+    except (IndexError, ValueError, ZeroDivisionError):
+        pass
+    raise CheckpointError(f"wrong shape of {' + '.join(names)}", got=[part.shape for part in parts])
 
 
 class _File:

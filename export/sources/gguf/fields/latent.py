@@ -8,6 +8,7 @@ from firp.export.sources.gguf.fields.experts import routed
 from firp.export.sources.gguf.metadata import Metadata
 
 _KEY, _VALUE = "attention.key_length", "attention.value_length"
+_QUERY_RANK = "attention.q_lora_rank"
 _SHARE_OF_A_LOGARITHM = 0.1  # that the converter multiplies mscale_all_dim by
 # Groups that experts are in, and those of them that are chosen from, of models by their number of
 # experts: files from before llama.cpp knew of groups do not say them
@@ -47,9 +48,6 @@ def latent(data: Metadata, tensors: Tensors, c: Fields) -> Fields:
     }
 
 
-_QUERY_RANK = "attention.q_lora_rank"
-
-
 def _rope(data: Metadata, c: Fields) -> Fields:
     share = data.number("rope.scaling.yarn_log_multiplier", 0.0) / _SHARE_OF_A_LOGARITHM
     share = float(f"{share:.6g}")
@@ -83,4 +81,7 @@ def youtu(data: Metadata, tensors: Tensors, c: Fields) -> Fields:
 
 
 def minicpm3(data: Metadata, tensors: Tensors, c: Fields) -> Fields:
-    return latent(data, tensors, c) | _MINICPM3 | {"rope_interleave": False}
+    found = latent(data, tensors, c) | _MINICPM3 | {"rope_interleave": False}
+    if found["rope_parameters"]["rope_type"] == "longrope":
+        found["rope_parameters"]["original_max_position_embeddings"] = c["max_position_embeddings"]
+    return found

@@ -46,6 +46,14 @@ PHI_ROPE = LONG_ROPE["rope_parameters"] | {
     "short_mscale": 1.25,
     "long_mscale": 1.25,
 }
+MINICPM3 = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}
+MINI_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.25],
+    "long_factor": [1.5, 2.0],
+    "original_max_position_embeddings": 96,
+}
 WIDE_GPT2 = {"n_inner": 128, "intermediate_size": None}  # four times the width, as its files say
 WIDE_FALCON = {"ffn_hidden_size": 128, "intermediate_size": None, "max_position_embeddings": 2048}
 FALCON_7B = {"new_decoder_architecture": False, "multi_query": True, "num_kv_heads": 1}
@@ -99,6 +107,10 @@ ROUNDED = ("gemma", "gemma2", "gemma3_text", "nemotron")  # norms plus and less 
         ("deepseek_v3", {"rope_parameters": YARN}),
         ("youtu", {}),
         ("minicpm3", {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}),
+        (
+            "minicpm3",
+            {"scale_emb": 12, "dim_model_base": 256, "scale_depth": 1.4, "rope_parameters": MINI_ROPE},
+        ),
         ("glm4_moe", {}),
         ("minimax_m2", {}),
         ("granitemoe", {}),
@@ -243,12 +255,44 @@ def test_what_contradicts_itself_or_is_not_known_has_its_line(family, changes, m
     assert "\n" not in str(caught.value)
 
 
+def test_tensors_that_make_one_have_shapes_that_fit(tmp_path):
+    model = save_family(tmp_path / "model", "gpt_oss")
+    name = "blk.1.ffn_gate_exps.weight"
+    write_gguf(tmp_path / "model.gguf", model, drop=(name,), more={name: np.ones((4, 39, 32), np.float32)})
+    with pytest.raises(CheckpointError, match=rf"wrong shape of {name} \+ blk.1.ffn_up_exps.weight"):
+        open_checkpoint(tmp_path / "model.gguf")
+
+
+def test_long_factors_come_with_short_ones(tmp_path):
+    model = save_family(tmp_path / "model", "phi3", **LONG_ROPE)
+    write_gguf(tmp_path / "model.gguf", model, drop=("rope_factors_short.weight",))
+    with pytest.raises(CheckpointError, match="got rope_factors_long.weight alone"):
+        open_checkpoint(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("gpt2", WIDE_GPT2),
+        ("granitemoe", {"intermediate_size": 64}),
+        ("deepseek_v3", {"qk_nope_head_dim": 32, "kv_lora_rank": 32, "moe_intermediate_size": 32}),
+    ],
+)
+def test_blocks_of_what_the_converter_puts_otherwise(family, changes, tmp_path):
+    model = save_family(tmp_path / "model", family, **changes)
+    held = write_gguf(tmp_path / "model.gguf", model, arranged="Q8_0")
+    ours = open_checkpoint(tmp_path / "model.gguf")
+    assert "Q8_0" in {record.storage for record in ours.tensors.values()}
+    found = values_of(ours)
+    assert all(np.array_equal(found[name], held[name]) for name in held)
+
+
 def test_experts_of_gpt_oss_as_they_lie_in_its_files(tmp_path):
     """Blocks of MXFP4, three tensors a layer: the package's values, woven and turned as transformers has
     them; and a bundle of them is verified.
     """
     model = save_family(tmp_path / "model", "gpt_oss", hidden_size=64, intermediate_size=32, swiglu_limit=7.0)
-    held = write_gguf(tmp_path / "model.gguf", model, experts="MXFP4")
+    held = write_gguf(tmp_path / "model.gguf", model, arranged="MXFP4")
     ours = open_checkpoint(tmp_path / "model.gguf")
     part = ours.tensors["model.layers.1.mlp.experts.gate_up_proj[2]"]
     assert (part.storage, part.shape) == ("MXFP4", (64, 64))
