@@ -12,6 +12,7 @@ from firp.export.quantize.formats import Integers
 from firp.export.sources.checkpoint import Weight
 from firp.export.sources.tensor_record import TensorRecord
 from firp.export.weights.packed_integers import read_grid
+from firp.export.weights.stream import rows_in_order
 from firp.runtime.bundle.precision import BLOCK, BLOCKS4, BLOCKS8
 
 _FORMATS = {"Q8_0": BLOCKS8, "Q4_0": BLOCKS4}
@@ -22,13 +23,23 @@ _VALUES = 16  # of four bits
 
 def kept_format(weight: Weight, tensors: dict[str, TensorRecord]) -> str | None:
     """The format of a weight that can be kept; None where it has to be rounded."""
-    if weight.layout != PLAIN:
-        return None
     records = [tensors[source] for source in weight.sources]
     if all(record.packed for record in records):
-        return BLOCKS4 if all(map(_fits_blocks, records)) else None
-    kinds = {record.blocks for record in records}
+        return BLOCKS4 if weight.layout == PLAIN and all(map(_fits_blocks, records)) else None
+    kinds = {record.blocks for record in _pieces(weight, tensors)}
     return _FORMATS.get(kinds.pop()) if len(kinds) == 1 else None
+
+
+def _pieces(weight: Weight, tensors: dict[str, TensorRecord]) -> list[TensorRecord]:
+    """Runs of a file's rows that are the weight's, one behind the other; none where it has others."""
+    layout = weight.layout
+    sources = [tensors[source] for source in weight.sources]
+    if layout.plus_one or layout.alternating or any(layout.transposed != each.transposed for each in sources):
+        return []
+    runs = [rows for each in sources for rows in rows_in_order(each.as_it_lies(), layout)]
+    found = [piece for rows in runs for piece in (() if rows.woven else rows.parts or (rows,))]
+    whole = sum(piece.shape[0] for piece in found) == weight.shape[0]
+    return found if whole and not any(piece.turned or piece.parts for piece in found) else []
 
 
 def _fits_blocks(record: TensorRecord) -> bool:
@@ -40,7 +51,7 @@ def kept_integers(weight: Weight, tensors: dict[str, TensorRecord]) -> Integers:
     """The integers and scales of a weight that can be kept."""
     if tensors[weight.sources[0]].packed:
         return _of_groups([tensors[source] for source in weight.sources])
-    parts = [_read(tensors[source]) for source in weight.sources]
+    parts = [_read(piece) for piece in _pieces(weight, tensors)]
     integers, scales = (np.concatenate(side) for side in zip(*parts, strict=True))  # [out, in], [out, n]
     scale = np.ascontiguousarray(scales.T)
     middle = np.full(scale.shape, _MIDDLE if integers.dtype == np.uint8 else 0, integers.dtype)

@@ -70,12 +70,12 @@ def weight_chunks(weight: Weight, tensors: dict[str, TensorRecord]) -> Iterator[
             halves = [whole[::2], whole[1::2]] if layout.alternating else [whole]
             yield np.concatenate(halves).reshape(-1)
             continue
-        for rows in _rows_in_order(record, layout):
+        for rows in rows_in_order(record, layout):
             for chunk in read_chunks(source, rows):
                 yield chunk.astype(np.float32) + np.float32(1) if layout.plus_one else chunk
 
 
-def _rows_in_order(record: TensorRecord, layout: Layout) -> Iterator[TensorRecord]:
+def rows_in_order(record: TensorRecord, layout: Layout) -> Iterator[TensorRecord]:
     """Runs of a tensor's rows in the order of the weight."""
     if layout.skipped:
         yield record.rows(layout.skipped, record.shape[0])

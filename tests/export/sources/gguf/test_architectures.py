@@ -8,10 +8,13 @@ from support.gguf_files import architecture_name, values_of, write_gguf
 from transformers import AutoModelForCausalLM
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
+from firp.export.quantize.kept import kept_format, kept_integers
 from firp.export.sources.gguf.blocks import dequantize
 from firp.export.sources.open import open_checkpoint
 from firp.export.verify.checks import verify
+from firp.export.weights.stream import read_array
 from firp.export.weights.torch_model import torch_model
+from firp.runtime.bundle.precision import BLOCKS8
 from firp.runtime.errors import CheckpointError
 
 LONG_ROPE = {
@@ -271,20 +274,27 @@ def test_long_factors_come_with_short_ones(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("family", "changes"),
+    ("family", "changes", "kept"),
     [
-        ("gpt2", WIDE_GPT2),
-        ("granitemoe", {"intermediate_size": 64}),
-        ("deepseek_v3", {"qk_nope_head_dim": 32, "kv_lora_rank": 32, "moe_intermediate_size": 32}),
+        ("gpt2", WIDE_GPT2, ("qkv_proj", "o_proj", "up_proj", "down_proj")),
+        ("granitemoe", {"intermediate_size": 64}, ("experts.3.gate_up_proj", "experts.3.down_proj")),
+        ("deepseek_v3", {"qk_nope_head_dim": 32, "kv_lora_rank": 32, "moe_intermediate_size": 32}, ()),
+        ("gpt_oss", {"intermediate_size": 64}, ()),
     ],
 )
-def test_blocks_of_what_the_converter_puts_otherwise(family, changes, tmp_path):
+def test_blocks_of_what_the_converter_puts_otherwise(family, changes, kept, tmp_path):
     model = save_family(tmp_path / "model", family, **changes)
     held = write_gguf(tmp_path / "model.gguf", model, arranged="Q8_0")
     ours = open_checkpoint(tmp_path / "model.gguf")
     assert "Q8_0" in {record.storage for record in ours.tensors.values()}
     found = values_of(ours)
     assert all(np.array_equal(found[name], held[name]) for name in held)
+    layer = {weight.name.removeprefix("layers.1."): weight for weight in ours.weights}
+    keeps = {name for name, weight in layer.items() if kept_format(weight, ours.tensors) == BLOCKS8}
+    assert {f"{name}.weight" for name in kept} <= keeps
+    for name in keeps:  # bit for bit, in the order of the weight
+        values = kept_integers(layer[name], ours.tensors).values()
+        assert np.array_equal(values, read_array(layer[name], ours.tensors))
 
 
 def test_experts_of_gpt_oss_as_they_lie_in_its_files(tmp_path):
