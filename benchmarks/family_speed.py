@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import click
 import peer_install as install
 from family_table import report
-from memory_speed import read_gb_per_s
+from memory_speed import bytes_of_a_token, keep_read_speed
 from peer_install import Absent, Peer, Workshop
 from peer_jobs import Job, noise
 from peer_process import Worker
@@ -32,8 +32,6 @@ from random_formats import make_gguf, make_tokenizer
 from random_model import SHAPES, make_checkpoint
 from table import RESULTS, Result, this_run
 
-from firp.calib.targets.cost import Point, pass_cost
-from firp.runtime.bundle.format import MANIFEST_NAME, read_manifest
 from firp.runtime.machine import cores, processor
 
 CONTEXT, TOKENS = 128, 32
@@ -246,14 +244,14 @@ def prepared(shop: Workshop, shape: Shape, lines: Lines) -> None:
 
 def time_it(shop: Workshop, shape: Shape, lines: Lines, turns: int) -> None:
     """Let all peers of one model take turns; before and after it memory is read."""
-    _bandwidth(lines, shop.threads, 0)
+    keep_read_speed(lines, shop.threads, 0)
     jobs = OnePrompt(shape.config["vocab_size"])
     comparison = Comparison(lines, jobs, shop.folder / "workers.log", loads=1)
     for label, make in peers(shop, shape):
         if not lines.has(what="absent", name=label):
             comparison.admit(label, make)
     comparison.run(turns)
-    _bandwidth(lines, shop.threads, 1)
+    keep_read_speed(lines, shop.threads, 1)
     for label, why in comparison.absent.items():
         lines.add(what="absent", name=label, why=why)
     for peer in comparison.peers:
@@ -264,19 +262,6 @@ def time_it(shop: Workshop, shape: Shape, lines: Lines, turns: int) -> None:
             with (shop.folder / "workers.log").open("ab") as log, Worker(peer, log) as worker:
                 ids = jobs.prompts[0].ids
                 lines.add(**line, **worker.ask(call="rows", ids=ids, counts=ROWS, turns=turns + 1))
-
-
-def _bandwidth(lines: Lines, threads: int, turn: int) -> None:
-    line = {"what": "bandwidth", "name": "read", "turn": turn}
-    if not lines.has(**line):
-        lines.add(**line, gb_per_s=read_gb_per_s(threads))
-
-
-def bytes_of_a_token(bundle: Path) -> int:
-    """Bytes of weights that one row reads, of experts those that it chooses."""
-    manifest = read_manifest(bundle / MANIFEST_NAME)
-    point = Point(1, CONTEXT, 1)
-    return sum(pass_cost(manifest, graph, point).weight_bytes for graph in ("lower", "upper"))
 
 
 if __name__ == "__main__":

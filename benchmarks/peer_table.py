@@ -4,8 +4,9 @@ In: lines as `peers.py` writes them. Out: tables in a `Result`.
 """
 
 import math
+import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ DRAFTED = ", drafted"
 NONE = "–"
 
 
-def report(result: Result, lines: list[Line]) -> None:
-    """Add the tables of these lines, and the versions that they were measured with."""
+def report(result: Result, lines: list[Line], weights: Mapping[str, int]) -> None:
+    """Add the tables of these lines, and the versions that they were measured with. weights: bytes that
+    one token reads, by peer.
+    """
     by = defaultdict(lambda: defaultdict(list))
     for line in lines:
         by[line["what"]][line["name"]].append(line)
@@ -28,8 +31,28 @@ def report(result: Result, lines: list[Line]) -> None:
         _summary(result, by)
         _kinds(result, by["turn"])
         _gains(result, by["turn"])
+    if by["bandwidth"]:
+        _limits(result, by, weights)
     loads = (load for name in by["load"].values() for load in name)
     result.note("Versions: " + "; ".join(dict.fromkeys(load["versions"] for load in loads)) + ".")
+
+
+def _limits(result: Result, by: dict[str, dict[str, list[Line]]], weights: Mapping[str, int]) -> None:
+    """How near reading all weights once a token comes to what memory gives."""
+    speeds = [line["gb_per_s"] for line in by["bandwidth"]["read"]]
+    table = result.table(
+        f"Plain decoding beside the speed of memory: {min(speeds):.0f} to {max(speeds):.0f} GB/s were read "
+        "before and after",
+        "",
+        "MB of weights a token",
+        "tokens/s if they took all the time",
+        "share reached",
+    )
+    for name, size in weights.items():
+        if turns := by["turn"].get(name):
+            most = statistics.mean(speeds) * 1e9 / size
+            reached = statistics.median(map(rate, prompts_of(turns)))
+            table.add(name, f"{size / 1e6:,.0f}", f"{most:.0f}", f"{reached / most:.0%}")
 
 
 def _summary(result: Result, by: dict[str, dict[str, list[Line]]]) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 import click
 import peer_install as install
 import peer_jobs
+from memory_speed import bytes_of_a_token, keep_read_speed
 from peer_install import Peer, Workshop
 from peer_table import report
 from peer_turns import Comparison, Lines
@@ -81,9 +82,16 @@ def main(model, gguf, prompts, bundles, synthetic, peers, threads, turns, tokens
     for label, make in made:
         if label.partition(" ")[0] in peers:
             comparison.admit(label, make)
+    keep_read_speed(comparison.lines, threads, 0)
     idle_s = comparison.run(turns)
+    keep_read_speed(comparison.lines, threads, 1)
     result = Result(name, f"Peers: {Path(settings['model']).name}, {threads} threads")
-    report(result, comparison.lines.all)
+    weights = {
+        peer.label: bytes_of_a_token(Path(peer.options["model"]))
+        for peer in comparison.peers
+        if peer.label.startswith("firp ")
+    }
+    report(result, comparison.lines.all, weights)
     result.note(ASIDE)
     for label, why in comparison.absent.items():
         result.note(f"{label} is left out: {why}")

@@ -286,9 +286,11 @@ def test_peers_take_turns_and_are_compared(table, firp_peer, peer_lines, tmp_pat
     comparison = Comparison(lines, jobs, tmp_path / "log")
     comparison.admit("firp demo", lambda: firp_peer)
     comparison.run(2)
+    lines.add(what="bandwidth", name="read", turn=0, gb_per_s=1.0)
     result = table.Result("peers", "Peers")
-    report(result, lines.all)
-    summary, gains = result.tables
+    report(result, lines.all, {"firp demo": 10**7})
+    summary, gains, limits = result.tables
+    assert limits.rows[0][:3] == ("firp demo", "10", "100")
     assert comparison.absent == {}
     assert [row[0] for row in summary.rows] == ["firp demo", "firp demo, drafted"]
     assert [line["turn"] for line in lines.all if line["what"] == "turn"] == [0, 0, 1, 1]
