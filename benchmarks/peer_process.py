@@ -7,7 +7,10 @@ In: `Peer`s. Out: answers of their workers (`peer_workers/protocol.py`); `Absent
 import json
 import os
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -116,3 +119,13 @@ class Pool:
     def _fits(self, mib: float) -> bool:
         free = available_bytes()
         return free is None or free / 2**20 > mib + ROOM_MIB
+
+
+@contextmanager
+def another_job() -> Iterator[None]:
+    """A process that computes on one core without end."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            yield
+        finally:
+            process.kill()

@@ -18,6 +18,7 @@ A synthetic model has random weights, and no drafts: its latency is that of a tr
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,7 @@ import peer_install as install
 import peer_jobs
 from memory_speed import bytes_of_a_token, keep_read_speed
 from peer_install import Peer, Workshop
+from peer_process import another_job
 from peer_table import report
 from peer_turns import Comparison, Lines
 from random_formats import make_gguf, make_tokenizer
@@ -57,9 +59,12 @@ Made = tuple[str, Callable[[], Peer]]  # a peer's label, and what makes it
 @click.option("--tokens", default=64, show_default=True, help="Generated after each prompt.")
 @click.option("--per-kind", default=1, show_default=True, help="Prompts of each kind.")
 @click.option("--text", type=PATH, help="Held-out text for the perplexity. Default: the prompts' own.")
+@click.option("--busy", is_flag=True, help="Beside another job, which computes on one core without end.")
 @install.work_option
 @click.option("--name", help="Of the files. Default: peers, or peers_SIZE.")
-def main(model, gguf, prompts, bundles, synthetic, peers, threads, turns, tokens, per_kind, text, work, name):
+def main(
+    model, gguf, prompts, bundles, synthetic, peers, threads, turns, tokens, per_kind, text, busy, work, name
+):  # fmt: skip
     if synthetic is None and not (model and prompts):
         raise click.UsageError("give --model and --prompts, or --synthetic")
     if synthetic is not None and (model or gguf or prompts or bundles or text):
@@ -78,14 +83,17 @@ def main(model, gguf, prompts, bundles, synthetic, peers, threads, turns, tokens
         made = random(shop, SYNTHETIC[synthetic], jobs)
     settings = {"model": str(model or synthetic), "prompts": str(prompts), "text": str(text)}
     settings |= {"tokens": tokens, "threads": threads, "machine": processor()}
+    settings |= {"busy": busy}
     comparison = Comparison(Lines(shop.folder / "lines.jsonl", settings), jobs, shop.folder / "workers.log")
     for label, make in made:
         if label.partition(" ")[0] in peers:
             comparison.admit(label, make)
-    keep_read_speed(comparison.lines, threads, 0)
-    idle_s = comparison.run(turns)
-    keep_read_speed(comparison.lines, threads, 1)
-    result = Result(name, f"Peers: {Path(settings['model']).name}, {threads} threads")
+    with another_job() if busy else nullcontext():
+        keep_read_speed(comparison.lines, threads, 0)
+        idle_s = comparison.run(turns)
+        keep_read_speed(comparison.lines, threads, 1)
+    beside = ", another job on one core" if busy else ""
+    result = Result(name, f"Peers: {Path(settings['model']).name}, {threads} threads{beside}")
     weights = {
         peer.label: bytes_of_a_token(Path(peer.options["model"]))
         for peer in comparison.peers
