@@ -31,6 +31,7 @@ _ARCHITECTURES = {
     "hunyuan_v1_dense": "hunyuan-dense",
     "gpt_oss": "gpt-oss",
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "youtu", "glm4_moe_lite"), "deepseek2"),
+    **dict.fromkeys(("internlm3", "iquestcoder"), "llama"),
     "granitemoeshared": "granitemoe",
     **dict.fromkeys(("glm4_moe", "solar_open"), "glm4moe"),
     "exaone_moe": "exaone-moe",
@@ -93,6 +94,8 @@ def write_gguf(
     """
     config = AutoConfig.from_pretrained(model)
     name = architecture_name(config.model_type)
+    if name == "granitemoehybrid":  # without states
+        name = "granitemoe" if config.num_local_experts else "granite"
     writer = gguf.GGUFWriter(path, name, split_max_size=split_bytes)
     keys = _metadata(config, name, before_mla) | (tokenizer or {}) | (changes or {})
     for key, value in keys.items():
@@ -201,9 +204,11 @@ def put_otherwise(config: Any, source: str, values: np.ndarray) -> dict[str, np.
     elif source.endswith("mlp.experts.down_proj_bias"):
         made = {"ffn_down_exps.bias": values}
     elif source.endswith("input_linear.weight"):
-        end = "shexp" if "shared_mlp" in source else "exps"
+        end = "_exps" if "block_sparse_moe" in source else "_shexp" if config.num_local_experts else ""
         gate, up = np.split(values, 2, axis=-2)
-        made = {f"ffn_gate_{end}.weight": gate, f"ffn_up_{end}.weight": up}
+        made = {f"ffn_gate{end}.weight": gate, f"ffn_up{end}.weight": up}
+    elif source.endswith("shared_mlp.output_linear.weight") and not config.num_local_experts:
+        made = {"ffn_down.weight": values}
     elif source.endswith("block_sparse_moe.output_linear.weight"):
         made = {"ffn_down_exps.weight": values}
     elif ".ffn.experts.mlp." in source:  # DBRX
@@ -417,6 +422,7 @@ def _dbrx(c: Any) -> dict[str, Any]:
     }
 
 
+_SSM = ("conv_kernel", "state_size", "group_count", "inner_size", "time_step_rank")
 # families of which the converter writes a few keys
 _WITHOUT_ROPE = {
     "gpt2": _gpt2,
@@ -441,6 +447,14 @@ _OWN = {
     "solar_open": _routed,
     "dots1": _routed,
     "granitemoe": lambda c: _scales(c) | _used(c),
+    "granitemoehybrid": lambda c: (
+        _scales(c)
+        | {"expert_count": c.num_local_experts, "expert_used_count": c.num_experts_per_tok}
+        | {"expert_shared_feed_forward_length": c.shared_intermediate_size}
+        | dict.fromkeys((f"ssm.{size}" for size in _SSM), 4)
+        | {"attention.head_count_kv": [c.num_key_value_heads] * c.num_hidden_layers}
+        | {"rope.scaling.finetuned": True}
+    ),
     "granitemoeshared": lambda c: (
         _scales(c) | _used(c) | {"expert_shared_feed_forward_length": c.shared_intermediate_size}
     ),

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.quantize.kept import kept_format, kept_integers
+from firp.export.sources.gguf.architectures import READ_AS
 from firp.export.sources.gguf.blocks import dequantize
 from firp.export.sources.open import open_checkpoint
 from firp.export.verify.checks import verify
@@ -57,6 +58,7 @@ MINI_ROPE = {
     "long_factor": [1.5, 2.0],
     "original_max_position_embeddings": 96,
 }
+ROPE = {"position_embedding_type": "rope"}
 WIDE_GPT2 = {"n_inner": 128, "intermediate_size": None}  # four times the width, as its files say
 WIDE_FALCON = {"ffn_hidden_size": 128, "intermediate_size": None, "max_position_embeddings": 2048}
 FALCON_7B = {"new_decoder_architecture": False, "multi_query": True, "num_kv_heads": 1}
@@ -160,16 +162,32 @@ def test_files_say_what_their_directories_say(family, changes, tmp_path):
 
 @pytest.mark.parametrize(
     ("family", "as_family", "changes"),
-    [("glm4_moe_lite", "deepseek_v3", {}), ("solar_open", "glm4_moe", {})],
+    [
+        ("glm4_moe_lite", "deepseek_v3", {}),
+        ("solar_open", "glm4_moe", {}),
+        ("internlm3", "llama", {}),
+        ("iquestcoder", "llama", {}),
+        ("granitemoehybrid", "granite", {"num_experts_per_tok": 0} | ROPE),
+        ("granitemoehybrid", "granitemoeshared", {"num_local_experts": 4} | ROPE),
+    ],
 )
 def test_a_family_whose_files_call_themselves_another_s_is_that(family, as_family, changes, tmp_path):
     model = save_family(tmp_path / "model", family, **changes)
     write_gguf(tmp_path / "model.gguf", model)
     ours = open_checkpoint(tmp_path / "model.gguf")
     assert ours.raw_config["model_type"] == as_family
+    assert as_family in READ_AS[family].split(" or ")
     ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
     expected = AutoModelForCausalLM.from_pretrained(model)(ids).logits
     torch.testing.assert_close(torch_model(ours, torch.float32)(ids).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_mistral3_whose_queries_do_not_grow_is_a_mistral(tmp_path):
+    model = save_family(tmp_path / "model", "ministral3", rope_parameters=MINISTRAL_YARN)
+    keys = ("attention.temperature_scale", "rope.scaling.yarn_log_multiplier")
+    changes = {f"mistral3.{key}": None for key in keys}
+    write_gguf(tmp_path / "model.gguf", model, changes=changes)
+    assert open_checkpoint(tmp_path / "model.gguf").raw_config["model_type"] == "mistral"
 
 
 @pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3"])
@@ -189,20 +207,6 @@ def test_layers_that_predict_later_tokens_are_left_out(tmp_path):
     write_gguf(tmp_path / "model.gguf", model, changes=changes, more=later)
     theirs, ours = open_checkpoint(model), open_checkpoint(tmp_path / "model.gguf")
     assert (ours.config, ours.tensors.keys()) == (theirs.config, theirs.tensors.keys())
-
-
-def test_granite_4_without_states_is_granite(tmp_path):
-    """Its converter says sizes of states and of shared experts, and the heads of each layer."""
-    model = save_family(tmp_path / "model", "granite")
-    states = dict.fromkeys(("conv_kernel", "state_size", "group_count", "inner_size", "time_step_rank"), 4)
-    changes = {f"granite.ssm.{name}": size for name, size in states.items()} | {
-        "granite.expert_count": 0,
-        "granite.attention.head_count_kv": [2, 2, 2],
-        "granite.expert_shared_feed_forward_length": 40,
-        "granite.rope.scaling.finetuned": True,
-    }
-    write_gguf(tmp_path / "model.gguf", model, changes=changes)
-    assert open_checkpoint(tmp_path / "model.gguf").config == open_checkpoint(model).config
 
 
 @pytest.mark.parametrize(
