@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from firp.export.bundle.predictor_dir import Predictors
+from firp.export.quantize.decision import Plan
 from firp.export.quantize.formats import quantize
 from firp.export.quantize.outputs import matrix
 from firp.export.sources.checkpoint import Checkpoint, Weight
@@ -38,8 +39,8 @@ def most_frequent(counts: np.ndarray, always: tuple[int, ...]) -> np.ndarray:
     return np.sort(np.argsort(-counts, kind="stable")[:COUNT])
 
 
-def draft_head(checkpoint: Checkpoint, tokens: np.ndarray, quantized: bool) -> list[Output]:
-    """Rows of the head for these tokens."""
+def draft_head(checkpoint: Checkpoint, tokens: np.ndarray, plan: Plan | None) -> list[Output]:
+    """Rows of the head for these tokens, as integers where a plan says what the head becomes."""
     name = head_name(checkpoint.config)
     weight = next(weight for weight in checkpoint.weights if weight.name == name)
     biases = [each for each in checkpoint.weights if each.name == f"{name.removesuffix('.weight')}.bias"]
@@ -47,8 +48,9 @@ def draft_head(checkpoint: Checkpoint, tokens: np.ndarray, quantized: bool) -> l
         from_array(f"{DRAFT_HEAD}.bias", read_array(bias, checkpoint.tensors)[tokens]) for bias in biases
     ]
     shape = len(tokens), weight.shape[1]
-    if quantized:
-        whole = lambda: np.concatenate([*_rows(checkpoint, weight, tokens)])  # noqa: E731
+    if plan:
+        smoothing = plan.linears[name.removesuffix(".weight")].smoothing
+        whole = lambda: np.concatenate([*_rows(checkpoint, weight, tokens)]) * smoothing  # noqa: E731
         return [*matrix(DRAFT_HEAD, shape, ROWS, lambda: quantize(whole(), ROWS)), *beside]
     return [Output(f"{DRAFT_HEAD}.weight", shape, lambda: _rows(checkpoint, weight, tokens)), *beside]
 

@@ -195,7 +195,7 @@ def _write(
 ) -> Manifest:
     checkpoint, predictors, layer, calibration = prepared
     precision = Precision.uniform(options.dtype)
-    quantization = None
+    plan = quantization = None
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         plain = [weights.from_checkpoint(weight, checkpoint.tensors) for weight in checkpoint.weights]
         if options.quantize:
@@ -204,7 +204,7 @@ def _write(
             quantization = record(checkpoint, plan)
         tokens = draft_tokens(checkpoint, predictors)
         if tokens is not None:
-            plain += draft_head(checkpoint, tokens, quantization is not None)
+            plain += draft_head(checkpoint, tokens, plan)
         _write_weights(folder, plain, precision.weights, checkpoint, predictors, progress)
     num_predictors = predictors.info.num_predictors if predictors else 0
     blueprint = Blueprint(checkpoint.config, layer, num_predictors, precision, quantization)

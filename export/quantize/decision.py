@@ -19,14 +19,16 @@ from firp.export.quantize.smoothing import factors
 from firp.export.sources.checkpoint import Checkpoint, Weight
 from firp.export.weights.stream import read_array, to_sources
 from firp.export.weights.torch_model import read_tensor
-from firp.runtime.bundle.precision import BLOCKS4, BLOCKS8, ROWS, LinearFormat
+from firp.runtime.bundle.precision import BLOCKS4, BLOCKS8, FINE_ROWS, ROWS, LinearFormat
 from firp.runtime.errors import CheckpointError
 
 _MEASURED_ROWS = 256  # of the calibration text, that errors are measured on
-# A layer's relative error as int8 rows from which it is stored in blocks, if those are that many times
-# better. Smoothed layers of SmolLM2 have errors of 0.01 to 0.05, in blocks 0.002 to 0.016; the one
-# that makes its massive activations has 0.1 and 0.009.
-_WORST_ROWS = 0.06
+# A layer's relative error as int8 rows from which its inputs have two bytes. Smoothed layers of SmolLM2
+# have errors of 0.008 to 0.015, but for down_proj: 0.025 to 0.032, and 0.009 with two bytes.
+_WORST_ROWS = 0.02
+_OUTPUTS = 512  # of all layers that read the same, that smoothing is found for
+# That with two bytes from which it is stored in blocks, if those are that many times better.
+_WORST_FINE = 0.06
 _TIMES_BLOCKS = 3
 
 
@@ -66,10 +68,13 @@ class _Blocks(NamedTuple):
 
 
 class _Measured(NamedTuple):
-    """One layer as rows and as blocks: relative errors on the rows that reach it, how many these are."""
+    """One layer as rows, of two bytes too, and as blocks: relative errors on the rows that reach it, how
+    many these are.
+    """
 
     rows: int
     rows_error: float | None  # None: no row reaches it
+    fine_error: float | None
     blocks_error: float | None
     blocks: _Blocks | None  # None: they do not divide it
 
@@ -99,31 +104,60 @@ class Decision:
         """
         names = [weight.name.removesuffix(".weight") for weight in weights]
         self._report(len(self.linears))
-        largest = inputs.abs().amax(0).numpy() if len(inputs) else np.zeros(inputs.shape[1], np.float32)
-        if not np.isfinite(largest).all():
+        if not inputs.isfinite().all():
             raise CheckpointError(
                 f"inputs of {names[0]} are not finite on the calibration text",
                 fix="use an undamaged checkpoint, or export with --quantize none",
             )
-        columns = [np.abs(self._values(weight)).max(0) for weight in weights]
-        smoothing = factors(self.checkpoint.config, names[0], largest, np.max(columns, axis=0))
+        smoothing = self._smoothing(weights, inputs)
         measured = [self._measure(*each, smoothing) for each in zip(weights, rows, strict=True)]
-        in_blocks = all(each.blocks for each in measured)
-        if in_blocks and self._method == "int8":
-            as_rows = _mean([(each.rows, each.rows_error) for each in measured])
-            as_blocks = _mean([(each.rows, each.blocks_error) for each in measured])
-            in_blocks = not as_rows <= limit(as_blocks)  # NaN is no rows
+        form = self._form(measured)
         for name, weight, found in zip(names, weights, measured, strict=True):
             errors = found.rows_error, found.blocks_error
-            if in_blocks:
-                form = LinearFormat(found.blocks.form, found.blocks.kept, *errors)
-                plan = LinearPlan(form, None, found.blocks.integers)
+            if form is None:
+                kept = LinearFormat(found.blocks.form, found.blocks.kept, *errors)
+                plan = LinearPlan(kept, None, found.blocks.integers)
             else:
-                again = functools.partial(_smoothed_rows, weight, self.checkpoint.tensors, smoothing)
-                plan = LinearPlan(LinearFormat(ROWS, False, *errors), smoothing, again)
+                plan = self._rows(weight, LinearFormat(form, False, *errors), smoothing)
             self.linears[name] = plan
             parts = to_sources(weight, plan.values(), self.checkpoint.tensors)
             self._rounded |= zip(weight.sources, map(torch.from_numpy, parts), strict=True)
+
+    def head(self, weight: Weight, inputs: torch.Tensor) -> None:
+        """Decide the head, and the table of tokens where it is tied: rows, smoothed through the last norm."""
+        name = weight.name.removesuffix(".weight")
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        self.linears[name] = self._rows(
+            weight, LinearFormat(ROWS, False, None, None), self._smoothing([weight], rows)
+        )
+
+    def _rows(self, weight: Weight, form: LinearFormat, smoothing: np.ndarray) -> LinearPlan:
+        """A layer as rows. What has two bytes is not smoothed: only its weight loses, and so least."""
+        factor = None if form.format == FINE_ROWS else smoothing
+        return LinearPlan(
+            form, factor, functools.partial(_rounded_rows, weight, self.checkpoint.tensors, factor)
+        )
+
+    def _smoothing(self, weights: Sequence[Weight], inputs: torch.Tensor) -> np.ndarray:
+        """Factors [in] of layers that read rows [n, in]."""
+        stride = -(-sum(weight.shape[0] for weight in weights) // _OUTPUTS)
+        outputs = np.concatenate([self._values(weight)[::stride] for weight in weights])
+        return factors(
+            self.checkpoint.config, weights[0].name[: -len(".weight")], inputs, torch.from_numpy(outputs)
+        )
+
+    def _form(self, measured: list[_Measured]) -> str | None:
+        """The format of rows that layers get which read the same inputs; None: blocks."""
+        divided = all(each.blocks for each in measured)
+        if divided and self._method == "int4":
+            return None
+        if _mean([(each.rows, each.rows_error) for each in measured]) <= _WORST_ROWS:  # NaN is not
+            return ROWS
+        if not divided:
+            return FINE_ROWS
+        as_fine = _mean([(each.rows, each.fine_error) for each in measured])
+        as_blocks = _mean([(each.rows, each.blocks_error) for each in measured])
+        return FINE_ROWS if as_fine <= limit(as_blocks) else None
 
     def _values(self, weight: Weight) -> np.ndarray:
         return read_array(weight, self.checkpoint.tensors)
@@ -133,17 +167,19 @@ class Decision:
         values = self._values(weight)
         blocks = self._blocks(weight, values, rows)
         if not len(rows):
-            return _Measured(0, None, None, blocks)
+            return _Measured(0, None, None, None, blocks)
         sample = rows[:: -(-len(rows) // _MEASURED_ROWS)].numpy()
         blocks_error = None
         with np.errstate(all="ignore"):  # outputs that overflow are the next layer's inputs
             right = sample @ values.T
             smoothed = quantize(values * smoothing, ROWS).values()
             rows_error = relative_error(round_activations(sample / smoothing, ROWS) @ smoothed.T, right)
+            fine = round_activations(sample, FINE_ROWS) @ quantize(values, FINE_ROWS).values().T
+            fine_error = relative_error(fine, right)
             if blocks:
                 found = round_activations(sample, blocks.form) @ blocks.integers().values().T
                 blocks_error = relative_error(found, right)
-        return _Measured(len(rows), rows_error, blocks_error, blocks)
+        return _Measured(len(rows), rows_error, fine_error, blocks_error, blocks)
 
     def _blocks(self, weight: Weight, values: np.ndarray, rows: torch.Tensor) -> _Blocks | None:
         """A weight [out, in] in blocks; None where they do not divide it."""
@@ -161,8 +197,9 @@ class Decision:
         return _Blocks(BLOCKS4, False, functools.partial(_load, file))
 
 
-def _smoothed_rows(weight: Weight, tensors: dict, smoothing: np.ndarray) -> Integers:
-    return quantize(read_array(weight, tensors) * smoothing, ROWS)
+def _rounded_rows(weight: Weight, tensors: dict, smoothing: np.ndarray | None) -> Integers:
+    values = read_array(weight, tensors)
+    return quantize(values if smoothing is None else values * smoothing, ROWS)
 
 
 def _rounded_blocks(weight: Weight, tensors: dict, form: str) -> Integers:
@@ -187,5 +224,5 @@ def _mean(errors: list[tuple[int, float | None]]) -> float:
 
 
 def limit(blocks_error: float) -> float:
-    """The largest error of int8 rows that is not worth blocks, which take more time for every row."""
-    return max(_WORST_ROWS, _TIMES_BLOCKS * blocks_error)
+    """The largest error of rows that is not worth blocks, in which no drafts are decoded."""
+    return max(_WORST_FINE, _TIMES_BLOCKS * blocks_error)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from firp.runtime.bundle.graphs.builder import ACTIVATION_LEVELS
-from firp.runtime.bundle.precision import BLOCK, BLOCKS4, BLOCKS8, ROWS
+from firp.runtime.bundle.graphs.builder import ACTIVATION_LEVELS, FINER
+from firp.runtime.bundle.precision import BLOCK, BLOCKS4, BLOCKS8, FINE_ROWS, ROW_FORMATS, ROWS
 
 _LEVELS = 127  # of int8, on either side of zero
 _NIBBLE = 15
@@ -38,7 +38,7 @@ class Integers(NamedTuple):
 
 def quantize(weight: np.ndarray, form: str) -> Integers:
     """A weight [out, in] f32 rounded to the nearest in a format. Blocks: `in` is a multiple of BLOCK."""
-    if form == ROWS:
+    if form in ROW_FORMATS:
         scale = _nonzero(np.abs(weight).max(1) / np.float32(_LEVELS))
         return Integers(_rounded(weight / scale[:, None]), scale)
     blocks = weight.T.reshape(-1, BLOCK, len(weight))  # [in / BLOCK, BLOCK, out]
@@ -64,12 +64,16 @@ def nibble_grid(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def round_activations(rows: np.ndarray, form: str) -> np.ndarray:
     """Activations [n, in] as a product in that format takes them: rounded to int8 on a scale of each
-    row, or of each block of it.
+    row, or of each block of it; for two bytes, what that leaves once more.
     """
-    groups = rows if form == ROWS else rows.reshape(len(rows), -1, BLOCK)
+    groups = rows if form in ROW_FORMATS else rows.reshape(len(rows), -1, BLOCK)
     step = np.abs(groups).max(-1, keepdims=True) / np.float32(ACTIVATION_LEVELS)
     step = _nonzero(step)
-    return (np.rint(groups / step) * step).reshape(rows.shape)
+    scaled = groups / step
+    integers = np.rint(scaled)
+    if form == FINE_ROWS:
+        integers = integers + np.rint((scaled - integers) * FINER) / np.float32(FINER)
+    return (integers * step).reshape(rows.shape)
 
 
 def dividing(shape: tuple[int, ...]) -> bool:
@@ -79,7 +83,7 @@ def dividing(shape: tuple[int, ...]) -> bool:
 
 def bits_of(form: str) -> str:
     """The type that integers of a format are written in."""
-    return {ROWS: "int8", BLOCKS8: "int8", BLOCKS4: "uint4"}[form]
+    return {ROWS: "int8", FINE_ROWS: "int8", BLOCKS8: "int8", BLOCKS4: "uint4"}[form]
 
 
 def _nonzero(scale: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from firp.export.quantize.plan import Plan
 from firp.export.quantize.smoothing import column_factors, norm_divisors, row_divisors
 from firp.export.sources.checkpoint import Checkpoint, Weight
 from firp.export.weights.stream import Output, from_array, from_checkpoint, read_array
-from firp.runtime.bundle.precision import BLOCK, BLOCKS4, ROWS, LinearFormat, Quantization
+from firp.runtime.bundle.precision import BLOCK, BLOCKS4, ROW_FORMATS, ROWS, LinearFormat, Quantization
 
 _TABLES = ("embed_tokens", "lm_head")
 
@@ -26,7 +26,7 @@ def quantized_outputs(checkpoint: Checkpoint, plan: Plan) -> list[Output]:
     for weight in checkpoint.weights:
         name, _, kind = weight.name.rpartition(".")
         divisors = row_divisors(checkpoint.config, name, smoothing)
-        if name in _TABLES and kind == "weight":
+        if name in _TABLES and name not in plan.linears and kind == "weight":
             outputs += matrix(name, weight.shape, ROWS, _table(weight, checkpoint), None)
         elif name in plan.linears and kind == "weight":
             linear = plan.linears[name]
@@ -44,7 +44,7 @@ def record(checkpoint: Checkpoint, plan: Plan) -> Quantization:
     """What the manifest says of it, the quality left open."""
     formats = {name: linear.format for name, linear in plan.linears.items()}
     tables = {weight.name.rpartition(".")[0] for weight in checkpoint.weights} & set(_TABLES)
-    formats |= {name: LinearFormat(ROWS, False, None, None) for name in sorted(tables)}
+    formats |= {name: LinearFormat(ROWS, False, None, None) for name in sorted(tables - set(formats))}
     return Quantization(plan.method, plan.calibration_tokens, formats, None)
 
 
@@ -80,7 +80,7 @@ def matrix(
     """
     out, size = shape
     made: list[Integers] = []
-    scales = (out,) if form == ROWS else (size // BLOCK, out)
+    scales = (out,) if form in ROW_FORMATS else (size // BLOCK, out)
 
     def weight_chunks() -> Iterator[np.ndarray]:
         made[:] = [integers()]
@@ -89,7 +89,7 @@ def matrix(
     def scale_chunks() -> Iterator[np.ndarray]:
         scale = made[0].scale if divisors is None else made[0].scale / divisors
         yield np.ascontiguousarray(scale, np.float32).reshape(-1)
-        if form == ROWS:
+        if form in ROW_FORMATS:
             made.clear()
 
     def zero_chunks() -> Iterator[np.ndarray]:
@@ -97,7 +97,7 @@ def matrix(
 
     yield Output(f"{name}.weight", (size, out), weight_chunks, bits_of(form))
     yield Output(f"{name}.scale", scales, scale_chunks)
-    if form != ROWS:
+    if form not in ROW_FORMATS:
         yield Output(f"{name}.zero_point", scales, zero_chunks, bits_of(form))
 
 

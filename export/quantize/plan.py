@@ -15,6 +15,7 @@ from firp.export.quantize.decision import Decision, Plan
 from firp.export.quantize.experts import RoutedLayer
 from firp.export.sources.checkpoint import Checkpoint, Weight
 from firp.export.weights.streamed_model import Reference
+from firp.runtime.bundle.weight_table import head_name
 from firp.runtime.progress import Progress
 
 _MATRICES = ("attention_gate", "qkv_proj", "q_up_proj", "o_proj", "gate_up_proj", "up_proj", "down_proj")
@@ -38,6 +39,8 @@ def make_plan(
     reference = Reference(checkpoint, "float32", decide.tensor)
     for place, together in _grouped(weights).items():
         (RoutedLayer if place.endswith(".experts") else _Readers)(reference, together, decide)
+    head = next(weight for weight in checkpoint.weights if weight.name == head_name(checkpoint.config))
+    reference.head.register_forward_pre_hook(lambda _, inputs: decide.head(head, inputs[0]))
     reference.run(torch.from_numpy(tokens))
     progress("quantizing", len(weights), len(weights))
     return Plan(method, tokens.size, decide.linears)

@@ -19,7 +19,7 @@ from firp.export.sources.checkpoint import Checkpoint, Weight
 from firp.export.sources.safetensors_file import read_safetensors
 from firp.export.weights.stream import numpy_dtype, read_array, to_sources
 from firp.export.weights.torch_model import read_tensor
-from firp.runtime.bundle.precision import BLOCK, BLOCKS4, ROWS, Quantization
+from firp.runtime.bundle.precision import BLOCK, BLOCKS4, ROW_FORMATS, Quantization
 
 _HALF = 0.501  # of a step: what rounding to the nearest may move a value, and float32 beside it
 _COLUMNS = 1 << 22  # values that are compared at a time
@@ -81,7 +81,7 @@ class StoredWeights:
             for start in range(0, len(own), step := max(1, _COLUMNS // own.shape[1])):
                 rows = slice(start, start + step)
                 scale = integers.scale[..., rows].T
-                scale = scale[:, None] if form.format == ROWS else np.repeat(scale, BLOCK, 1)
+                scale = scale[:, None] if form.format in ROW_FORMATS else np.repeat(scale, BLOCK, 1)
                 zero = None if integers.zero_point is None else integers.zero_point[:, rows]
                 part = Integers(integers.weight[:, rows], integers.scale[..., rows], zero)
                 there = own[rows].astype(np.float64) * column / row[rows, None]
@@ -105,7 +105,7 @@ class StoredWeights:
         out, size = weight.shape
         form = self._linears[name].format
         values, scale = self._array(f"{name}.weight"), self._array(f"{name}.scale")
-        if form == ROWS:
+        if form in ROW_FORMATS:
             return Integers(values.reshape(size, out), scale)
         blocks = (size // BLOCK, out)
         scale = scale.reshape(blocks)

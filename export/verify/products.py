@@ -19,6 +19,7 @@ from firp.export.verify.report import Check
 from firp.runtime.backends.interface import LoadedGraphs
 from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend, OnnxRuntimeGraph
 from firp.runtime.bundle.format import Bundle
+from firp.runtime.bundle.graphs.builder import ACTIVATION_LEVELS, FINER
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError
 
@@ -63,11 +64,16 @@ class _Product:
 
     def __init__(self, node: ir.Node):
         quantized = node.inputs[0].producer()
-        scaled = _only_reader(_only_reader(node.outputs[0]).outputs[0])
-        last = _only_reader(scaled.outputs[0])
+        self.rows = quantized.inputs[0]
+        whole = self.rows.producer()
+        self.fine = whole is not None and whole.op_type == "Concat"
+        sums = _only_reader(node.outputs[0]).outputs[0]
+        if self.fine:  # of the first byte's rows, and of the second's
+            self.rows = whole.inputs[0].producer().inputs[0].producer().inputs[0]
+            sums = _only_reader(_only_reader(sums).outputs[0]).outputs[0]
+        last = _only_reader(_only_reader(sums).outputs[0])
         if quantized.op_type != "QuantizeLinear" or last.op_type != "Mul":
             raise CheckFailedError(f"not a product that firp export writes: {node.name}")
-        self.rows = quantized.inputs[0]
         self.weight = node.inputs[1]
         self.scale = last.inputs[1]
         self.result = last.outputs[0]
@@ -124,14 +130,20 @@ def _difference(product: _Product, options: ort.SessionOptions) -> float:
     rows = _rows(weight)
     (found,) = _session(_alone(product), options).run(None, {product.rows.name: rows})
     worst = 0.0
-    step = np.abs(rows).max(1, keepdims=True) * np.float32(1 / 127)
+    step = np.abs(rows).max(1, keepdims=True) * np.float32(1 / ACTIVATION_LEVELS)
     with np.errstate(invalid="ignore"):
-        integers = np.nan_to_num(np.rint(rows / step)).astype(np.float64)
+        scaled = rows / step
+        made = [np.rint(scaled)]
+        if product.fine:
+            made.append(np.rint((scaled - made[0]) * np.float32(FINER)) / FINER)
+    integers = [np.nan_to_num(each).astype(np.float64) for each in made]
     for start in range(0, weight.shape[1], _COLUMNS):
         columns = slice(start, start + _COLUMNS)
-        right = integers @ weight[:, columns].astype(np.float64) * step * scale[columns].astype(np.float64)
-        off = np.abs(found[:, columns] - right)
-        off = np.where(off == 0, 0, off / np.maximum(np.abs(right), np.finfo(np.float32).tiny))
+        values = weight[:, columns].astype(np.float64)
+        parts = [each @ values * step * scale[columns].astype(np.float64) for each in integers]
+        off = np.abs(found[:, columns] - sum(parts))
+        size = sum(map(np.abs, parts))  # each part is rounded
+        off = np.where(off == 0, 0, off / np.maximum(size, np.finfo(np.float32).tiny))
         worst = max(worst, float(np.max(off)) / _UNIT)  # NaN fails
     return worst
 
@@ -172,8 +184,9 @@ def _alone(product: _Product) -> ir.Model:
             # a count of rows, whatever it is taken from
             inputs = [source] if node.op_type == "Shape" else [copy(each) for each in node.inputs]
             attributes = list(node.attributes.values())
-            nodes.append(ir.Node("", node.op_type, inputs, attributes, num_outputs=1))
-            made = nodes[-1].outputs[0]
+            nodes.append(ir.Node("", node.op_type, inputs, attributes, num_outputs=len(node.outputs)))
+            copies.update(zip(node.outputs, nodes[-1].outputs, strict=True))
+            return copies[value]
         copies[value] = made
         return made
 

@@ -64,6 +64,11 @@ class Reference:
         (name,) = (name for name, of in self._sources.items() if of == (source,))
         return self.model.get_submodule(name.removesuffix(".weight"))
 
+    @property
+    def head(self) -> torch.nn.Module:
+        """The module that makes logits."""
+        return self.model.get_output_embeddings()
+
     def routed(self, source: str) -> tuple[torch.nn.Module, torch.nn.Module]:
         """The module that routes rows to experts, and the one that holds these. source: a weight of one."""
         name = next(name for name, of in self._sources.items() if source in of)

@@ -11,10 +11,16 @@ from firp.runtime.errors import FirpError
 
 METHODS = ("int8", "int4")
 # Of one weight [out, in]. "int8 rows": one scale an output, and activations rounded to int8 row by
-# row as they come, so that a product is one of integers. "blocks": one scale for every 32 inputs of an
-# output.
-ROWS, BLOCKS8, BLOCKS4 = "int8 rows", "int8 blocks", "int4 blocks"
-FORMATS = (ROWS, BLOCKS8, BLOCKS4)
+# row as they come, so that a product is one of integers; of two bytes, what that leaves is rounded to
+# int8 once more, and multiplied as a row beside it. "blocks": one scale for every 32 inputs of an output.
+ROWS, FINE_ROWS, BLOCKS8, BLOCKS4 = (
+    "int8 rows",
+    "int8 rows, inputs of two bytes",
+    "int8 blocks",
+    "int4 blocks",
+)
+FORMATS = (ROWS, FINE_ROWS, BLOCKS8, BLOCKS4)
+ROW_FORMATS = (ROWS, FINE_ROWS)
 BLOCK = 32  # inputs that share a scale
 
 
@@ -85,7 +91,12 @@ class Quantization:
         """Whether a row of a chain has the same bits alone and among others, so that drafted decoding
         is plain decoding. In blocks ONNX Runtime multiplies one row by another kernel than several.
         """
-        return all(linear.format == ROWS for linear in self.linears.values())
+        return all(linear.format in ROW_FORMATS for linear in self.linears.values())
+
+    @property
+    def fine(self) -> frozenset[str]:
+        """Weights whose inputs have two bytes."""
+        return frozenset(name for name, linear in self.linears.items() if linear.format == FINE_ROWS)
 
     @property
     def unreached(self) -> list[str]:

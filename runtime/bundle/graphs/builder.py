@@ -5,7 +5,7 @@ holds nodes and initializers. A linear layer has a bias where the weight table h
 quantized where it holds a scale.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from firp.runtime.bundle.model_config import ModelConfig
 from firp.runtime.bundle.precision import BLOCK
 
 ACTIVATION_LEVELS = 127  # int8 on either side of zero
+FINER = 2 * ACTIVATION_LEVELS  # times, that the step of the second byte is as small
 _ZERO_POINT = 128  # of activations in uint8, which ONNX Runtime multiplies with int8 weights faster
 
 
@@ -32,10 +33,13 @@ class Weights(Protocol):
 
 
 class GraphBuilder:
-    """Adds nodes to one graph; `op` returns a node's output. dtype: of what the graph computes."""
+    """Adds nodes to one graph; `op` returns a node's output. dtype: of what the graph computes; fine:
+    quantized layers whose inputs have two bytes.
+    """
 
-    def __init__(self, config: ModelConfig, dtype: str, weights: Weights):
+    def __init__(self, config: ModelConfig, dtype: str, weights: Weights, fine: Collection[str] = ()):
         self.config = config
+        self._fine = fine
         self.weights = weights
         self.dtype = dtype
         self.tape = self._whole = Tape()
@@ -157,7 +161,8 @@ class GraphBuilder:
         if self.tape is not self._whole:
             self.tape.weights += [value.name for value in (weight, scale, *zeros)]
         if len(scale.shape) == 1:
-            return self._integer_product(rows, weight, scale)
+            product = self._fine_product if name in self._fine else self._integer_product
+            return product(rows, weight, scale)
         blocks = self.op("DequantizeLinear", weight, scale, *zeros, axis=0, block_size=BLOCK)
         return self.op("MatMul", rows, blocks)
 
@@ -169,13 +174,32 @@ class GraphBuilder:
         if self._zero_points is None:
             count = self.op("Shape", self._counted_rows, start=0, end=1)
             self._zero_points = self.op("Expand", self._zero_point(), count)
-        largest = self.op("ReduceMax", self.op("Abs", rows), self.ints([-1]), keepdims=1)
-        step = self.op("Mul", largest, self.scalar(1 / ACTIVATION_LEVELS))  # [n, 1]
+        step = self._row_steps(rows)
         steps = self.op("Reshape", step, self.ints([-1]))
         integers = self.op("QuantizeLinear", rows, steps, self._zero_points, axis=0)
         sums = self.op("MatMulInteger", integers, weight, self._zero_point())
         product = self.op("Mul", self.op("Cast", sums, to=FLOAT), step)
         return self.op("Mul", product, scale)
+
+    def _fine_product(self, rows: Value, weight: Value, scale: Value) -> Value:
+        """The same with inputs of two bytes: what rounding leaves of a row, at most half a step, is a row
+        of its own, on a step that is FINER times as small.
+        """
+        step = self._row_steps(rows)
+        scaled = self.op("Div", rows, step)
+        whole = self.op("Round", scaled)
+        rest = self.op("Mul", self.op("Sub", scaled, whole), self.scalar(FINER))
+        both = self.op("Concat", whole, rest, axis=0)  # [2 n, in]
+        integers = self.op("QuantizeLinear", both, self.scalar(1), self._zero_point())
+        sums = self.op("Cast", self.op("MatMulInteger", integers, weight, self._zero_point()), to=FLOAT)
+        halves = self.tape.op_multi_out("Split", [sums], {"axis": 0, "num_outputs": 2}, num_outputs=2)
+        total = self.op("Add", halves[0], self.op("Mul", halves[1], self.scalar(1 / FINER)))
+        return self.op("Mul", self.op("Mul", total, step), scale)
+
+    def _row_steps(self, rows: Value) -> Value:
+        """What an integer step of each row is, [n, 1]."""
+        largest = self.op("ReduceMax", self.op("Abs", rows), self.ints([-1]), keepdims=1)
+        return self.op("Mul", largest, self.scalar(1 / ACTIVATION_LEVELS))
 
     def _zero_point(self) -> Value:
         return self.constant("zero_point", "uint8", np.array(_ZERO_POINT, np.uint8))
@@ -188,7 +212,9 @@ class GraphBuilder:
         columns = self.op("Transpose", self.op("Gather", table, ids, axis=1), perm=[1, 2, 0])
         scales = self.op("Gather", self.weights["embed_tokens.scale"], ids)
         scales = self.op("Unsqueeze", scales, self.ints([-1]))
-        return self.op("Mul", self.op("Cast", columns, to=FLOAT), scales)
+        rows = self.op("Mul", self.op("Cast", columns, to=FLOAT), scales)
+        smoothing = "embed_tokens.smoothing"
+        return self.op("Div", rows, self.weights[smoothing]) if smoothing in self.weights else rows
 
     def norm(self, value: Value, name: str, kind: str | None = None, epsilon: float | None = None) -> Value:
         """Normalize the last axis, with the named weight. kind, epsilon: None for those of the residual

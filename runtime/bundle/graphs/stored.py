@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.graphs.onnx_file import StoredWeight
 from firp.runtime.bundle.model_config import ModelConfig
-from firp.runtime.bundle.precision import BLOCK, BLOCKS4, ROWS, Precision, Quantization
+from firp.runtime.bundle.precision import BLOCK, BLOCKS4, ROW_FORMATS, ROWS, Precision, Quantization
 from firp.runtime.bundle.weight_table import DRAFT_HEAD, PREDICTORS_WEIGHT, rope_shapes, weight_shapes
 from firp.runtime.errors import BundleError
 
 _MOST_HEADER_BYTES = 64 << 20
+_SMOOTHED = "embed_tokens.smoothing"  # what a table is multiplied with for the head's sake
 _AGAIN = "export the model again"
 _BYTE_TYPES = {row.safetensors: row for row in DTYPES.values()}
 
@@ -39,7 +40,10 @@ def weight_file(graph: str) -> str:
 
 def stored_weights(folder: Path, blueprint: Blueprint) -> dict[str, StoredWeight]:
     """Where each weight lies. Raises BundleError for a file that does not hold exactly these."""
-    found = _read(folder / weight_file("upper"), _wanted(blueprint, _draft_tokens(folder, blueprint)))
+    wanted = _wanted(blueprint, _draft_tokens(folder, blueprint))
+    if blueprint.model.tie_word_embeddings and _SMOOTHED in _header(folder / weight_file("upper"))[0]:
+        wanted[_SMOOTHED] = ("float32", (blueprint.model.hidden_size,))
+    found = _read(folder / weight_file("upper"), wanted)
     if blueprint.num_predictors:
         size = blueprint.model.hidden_size
         stacked = {PREDICTORS_WEIGHT: (blueprint.precision.weights, (blueprint.num_predictors * size, size))}
@@ -76,15 +80,15 @@ def _wanted(blueprint: Blueprint, draft_tokens: int | None) -> _Wanted:
 
 def _quantized(layer: str, shape: tuple[int, ...], form: str) -> _Wanted:
     """The tensors of one quantized matrix [out, in]."""
-    if len(shape) != 2 or (form != ROWS and shape[1] % BLOCK):
+    if len(shape) != 2 or (form not in ROW_FORMATS and shape[1] % BLOCK):
         raise BundleError(
             "bad quantization in the manifest", got=f"{layer} as {form}, {list(shape)}", fix=_AGAIN
         )
     out, size = shape
-    scales = (out,) if form == ROWS else (size // BLOCK, out)
+    scales = (out,) if form in ROW_FORMATS else (size // BLOCK, out)
     integers = "uint4" if form == BLOCKS4 else "int8"
     tensors = {f"{layer}.weight": (integers, (size, out)), f"{layer}.scale": ("float32", scales)}
-    return tensors | ({} if form == ROWS else {f"{layer}.zero_point": (integers, scales)})
+    return tensors | ({} if form in ROW_FORMATS else {f"{layer}.zero_point": (integers, scales)})
 
 
 def _draft_tokens(folder: Path, blueprint: Blueprint) -> int | None:

@@ -36,11 +36,12 @@ def graph_files(
     draft_tokens: np.ndarray | None,
 ) -> Iterator[GraphFile]:
     """Every graph with a cache of this contract, and the predictors. draft_tokens: see `upper`."""
-    model, layer, num_predictors, precision, _ = blueprint
+    model, layer, num_predictors, precision, quantization = blueprint
+    fine = quantization.fine if quantization else frozenset()
     specs = graph_specs(model, layer, num_predictors, precision, contract)
     for name, spec in specs.items():
         used = _UsedWeights(weights)
-        builder = GraphBuilder(model, precision.compute, used)
+        builder = GraphBuilder(model, precision.compute, used, fine)
         inputs = {tensor.name: Value(tensor.name) for tensor in spec.inputs}
         layers = layers_of(name, model, layer)
         if name == "predictors":

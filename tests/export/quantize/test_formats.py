@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from firp.export.quantize.formats import dividing, quantize, round_activations
-from firp.runtime.bundle.precision import BLOCKS4, BLOCKS8, FORMATS, ROWS
+from firp.runtime.bundle.precision import BLOCKS4, BLOCKS8, FINE_ROWS, FORMATS, ROW_FORMATS, ROWS
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def weight():
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_value_is_rounded_to_the_nearest(form, weight):
     found = quantize(weight, form)
-    step = found.scale[None] if form == ROWS else np.repeat(found.scale, 32, 0)
+    step = found.scale[None] if form in ROW_FORMATS else np.repeat(found.scale, 32, 0)
     assert found.weight.shape == (96, 6)
     assert np.max(np.abs(found.values() - weight) / step.T) <= 0.5001
 
@@ -51,13 +51,20 @@ def test_eight_bits_are_used_whole(form, levels, weight):
 def test_a_row_of_activations_does_not_depend_on_the_others():
     rows = np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)
     rows[2] *= 1e4
-    for form in (ROWS, BLOCKS8):
+    for form in (ROWS, FINE_ROWS, BLOCKS8):
         alone = np.concatenate([round_activations(row[None], form) for row in rows])
         assert (alone == round_activations(rows, form)).all()
 
 
-def test_rows_of_zeros_stay_zeros():
-    assert not round_activations(np.zeros((2, 64), np.float32), ROWS).any()
+def test_a_second_byte_leaves_a_two_hundred_and_fiftieth_of_the_error():
+    rows = np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)
+    one, two = (np.abs(round_activations(rows, form) - rows).max() for form in (ROWS, FINE_ROWS))
+    assert two < one / 250
+
+
+@pytest.mark.parametrize("form", ROW_FORMATS)
+def test_rows_of_zeros_stay_zeros(form):
+    assert not round_activations(np.zeros((2, 64), np.float32), form).any()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from firp.export.sources.open import open_checkpoint
 from firp.export.tensorrt.build import BuildOptions, build_engines
 from firp.export.verify.checks import verify
 from firp.runtime.bundle.format import load_bundle, read_manifest, write_manifest
-from firp.runtime.bundle.precision import BLOCKS4, BLOCKS8, ROWS, refuse_quantized
+from firp.runtime.bundle.precision import BLOCKS4, BLOCKS8, ROW_FORMATS, ROWS, refuse_quantized
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError, CheckpointError, FirpError
 from firp.runtime.sampling import SamplingParams
@@ -60,7 +60,7 @@ def test_the_manifest_says_what_every_matrix_is(bundle):
     assert found.method == "int8"
     assert found.calibration_tokens == 512
     assert len(found.linears) == 4 * 4 + 2
-    assert formats(bundle) == {ROWS}
+    assert formats(bundle) <= set(ROW_FORMATS)
     assert 0 < found.linears["layers.0.qkv_proj"].rows_error < 0.05
 
 
@@ -104,10 +104,35 @@ def test_int4_takes_int8_rows_where_blocks_do_not_divide(tmp_path):
 def test_rows_that_lose_much_more_than_blocks_become_blocks(tmp_path, monkeypatch):
     assert decision.limit(0.001) == 0.06
     assert decision.limit(0.1) == pytest.approx(0.3)
+    monkeypatch.setattr(decision, "_WORST_ROWS", 0.0)
     monkeypatch.setattr(decision, "limit", lambda blocks_error: 0.0)
     source = make_model(tmp_path / "model", "llama", changes=WIDE)
     bundle = quantized(tmp_path, source, "int8")
     assert formats(bundle) == {ROWS, BLOCKS8}
+    assert verify(bundle, source).passed
+
+
+def test_rows_that_lose_much_get_inputs_of_two_bytes_and_draft(tmp_path, monkeypatch, model):
+    monkeypatch.setattr(decision, "_WORST_ROWS", 0.0)
+    predictors = make_predictors(tmp_path / "predictors", model)
+    bundle = quantized(tmp_path, model, "int8", predictors=predictors)
+    linears = load_bundle(bundle).manifest.quantization.linears
+    tables = {"embed_tokens", "lm_head"}
+    assert {name for name, linear in linears.items() if linear.format == ROWS} == tables
+    assert {linear.format for linear in linears.values()} == set(ROW_FORMATS)
+    report = verify(bundle, model)
+    assert report.passed
+    assert "integer products" in " ".join(check.name for check in report.checks)
+
+
+def test_a_table_of_tokens_is_smoothed_for_the_head_that_it_is(tmp_path):
+    source = make_model(tmp_path / "model", "llama")
+    bundle = quantized(tmp_path, source, "int8")
+    smoothing = load_file(bundle / "model.safetensors")["embed_tokens.smoothing"]
+    assert smoothing.std() > 0.01
+    own = load_file(source / "model.safetensors")["model.embed_tokens.weight"]
+    stored = StoredWeights(bundle, open_checkpoint(source), load_bundle(bundle).manifest.quantization)
+    assert (stored.tensor("model.embed_tokens.weight") - own).abs().max() < 0.02 * own.abs().max()
     assert verify(bundle, source).passed
 
 
