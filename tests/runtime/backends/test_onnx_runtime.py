@@ -11,7 +11,7 @@ from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.quantize import decision
 from firp.runtime.backends import onnx_runtime
 from firp.runtime.bundle.format import load_bundle
-from firp.runtime.bundle.precision import BLOCKS4, BLOCKS8, ROWS
+from firp.runtime.bundle.precision import BLOCKS4, BLOCKS8, FINE_ROWS, ROW_FORMATS, ROWS
 from firp.runtime.engine import Engine
 from firp.runtime.machine import sums_int8_exactly
 from firp.runtime.passes.pass_plan import PassPlan
@@ -28,8 +28,10 @@ def engines(tmp_path_factory):
     model = make_model(root / "model", "llama", changes=WIDE)
     predictors = make_predictors(root / "predictors", model)
     made = {}
-    for form, method in ((ROWS, "int8"), (BLOCKS8, "int8"), (BLOCKS4, "int4")):
+    for form, method in ((ROWS, "int8"), (FINE_ROWS, "int8"), (BLOCKS8, "int8"), (BLOCKS4, "int4")):
         with pytest.MonkeyPatch.context() as patch:
+            if form in (FINE_ROWS, BLOCKS8):
+                patch.setattr(decision, "_WORST_ROWS", 0.0)
             if form == BLOCKS8:
                 patch.setattr(decision, "limit", lambda blocks_error: 0.0)
             patch.setattr(onnx_runtime, "sums_int8_exactly", lambda: False)
@@ -49,7 +51,7 @@ def forward(engine):
     return session.hidden_states(len(TOKENS)).copy(), logits.copy()
 
 
-@pytest.mark.parametrize("form", [ROWS, BLOCKS8, BLOCKS4])
+@pytest.mark.parametrize("form", [ROWS, FINE_ROWS, BLOCKS8, BLOCKS4])
 def test_a_bundle_has_the_same_bits_on_every_processor(engines, form):
     exact, fast = engines[form]
     linears = load_bundle(exact.bundle.path).manifest.quantization.linears
@@ -59,7 +61,7 @@ def test_a_bundle_has_the_same_bits_on_every_processor(engines, form):
     others = forward(fast)
     if sums_int8_exactly():
         np.testing.assert_array_equal(logits, others[1])
-    if sums_int8_exactly() or form != ROWS:  # the head is rows always
+    if sums_int8_exactly() or form not in ROW_FORMATS:  # the head is rows always
         np.testing.assert_array_equal(hidden, others[0])
 
 
