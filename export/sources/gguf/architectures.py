@@ -110,17 +110,17 @@ READ_AS = {
     "solar_open": "glm4_moe",
     "granitemoehybrid": "granite or granitemoeshared",
 }
-# why files of the others are not read: the package that names tensors, or llama.cpp, lacks them
-_UNNAMED = "unknown to gguf 0.19"
+# why files of the others are not read
 LEFT_OUT = {
+    **dict.fromkeys(("granite_swa", "granitemoe_swa", "hy_v3", "mellum"), "unknown to gguf 0.19"),
     "gptj": "llama.cpp has no graph of it",
     **dict.fromkeys(
         (
             "apertus1p5_text", "biogpt", "codegen", "cohere_compass_text", "cwm", "flex_olmo", "flint",
-            "gpt_neo", "granite_swa", "granitemoe_swa", "helium", "hy_v3", "hyperclovax", "mellum",
-            "ministral", "nanochat", "opt", "persimmon", "sarvam_mla", "vaultgemma",
+            "gpt_neo", "helium", "hyperclovax", "ministral", "nanochat", "opt", "persimmon", "sarvam_mla",
+            "vaultgemma",
         ),
-        _UNNAMED,
+        "unknown to llama.cpp",
     ),
 }  # fmt: skip
 

@@ -11,7 +11,8 @@ from firp.runtime.errors import CheckpointError
 
 # Kinds of tokens, by llama.cpp's numbers
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-_END, _RETURN = "<|end|>", "<|return|>"  # of gpt-oss, a message that is not the last has the first
+_END = "<|end|>"  # of a message that is not the last, where a vocabulary has one of these
+_LAST = ("<|return|>", "<|flush|>")  # gpt-oss, Solar Open
 # Tokens that end a turn or a text wherever they stand, by their text, as llama.cpp knows them: a file
 # names one end, and a chat model has several.
 _ENDS = (
@@ -19,8 +20,9 @@ _ENDS = (
     "<|eot_id|>",
     "<|eom_id|>",
     _END,
-    _RETURN,
+    *_LAST,
     "<|call|>",
+    "<|calls|>",
     "<|endoftext|>",
     "<|end_of_text|>",
     "<end_of_turn>",
@@ -28,6 +30,8 @@ _ENDS = (
     "<EOT>",
     "_<EOT>",
     "[EOT]",
+    "[EOS]",
+    "[e~[",
     "<｜end▁of▁sentence｜>",
     "</s>",
 )
@@ -95,7 +99,7 @@ class Vocabulary:
 
     def ends(self) -> tuple[int, ...]:
         """Ids of the tokens that end a text or a turn; the file's own end of text is the first."""
-        ends = set(_ENDS) - ({_END} if _RETURN in self.tokens else set())
+        ends = set(_ENDS) - ({_END} if set(_LAST) & set(self.tokens) else set())
         known = [
             index
             for index, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=True))

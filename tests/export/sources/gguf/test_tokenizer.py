@@ -234,6 +234,8 @@ def test_a_message_of_gpt_oss_is_not_the_last(tmp_path):
     ggml = {"model": "gpt2", "pre": "gpt-4o", "tokens": tokens, "token_type": [1, 3, 3, 3], "eos_token_id": 2}
     metadata = {f"tokenizer.ggml.{key}": value for key, value in ggml.items()}
     assert Vocabulary.read(tmp_path / "x.gguf", metadata).ends() == (2, 3)
+    metadata["tokenizer.ggml.tokens"] = ["a", "<|end|>", "b", "c"]  # Phi 3's, which ends a turn
+    assert Vocabulary.read(tmp_path / "x.gguf", metadata).ends() == (2, 1)
 
 
 @pytest.mark.parametrize(
