@@ -50,7 +50,16 @@ def test_few_rows_do_no_harm_to_others(rows):
 def test_uncorrelated_inputs_are_rounded_to_the_nearest():
     weight = np.random.default_rng(2).standard_normal((8, 64)).astype(np.float32)
     found = compensate(weight, torch.eye(64))
-    assert (found.weight == quantize(weight, BLOCKS4).weight).mean() > 0.99
+    scale, zero_point = (np.repeat(side, 32, 0) for side in (found.scale, found.zero_point))
+    nearest = np.clip(np.rint(weight.T / scale) + zero_point, 0, 15)
+    assert (found.weight == nearest).mean() > 0.99
+
+
+def test_a_grid_reaches_less_far_where_a_blocks_largest_values_are_few():
+    weight = np.random.default_rng(2).standard_normal((64, 64)).astype(np.float32)
+    found, whole = compensate(weight, torch.eye(64)), quantize(weight, BLOCKS4)
+    assert (found.scale < 0.97 * whole.scale).mean() > 0.3
+    assert np.square(found.values() - weight).sum() < 0.97 * np.square(whole.values() - weight).sum()
 
 
 def test_no_value_is_moved_further_than_promised():
