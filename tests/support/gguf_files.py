@@ -188,7 +188,7 @@ def put_otherwise(config: Any, source: str, values: np.ndarray) -> dict[str, np.
         rows = np.concatenate([part.reshape(-1, *values.shape[1:]) for part in parts])
         made = {f"attn_qkv.{source.split('.')[-1]}": rows}
     elif source.endswith(("e_score_correction_bias", ".expert_bias")):
-        made = {"exp_probs_b.bias": values.squeeze()}
+        made = {"exp_probs_b.bias": values}
     elif source.endswith("self_attn.sinks"):
         made = {"attn_sinks.weight": values}
     elif source.endswith("kv_b_proj.weight") and config.model_type != "minicpm3":
@@ -442,7 +442,7 @@ _OWN = {
     "deepseek_v3": _routed,
     "glm4_moe_lite": lambda c: _routed(c) | {"leading_dense_block_count": 1},
     "youtu": _dense_latent,
-    "minicpm3": lambda c: _latent(c, True),
+    "minicpm3": lambda c: _latent(c, True) | {"attention.value_length": None},
     "glm4_moe": _routed,
     "solar_open": _routed,
     "dots1": _routed,
@@ -536,7 +536,10 @@ _OWN = {
         "rope.scaling.attn_factor": c.rope_parameters.get("attention_factor"),
     },
     "stablelm": lambda c: {"use_parallel_residual": c.use_parallel_residual},
-    "nemotron": lambda c: {"rope.scaling.type": "none"},
+    "nemotron": lambda c: {
+        "rope.scaling.type": "none",
+        "attention.layer_norm_rms_epsilon": c.norm_eps,
+    },
     "hunyuan_v1_dense": lambda c: {"rope.scaling.type": "none", "rope.scaling.factor": 1.0},
 }
 

@@ -22,8 +22,8 @@ def _one(parts: list[TensorRecord], config: ModelConfig) -> TensorRecord:
 
 
 def _row(parts: list[TensorRecord], config: ModelConfig) -> TensorRecord:
-    """A vector as a matrix of one row."""
-    return parts[0]._replace(shape=(1, *parts[0].shape))
+    """A vector, or a matrix of one row, as the latter."""
+    return parts[0]._replace(shape=(1, *parts[0].shape[-1:]))
 
 
 def _vector(parts: list[TensorRecord], config: ModelConfig) -> TensorRecord:

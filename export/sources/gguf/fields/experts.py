@@ -138,8 +138,9 @@ def exaone_moe(data: Metadata, tensors: Tensors, c: Fields) -> Fields:
 def afmoe(data: Metadata, tensors: Tensors, c: Fields) -> Fields:
     gate(data, SIGMOID)
     found = routed(data, tensors, c)
-    if not found["norm_topk_prob"] or found["n_group"] != 1:
-        raise data.bad("expert_weights_norm, expert_group_count", "others", "true, 1")
+    if not found["norm_topk_prob"]:
+        raise data.bad("expert_weights_norm", False, "true")
+    same(data, "expert_group_count", 1)
     return rms(data, tensors, c) | {
         "num_experts": found["n_routed_experts"],
         "num_experts_per_tok": found["num_experts_per_tok"],

@@ -30,6 +30,7 @@ def arcee(data: Metadata, tensors: Tensors, c: Fields) -> Fields:
 
 
 def nemotron(data: Metadata, tensors: Tensors, c: Fields) -> Fields:
+    data.ignore("attention.layer_norm_rms_epsilon")  # the same number, by another name
     return {"norm_eps": epsilon(data), "hidden_act": "relu2"}
 
 

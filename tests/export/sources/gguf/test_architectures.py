@@ -50,7 +50,7 @@ PHI_ROPE = LONG_ROPE["rope_parameters"] | {
     "short_mscale": 1.25,
     "long_mscale": 1.25,
 }
-MINICPM3 = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}
+MINICPM3 = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256, "v_head_dim": 8}
 MINI_ROPE = {
     "rope_type": "longrope",
     "rope_theta": 1e4,
@@ -111,11 +111,8 @@ ROUNDED = ("gemma", "gemma2", "gemma3_text", "nemotron")  # norms plus and less 
         ("deepseek_v2", {"topk_method": "greedy", "q_lora_rank": None, "rope_parameters": None}),
         ("deepseek_v3", {"rope_parameters": YARN}),
         ("youtu", {}),
-        ("minicpm3", {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}),
-        (
-            "minicpm3",
-            {"scale_emb": 12, "dim_model_base": 256, "scale_depth": 1.4, "rope_parameters": MINI_ROPE},
-        ),
+        ("minicpm3", MINICPM3),
+        ("minicpm3", MINICPM3 | {"rope_parameters": MINI_ROPE}),
         ("glm4_moe", {}),
         ("minimax_m2", {}),
         ("granitemoe", {}),
@@ -240,6 +237,8 @@ REFUSED = [
     ("deepseek_v3", {"expert_count": 9}, "expert_count.*got 9, expected 8, the rows of the router"),
     ("deepseek_v3", {"leading_dense_block_count": 2}, "3 tensors missing.*layers.1.mlp.down_proj"),
     ("glm4_moe", {"expert_gating_func": 1}, r"expert_gating_func.*got 1, expected 2 \(sigmoid\)"),
+    ("afmoe", {"expert_weights_norm": False}, "expert_weights_norm.*got False, expected true"),
+    ("afmoe", {"expert_group_count": 2}, "expert_group_count.*got 2, expected 1"),
     ("glm4_moe", {"expert_shared_count": 1}, "wrong shape of .*shared_experts"),
     ("glm4_moe", {"nextn_predict_layers": 3}, "nextn_predict_layers.*got 3, expected fewer"),
     ("gpt_oss", {"expert_feed_forward_length": 9}, "expert_feed_forward_length.*got 9, expected 40"),
