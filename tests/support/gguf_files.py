@@ -107,10 +107,10 @@ def write_gguf(
         held |= {source: tensors.pop(source).numpy() for source in sources}
         if sources:
             writer.add_array(f"xielu.{number}", [held[source].item() for source in sources])
-    for source, values in tensors.items():
-        pieces = (
-            None if before_mla and "kv_b_proj" in source else put_otherwise(config, source, values.numpy())
-        )
+    for source, tensor in tensors.items():
+        values = tensor.float().numpy()
+        whole = before_mla and "kv_b_proj" in source
+        pieces = None if whole else put_otherwise(config, source, values)
         for target, piece in (pieces or {}).items():
             if target in drop:
                 continue
@@ -119,10 +119,10 @@ def write_gguf(
             blocks = gguf.quants.quantize(np.ascontiguousarray(piece, np.float32), kind_of)
             writer.add_tensor(target, blocks, raw_dtype=kind_of)
             piece[...] = gguf.quants.dequantize(blocks, kind_of)  # a view of `values`
-        held |= {source: values.float().numpy()} if pieces else {}
+        held |= {source: values} if pieces else {}
         target = None if pieces else _target(config, name, source)
         if target and target not in drop:
-            written = _add_tensor(writer, target, values.float().numpy(), kind, config, name)
+            written = _add_tensor(writer, target, values, kind, config, name)
             held |= _unstacked(source, written)
     for target, piece in (more or {}).items():
         writer.add_tensor(target, piece)
