@@ -27,6 +27,9 @@ _BUFFERS = (
     ".attn.causal_mask", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached",
 )  # fmt: skip
 
+# What stands before the names of a text model's body in a larger model; {}: what stands there otherwise.
+_PARTS = ("language_model.{}.", "model.language_model.", "model.language_model.{}.", "model.text_model.")
+
 
 def assemble(
     path: Path,
@@ -62,19 +65,18 @@ def _with_prefix(
     if rest in tensors:
         heads = names.place("lm_head.weight", config).sources
         return {name if name in heads else f"{prefix}.{name}": record for name, record in tensors.items()}
-    for before, after in (
-        (f"language_model.{prefix}.", f"{prefix}."),
-        ("model.language_model.", f"{prefix}."),
-    ):
-        if f"{before}{rest}" in tensors:
-            moved = {name: record for name, record in tensors.items() if not name.startswith(before)}
-            moved = {name.removeprefix("language_model."): record for name, record in moved.items()}
-            return moved | {
-                after + name.removeprefix(before): record
-                for name, record in tensors.items()
-                if name.startswith(before)
-            }
-    return tensors
+    part = next((part for part in _PARTS if f"{part.format(prefix)}{rest}" in tensors), None)
+    if part is None:
+        return tensors
+    before = part.format(prefix)
+    return {
+        f"{prefix}.{name.removeprefix(before)}" if name.startswith(before) else _outside(name): record
+        for name, record in tensors.items()
+    }
+
+
+def _outside(name: str) -> str:
+    return name.removeprefix("language_model.") if name.startswith("language_model.lm_head.") else name
 
 
 def _experts_apart(

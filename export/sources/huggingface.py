@@ -14,6 +14,7 @@ from firp.export.sources.checkpoint import COMPANIONS, Checkpoint
 from firp.export.sources.packed_integers import PACKED, packed_tensors
 from firp.export.sources.safetensors_file import read_checkpoint_tensors, read_json
 from firp.export.sources.small_floats import check_method, scaled_tensors
+from firp.export.sources.text_part import text_part
 from firp.runtime.bundle.format import eos_token_ids
 from firp.runtime.errors import BundleError, CheckpointError
 
@@ -24,11 +25,14 @@ def read_model_directory(path: Path) -> Checkpoint:
 
     Raises CheckpointError, one message for each way it can be wrong.
     """
-    raw = _read_config(path)
-    quantization = raw.pop("quantization_config", None)
+    where = str(path / "config.json")
+    whole = _read_config(path)
+    raw, beside = text_part(whole, where, lambda: _has_head(path))
+    quantization = whole.get("quantization_config") or raw.get("quantization_config")
+    raw = {name: value for name, value in raw.items() if name != "quantization_config"}
     if quantization:
         check_method(quantization)
-    found = architecture(raw, str(path / "config.json"))
+    found = architecture(raw, where)
     tensors = read_checkpoint_tensors(path, quantized=bool(quantization))
     if quantization:
         join = packed_tensors if quantization["quant_method"] in PACKED else scaled_tensors
@@ -41,7 +45,13 @@ def read_model_directory(path: Path) -> Checkpoint:
         )
     eos = _eos_token_ids(path, raw, found.config.vocab_size)
     companions = {name: path / name for name in COMPANIONS if os.path.lexists(path / name)}
+    found = found._replace(ignored=found.ignored + beside)
     return assemble(path, raw, found, tensors, eos, companions)
+
+
+def _has_head(path: Path) -> bool:
+    """Whether the weights hold a head beside the embedding."""
+    return any(name.endswith("lm_head.weight") for name in read_checkpoint_tensors(path, quantized=True))
 
 
 def _read_config(path: Path) -> dict[str, Any]:
