@@ -11,7 +11,7 @@ WRAPPERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         (
             "gemma3", "mistral3", "llava", "llava_next", "llava_onevision", "vipllava", "internvl",
-            "qianfan_ocr", "got_ocr2",
+            "got_ocr2",
         ),
         _LLAVA,
     ),
