@@ -1,10 +1,14 @@
 """What an engine tells whoever watches it: requests and steps, as they happen.
 
-In: events of the engine's thread. Out: nothing; an observer must be quick, and may not raise.
+In: events of the engine's thread. Out: nothing; an observer must be quick. What it raises is logged,
+and harms nobody.
 """
 
+import logging
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+_log = logging.getLogger("firp.engine")
 
 
 class Draft(NamedTuple):
@@ -66,3 +70,20 @@ class NullObserver:
 
     def ended(self, request_id: str, reason: str, prompt_tokens: int, tokens: int, ms: float) -> None:
         return
+
+
+class Teller:
+    """Tells one observer. What it raises is logged, once for each event, and ends there."""
+
+    def __init__(self, observer: Observer):
+        self._observer = observer
+        self._failed: set[str] = set()
+
+    def __call__(self, event: str, *about: Any) -> None:
+        try:
+            getattr(self._observer, event)(*about)
+        except Exception:
+            if event not in self._failed:
+                self._failed.add(event)
+                line = "the observer %s raised at %s; further errors there are not logged"
+                _log.exception(line, type(self._observer).__name__, event)

@@ -66,7 +66,7 @@ class LaneGroup:
 
     def slots(self, *more: Needs) -> int:
         """Slots that its requests, and some more, may need at most: every lane is as long as the longest."""
-        needs = [*(tenant.needs for tenant in self._tenants.values()), *more]
+        needs = [*(tenant.needs for tenant in list(self._tenants.values())), *more]  # any thread may ask
         if not needs:
             return 0
         longest = most_slots(max(need.capacity for need in needs), max(need.tree_rows for need in needs))
@@ -174,3 +174,10 @@ class LaneGroup:
         if not self._tenants and not self._limits:
             self._batch = None
             self._sessions = []
+
+    def drop(self) -> None:
+        """Give the memory back, whoever has it; for when nothing more will run."""
+        self._tenants.clear()
+        self._decoding = 0
+        self._batch = None
+        self._sessions = []

@@ -152,6 +152,11 @@ class Lanes:
         self.keep(session)
         self.group_of(session).release(session)
 
+    def drop(self) -> None:
+        """Give all memory back, that of requests that run too; for when nothing more will run."""
+        for group in self.groups:
+            group.drop()
+
     def give_back(self) -> None:
         """Give the memory of idle batches back, and forget their texts."""
         for group in self.groups:

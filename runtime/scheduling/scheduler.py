@@ -7,12 +7,12 @@ pass has returned, and what fails in one request ends that one alone.
 """
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.errors import FirpError
-from firp.runtime.observer import Draft, Observer, StepReport
+from firp.runtime.observer import Observer
 from firp.runtime.passes.batch import COPIES
 from firp.runtime.passes.pass_plan import PREFILL_ROWS, Pass, PassPlan
 from firp.runtime.passes.session import Session, forward_together
@@ -21,6 +21,7 @@ from firp.runtime.scheduling.lane_group import LaneGroup
 from firp.runtime.scheduling.lanes import Lanes
 from firp.runtime.scheduling.pieces import LEAST, Pieces
 from firp.runtime.scheduling.policy import Policy, fitting
+from firp.runtime.scheduling.step_counts import StepCounts
 
 AIM = 0.9  # of the time that a step with a piece of a prompt may take: some room, for times differ
 MOVED_SLOTS = 2048  # of a text, when its slots are laid out anew while others wait
@@ -51,7 +52,7 @@ class Scheduler:
         self._prompts: deque[Session] = deque()  # being prefilled, the next one first
         self._pieces = Pieces()
         self._left_out = False  # whether the last step had no time for a piece of a prompt
-        self._report = _Counts()
+        self._report = StepCounts()
         self._pass_ms: dict[str, float] = {}  # of the last pass and its drafts, by graph, and copies
 
     @property
@@ -62,7 +63,7 @@ class Scheduler:
     def step(self) -> None:
         """One step: everybody who decodes gets a token or more, one prompt comes nearer to its end."""
         began = self._clock()
-        self._report = _Counts()
+        self._report = StepCounts()
         self._end_those_that_should()
         self._admit()
         batch = self.lanes.decoding
@@ -71,21 +72,9 @@ class Scheduler:
                 self._decode(group)
         if self._prompts:
             self._prefill(self._prompts[0], began)
-        counts = self._report
-        if counts.tokens or counts.prompt_tokens:
-            report = StepReport(
-                batch,
-                counts.rows,
-                counts.tokens,
-                counts.prompt_tokens,
-                counts.accepted,
-                counts.drafted,
-                counts.graph_ms,
-                (self._clock() - began) * 1e3,
-                self.lanes.active,
-                len(self.waiting),
-                self.lanes.cache_bytes,
-            )
+        ms = (self._clock() - began) * 1e3
+        now = self.lanes.active, len(self.waiting), self.lanes.cache_bytes
+        if report := self._report.report(batch, ms, *now):
             self._observer.step(report)
 
     def close(self, reason: str = "cancelled") -> None:
@@ -95,11 +84,16 @@ class Scheduler:
         self.waiting.clear()
 
     def fail(self, error: BaseException) -> None:
-        """End everything that waits or runs with an error; for when nothing more will run."""
-        for job in [*self.waiting, *self._jobs.values()]:
-            job.handle.fail(error)
+        """End everything that waits or runs with an error, and give all memory back; for when nothing
+        more will run.
+        """
+        jobs = [job for job in [*self.waiting, *self._jobs.values()] if not job.handle.done]
         self.waiting.clear()
         self._jobs.clear()
+        self._prompts.clear()
+        self.lanes.drop()
+        for job in jobs:
+            self._fail(job, error)
 
     def _end_those_that_should(self) -> None:
         for job in [*self.waiting, *self._jobs.values()]:
@@ -257,10 +251,10 @@ class Scheduler:
         session = next((session for session, running in self._jobs.items() if running is job), None)
         if session is None:
             return
+        self.lanes.release(session)
         del self._jobs[session]
         if session in self._prompts:
             self._prompts.remove(session)
-        self.lanes.release(session)
 
 
 def _make_room(session: Session, prompt: int, in_time: Callable[[], bool]) -> bool:
@@ -277,26 +271,3 @@ def _make_room(session: Session, prompt: int, in_time: Callable[[], bool]) -> bo
         return False
     session.reserve(more + SPARE_SLOTS)
     return True
-
-
-class _Counts:
-    """What one step did."""
-
-    def __init__(self):
-        self.rows = 0
-        self.tokens = 0
-        self.prompt_tokens = 0
-        self.accepted: Counter[Draft] = Counter()
-        self.drafted: Counter[Draft] = Counter()
-        self.graph_ms: Counter[str] = Counter()
-
-    def add_times(self, pass_ms: dict[str, float]) -> None:
-        self.graph_ms.update({name: ms for name, ms in pass_ms.items() if name != COPIES})
-
-    def count(self, plan: PassPlan, tokens: int, accepted: Sequence[str]) -> None:
-        self.tokens += tokens
-        if not plan.prompt:
-            tree = plan.tree
-            self.rows = max(self.rows, len(tree.tokens))
-            self.drafted.update(set(map(Draft, tree.drafters[1:], tree.depths[1:])))
-            self.accepted.update(map(Draft, accepted, range(1, 1 + len(accepted))))

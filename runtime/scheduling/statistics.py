@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 
-from firp.runtime.observer import Draft, Observer, StepReport
+from firp.runtime.observer import Draft, Observer, StepReport, Teller
 from firp.runtime.scheduling.prefixes import PrefixStats
 
 _log = logging.getLogger("firp.engine")
@@ -39,7 +39,7 @@ class Totals:
     """An observer that adds up, and passes on."""
 
     def __init__(self, observer: Observer):
-        self._observer = observer
+        self._tell = Teller(observer)
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._ended: Counter[str] = Counter()
@@ -65,21 +65,21 @@ class Totals:
     def submitted(self, request_id: str) -> None:
         with self._lock:
             self._counts["submitted"] += 1
-        self._observer.submitted(request_id)
+        self._tell("submitted", request_id)
 
     def started(self, request_id: str, queue_ms: float, reused_tokens: int) -> None:
         with self._lock:
             self._counts["reused_tokens"] += reused_tokens
         _log.debug("%s started after %.1f ms, %d tokens reused", request_id, queue_ms, reused_tokens)
-        self._observer.started(request_id, queue_ms, reused_tokens)
+        self._tell("started", request_id, queue_ms, reused_tokens)
 
     def first_token(self, request_id: str, ms: float) -> None:
-        self._observer.first_token(request_id, ms)
+        self._tell("first_token", request_id, ms)
 
     def tokens(self, request_id: str, count: int, ms_since_last: float) -> None:
         with self._lock:
             self._counts["tokens"] += count
-        self._observer.tokens(request_id, count, ms_since_last)
+        self._tell("tokens", request_id, count, ms_since_last)
 
     def step(self, report: StepReport) -> None:
         with self._lock:
@@ -87,14 +87,14 @@ class Totals:
             self._accepted.update(report.accepted)
             self._drafted.update(report.drafted)
             self._graph_ms.update(report.graph_ms)
-        self._observer.step(report)
+        self._tell("step", report)
 
     def ended(self, request_id: str, reason: str, prompt_tokens: int, tokens: int, ms: float) -> None:
         with self._lock:
             self._ended[reason] += 1
         line = "%s ended (%s): %d prompt tokens, %d new, %.1f ms"
         _log.info(line, request_id, reason, prompt_tokens, tokens, ms)
-        self._observer.ended(request_id, reason, prompt_tokens, tokens, ms)
+        self._tell("ended", request_id, reason, prompt_tokens, tokens, ms)
 
 
 def _by_drafter(counts: Counter[Draft]) -> dict[str, dict[int, int]]:

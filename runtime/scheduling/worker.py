@@ -5,6 +5,7 @@ memory of keys and values back when that lasts.
 """
 
 import atexit
+import logging
 import threading
 import weakref
 from collections import deque
@@ -16,7 +17,7 @@ from firp.runtime.scheduling.scheduler import Scheduler
 
 IDLE_SECONDS = 30.0  # after which memory is given back
 
-
+_log = logging.getLogger("firp.engine")
 _workers: "weakref.WeakSet[Worker]" = weakref.WeakSet()
 
 
@@ -37,7 +38,7 @@ class Worker:
         self._mailbox: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        self._error: BaseException | None = None
+        self._error: str | None = None  # what its thread died of
         self._thread = threading.Thread(target=self._run, name="firp-engine", daemon=True)
         self._started = False
         _workers.add(self)
@@ -87,11 +88,12 @@ class Worker:
                 self._scheduler.step()
             self._scheduler.close()
         except BaseException as error:  # whatever it is: nobody may wait for ever
+            _log.critical("the engine's thread has died", exc_info=error)
+            reason = f"{type(error).__name__}: {error!s:.200}"
             with self._changed:
-                self._error = error
+                self._error = reason
                 self._scheduler.waiting.extend(self._mailbox)
                 self._mailbox.clear()
-            reason = f"{type(error).__name__}: {error!s:.200}"
             self._scheduler.fail(EngineClosedError("the engine's thread has died", got=reason))
         self._scheduler.lanes.give_back()
 

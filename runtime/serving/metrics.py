@@ -5,7 +5,7 @@ In: reports of the engine, as its observer; statuses of answers. Out: the text t
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
@@ -54,10 +54,6 @@ class Metrics:
             **own,
         )
         self._request_s = Histogram("firp_request_seconds", "Seconds of a request", buckets=_WAIT_S, **own)
-        self._active = Gauge("firp_requests_active", "Requests that are decoded or prefilled", **own)
-        self._waiting = Gauge("firp_requests_waiting", "Requests in the queue", **own)
-        self._cache = Gauge("firp_cache_bytes", "Bytes reserved for keys and values", **own)
-        self._queued: set[str] = set()
         self._fresh: set[str] = set()  # requests whose first token has come, and no other
 
     def text(self) -> bytes:
@@ -65,8 +61,8 @@ class Metrics:
         return generate_latest(self._registry)
 
     def watch(self, stats: Callable[[], EngineStats]) -> None:
-        """Tell also what the engine counts itself, whenever Prometheus asks."""
-        self._registry.register(_Prefixes(stats))
+        """Tell also what an engine holds at the moment when Prometheus asks."""
+        self._registry.register(_Now(stats))
 
     def answered(self, path: str, status: int) -> None:
         """Count an answer to a client."""
@@ -75,13 +71,9 @@ class Metrics:
     def submitted(self, request_id: str) -> None:
         """Count a request that the engine took."""
         self._submitted.inc()
-        self._queued.add(request_id)
-        self._waiting.inc()
 
     def started(self, request_id: str, queue_ms: float, reused_tokens: int) -> None:
         """Note how long a request waited, and what of its prompt was there."""
-        self._leave_queue(request_id)
-        self._active.inc()
         self._queue_s.observe(queue_ms / 1e3)
         self._reused.inc(reused_tokens)
 
@@ -111,34 +103,30 @@ class Metrics:
         for counter, counts in ((self._drafted, report.drafted), (self._accepted, report.accepted)):
             for (drafter, depth), count in counts.items():
                 counter.labels(drafter, str(depth)).inc(count)
-        self._cache.set(report.cache_bytes)
 
     def ended(self, request_id: str, reason: str, prompt_tokens: int, tokens: int, ms: float) -> None:
         """Count the end of a request."""
-        if not self._leave_queue(request_id):
-            self._active.dec()
         self._fresh.discard(request_id)
         self._ended.labels(reason).inc()
         self._prompt.inc(prompt_tokens)
         self._request_s.observe(ms / 1e3)
 
-    def _leave_queue(self, request_id: str) -> bool:
-        """Whether a request was in the queue, where it is no longer."""
-        if request_id not in self._queued:
-            return False
-        self._queued.remove(request_id)
-        self._waiting.dec()
-        return True
 
-
-class _Prefixes(Collector):
-    """What requests share of what was computed before."""
+class _Now(Collector):
+    """What an engine holds now, and what requests share of what was computed before."""
 
     def __init__(self, stats: Callable[[], EngineStats]):
         self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
-        found = self._stats().prefixes
+        now = self._stats()
+        for name, text, value in (
+            ("requests_active", "Requests that are decoded or prefilled", now.active),
+            ("requests_waiting", "Requests in the queue", now.waiting),
+            ("cache_bytes", "Bytes reserved for keys and values", now.cache_bytes),
+        ):
+            yield GaugeMetricFamily(f"firp_{name}", text, value=value)
+        found = now.prefixes
         for name, text, value in (
             ("lookups", "Prompts that were looked up among cached prefixes", found.lookups),
             ("hits", "Of them, those that found some", found.hits),

@@ -5,8 +5,9 @@ In: reports of the engine. Out: the same, to each.
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
-from firp.runtime.observer import Observer, StepReport
+from firp.runtime.observer import Observer, StepReport, Teller
 from firp.runtime.serving.metrics import Metrics
 
 
@@ -20,31 +21,29 @@ def observers_of(metrics: Metrics) -> Observer:
 
 
 class Observers:
-    """Several observers, told one after the other."""
+    """Several observers, told one after the other; what one of them raises keeps nothing from the next."""
 
     def __init__(self, observers: Sequence[Observer]):
-        self._observers = tuple(observers)
+        self._tellers = tuple(map(Teller, observers))
+
+    def _tell(self, event: str, *about: Any) -> None:
+        for tell in self._tellers:
+            tell(event, *about)
 
     def submitted(self, request_id: str) -> None:
-        for one in self._observers:
-            one.submitted(request_id)
+        self._tell("submitted", request_id)
 
     def started(self, request_id: str, queue_ms: float, reused_tokens: int) -> None:
-        for one in self._observers:
-            one.started(request_id, queue_ms, reused_tokens)
+        self._tell("started", request_id, queue_ms, reused_tokens)
 
     def first_token(self, request_id: str, ms: float) -> None:
-        for one in self._observers:
-            one.first_token(request_id, ms)
+        self._tell("first_token", request_id, ms)
 
     def tokens(self, request_id: str, count: int, ms_since_last: float) -> None:
-        for one in self._observers:
-            one.tokens(request_id, count, ms_since_last)
+        self._tell("tokens", request_id, count, ms_since_last)
 
     def step(self, report: StepReport) -> None:
-        for one in self._observers:
-            one.step(report)
+        self._tell("step", report)
 
     def ended(self, request_id: str, reason: str, prompt_tokens: int, tokens: int, ms: float) -> None:
-        for one in self._observers:
-            one.ended(request_id, reason, prompt_tokens, tokens, ms)
+        self._tell("ended", request_id, reason, prompt_tokens, tokens, ms)

@@ -1,6 +1,7 @@
 """Requests that run together get what each gets alone; what one of them does costs no other."""
 
 import asyncio
+import logging
 import random
 import threading
 import time
@@ -10,6 +11,7 @@ import pytest
 from firp.runtime.engine import Engine
 from firp.runtime.errors import EngineBusyError, EngineClosedError, FirpError, RequestTooLargeError
 from firp.runtime.loop.picker import Picker
+from firp.runtime.observer import NullObserver
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.scheduling import scheduler
 from firp.runtime.scheduling.pieces import LEAST
@@ -28,8 +30,9 @@ def bundle(family_bundle):
 def load(bundle):
     made = []
 
-    def load(**options):
-        made.append(Engine.load(bundle, threads=1, check_hashes=False, options=EngineOptions(**options)))
+    def load(observer=None, **options):
+        options = EngineOptions(**options)
+        made.append(Engine.load(bundle, threads=1, check_hashes=False, options=options, observer=observer))
         return made[-1]
 
     yield load
@@ -150,18 +153,66 @@ def test_what_fails_in_one_request_ends_that_one_alone(load, monkeypatch):
     assert engine.healthy
 
 
-def test_a_thread_that_dies_leaves_nobody_waiting(load, monkeypatch):
-    engine = load(max_batch=1)
-    submitted = threading.Event()
-    monkeypatch.setattr(scheduler.Scheduler, "step", lambda self: submitted.wait(30) / 0)
-    handles = [engine.submit([5, 6]) for _ in range(2)]
-    submitted.set()
+class Ends(NullObserver):
+    """Keeps the requests that were submitted, and how each ended."""
+
+    def __init__(self):
+        self.submits, self.ends = [], []
+
+    def submitted(self, request_id):
+        self.submits.append(request_id)
+
+    def ended(self, request_id, reason, prompt_tokens, tokens, ms):
+        self.ends.append((request_id, reason))
+
+
+@pytest.mark.parametrize("place", ["step", "_forget"])  # before a pass, while a lane is freed
+def test_a_thread_that_dies_leaves_nobody_waiting_and_nothing_held(place, load, monkeypatch, caplog):
+    ends = Ends()
+    engine = load(ends, max_batch=2)
+    real, dies = getattr(scheduler.Scheduler, place), threading.Event()
+
+    def dying(self, *arguments):
+        if dies.is_set():
+            dies.clear()
+            raise MemoryError("no room")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(scheduler.Scheduler, place, dying)
+    handles = [engine.submit([5, 6], SamplingParams(200, ignore_eos=True)) for _ in range(3)]
+    next(iter(handles[1]))
+    dies.set()
+    handles[0].cancel()
     for handle in handles:
-        with pytest.raises(EngineClosedError, match="thread has died . got ZeroDivisionError"):
+        with pytest.raises(EngineClosedError, match="thread has died . got MemoryError: no room"):
             handle.result(60)
+    engine._service._worker._thread.join(60)
     assert not engine.healthy
-    with pytest.raises(EngineClosedError):
+    with pytest.raises(EngineClosedError, match="got MemoryError: no room"):
         engine.submit([5])
+    assert ends.ends == [(name, "error") for name in (ends.submits[2], *ends.submits[:2])]
+    stats = engine.stats()
+    assert (stats.active, stats.waiting, stats.cache_bytes, stats.ended) == (0, 0, 0, {"error": 3})
+    assert sum(group.held_slots for group in engine._service._lanes.groups) == 0
+    assert "no room" in caplog.text
+
+
+def test_what_an_observer_raises_is_logged_once_and_harms_nobody(load, caplog):
+    class Raising:
+        """Has none of an observer's methods but one, which raises."""
+
+        def step(self, report):
+            raise RuntimeError("a bug of an observer")
+
+    engine = load(Raising())
+    params = SamplingParams(8, ignore_eos=True)
+    expected = alone(engine, [5, 6], params, None)
+    for _ in range(2):
+        assert engine.generate([5, 6], params).token_ids == expected
+    assert engine.healthy
+    logged = [record.args for record in caplog.records if record.levelno == logging.ERROR]
+    assert sorted(logged) == [("Raising", name) for name in sorted(vars(NullObserver)) if name[0] != "_"]
+    assert "a bug of an observer" in caplog.text
 
 
 def test_a_long_prompt_is_computed_between_the_steps_of_others(load):

@@ -20,6 +20,7 @@ from firp.runtime.sampling import SamplingParams
 from firp.runtime.scheduling.scheduler import Scheduler
 from firp.runtime.scheduling.service import EngineOptions
 from firp.runtime.serving.app import build_app
+from firp.runtime.serving.metrics import Metrics
 from firp.runtime.trees.tree import DraftTree, TreeConfig
 
 POISON = 77  # a token whose embedding is no number
@@ -40,14 +41,21 @@ def bundle(family_bundle, tmp_path_factory):
 
 
 @pytest.fixture
-def engine(bundle):
-    with Engine.load(bundle, threads=1, check_hashes=False, options=EngineOptions(max_batch=3)) as loaded:
+def metrics():
+    return Metrics()
+
+
+@pytest.fixture
+def engine(bundle, metrics):
+    options = EngineOptions(max_batch=3)
+    with Engine.load(bundle, threads=1, check_hashes=False, options=options, observer=metrics) as loaded:
         yield loaded
 
 
 @pytest.fixture
-def client(engine):
-    with serving(build_app(engine)) as url, httpx2.Client(base_url=url, timeout=30) as made:
+def client(engine, metrics):
+    app = build_app(engine, metrics=metrics)
+    with serving(app) as url, httpx2.Client(base_url=url, timeout=30) as made:
         yield made
 
 
@@ -139,4 +147,8 @@ def test_when_the_engines_thread_dies_every_stream_ends_and_nothing_is_taken(cli
     assert client.get("/healthz").status_code == 503
     assert error(complete(client, **ASKED, prompt=[5]), 503)["code"] == "engine_closed"
     assert error(complete(client, **ASKED, prompt=[5], stream=True), 503)["code"] == "engine_closed"
-    assert "firp_requests_active 0" in client.get("/metrics").text
+    told = client.get("/metrics").text
+    for gauge in ("firp_requests_active", "firp_requests_waiting", "firp_cache_bytes"):
+        assert f"{gauge} 0" in told
+    assert "firp_requests_submitted_total 3" in told
+    assert 'firp_requests_total{reason="error"} 3' in told

@@ -70,18 +70,14 @@ def metrics():
         ("firp_time_to_first_token_seconds_sum", 0.04),
         ("firp_time_between_tokens_seconds_count", 3),
         ("firp_time_between_tokens_seconds_sum", 0.03),
-        ("firp_requests_waiting", 0),
-        ("firp_requests_active", 1),
-        ("firp_cache_bytes", 4096),
     ],
 )
 def test_reports_are_counted(name, expected, metrics):
     assert value(metrics, name) == pytest.approx(expected)
 
 
-def test_the_gauges_go_back(metrics):
+def test_prompts_are_counted_at_their_ends(metrics):
     metrics.ended("a", "stop", 30, 5, 90.0)
-    assert value(metrics, "firp_requests_active") == 0
     assert value(metrics, "firp_prompt_tokens_total") == 40
 
 
@@ -138,10 +134,10 @@ class Span:
         self.over = True
 
 
-def test_every_request_is_a_span():
+def test_every_request_is_a_span_whatever_another_observer_raises():
     provider = Provider()
     metrics = Metrics()
-    tell(Observers([metrics, Tracing(provider)]))
+    tell(Observers([object(), metrics, Tracing(provider)]))
     a, b = provider.spans
     assert (a.attributes["firp.id"], a.over) == ("a", False)
     assert [name for name, _ in a.events] == ["started", "first_token"]
@@ -151,10 +147,13 @@ def test_every_request_is_a_span():
     assert value(metrics, "firp_generated_tokens_total") == 5
 
 
-def test_what_prefixes_saved_is_asked_of_the_engine():
+def test_what_it_holds_and_what_prefixes_saved_is_asked_of_the_engine():
     metrics = Metrics()
-    found = EngineStats(prefixes=PrefixStats(lookups=7, hits=3, tokens=192, bytes=4096, evictions=1))
-    metrics.watch(lambda: found)
+    prefixes = PrefixStats(lookups=7, hits=3, tokens=192, bytes=4096, evictions=1)
+    metrics.watch(lambda: EngineStats(active=2, waiting=5, cache_bytes=8192, prefixes=prefixes))
+    assert value(metrics, "firp_requests_active") == 2
+    assert value(metrics, "firp_requests_waiting") == 5
+    assert value(metrics, "firp_cache_bytes") == 8192
     assert value(metrics, "firp_prefix_lookups_total") == 7
     assert value(metrics, "firp_prefix_hits_total") == 3
     assert value(metrics, "firp_prefix_tokens_total") == 192
