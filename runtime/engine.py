@@ -281,9 +281,10 @@ class Engine(Calls):
         prompt and tools: as for `request`; plain: decode one token a pass; tree: instead of the
         tuned one, whose drafts stop while they lose; a tree that is given drafts to the end;
         deadline_s: seconds from now, the queue included, after which it ends with the reason
-        "deadline"; request_id: for logs and metrics; cancel: when set, the request ends after the
-        current step. Raises PromptError for a prompt that cannot be decoded, EngineBusyError when
-        the queue is full, RequestTooLargeError for more than the memory of the engine.
+        "deadline"; request_id: for logs and metrics, of no other request that has not ended; cancel:
+        when set, the request ends after the current step. Raises PromptError for a prompt that cannot
+        be decoded, EngineBusyError when the queue is full, RequestTooLargeError for more than the
+        memory of the engine.
         """
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise FirpError("bad cancel", got=f"{cancel!r:.60}", expected="a threading.Event, or None")

@@ -64,6 +64,11 @@ class Lanes:
         return max(lanes, 1)
 
     @property
+    def most(self) -> int:
+        """Requests that run at once at most."""
+        return self._max_lanes
+
+    @property
     def decoding(self) -> int:
         """Sessions that decode."""
         return sum(len(group.decoding) for group in self.groups)

@@ -42,7 +42,8 @@ class EngineOptions:
     """Bounds of an engine. Raises FirpError for values out of range."""
 
     max_batch: int = 8  # requests that decode together, 1 to 64
-    max_queue: int = 64  # requests that wait, at least 1; one more is refused at once
+    # requests that wait when all lanes are taken, at least 1; one more is refused at once
+    max_queue: int = 64
     kv_bytes: int | None = None  # of memory for keys and values; None: half of what is free at load
     prefix_bytes: int | None = None  # for prefixes that requests share; None: a quarter of it; 0: none
     # plain steps that a step may take in which a piece of a prompt is computed beside those who decode,
@@ -112,14 +113,18 @@ class Service:
         cancel: threading.Event | None = None,
     ) -> Handle:
         """Hand a request to the engine's thread; drafter: of this request alone. Raises
-        EngineBusyError, EngineClosedError, and RequestTooLargeError.
+        EngineBusyError, EngineClosedError, RequestTooLargeError, and FirpError for the id of another.
         """
         self._lanes.check(needs)
-        handle = Handle(request_id or f"request-{next(self._numbers)}")
+        handle = Handle(request_id or self._new_id())
         picker = Picker(request)
         job = Job(request, needs, drafter, picker, guarded, handle, self._tokenizer, deadline_s, cancel)
         self._worker.submit(job)
         return handle
+
+    def _new_id(self) -> str:
+        names = map("request-{}".format, self._numbers)
+        return next(name for name in names if name not in self._totals.open)
 
     def save_prefix(self, tokens: Sequence[int], path: Path, notes: Any) -> None:
         """Write what is cached of the beginning of a text to a file. Raises FirpError."""

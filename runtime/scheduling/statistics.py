@@ -36,9 +36,10 @@ class EngineStats:
 
 
 class Totals:
-    """An observer that adds up, and passes on."""
+    """An observer that adds up, and passes on. `open`: ids of requests that have not ended."""
 
     def __init__(self, observer: Observer):
+        self.open: set[str] = set()
         self._tell = Teller(observer)
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
@@ -65,6 +66,7 @@ class Totals:
     def submitted(self, request_id: str) -> None:
         with self._lock:
             self._counts["submitted"] += 1
+            self.open.add(request_id)
         self._tell("submitted", request_id)
 
     def started(self, request_id: str, queue_ms: float, reused_tokens: int) -> None:
@@ -92,6 +94,7 @@ class Totals:
     def ended(self, request_id: str, reason: str, prompt_tokens: int, tokens: int, ms: float) -> None:
         with self._lock:
             self._ended[reason] += 1
+            self.open.discard(request_id)
         line = "%s ended (%s): %d prompt tokens, %d new, %.1f ms"
         _log.info(line, request_id, reason, prompt_tokens, tokens, ms)
         self._tell("ended", request_id, reason, prompt_tokens, tokens, ms)

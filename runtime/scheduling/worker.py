@@ -10,10 +10,10 @@ import threading
 import weakref
 from collections import deque
 
-from firp.runtime.errors import EngineBusyError, EngineClosedError
-from firp.runtime.observer import Observer
+from firp.runtime.errors import EngineBusyError, EngineClosedError, FirpError
 from firp.runtime.scheduling.job import Job
 from firp.runtime.scheduling.scheduler import Scheduler
+from firp.runtime.scheduling.statistics import Totals
 
 IDLE_SECONDS = 30.0  # after which memory is given back
 
@@ -29,12 +29,14 @@ def _close_all() -> None:
 
 
 class Worker:
-    """A thread that decodes. max_queue: requests that may wait for it."""
+    """A thread that decodes. max_queue: requests that may wait for it beyond those that free lanes
+    take.
+    """
 
-    def __init__(self, scheduler: Scheduler, max_queue: int, observer: Observer):
+    def __init__(self, scheduler: Scheduler, max_queue: int, totals: Totals):
         self._scheduler = scheduler
         self._max_queue = max_queue
-        self._observer = observer
+        self._totals = totals
         self._mailbox: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -55,23 +57,28 @@ class Worker:
 
     def submit(self, job: Job) -> None:
         """Hand a job over. Raises EngineBusyError when the queue is full, EngineClosedError when it will
-        never be taken.
+        never be taken, FirpError for the id of a request that has not ended.
         """
+        name = job.handle.id
         with self._changed:
             if not self.healthy:
                 raise EngineClosedError("the engine is closed", got=self._error, fix="load it again")
-            if self.waiting >= self._max_queue:
+            if name in self._totals.open:
+                fix = "another one, or wait for its end"
+                raise FirpError("request id in use", got=f"{name!r:.100}", expected="a new one", fix=fix)
+            queued = len(self._totals.open) - self._scheduler.lanes.most  # when every lane is taken
+            if queued >= self._max_queue:
                 raise EngineBusyError(
                     "the engine is busy",
-                    got=f"{self.waiting} requests in the queue",
+                    got=f"{queued} requests in the queue",
                     expected=f"fewer than {self._max_queue}",
                     fix="try again later",
                 )
-            self._observer.submitted(job.handle.id)
-            self._mailbox.append(job)
             if not self._started:
-                self._started = True
                 self._thread.start()
+                self._started = True
+            self._totals.submitted(name)
+            self._mailbox.append(job)
             self._changed.notify()
 
     def close(self, timeout: float | None = None) -> None:

@@ -97,6 +97,35 @@ def test_a_full_queue_refuses_at_once_and_takes_again(load):
     assert engine.generate([5, 6], SamplingParams(3)).token_ids
 
 
+def test_what_free_lanes_take_is_no_queue(load, monkeypatch):
+    engine = load(max_batch=3, max_queue=1)
+    step, goes_on = scheduler.Scheduler.step, threading.Event()
+    monkeypatch.setattr(scheduler.Scheduler, "step", lambda self: goes_on.wait(60) and step(self))
+    handles = [engine.submit([5, 6], SamplingParams(3)) for _ in range(4)]
+    with pytest.raises(EngineBusyError, match="got 1 requests in the queue, expected fewer than 1"):
+        engine.submit([5, 6])
+    goes_on.set()
+    assert all(handle.result(60).token_ids for handle in handles)
+    assert engine.generate([5, 6], SamplingParams(3)).token_ids
+
+
+def test_the_id_of_a_request_is_of_no_other_before_its_end(load):
+    engine = load(max_batch=1)
+    long = SamplingParams(200, ignore_eos=True)
+    running = engine.submit([5, 6], long, request_id="request-1")
+    next(iter(running))
+    waiting = engine.submit([5, 6], long)
+    assert waiting.id == "request-2"
+    for taken in (running.id, waiting.id):
+        with pytest.raises(FirpError, match=f"request id in use . got '{taken}', expected a new one"):
+            engine.submit([5, 6], request_id=taken)
+    for handle in (running, waiting):
+        handle.cancel()
+        handle.result(60)
+    assert engine.generate([5, 6], SamplingParams(3), request_id="request-1").token_ids
+    assert engine.stats().submitted == 3
+
+
 def test_a_deadline_counts_in_the_queue_too(load):
     engine = load(max_batch=1)
     running = engine.submit([5, 6], SamplingParams(200, ignore_eos=True))
