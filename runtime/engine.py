@@ -25,7 +25,7 @@ from firp.runtime.bundle.precision import refuse_blocks
 from firp.runtime.calls import Calls
 from firp.runtime.chat.conversation import Conversation
 from firp.runtime.chat.encoder import ChatEncoder
-from firp.runtime.chat.messages import check_variables
+from firp.runtime.chat.messages import check_messages, check_variables
 from firp.runtime.drafters.interface import Drafter
 from firp.runtime.drafters.make import make_drafter
 from firp.runtime.errors import FirpError
@@ -358,9 +358,12 @@ class Engine(Calls):
         variables = check_variables(chat_template_kwargs)
         conversation = Conversation(self, params, system, plain, tree, variables)
         if saved is not None:
-            conversation.messages = list(self._service.restore_prefix(checked("saved", saved, PATH)).notes)
+            restored = self._service.restore_prefix(checked("saved", saved, PATH), check_messages)
+            conversation.messages = list(restored.notes)
         return conversation
 
-    def save_prefix(self, prompt: Prompt, path: Path, notes: Sequence[Mapping[str, Any]]) -> None:
-        """Write what the cache holds of the beginning of a prompt, and some notes beside it."""
-        self._service.save_prefix(self.encode(prompt), path, notes)
+    def save_prefix(self, prompt: Prompt, path: Path, notes: Sequence[Mapping[str, Any]]) -> int:
+        """Write what the cache holds of the beginning of a prompt, and messages beside it; return how
+        many tokens it holds.
+        """
+        return self._service.save_prefix(self.encode(prompt), path, notes)

@@ -29,7 +29,7 @@ class Decoder(Protocol):
 
     def stream(self, prompt: Any, params: SamplingParams | None = None, **options) -> Iterator[Chunk]: ...
 
-    def save_prefix(self, prompt: Any, path: Path, notes: Sequence[Mapping[str, Any]]) -> None: ...
+    def save_prefix(self, prompt: Any, path: Path, notes: Sequence[Mapping[str, Any]]) -> int: ...
 
 
 class Conversation:
@@ -62,26 +62,33 @@ class Conversation:
         if self._system is not None:
             self.messages.append({"role": "system", "content": self._system})
         self._finished: list[Stats] = []
-        self.tokens = 0  # of the conversation so far, prompt and answers
+        self._lengths: list[int] = []  # tokens of the conversation at the end of each turn
+        self.tokens = 0  # of the conversation at its last turn, prompt and answers; 0 before the first
 
     @property
     def stats(self) -> Stats:
-        """Costs of all turns since the last reset; `reused_tokens` is what the cache saved."""
+        """Costs of all turns since the last reset, those taken back too; `reused_tokens` is what the
+        cache saved.
+        """
         return Stats.total(self._finished)
 
     @property
     def turns(self) -> int:
-        """Turns since the last reset."""
-        return len(self._finished)
+        """Turns since the last reset, but for those taken back."""
+        return len(self._lengths)
 
-    def save(self, path: Path | str) -> None:
+    def save(self, path: Path | str) -> int:
         """Write the messages, and what the cache holds of them, to a file from which
-        `Engine.conversation` goes on. Raises FirpError when it cannot be written.
+        `Engine.conversation` goes on; nothing where there are none. Returns the tokens whose keys and
+        values it holds; a warning is logged where the cache has none. Raises FirpError when it cannot be
+        written.
         """
         path = checked("path", path, PATH)
         self._end_turn()
-        if self.messages:
-            self._decoder.save_prefix(check_messages(self.messages, self._variables), path, self.messages)
+        if not self.messages:
+            return 0
+        said = check_messages(self.messages, self._variables)
+        return self._decoder.save_prefix(said, path, self.messages)
 
     def rewind(self, turns: int = 1) -> None:
         """Forget the last turns, of the user and the model; the cache keeps what comes before them."""
@@ -89,6 +96,8 @@ class Conversation:
         asked = [place for place, message in enumerate(self.messages) if message["role"] == "user"]
         count = checked("turns", turns, whole(1, max(len(asked), 1)))
         del self.messages[asked[-count] if asked else 0 :]
+        del self._lengths[max(0, len(self._lengths) - count) :]
+        self.tokens = self._lengths[-1] if self._lengths else 0
 
     def send(self, text: str, cancel: threading.Event | None = None) -> Iterator[Chunk]:
         """Yield the answer as it comes, like `Engine.stream`; message and answer join `messages`.
@@ -141,3 +150,4 @@ class Conversation:
             chunks.close()
             self.messages = [*messages, {"role": "assistant", "content": text}]
             self._finished.append(stats)
+            self._lengths.append(self.tokens)

@@ -7,7 +7,7 @@ or not at all; the same again, once it is known that the bundle is the same and 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +15,9 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from firp.runtime.bundle.dtypes import DTYPES
+from firp.runtime.bundle.dtypes import DTYPES, to_float32
 from firp.runtime.bundle.format import Manifest
-from firp.runtime.errors import FirpError, foreign_errors
+from firp.runtime.errors import FirpError, foreign_errors, reason
 from firp.runtime.scheduling.prefixes import BLOCK
 
 KIND = "firp session 1"
@@ -27,8 +27,8 @@ class SavedPrefix(NamedTuple):
     """What a file holds."""
 
     tokens: list[int]  # as many as the blocks hold
-    blocks: list[np.ndarray]  # [2N, Hkv, 64, Dh] each
     notes: Any  # whatever whoever saved it wants to find again
+    blocks: list[np.ndarray]  # [2N, Hkv, 64, Dh] each
 
 
 def save_prefix(
@@ -38,46 +38,79 @@ def save_prefix(
     shape = _block_shape(manifest)
     values = np.stack(blocks) if blocks else np.empty((0, *shape), _dtype(manifest))
     held = list(tokens[: len(blocks) * BLOCK])
-    text = json.dumps({"tokens": held, "notes": notes})
-    metadata = {
-        "kind": KIND,
-        "bundle": bundle_digest(manifest),
-        "text": text,
-        "sha256": _digest(text, values),
-    }
     beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with foreign_errors(lambda reason: FirpError("cannot write the session", got=f"'{path}': {reason}")):
+            text = json.dumps({"tokens": held, "notes": notes})
+            metadata = {
+                "kind": KIND,
+                "bundle": bundle_digest(manifest),
+                "text": text,
+                "sha256": _digest(text, values),
+            }
             save_file({"blocks": values}, beside, metadata)
             os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def load_prefix(path: Path, manifest: Manifest) -> SavedPrefix:
-    """Read a file. Raises FirpError for one that is not whole, or of another bundle."""
-    with (
-        foreign_errors(lambda reason: FirpError("cannot read the session", got=f"'{path}': {reason}")),
-        safe_open(path, "numpy") as file,
-    ):
+def load_prefix(path: Path, manifest: Manifest, read_notes: Callable[[Any], Any]) -> SavedPrefix:
+    """Read a file. read_notes: checks what was noted; raises FirpError. Raises FirpError for a file that
+    is not whole, or of another bundle.
+    """
+    with foreign_errors(lambda reason: FirpError("cannot read the session", got=f"'{path}': {reason}")):
+        if path.exists() and not path.is_file():
+            raise FirpError("cannot read the session", got=f"'{path}'", expected="a regular file")
+        text, values = _read(path, manifest)
+    try:
+        return SavedPrefix(*_fields(text, len(values) * BLOCK, manifest, read_notes), list(values))
+    except FirpError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _read(path: Path, manifest: Manifest) -> tuple[str, np.ndarray]:
+    """What a file says, and its blocks [n, ...], once they are known to be what was written."""
+    with safe_open(path, "numpy") as file:
         metadata = file.metadata() or {}
         if metadata.get("kind") != KIND:
             got = f"'{path}': {metadata.get('kind', 'something else')!r:.60}"
             raise FirpError("not a saved session", got=got, expected=KIND)
         if metadata.get("bundle") != bundle_digest(manifest):
             raise FirpError("session of another bundle", got=f"'{path}'", fix="begin a new one")
+        most = manifest.model.max_position_embeddings // BLOCK
+        count, *shape = file.get_slice("blocks").get_shape() or [0]
+        if count > most or tuple(shape) != _block_shape(manifest):
+            raise _damaged(path, f"{count} blocks of shape {shape}")
         values = file.get_tensor("blocks")
     text = metadata.get("text", "")
-    tokens = json.loads(text)["tokens"] if metadata.get("sha256") == _digest(text, values) else None
-    whole = (
-        tokens is not None
-        and values.shape[1:] == _block_shape(manifest)
-        and values.dtype == _dtype(manifest)
-        and len(tokens) == len(values) * BLOCK
-    )
-    if not whole:
-        raise FirpError("damaged session", got=f"'{path}'", fix="begin a new one")
-    return SavedPrefix(tokens, list(values), json.loads(text)["notes"])
+    if values.dtype != _dtype(manifest) or metadata.get("sha256") != _digest(text, values):
+        raise _damaged(path, "its digest does not fit")
+    if not all(np.isfinite(to_float32(block)).all() for block in values):
+        raise _damaged(path, "values that are not finite")
+    return text, values
+
+
+def _fields(
+    text: str, count: int, manifest: Manifest, read_notes: Callable[[Any], Any]
+) -> tuple[list[int], Any]:
+    """Token ids, as many as the blocks hold, and notes."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FirpError("its text is not JSON", got=reason(error)) from error
+    if not isinstance(found, dict) or found.keys() != {"tokens", "notes"}:
+        raise FirpError("bad text", got=f"{found!r:.60}", expected="tokens and notes")
+    tokens, vocabulary = found["tokens"], manifest.model.vocab_size
+    if not isinstance(tokens, list) or len(tokens) != count:
+        raise FirpError("bad tokens", got=f"{tokens!r:.60}", expected=f"a list of {count}")
+    for token in tokens:
+        if type(token) is not int or not 0 <= token < vocabulary:
+            raise FirpError("bad token", got=f"{token!r:.60}", expected=f"0 to {vocabulary - 1}")
+    return tokens, read_notes(found["notes"])
+
+
+def _damaged(path: Path, got: str) -> FirpError:
+    return FirpError("damaged session", got=f"'{path}': {got}", fix="begin a new one")
 
 
 def _block_shape(manifest: Manifest) -> tuple[int, int, int, int]:

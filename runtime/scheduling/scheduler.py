@@ -21,7 +21,7 @@ from firp.runtime.scheduling.lane_group import LaneGroup
 from firp.runtime.scheduling.lanes import Lanes
 from firp.runtime.scheduling.pieces import LEAST, Pieces
 from firp.runtime.scheduling.policy import Policy, fitting
-from firp.runtime.scheduling.step_counts import StepCounts
+from firp.runtime.scheduling.statistics import StepCounts
 
 AIM = 0.9  # of the time that a step with a piece of a prompt may take: some room, for times differ
 MOVED_SLOTS = 2048  # of a text, when its slots are laid out anew while others wait

@@ -5,6 +5,7 @@ service is closed, or forgotten.
 """
 
 import itertools
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ from firp.runtime.scheduling.scheduler import Scheduler
 from firp.runtime.scheduling.statistics import EngineStats, Totals
 from firp.runtime.scheduling.worker import Worker
 
+_log = logging.getLogger("firp.engine")
 MAX_BATCH = 64  # sequences of one pass: more would take longer than they save
 
 
@@ -126,13 +128,20 @@ class Service:
         names = map("request-{}".format, self._numbers)
         return next(name for name in names if name not in self._totals.open)
 
-    def save_prefix(self, tokens: Sequence[int], path: Path, notes: Any) -> None:
-        """Write what is cached of the beginning of a text to a file. Raises FirpError."""
-        save_prefix(path, self._manifest, tokens, self._prefixes.longest(tokens), notes)
+    def save_prefix(self, tokens: Sequence[int], path: Path, notes: Any) -> int:
+        """Write what is cached of the beginning of a text to a file; return how many tokens that are.
+        Raises FirpError.
+        """
+        blocks = self._prefixes.longest(tokens)
+        save_prefix(path, self._manifest, tokens, blocks, notes)
+        if not blocks and len(tokens) >= BLOCK:
+            line = "'%s' holds what was said, but nothing of the cache: %d tokens will be computed again"
+            _log.warning(line, path, len(tokens))
+        return len(blocks) * BLOCK
 
-    def restore_prefix(self, path: Path) -> SavedPrefix:
-        """Read such a file, and share what it holds. Raises FirpError."""
-        saved = load_prefix(path, self._manifest)
+    def restore_prefix(self, path: Path, read_notes: Callable[[Any], Any]) -> SavedPrefix:
+        """Read such a file, and share what it holds. read_notes: checks notes. Raises FirpError."""
+        saved = load_prefix(path, self._manifest, read_notes)
         self._prefixes.add(saved.tokens, lambda start, stop: saved.blocks[start // BLOCK])
         return saved
 

@@ -1,4 +1,4 @@
-"""Sums of what an engine has done since it was loaded.
+"""Sums of what an engine has done: in a step, and since it was loaded.
 
 In: events of the engine's thread. Out: `EngineStats`; every event goes on to the observer that the
 application gave.
@@ -7,9 +7,12 @@ application gave.
 import logging
 import threading
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from firp.runtime.observer import Draft, Observer, StepReport, Teller
+from firp.runtime.passes.batch import COPIES
+from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.scheduling.prefixes import PrefixStats
 
 _log = logging.getLogger("firp.engine")
@@ -98,6 +101,42 @@ class Totals:
         line = "%s ended (%s): %d prompt tokens, %d new, %.1f ms"
         _log.info(line, request_id, reason, prompt_tokens, tokens, ms)
         self._tell("ended", request_id, reason, prompt_tokens, tokens, ms)
+
+
+class StepCounts:
+    """Counts of one step."""
+
+    def __init__(self):
+        self.rows = 0
+        self.tokens = 0
+        self.prompt_tokens = 0
+        self.accepted: Counter[Draft] = Counter()
+        self.drafted: Counter[Draft] = Counter()
+        self.graph_ms: Counter[str] = Counter()
+
+    def add_times(self, pass_ms: Mapping[str, float]) -> None:
+        """Add the times of a pass, by graph."""
+        self.graph_ms.update({name: ms for name, ms in pass_ms.items() if name != COPIES})
+
+    def count(self, plan: PassPlan, tokens: int, accepted: Sequence[str]) -> None:
+        """Add what one sequence got of a pass. accepted: drafters of its drafts, by depth."""
+        self.tokens += tokens
+        if not plan.prompt:
+            tree = plan.tree
+            self.rows = max(self.rows, len(tree.tokens))
+            self.drafted.update(set(map(Draft, tree.drafters[1:], tree.depths[1:])))
+            self.accepted.update(map(Draft, accepted, range(1, 1 + len(accepted))))
+
+    def report(
+        self, batch: int, total_ms: float, active: int, waiting: int, cache_bytes: int
+    ) -> StepReport | None:
+        """The step as an observer is told of it; None where it did nothing."""
+        if not (self.tokens or self.prompt_tokens):
+            return None
+        return StepReport(
+            *(batch, self.rows, self.tokens, self.prompt_tokens, self.accepted, self.drafted),
+            *(self.graph_ms, total_ms, active, waiting, cache_bytes),
+        )
 
 
 def _by_drafter(counts: Counter[Draft]) -> dict[str, dict[int, int]]:
