@@ -8,9 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
+from firp.runtime.arguments import TEXT, checked, whole
 from firp.runtime.chat.messages import check_messages
 from firp.runtime.loop.generation import Chunk, Generation, collect
-from firp.runtime.requests import Prompt
+from firp.runtime.requests import PARAMS, Prompt
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.scheduling.handle import Following, Handle
 
@@ -24,6 +25,32 @@ class Calls(ABC):
     def submit(self, prompt: Prompt, params: SamplingParams | None = None, **options) -> Handle:
         """Begin to decode a request."""
 
+    def submit_samples(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        n: int = 1,
+        *,
+        request_id: str | None = None,
+        **options,
+    ) -> list[Handle]:
+        """Begin `n` requests that differ in their seeds: params.seed, + 1, ...  request_id: theirs are
+        made of it, with -0, -1, ...; `options`: as for `submit`.
+        """
+        count = checked("n", n, whole(1))
+        params = checked("params", params, PARAMS) or SamplingParams()
+        checked("request_id", request_id, TEXT.or_none())
+        handles = []
+        try:
+            for place in range(count):
+                name = request_id and f"{request_id}-{place}"
+                handles.append(self.submit(prompt, params.sample(place), request_id=name, **options))
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+        return handles
+
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options) -> Iterator[Chunk]:
         """Yield what each step adds, then a closing chunk with the finish reason. `options`: as for
         `submit`, which also says what is raised, at once.
@@ -33,6 +60,28 @@ class Calls(ABC):
     def generate(self, prompt: Prompt, params: SamplingParams | None = None, **options) -> Generation:
         """Decode one request to its end. `options`: as for `submit`."""
         return collect(self.stream(prompt, params, **options))
+
+    def generate_samples(
+        self, prompt: Prompt, params: SamplingParams | None = None, n: int = 1, **options
+    ) -> list[Generation]:
+        """`submit_samples`, to their ends."""
+        handles = self.submit_samples(prompt, params, n, **options)
+        try:
+            return [handle.result() for handle in handles]
+        finally:
+            for handle in handles:
+                handle.cancel()
+
+    async def agenerate_samples(
+        self, prompt: Prompt, params: SamplingParams | None = None, n: int = 1, **options
+    ) -> list[Generation]:
+        """`generate_samples`, in an event loop."""
+        handles = self.submit_samples(prompt, params, n, **options)
+        try:
+            return [await handle.wait() for handle in handles]
+        finally:
+            for handle in handles:
+                handle.cancel()
 
     async def astream(
         self, prompt: Prompt, params: SamplingParams | None = None, **options

@@ -11,11 +11,10 @@ of its own decodes all requests together.
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from firp.runtime.arguments import PATH, TEXT, TRUTH, checked, instance, integer, more_than_0, whole
+from firp.runtime.arguments import PATH, TEXT, TRUTH, checked, instance, integer, more_than_0
 from firp.runtime.backends.interface import Backend
 from firp.runtime.backends.registry import backend_factory
 from firp.runtime.bundle.calibration import Choice
@@ -296,33 +295,6 @@ class Engine(Calls):
         needs = self.needs(request, chosen)
         self.sessions.check(needs)
         return self._service.submit(request, needs, drafter, tree is None, deadline_s, request_id, cancel)
-
-    def submit_samples(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None = None,
-        n: int = 1,
-        *,
-        request_id: str | None = None,
-        **options,
-    ) -> list[Handle]:
-        """Begin `n` requests that differ in their seeds: params.seed, + 1, ...  request_id: theirs are
-        made of it, with -0, -1, ...; `options`: as for `submit`.
-        """
-        count = checked("n", n, whole(1))
-        params = checked("params", params, PARAMS) or SamplingParams()
-        checked("request_id", request_id, TEXT.or_none())
-        handles = []
-        try:
-            for place in range(count):
-                sample = replace(params, seed=(params.seed + place) % 2**64)
-                name = request_id and f"{request_id}-{place}"
-                handles.append(self.submit(prompt, sample, request_id=name, **options))
-        except FirpError:
-            for handle in handles:
-                handle.cancel()
-            raise
-        return handles
 
     def _chosen(self, plain: bool, tree: TreeConfig | None, params: SamplingParams) -> TreeConfig | None:
         """The tree to decode with; None: plainly. What a grammar forces is drafted without another

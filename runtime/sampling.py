@@ -5,7 +5,7 @@ of logits is written in `firp.runtime.picking`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,10 @@ class SamplingParams:
         if allowed is not None and not set(allowed) - set(self.banned_token_ids):
             got = f"allowed_token_ids {allowed!r:.80}, all of them banned"
             raise FirpError("no token may be picked", got=got, fix="allow one that is not banned")
+
+    def sample(self, place: int) -> "SamplingParams":
+        """Those of the sample at this place of several, which differ in their seeds."""
+        return replace(self, seed=(self.seed + place) % 2**64)
 
     @property
     def token_ids(self) -> dict[str, tuple[int, ...]]:

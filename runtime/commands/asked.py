@@ -31,6 +31,29 @@ sampling_options = options_from(SamplingParams(), _SAMPLING)
 answer_options = options_from(SamplingParams(max_new_tokens=1024), _SAMPLING)
 
 
+def _biases(context: click.Context, param: click.Parameter, pairs: tuple[str, ...]) -> dict[int, float]:
+    try:
+        return {int(token): float(bias) for token, bias in (pair.split("=") for pair in pairs)}
+    except ValueError as error:
+        raise click.BadParameter(f"got {' '.join(pairs):.60}, expected ID=BIAS...") from error
+
+
+def token_options(command: Callable) -> Callable:
+    """Options about single tokens, which are named by their ids."""
+    several = {"type": int, "multiple": True, "metavar": "ID"}
+    all_of_none = {**several, "callback": lambda context, param, ids: ids or None}
+    bias = {"multiple": True, "metavar": "ID=BIAS", "callback": _biases}
+    for option in (
+        click.option("--stop-token-ids", help="End with any of these tokens.", **several),
+        click.option("--banned-token-ids", help="Never pick these tokens.", **several),
+        click.option("--allowed-token-ids", help="Pick no other tokens than these.", **all_of_none),
+        click.option("--logit-bias", help="Added to the logits of these tokens.", **bias),
+        options_from(SamplingParams(), {"min_tokens": "Tokens before which no end token is picked."}),
+    ):
+        command = option(command)
+    return command
+
+
 def structured_options(command: Callable) -> Callable:
     """Options that say what the text must be; `structured_output` reads them."""
     for option in (

@@ -15,6 +15,7 @@ from firp.runtime.commands.asked import (
     structured_options,
     structured_output,
     template_option,
+    token_options,
 )
 from firp.runtime.commands.shown import tuning_remark
 from firp.runtime.console.interrupts import cancel_on_interrupt
@@ -41,11 +42,13 @@ AHEAD = 16  # prompts that decode together, or wait for it
 @click.option("--chat", is_flag=True, help="Every text is what a user says, through the chat template.")
 @template_option
 @sampling_options
+@token_options
 @click.option("--stop", multiple=True, help="End before any of these texts.")
 @structured_options
 @click.option(
     "--logprobs", type=int, metavar="N", help="With --json: logprobs of every token and of the N best."
 )
+@click.option("-n", "samples", type=click.IntRange(1), default=1, help="Answers a prompt; seeds count on.")
 @click.option("--plain", is_flag=True, help="One token a pass, no drafts.")
 @click.option("--stats", is_flag=True, help="What the engine did, as JSON, to stderr at the end.")
 @backend_option(BACKENDS)
@@ -62,6 +65,7 @@ def generate(
     grammar,
     choice,
     logprobs,
+    samples,
     plain,
     stats,
     backend,
@@ -90,8 +94,9 @@ def generate(
     for request in requests:
         engine.request(request.content, params)  # all are checked before the first is decoded
     with cancel_on_interrupt() as cancel:
-        for request, handle in _ahead(engine, requests, params, plain=plain, cancel=cancel):
-            if len(requests) > 1 and not as_json:
+        every = [(request, params.sample(place)) for request in requests for place in range(samples)]
+        for request, handle in _ahead(engine, every, plain=plain, cancel=cancel):
+            if len(every) > 1 and not as_json:
                 messages.print(f"[{request.id}]", style="bold")
             result = collect(handle) if as_json else collect(handle, _show)
             if as_json:
@@ -108,12 +113,12 @@ def generate(
 
 
 def _ahead(
-    engine: Engine, requests: list[Prompt], params: SamplingParams, **options
+    engine: Engine, requests: list[tuple[Prompt, SamplingParams]], **options
 ) -> Iterator[tuple[Prompt, Handle]]:
     """Requests in their order, with some that decode already while the first is shown."""
     rest, begun = iter(requests), deque()
     while True:
-        for request in itertools.islice(rest, AHEAD - len(begun)):
+        for request, params in itertools.islice(rest, AHEAD - len(begun)):
             begun.append((request, engine.submit(request.content, params, **options)))
         if not begun:
             return

@@ -7,7 +7,6 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -86,8 +85,8 @@ class ServedEngine:
             options = {"plain": self.settings.plain, "deadline_s": deadline_s}
             for prompt, rules in zip(prompts, params, strict=True):
                 for sample in range(samples):
-                    own = replace(rules, seed=(rules.seed + sample) % 2**64)
                     own_id = f"{request_id}-{len(handles)}"
+                    own = rules.sample(sample)
                     handles.append(self.engine.submit(prompt, own, request_id=own_id, **options))
 
         try:

@@ -2,6 +2,7 @@
 
 import json
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -39,6 +40,34 @@ def test_options_are_those_of_the_interface(run, demo_engine):
     assert [each["token_id"] for each in found["logprobs"]] == expected.token_ids
     assert {len(each["top"]) for each in found["logprobs"]} == {2}
     assert found["logprobs"][0]["logprob"] == pytest.approx(expected.logprobs[0].logprob, abs=1e-4)
+
+
+def test_tokens_are_named_by_their_ids(run, demo_engine):
+    first, second, *_ = demo_engine.generate(PROMPT, SamplingParams(9)).token_ids
+    fields = {"banned_token_ids": (first, 5), "stop_token_ids": (second,), "min_tokens": 3}
+    expected = demo_engine.generate(PROMPT, SamplingParams(9, logit_bias={7: 4, 8: -2.5}, **fields)).token_ids
+    bias = ["--logit-bias", "7=4", "8=-2.5"]
+    banned = ["--banned-token-ids", first, 5, "--stop-token-ids", second, "--min-tokens", 3]
+    assert run(*bias, *banned, "--max-new-tokens", 9)["token_ids"] == expected
+    assert set(run("--allowed-token-ids", 7, 8, "--max-new-tokens", 5)["token_ids"]) <= {7, 8}
+
+
+def test_answers_to_a_prompt_differ_in_their_seeds(demo_bundle, demo_engine):
+    line = [str(demo_bundle), "--prompt", PROMPT, "--json", "-n", "3", "--temperature", "1", "--seed", "4"]
+    result = CliRunner().invoke(
+        generate, [*line, "--max-new-tokens", "8"], catch_exceptions=False, standalone_mode=False
+    )
+    found = [json.loads(row)["token_ids"] for row in result.stdout.splitlines()]
+    params = SamplingParams(8, 1.0, seed=4)
+    expected = [one.token_ids for one in demo_engine.generate_samples(PROMPT, params, 3)]
+    assert found == expected
+    assert len(set(map(tuple, found))) == 3
+
+
+@pytest.mark.parametrize("bias", ["7", "x=1", "7=1=2"])
+def test_a_bias_that_is_none_is_one_line(bias, run):
+    with pytest.raises(click.BadParameter, match="expected ID=BIAS"):
+        run("--logit-bias", bias)
 
 
 def test_the_text_is_what_was_asked_for(run, tmp_path):

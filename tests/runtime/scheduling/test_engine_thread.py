@@ -282,11 +282,15 @@ def test_handles_are_awaited_and_iterated_in_an_event_loop(load):
 def test_samples_differ_in_their_seeds(load):
     engine = load()
     params = SamplingParams(10, temperature=1.0, seed=3, ignore_eos=True)
-    found = [handle.result(60).token_ids for handle in engine.submit_samples([5, 6], params, 3)]
-    assert found == [
+    expected = [
         alone(engine, [5, 6], SamplingParams(10, temperature=1.0, seed=seed, ignore_eos=True), None)
         for seed in (3, 4, 5)
     ]
+    handles = engine.submit_samples([5, 6], params, 3)
+    waited_for = engine.generate_samples([5, 6], params, 3)
+    awaited = asyncio.run(engine.agenerate_samples([5, 6], params, 3))
+    for found in ([handle.result(60) for handle in handles], waited_for, awaited):
+        assert [one.token_ids for one in found] == expected
 
 
 def test_many_threads_share_an_engine(load):
