@@ -110,7 +110,7 @@ def test_a_poisoned_draft_costs_its_pass_and_no_token(temperature, engine, monke
     assert len(drafted) == 3  # once a request, of which nothing drafts from then on
 
 
-def test_when_the_engines_thread_dies_every_stream_ends_and_nothing_is_taken(client, monkeypatch):
+def test_when_the_engines_thread_dies_every_stream_ends_and_nothing_is_taken(client, engine, monkeypatch):
     step, dies = Scheduler.step, threading.Event()
 
     def dying(self):
@@ -136,7 +136,8 @@ def test_when_the_engines_thread_dies_every_stream_ends_and_nothing_is_taken(cli
         streams = [clients.submit(stream) for _ in range(2)]
         streaming.wait(30)
         whole = clients.submit(complete, client, **ASKED, prompt=[5, 6], max_tokens=200)
-        time.sleep(0.05)
+        while engine.stats().submitted < 3:
+            time.sleep(0.01)
         dies.set()
     assert error(whole.result(), 503)["code"] == "engine_closed"
     for one in streams:
