@@ -124,14 +124,6 @@ def test_every_field_is_checked_though_the_digest_fits(name, bundles, saved):
     assert engine.stats().prefixes.bytes == 0
 
 
-def test_what_cannot_be_written_is_one_line(bundles, tmp_path):
-    conversation = Engine.load(bundles[0], threads=1).conversation(PARAMS)
-    conversation.messages = [{"role": "user", "content": "hi", "raw": b"x"}]
-    with pytest.raises(FirpError, match="cannot write the session.*bytes is not JSON serializable"):
-        conversation.save(tmp_path / "talk.session")
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("prefix_bytes", [0, None])
 def test_saving_says_what_it_saves_of_the_cache(prefix_bytes, bundles, tmp_path, caplog):
     options = EngineOptions(prefix_bytes=prefix_bytes)
