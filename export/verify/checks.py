@@ -3,8 +3,8 @@ plain decoding.
 
 In: a bundle folder and, for the first part, the model it came from. Out: a `Report` of
 `Check`s; nothing is only a warning. Hidden states and logits are compared with the Hugging Face
-model in float64, in prefill, in chained decoding and over a random tree; plain tokens with its
-`generate`.
+model in float64, in prefill, in chained decoding and over a random tree, at the first tokens and at
+those where windows and the like begin (`late.py`); plain tokens with its `generate`.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +16,7 @@ import numpy as np
 
 from firp.export.sources.checkpoint import Checkpoint
 from firp.export.sources.open import open_checkpoint
+from firp.export.verify.late import Late, late_begins
 from firp.export.verify.report import Check, Report
 from firp.export.verify.rounding import distance, judge, larger, scaled_difference, value_limit
 from firp.export.verify.rows import Rows, Sample, SessionRows, StageRows, random_sample
@@ -108,7 +109,7 @@ def _samples(engine: Engine) -> dict[str, list[Sample]]:
     vocab_size = engine.model.vocab_size
     context = engine.model.max_position_embeddings
     return {
-        kind: [random_sample(prompt, vocab_size, context) for prompt in prompts]
+        f"{kind} tokens": [random_sample(prompt, vocab_size, context) for prompt in prompts]
         for kind, prompts in prompts_by_kind(engine, 2, 48).items()
     }
 
@@ -130,7 +131,12 @@ def _against_hugging_face(engine: Engine, checkpoint: Checkpoint, stored: str) -
         reference = Reference(checkpoint, stored, integers.tensor)
     else:
         reference = Reference(checkpoint, stored)
-    yield Step("values against float64", partial(_values_against_float64, engine, reference, stored))
+    samples = _samples(engine)
+    yield Step("values against float64", partial(_values_against_float64, engine, reference, stored, samples))
+    reached = len(samples["random tokens"][0].prompt) // 2
+    for late in late_begins(engine, reference.model.config, reached):
+        name = f"values at {late.begins} tokens"
+        yield Step(name, partial(_late_values, name, engine, reference, stored, late))
     yield Step("plain = generate", partial(_generate, engine, reference, stored))
 
 
@@ -140,10 +146,27 @@ def _rounded_weights(stored: Any) -> list[Check]:
     return [Check(f"steps from the model's weights, {name}", steps <= limit, steps, limit)]
 
 
-def _values_against_float64(engine: Engine, reference: Any, dtype: str) -> list[Check]:
+def _late_values(name: str, engine: Engine, reference: Any, dtype: str, late: Late) -> list[Check]:
+    """Values of rows after many tokens; on the CPU, where a cache can be given."""
+    if late.hindrance:
+        return [Check(f"{name} not compared: {late.hindrance}", True, 0, 0)]
+    if engine.backend.name != "cpu":
+        engine = engine_for_checks(engine.bundle)
+    samples = {f"random tokens after {late.cached}": [late.sample]}
+    return _values_against_float64(engine, reference, dtype, samples, late.past())
+
+
+def _values_against_float64(
+    engine: Engine,
+    reference: Any,
+    dtype: str,
+    samples: dict[str, list[Sample]],
+    past: np.ndarray | None = None,
+) -> list[Check]:
     """The engine's distance from the model in float64, with that of the model in `dtype`, the
     bundle's own, as the yardstick; where that is too short, with that of the model whose functions are
-    as coarse as ONNX Runtime's too. Rows that depend on a near tie of routing are not judged.
+    as coarse as ONNX Runtime's too. Rows that depend on a near tie of routing are not judged. past: what
+    is cached before samples (`model_rows`).
     """
     import torch
 
@@ -151,21 +174,21 @@ def _values_against_float64(engine: Engine, reference: Any, dtype: str) -> list[
     from firp.export.verify.reference import model_rows
     from firp.export.verify.routing import near_ties
 
-    samples = whole = _samples(engine)
+    whole = samples
     layer = engine.manifest.prediction_layer
     for length in (*_PIECES, None):
         every = [sample for group in samples.values() for sample in group]
-        truth, yardstick, ties = near_ties(reference, layer, every, dtype)
+        truth, yardstick, ties = near_ties(reference, layer, every, dtype, past)
         if length is None or ties.leave_rows(list(map(len, samples.values()))):
             break
         samples = {kind: group + _pieces(engine, whole[kind], length) for kind, group in samples.items()}
-    session = SessionRows(engine, most_rows(engine))
+    session = SessionRows(engine, most_rows(engine), past)
     ours = [session.run(sample) for sample in every]
     checks = _judged(samples, ours, [yardstick], truth, ties, dtype)
     if all(check.passed for check in checks):
         return checks
     with CoarseFunctions(seed=0):
-        coarse = model_rows(reference, layer, every, torch.float64)
+        coarse = model_rows(reference, layer, every, torch.float64, past)
     return _judged(samples, ours, [yardstick, coarse], truth, ties, dtype)
 
 
@@ -200,10 +223,10 @@ def _judged(
                     for side in sides
                 )
                 mine, *theirs = (distance(rows, true) for rows in others)
-                checks.append(judge(f"{stage} {part}, {kind} tokens", mine, reduce(larger, theirs), dtype))
+                checks.append(judge(f"{stage} {part}, {kind}", mine, reduce(larger, theirs), dtype))
         if left_out:
             rows = 2 * sum(len(part.logits) for sample in sides[0] for part in sample)
-            name = f"rows that depend on near ties of routing, {kind} tokens"
+            name = f"rows that depend on near ties of routing, {kind}"
             checks.append(Check(name, left_out < rows, left_out, rows - 1, ties.found(start, end)))
     return checks
 
@@ -238,7 +261,7 @@ def _against_onnx_runtime(engine: Engine) -> Iterator[Step]:
     """The values of an engine against those of the graphs that it was built from."""
     reference = engine_for_checks(load_bundle(engine.bundle.path, check_hashes=False))
     for kind, samples in _samples(engine).items():
-        name = f"values of {kind} tokens against ONNX Runtime"
+        name = f"values of {kind} against ONNX Runtime"
         yield Step(name, partial(_values_against_onnx_runtime, engine, reference, kind, samples))
 
 
@@ -253,5 +276,5 @@ def _values_against_onnx_runtime(
         for part in Rows._fields:
             pairs = zip(_values(ours, stage, part), _values(theirs, stage, part), strict=True)
             worst = float(np.max([scaled_difference(*pair) for pair in pairs]))  # NaN anywhere fails
-            checks.append(Check(f"{stage} {part}, ONNX Runtime, {kind} tokens", worst <= limit, worst, limit))
+            checks.append(Check(f"{stage} {part}, ONNX Runtime, {kind}", worst <= limit, worst, limit))
     return checks

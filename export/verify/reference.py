@@ -1,21 +1,56 @@
 """Rows of the Hugging Face model: in float64 the truth, and in the bundle's own type the yardstick,
 whose distance from float64 is what rounding costs.
 
-In: a `Reference`, samples. Out: their `StageRows`, computed in any type.
+In: a `Reference`, samples, and what is cached before them. Out: their `StageRows`, computed in any type.
 """
+
+import inspect
+from typing import Any
 
 import numpy as np
 import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from firp.export.verify.rows import Rows, Sample, StageRows
 from firp.export.weights.streamed_model import Reference
 
 
+class _Given(DynamicLayer):
+    """Keys and values of tokens that are cached already, in the place of a layer's; it keeps no others."""
+
+    def __init__(self, past: torch.Tensor):
+        """past: [2, Hkv, P, Dh] of each sequence."""
+        super().__init__()
+        self.keys, self.values = past[:, None]
+        self.is_initialized = True
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, ...]:
+        """All that the rows [N, Hkv, L, Dh] may attend to."""
+        pairs = ((self.keys, keys), (self.values, values))
+        return tuple(torch.cat([old.expand(len(new), -1, -1, -1), new], -2) for old, new in pairs)
+
+
 def model_rows(
-    reference: Reference, prediction_layer: int, samples: list[Sample], dtype: torch.dtype
+    reference: Reference,
+    prediction_layer: int,
+    samples: list[Sample],
+    dtype: torch.dtype,
+    past: np.ndarray | None = None,
 ) -> list[StageRows]:
-    """Rows that the model computes in `dtype`, a `StageRows` for each sample."""
-    out = reference.run(sequences(samples), dtype, output_hidden_states=True)
+    """Rows that the model computes in `dtype`, a `StageRows` for each sample. past: keys and values
+    [2, Hkv, P, Dh] that every layer has cached of the tokens before them.
+    """
+    options = {"output_hidden_states": True}
+    if past is not None:
+        cache = DynamicCache()
+        layers = reference.checkpoint.config.num_hidden_layers
+        values = torch.from_numpy(past).to(dtype)
+        cache.layers = [_Given(values) for _ in range(layers)]
+        known = inspect.signature(reference.model.forward).parameters
+        options["cache" if "cache" in known else "past_key_values"] = cache
+    out = reference.run(sequences(samples), dtype, **options)
     states, logits = out.hidden_states[prediction_layer], out.logits  # [N, L, D], [N, L, V]
     if dtype != torch.float64:  # numpy has no bfloat16
         states, logits = states.float(), logits.float()

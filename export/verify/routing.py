@@ -50,15 +50,21 @@ class NearTies(NamedTuple):
 
 
 def near_ties(
-    reference: Reference, prediction_layer: int, samples: list[Sample], dtype: str
+    reference: Reference,
+    prediction_layer: int,
+    samples: list[Sample],
+    dtype: str,
+    past: np.ndarray | None = None,
 ) -> tuple[list[StageRows], list[StageRows], NearTies]:
-    """Rows of the model in float64 and in `dtype`, and the near ties that its routers meet there."""
+    """Rows of the model in float64 and in `dtype`, after what is cached before them (`model_rows`), and
+    the near ties that its routers meet there.
+    """
     shape = tuple(sequences(samples).shape)
     routers = _Routers(reference)
     with routers.watched() as true:
-        truth = model_rows(reference, prediction_layer, samples, torch.float64)
+        truth = model_rows(reference, prediction_layer, samples, torch.float64, past)
     with routers.watched() as rounded:
-        yardstick = model_rows(reference, prediction_layer, samples, getattr(torch, dtype))
+        yardstick = model_rows(reference, prediction_layer, samples, getattr(torch, dtype), past)
     last = reference.checkpoint.config.num_hidden_layers - 1
     margins = np.full(shape, np.inf)
     states, logits = np.zeros(shape, bool), np.zeros(shape, bool)

@@ -38,32 +38,38 @@ class StageRows(NamedTuple):
     tree: Rows  # the tree in one pass, on the cached prompt
 
 
-def random_sample(prompt: list[int], vocab_size: int, context: int) -> Sample:
-    """The prompt and a random tree of TREE_ROWS rows that ends within the context."""
+def random_sample(prompt: list[int], vocab_size: int, context: int, rows: int = TREE_ROWS) -> Sample:
+    """The prompt and a random tree of so many rows that ends within the context."""
     rng = np.random.default_rng(len(prompt))
     parents = [-1]
     depths = [0]
     deepest = context - len(prompt) - 1
-    for _ in range(1, TREE_ROWS):
+    for _ in range(1, rows):
         parents.append(int(rng.choice([node for node, depth in enumerate(depths) if depth < deepest])))
         depths.append(depths[parents[-1]] + 1)
-    tokens = rng.integers(0, vocab_size, TREE_ROWS).tolist()
-    return Sample(prompt, DraftTree(tokens, parents, depths, [1.0] * TREE_ROWS, [""] * TREE_ROWS))
+    tokens = rng.integers(0, vocab_size, rows).tolist()
+    return Sample(prompt, DraftTree(tokens, parents, depths, [1.0] * rows, [""] * rows))
 
 
 class SessionRows:
     """An engine, run over samples in one session."""
 
-    def __init__(self, engine: Engine, rows: int):
-        """rows: the most of one pass."""
-        self.session = engine.session(min(128, engine.model.max_position_embeddings), rows)
+    def __init__(self, engine: Engine, rows: int, past: np.ndarray | None = None):
+        """rows: the most of one pass. past: keys and values [2, Hkv, P, Dh] that every layer has cached of
+        the tokens before each sample, of an engine whose cache lies in host memory.
+        """
+        self._cached = 0 if past is None else past.shape[2]
+        self.session = engine.session(min(self._cached + 128, engine.model.max_position_embeddings), rows)
+        if past is not None:
+            layers = engine.model.num_hidden_layers
+            self.session.take_over([0] * self._cached, [np.concatenate([past] * layers)])
 
     def run(self, sample: Sample) -> StageRows:
         """Run one sample in every stage."""
-        self.session.rewind(0)
+        self.session.rewind(self._cached)
         prefill = self._pass(chain(sample.prompt), keep=True)
         tree = self._pass(sample.tree, keep=False)
-        self.session.rewind(0)
+        self.session.rewind(self._cached)
         half = max(1, len(sample.prompt) // 2)
         pieces = [sample.prompt[:half], *([token] for token in sample.prompt[half:])]
         decode = [self._pass(chain(piece), keep=True) for piece in pieces]
