@@ -11,7 +11,7 @@ from support.mutations import edit_weight
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
 from firp.export.sources.open import open_checkpoint
-from firp.export.verify.checks import _values_against_float64
+from firp.export.verify.checks import _samples, _values_against_float64
 from firp.export.verify.reference import Reference
 from firp.export.verify.routing import NearTies, margin_of
 from firp.export.verify.rows import Rows, StageRows
@@ -31,7 +31,8 @@ def bundle(model):
 
 def checks_of(model, bundle):
     engine = Engine.load(bundle, check_hashes=False)
-    return _values_against_float64(engine, Reference(open_checkpoint(model), "float16"), "float16")
+    reference = Reference(open_checkpoint(model), "float16")
+    return _values_against_float64(engine, reference, "float16", _samples(engine))
 
 
 def failed(checks):
