@@ -3,7 +3,6 @@
 In: transformers' configurations. Out: rows of the table.
 """
 
-import dataclasses
 from typing import Any
 
 from firp.export.families.gated import on_sliding_layers
@@ -11,6 +10,7 @@ from firp.export.families.names import LLAMA
 from firp.export.families.recipe import POST_NORM, PRE_NORM, Family, model, refuse
 from firp.export.families.ropes import ALL_LAYERS, rope_tables
 from firp.runtime.bundle.model_config import ExpertsConfig, ModelConfig, RopeTable
+from firp.runtime.errors import CheckpointError
 
 EXPERT_NAMES = LLAMA.but(
     router="mlp.gate",
@@ -49,13 +49,24 @@ def mixture(
     shared_gate: bool = False,
     groups_rated_by: int = 2,
     jitter: float | None = None,
+    chosen: int | None = None,
 ) -> ExpertsConfig:
-    """What a configuration says of its experts. groups: how many, and how many of them are chosen from."""
-    count, chosen = (
-        next(getattr(c, name) for name in names if getattr(c, name, None)) for names in (_COUNTS, _CHOSEN)
-    )
+    """What a configuration says of its experts. groups: how many, and how many of them are chosen from;
+    chosen: by a row, None: as the configuration says.
+    """
+    count, chosen = _number(c, _COUNTS), chosen or _number(c, _CHOSEN)
     bias, parts = selection_bias, (*groups, shared_size or None, shared_gate, groups_rated_by, jitter)
     return ExpertsConfig(count, chosen, size, score, normalized, float(scale), bias, *parts)
+
+
+def _number(c: Any, names: tuple[str, ...]) -> int:
+    """The field of one of these names. Raises CheckpointError where it is no number of experts."""
+    there = [name for name in names if getattr(c, name, None) is not None] or [names[0]]
+    name = next((name for name in there if getattr(c, name, None)), there[0])
+    value = getattr(c, name, None)
+    if type(value) is not int or value < 1:
+        raise CheckpointError(f"bad {name}", got=f"{value!r:.60}", expected="a positive integer")
+    return value
 
 
 def _olmoe(c: Any, **parts: Any) -> ModelConfig:
@@ -138,9 +149,8 @@ def _afmoe(c: Any) -> ModelConfig:
 
 def _hunyuan(c: Any) -> ModelConfig:
     chosen = c.moe_topk if isinstance(c.moe_topk, list) else [c.moe_topk]
-    refuse(c, moe_topk=lambda _: len(set(chosen)) > 1)  # layers that choose as many as they like
-    experts = mixture(c, c.intermediate_size, shared_size=c.intermediate_size)
-    experts = dataclasses.replace(experts, per_token=chosen[0])
+    refuse(c, moe_topk=lambda _: len(set(chosen)) != 1 or not chosen[0])  # of each layer its own
+    experts = mixture(c, c.intermediate_size, shared_size=c.intermediate_size, chosen=chosen[0])
     return model(c, experts=experts, qk_norm="head", qk_norm_after_rope=True)
 
 

@@ -78,6 +78,7 @@ def _smollm3(c: Any) -> ModelConfig:
 
 
 def _cohere(c: Any, **parts: Any) -> ModelConfig:
+    refuse(c, logit_scale=None)
     return model(
         c,
         norm="layer",

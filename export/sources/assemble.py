@@ -48,7 +48,7 @@ def assemble(
         Weight(name, shape, *names.place(name, config)) for name, shape in weight_shapes(config).items()
     )
     checkpoint = Checkpoint(path, config, weights, tensors, eos_token_ids, raw_config, companions)
-    _check_tensors(checkpoint, architecture.ignored)
+    _check_tensors(checkpoint, architecture.ignored, names.place("lm_head.weight", config).sources)
     return checkpoint
 
 
@@ -110,9 +110,9 @@ def _biases(tensors: dict[str, TensorRecord], names: Names, config: ModelConfig)
     return tuple(sorted(found))
 
 
-def _check_tensors(checkpoint: Checkpoint, ignored: tuple[str, ...]) -> None:
+def _check_tensors(checkpoint: Checkpoint, ignored: tuple[str, ...], heads: tuple[str, ...]) -> None:
     """Every tensor is used exactly as the graphs need it, or named in an error. ignored: expressions for
-    those that transformers does not read either.
+    those that transformers does not read either. heads: the tensor of a head that is not tied.
     """
     tensors = checkpoint.tensors
     weights = checkpoint.weights
@@ -127,7 +127,7 @@ def _check_tensors(checkpoint: Checkpoint, ignored: tuple[str, ...]) -> None:
     unused = {name for name in set(tensors) - used if not name.endswith(_BUFFERS)}
     unused = {name for name in unused if not name.startswith(_later_layers(checkpoint))}
     unused -= {name for name in unused for each in ignored if re.search(each, name)}
-    head, embedding = "lm_head.weight", weights[0].sources[0]
+    (head,), embedding = heads, weights[0].sources[0]
     if checkpoint.config.tie_word_embeddings and head in unused:
         if not same_bytes(tensors[head], tensors[embedding]):
             raise CheckpointError(

@@ -4,8 +4,10 @@ In: transformers' configuration of a model, and the blueprint made of it. Out: n
 CheckpointError that names the field.
 """
 
+import math
 from typing import Any
 
+from firp.export.families.recipe import SEES
 from firp.export.sources.checkpoint import LEAST_CONTEXT
 from firp.runtime.bundle.model_config import MOST_LAYERS, ModelConfig
 from firp.runtime.errors import CheckpointError
@@ -21,6 +23,11 @@ _SIZES = (
     "num_hidden_layers",
     "max_position_embeddings",
 )
+
+_MORE_THAN_0 = ("logits_scaling", "query_pre_attn_scalar", "dim_model_base")
+_OF_ROPE = ("mscale", "mscale_all_dim", "short_mscale", "long_mscale", "llama_4_scaling_beta")
+_STEPS = ("decoder_sparse_step", "moe_layer_interval")
+_OF_LAYERS = ("layer_types", "mlp_layer_types", "no_rope_layers", "layer_rope_theta")
 
 
 def check_config(config: Any, where: str) -> None:
@@ -40,6 +47,30 @@ def check_config(config: Any, where: str) -> None:
     heads, pairs = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
     if pairs and heads % pairs:
         raise CheckpointError("heads do not divide", got=f"{heads} query, {pairs} key/value heads")
+    _check_further(config, where)
+
+
+def _check_further(config: Any, where: str) -> None:
+    """Fields that not every family has."""
+    for name in _MORE_THAN_0:
+        value = getattr(config, name, 1)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise _bad(where, name, value, "a number above 0")
+    for name in _STEPS:
+        value = getattr(config, name, 1)
+        if type(value) is not int or value < 1:
+            raise _bad(where, name, value, "a positive integer")
+    layers = config.num_hidden_layers
+    for name in _OF_LAYERS:
+        value = getattr(config, name, None) or [None] * layers
+        if not isinstance(value, list | tuple) or len(value) != layers:
+            raise _bad(where, name, f"{value!r:.80}", f"a list of {layers}, one for each layer")
+    rope = getattr(config, "rope_parameters", None)
+    for name in _OF_ROPE if isinstance(rope, dict) else ():
+        if not isinstance(rope.get(name), int | float | None):
+            raise _bad(where, f"{name} of rope_parameters", f"{rope[name]!r:.60}", "a number")
+    if unknown := sorted(set(getattr(config, "layer_types", None) or ()) - set(SEES)):
+        raise CheckpointError("unsupported kind of layer", got=", ".join(unknown), expected=" or ".join(SEES))
 
 
 def check_model(model: ModelConfig, where: str) -> None:
