@@ -22,7 +22,7 @@ _CHUNKED = {"layer_types": ["chunked_attention", "full_attention", "sliding_atte
         ("granite", {"logits_scaling": 0}, "bad logits_scaling in .*above 0"),
         ("qwen3_moe", {"decoder_sparse_step": 0}, "bad decoder_sparse_step in .*got 0"),
         ("smollm3", {"no_rope_layers": [1]}, "bad no_rope_layers in .*list of 3"),
-        ("cohere", {"logit_scale": None}, "unsupported logit_scale.*None"),
+        ("cohere", {"logit_scale": None}, "unsupported logit_scale.*null"),
         (
             "deepseek_v3",
             {"rope_parameters": CHANGES["deepseek_v2"]["rope_parameters"] | {"mscale_all_dim": "x"}},
