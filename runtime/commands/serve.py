@@ -29,6 +29,7 @@ _LIMITS = {
     "default_max_tokens": "Tokens of an answer at most, where a request does not say.",
     "max_body_bytes": "Of a request at most.",
     "max_requests": "Open requests at most; more get status 429.",
+    "max_connections": "Open connections at most; more are closed at once.",
     "drain_s": "Seconds that running requests get after SIGTERM.",
 }
 
@@ -54,9 +55,26 @@ _LIMITS = {
 @click.option("--ssl-certfile", type=PATH, help="Certificate chain, PEM: serve HTTPS.")
 @click.option("--ssl-keyfile", type=PATH, help="Its private key, PEM.")
 @click.option("--ssl-keyfile-password", envvar="FIRP_SSL_KEYFILE_PASSWORD", help="Of the private key.")
+@click.option("--ssl-ca-certs", type=PATH, help="Certificates of those who sign clients' own, PEM.")
+@click.option(
+    "--ssl-cert-reqs",
+    type=click.Choice(("none", "optional", "required")),
+    default="none",
+    show_default=True,
+    help="Whether a client needs a certificate.",
+)
+@click.option("--ssl-ciphers", help="Of TLS 1.2, in OpenSSL's words.")
+@click.option(
+    "--ssl-minimum-version",
+    type=click.Choice(("TLSv1.2", "TLSv1.3")),
+    default="TLSv1.2",
+    show_default=True,
+    help="Of TLS.",
+)
 def serve(
     bundle, host, port, served_model_name, api_key, api_key_file, max_batch, max_queue, max_stall,
-    kv_bytes, threads, backend, ssl_certfile, ssl_keyfile, ssl_keyfile_password, **limits,
+    kv_bytes, threads, backend, ssl_certfile, ssl_keyfile, ssl_keyfile_password, ssl_ca_certs,
+    ssl_cert_reqs, ssl_ciphers, ssl_minimum_version, **limits,
 ):  # fmt: skip
     """Serve BUNDLE over HTTP: OpenAI's /v1/chat/completions and /v1/completions, /metrics, and a page
     to chat with at /.
@@ -68,7 +86,10 @@ def serve(
     settings = ServerSettings(
         served_model_name=served_model_name, api_keys=keys, max_samples=max_queue, **limits
     )
-    certificate = _certificate(ssl_certfile, ssl_keyfile, ssl_keyfile_password)
+    certificate = _certificate(
+        ssl_certfile, ssl_keyfile, ssl_keyfile_password, ssl_ca_certs, ssl_cert_reqs, ssl_ciphers,
+        ssl_minimum_version,
+    )  # fmt: skip
     metrics = Metrics()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     with (
@@ -92,10 +113,12 @@ def _say(text: str) -> None:
         messages.print(text)
 
 
-def _certificate(certfile: Path | None, keyfile: Path | None, password: str | None) -> Certificate | None:
-    if certfile is None and (keyfile or password):
-        raise FirpError("--ssl-keyfile needs --ssl-certfile", got="a key without a certificate")
-    return Certificate(certfile, keyfile, password) if certfile else None
+def _certificate(certfile: Path | None, *more: Path | str | None) -> Certificate | None:
+    if certfile is not None:
+        return Certificate(certfile, *more)
+    if more != (None, None, None, "none", None, "TLSv1.2"):
+        raise FirpError("TLS options need --ssl-certfile", got="others without it")
+    return None
 
 
 def _is_local(host: str) -> bool:

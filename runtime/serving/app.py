@@ -50,7 +50,7 @@ def build_app(
     settings = settings or ServerSettings()
     metrics = metrics or Metrics()
     metrics.watch(engine.stats)
-    app = FastAPI(title="firp", version=VERSION, docs_url=None, redoc_url=None)
+    app = FastAPI(title="firp", version=VERSION, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.gate = Gate(settings, metrics.answered)
     app.state.service = ServedEngine(engine, settings)
     app.add_middleware(GateMiddleware, gate=app.state.gate)

@@ -5,6 +5,7 @@ line of log each. Everything under /v1 passes it; the other paths get a request 
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -21,6 +22,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 _ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_LINGER_BYTES = 64 << 20  # of a body that is refused: read and dropped, so that its client hears why
 logger = logging.getLogger("firp.serving")
 
 
@@ -64,6 +66,18 @@ class Gate:
                 return bytes(body)
         raise ApiError(413, f"The request's body is larger than {most} bytes.", code="body_too_large")
 
+    async def linger(self, scope: Scope, sent: "_Sent") -> None:
+        """Read on, and drop it, after an answer: a connection that is closed while its client sends
+        is reset, and the answer lost. A client that asked before it sent has its answer.
+        """
+        if _header(scope, b"expect"):
+            return
+        left = _LINGER_BYTES
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.body_timeout_s):
+                while sent.more and left > 0:
+                    left -= len((await sent.receive()).get("body", b""))
+
 
 class GateMiddleware:
     """An application behind a gate."""
@@ -80,10 +94,13 @@ class GateMiddleware:
         if not scope["path"].startswith("/v1/"):
             await self._app(scope, receive, answer.send)
             return
+        sent = _Sent(receive)
+        refused: ApiError | None = None
         self._gate.open_requests += 1
         try:
-            await self._app(scope, await self._gate.admit(scope, receive), answer.send)
+            await self._app(scope, await self._gate.admit(scope, sent.receive), answer.send)
         except ApiError as error:
+            refused = error
             await answer.refuse(error)
         except _HungClientError:  # without a whole answer uvicorn closes the connection
             logger.warning("%s its client reads nothing", scope["request_id"])
@@ -91,6 +108,23 @@ class GateMiddleware:
             self._gate.open_requests -= 1
             answer.log()
             self._gate.answered(scope["path"], answer.status)
+        if refused is not None:
+            if refused.code != "body_timeout":
+                await self._gate.linger(scope, sent)
+            await answer.end()
+
+
+class _Sent:
+    """What a client sends. `more`: whether its body goes on."""
+
+    def __init__(self, receive: Receive):
+        self._receive = receive
+        self.more = True
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.more = message.get("more_body", False)
+        return message
 
 
 class _HungClientError(Exception):
@@ -123,11 +157,16 @@ class _Answer:
             raise _HungClientError from error
 
     async def refuse(self, error: ApiError) -> None:
+        """Send all of an error, and leave its answer open."""
         body = json.dumps(error.body).encode()
         headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": error.status, "headers": raw})
-        await self.send({"type": "http.response.body", "body": body})
+        await self.send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def end(self) -> None:
+        """Complete an answer that has been sent: what carries it may close the connection."""
+        await self.send({"type": "http.response.body", "body": b""})
 
     def log(self) -> None:
         took = (time.monotonic() - self._began) * 1e3

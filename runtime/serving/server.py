@@ -5,10 +5,11 @@ gets 503, what runs has time to end, and the process leaves. A second signal end
 """
 
 import asyncio
+import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,6 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from firp.runtime.errors import FirpError
+from firp.runtime.serving.connections import bounded_protocol
 
 _TICK_S = 0.05
 logger = logging.getLogger("firp.serving")
@@ -24,23 +26,49 @@ logger = logging.getLogger("firp.serving")
 
 @dataclass(frozen=True)
 class Certificate:
-    """TLS: a certificate chain and its private key, as PEM files. Raises FirpError for files that are
-    none.
+    """TLS: a certificate chain and its private key, as PEM files, and who may connect. Raises FirpError
+    for files that are none, and for rules that let nobody in or change nothing.
     """
 
     certfile: Path
     keyfile: Path | None = None  # None: in the certificate's file
     password: str | None = None
+    ca_certs: Path | None = None  # of those who sign clients' certificates
+    cert_reqs: str = "none"  # of a client: none, optional, required
+    ciphers: str | None = None  # of TLS 1.2, in OpenSSL's words; TLS 1.3 has its own
+    minimum_version: str = "TLSv1.2"
 
     def __post_init__(self):
-        try:
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        if (self.cert_reqs == "none") != (self.ca_certs is None):
+            got = f"--ssl-cert-reqs {self.cert_reqs} {'with' if self.ca_certs else 'without'} --ssl-ca-certs"
+            expected = "both: whose certificates are asked for, and who signs them"
+            raise FirpError("bad TLS options", got=got, expected=expected)
+        self.context()
+
+    def context(self) -> ssl.SSLContext:
+        """What a server shakes hands with."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        files = f"'{self.certfile}' and '{self.keyfile or self.certfile}'"
+        with _tls_errors("certificate", files, "PEM files that belong together"):
             context.load_cert_chain(self.certfile, self.keyfile, lambda: self.password or "")
-        except OSError as error:  # ssl's errors are among them
-            got = f"'{self.certfile}' and '{self.keyfile or self.certfile}': {error.strerror or error}"
-            raise FirpError(
-                "bad TLS certificate", got=got, expected="PEM files that belong together"
-            ) from error
+        with _tls_errors("authorities", f"'{self.ca_certs}'", "a PEM file of certificates"):
+            if self.ca_certs is not None:
+                context.load_verify_locations(self.ca_certs)
+        with _tls_errors("ciphers", f"'{self.ciphers}'", "names as `openssl ciphers` has them"):
+            if self.ciphers is not None:
+                context.set_ciphers(self.ciphers)
+        context.verify_mode = ssl.VerifyMode[f"CERT_{self.cert_reqs.upper()}"]
+        context.minimum_version = ssl.TLSVersion[self.minimum_version.replace(".", "_")]
+        return context
+
+
+@contextlib.contextmanager
+def _tls_errors(what: str, got: str, expected: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # ssl's errors are among them
+        got = f"{got}: {error.strerror or error}"
+        raise FirpError(f"bad TLS {what}", got=got, expected=expected) from error
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -75,15 +103,12 @@ class Server(uvicorn.Server):
         certificate: Certificate | None = None,
         ready: Callable[[], None] = lambda: None,
     ):
-        tls = {}
-        if certificate is not None:
-            tls = {
-                "ssl_certfile": certificate.certfile,
-                "ssl_keyfile": certificate.keyfile,
-                "ssl_keyfile_password": certificate.password,
-            }
         options = {"log_config": None, "access_log": False, "server_header": False, "lifespan": "off"}
-        super().__init__(uvicorn.Config(app, timeout_graceful_shutdown=1, **options, **tls))
+        options |= {"http": bounded_protocol(app.state.gate.settings), "ws": "none"}
+        super().__init__(uvicorn.Config(app, timeout_graceful_shutdown=1, **options))
+        if certificate is not None:
+            self.config.load()
+            self.config.ssl = certificate.context()
         self._gate = app.state.gate
         self._service = app.state.service
         self._drain_s = drain_s

@@ -29,6 +29,8 @@ class ServerSettings:
     default_max_tokens: int = 1024  # of an answer whose request names none: memory is reserved for all
     max_samples: int = 64  # answers of one request, of all its prompts: more than a queue holds never fit
     max_requests: int = 256  # open at once, decoding, queued or still arriving
+    max_connections: int = 512  # open at once, whether or not they ask for something
+    headers_timeout_s: float = 30.0  # until the headers of a connection's next request are complete
     body_timeout_s: float = 30.0  # until a request's body has arrived
     send_timeout_s: float = 60.0  # that a client may leave a piece of an answer unread
     drain_s: float = 30.0  # that running requests get after SIGTERM
@@ -69,6 +71,8 @@ _RULES = {
     "default_max_tokens": whole(1),
     "max_samples": whole(1),
     "max_requests": whole(1),
+    "max_connections": whole(1),
+    "headers_timeout_s": _SECONDS,
     "body_timeout_s": _SECONDS,
     "send_timeout_s": _SECONDS,
     "drain_s": _SECONDS,

@@ -27,6 +27,8 @@ def test_keys_are_asked_for_where_something_is_decoded(url, client):
     assert client.get("/v1/models", headers={"authorization": "bearer key-1"}).status_code == 200
     for path in ("/healthz", "/version", "/metrics", "/"):
         assert httpx2.get(url + path).status_code == 200, path
+    for path in ("/openapi.json", "/docs", "/redoc"):
+        assert client.get(path).status_code == 404, path
 
 
 def test_a_body_is_bounded_in_bytes_and_in_time(client, url):
@@ -37,6 +39,44 @@ def test_a_body_is_bounded_in_bytes_and_in_time(client, url):
     with socket.create_connection((host, int(port)), timeout=5) as slow:
         slow.sendall(HEAD % 50 + b"{")
         assert b"408" in slow.recv(4096)
+
+
+@pytest.mark.parametrize(
+    ("key", "size", "status"), [(b"key-1", 20_001, 413), (b"key-1", 8 << 20, 413), (b"wrong", 8 << 20, 401)]
+)
+def test_a_client_that_sends_all_before_it_reads_hears_why_it_was_refused(key, size, status, url):
+    host, port = url.removeprefix("http://").split(":")
+    head = HEAD.replace(b"key-1", key).replace(b"host: x", b"host: x\r\nconnection: close") % size
+    with socket.create_connection((host, int(port)), timeout=5) as client:
+        client.sendall(head)
+        for _ in range(0, size, 1 << 16):
+            client.sendall(b" " * min(size, 1 << 16))
+            size -= 1 << 16
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 %d" % status)
+    assert answer.endswith(b"}}")
+
+
+def test_what_is_read_of_a_refused_body_is_bounded(url, app, monkeypatch):
+    monkeypatch.setattr("firp.runtime.serving.gate._LINGER_BYTES", 1 << 20)
+    host, port = url.removeprefix("http://").split(":")
+    head = HEAD.replace(b"host: x", b"host: x\r\nconnection: close") % (1 << 30)
+    with socket.create_connection((host, int(port)), timeout=5) as client, pytest.raises(OSError):
+        client.sendall(head)
+        for _ in range(1 << 10):
+            client.sendall(b" " * (1 << 16))
+    assert app.state.gate.open_requests == 0
+
+
+def test_a_client_that_asks_before_it_sends_is_told_at_once(url):
+    host, port = url.removeprefix("http://").split(":")
+    head = HEAD.replace(b"host: x", b"host: x\r\nexpect: 100-continue\r\nconnection: close") % (1 << 30)
+    began = time.monotonic()
+    with socket.create_connection((host, int(port)), timeout=5) as client:
+        client.sendall(head)
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert time.monotonic() - began < 0.25  # less than a body may take
 
 
 def test_more_open_requests_than_the_limit_are_turned_away():

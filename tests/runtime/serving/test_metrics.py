@@ -2,8 +2,10 @@
 
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from firp.runtime.engine import Engine
 from firp.runtime.observer import Draft, StepReport
@@ -158,3 +160,19 @@ def test_what_it_holds_and_what_prefixes_saved_is_asked_of_the_engine():
     assert value(metrics, "firp_prefix_hits_total") == 3
     assert value(metrics, "firp_prefix_tokens_total") == 192
     assert value(metrics, "firp_prefix_bytes") == 4096
+
+
+def test_the_table_of_metrics_is_complete(metrics):
+    """Names and labels, as docs/serving.md has them and as Prometheus reads them."""
+    metrics.watch(EngineStats)
+    metrics.answered("/v1/completions", 200)
+    shown = {}
+    for family in text_string_to_metric_families(metrics.text().decode()):
+        if not family.name.endswith("_created"):
+            name = family.name + "_total" if family.type == "counter" else family.name
+            labels = {label for sample in family.samples for label in sample.labels}
+            shown[name] = labels - ({"le"} if family.type == "histogram" else set())
+    page = (Path(__file__).parents[3] / "docs" / "serving.md").read_text("utf-8")
+    rows = "".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `firp_"))
+    found = re.findall(r"`(firp_\w+)(?:\{([\w,]+)\})?`", rows)
+    assert {name: set(filter(None, labels.split(","))) for name, labels in found} == shown

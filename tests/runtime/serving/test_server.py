@@ -1,37 +1,18 @@
 """The process: its port, its certificate, and an end that loses no answer."""
 
-import contextlib
 import signal
 import ssl
 import subprocess
-import threading
 import time
 
 import httpx2
 import pytest
 from support.fake_engine import FakeEngine
 from support.http_server import complete, error, events
+from support.served import running
 
 from firp.runtime.errors import FirpError
-from firp.runtime.serving.app import build_app
-from firp.runtime.serving.server import Certificate, Server, bind
-
-
-@contextlib.contextmanager
-def running(engine, drain_s=5.0, certificate=None):
-    ready = threading.Event()
-    with bind("127.0.0.1", 0) as socket:
-        port = socket.getsockname()[1]
-        server = Server(build_app(engine), drain_s, certificate, ready.set)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
-        thread.start()
-        assert ready.wait(10)
-        try:
-            yield server, f"{'https' if certificate else 'http'}://127.0.0.1:{port}"
-        finally:
-            server.should_exit = True
-            thread.join(10)
-            assert not thread.is_alive()
+from firp.runtime.serving.server import Certificate, bind
 
 
 def begin_to_end(server, url):
@@ -112,3 +93,43 @@ def test_files_that_are_no_certificate_are_one_line(certificate, tmp_path):
     ):
         with pytest.raises(FirpError, match="bad TLS certificate"):
             Certificate(*files)
+
+
+def test_a_client_shows_a_certificate_where_one_is_required(certificate):
+    files = certificate / "cert.pem", certificate / "key.pem"
+    rules = {"ca_certs": files[0], "cert_reqs": "required", "minimum_version": "TLSv1.3"}
+    context = ssl.create_default_context(cafile=files[0])
+    context.check_hostname = False
+    with running(FakeEngine(), certificate=Certificate(*files, **rules)) as (_, url):
+        with pytest.raises((httpx2.TransportError, ssl.SSLError)), httpx2.Client(verify=context) as client:
+            client.get(f"{url}/healthz")
+        context.load_cert_chain(*files)
+        with httpx2.Client(verify=context) as client:
+            assert client.get(f"{url}/healthz").status_code == 200
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        with pytest.raises((httpx2.TransportError, ssl.SSLError)), httpx2.Client(verify=context) as client:
+            client.get(f"{url}/healthz")
+
+
+def test_ciphers_are_those_of_the_option(certificate):
+    cipher = "ECDHE-ECDSA-AES128-GCM-SHA256"
+    files = certificate / "cert.pem", certificate / "key.pem"
+    names = {one["name"] for one in Certificate(*files, ciphers=cipher).context().get_ciphers()}
+    assert {name for name in names if not name.startswith("TLS_")} == {cipher}
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"cert_reqs": "required"}, "bad TLS options"),
+        ({"ca_certs": "cert.pem"}, "bad TLS options"),
+        ({"ca_certs": "key.pem", "cert_reqs": "optional"}, "bad TLS authorities"),
+        ({"ca_certs": "none.pem", "cert_reqs": "optional"}, "bad TLS authorities"),
+        ({"ciphers": "ROT13"}, "bad TLS ciphers"),
+    ],
+)
+def test_tls_options_that_do_not_hold_are_one_line(rules, message, certificate):
+    if "ca_certs" in rules:
+        rules = {**rules, "ca_certs": certificate / rules["ca_certs"]}
+    with pytest.raises(FirpError, match=message):
+        Certificate(certificate / "cert.pem", certificate / "key.pem", **rules)

@@ -17,6 +17,8 @@ from firp.runtime.serving.settings import ServerSettings, read_keys
         ("max_body_bytes", None),
         ("max_tokens", 0),
         ("max_requests", 1.5),
+        ("max_connections", 0),
+        ("headers_timeout_s", -1),
         ("drain_s", -1),
         ("drain_s", float("nan")),
         ("body_timeout_s", True),
