@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 from firp.runtime.chat.encoder import ChatEncoder
 from firp.runtime.chat.template import ChatTemplate
+from firp.runtime.errors import EngineBusyError
 from firp.runtime.loop.generation import Chunk, Generation, Stats
 from firp.runtime.scheduling.statistics import EngineStats
 
@@ -103,11 +104,15 @@ class FakeEngine:
         self.pace_s = 0.001
         self.busy = self.error = None
         self.healthy = True
+        self.refusals = 0  # requests that find the queue full
 
     def stats(self):
         return EngineStats(submitted=len(self.submitted))
 
     def submit(self, prompt, params, *, plain=False, deadline_s=None, request_id=None):
+        if self.refusals:
+            self.refusals -= 1
+            raise EngineBusyError("the queue is full")
         if self.busy:
             raise self.busy
         handle = FakeHandle(self, prompt, params, request_id)

@@ -1,6 +1,4 @@
-"""Clients of others against a running server: OpenAI's, and LangChain's and LiteLLM's where they are
-installed. The demo model answers, drafted.
-"""
+"""OpenAI's client against a running server. The demo model answers, drafted."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +11,6 @@ from support.http_server import serving
 
 from firp.runtime.drafters.guard import Guard
 from firp.runtime.engine import Engine
-from firp.runtime.errors import EngineBusyError
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.serving.app import build_app
 from firp.runtime.serving.settings import ServerSettings
@@ -195,52 +192,9 @@ def test_errors_are_those_of_the_client(client, url):
 
 def test_the_client_tries_again_where_the_engine_was_busy():
     engine = FakeEngine()
-    engine.busy = EngineBusyError("the queue is full")
-    answers = iter((engine.busy, None))
-    submit = engine.submit
-
-    def free_later(*given, **options):
-        engine.busy = next(answers)
-        return submit(*given, **options)
-
-    engine.submit = free_later
+    engine.refusals = 1
     with serving(build_app(engine)) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=1)
         asked = {"model": "support", "messages": MESSAGES, "max_tokens": 5}
         assert client.chat.completions.create(**asked).choices[0].message.content == "Hello."
-    assert next(answers, "used") == "used"
-
-
-def test_langchain(url, expected):
-    langchain = pytest.importorskip("langchain_openai")
-    model = langchain.ChatOpenAI(base_url=url, api_key="key", model="demo", temperature=0, max_tokens=24)
-    assert model.invoke([("user", MESSAGES[0]["content"])]).content == expected.text
-    pieces = list(model.stream([("user", MESSAGES[0]["content"])], stream_usage=True))
-    assert "".join(piece.content for piece in pieces) == expected.text
-    assert sum((piece.usage_metadata or {}).get("output_tokens", 0) for piece in pieces) == 24
-    longer = langchain.ChatOpenAI(base_url=url, api_key="key", model="demo", temperature=0, max_tokens=90)
-    check(longer.with_structured_output({**SCHEMA, "title": "Order"}).invoke("sort"))
-    bound = longer.bind_tools(TOOLS, tool_choice="sort", parallel_tool_calls=False)
-    check(bound.invoke("sort").tool_calls[0]["args"])
-    first, *others = bound.stream("sort")
-    for piece in others:
-        first += piece
-    check(first.tool_calls[0]["args"])
-
-
-def test_litellm(url, expected, monkeypatch):
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    litellm = pytest.importorskip("litellm")
-    asked = {**ASKED, "model": "openai/demo", "api_base": url, "api_key": "key"}
-    assert litellm.completion(**asked).choices[0].message.content == expected.text
-    pieces = list(litellm.completion(**asked, stream=True))
-    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected.text
-    calling = {**asked, "max_tokens": 90, "tools": TOOLS, "tool_choice": "required", "stream": True}
-    whole = litellm.stream_chunk_builder(list(litellm.completion(**calling, parallel_tool_calls=False)))
-    (call,) = whole.choices[0].message.tool_calls
-    assert call.function.name == "sort"
-    check(json.loads(call.function.arguments))
-    with pytest.raises(litellm.ContextWindowExceededError):
-        litellm.completion(**{**asked, "max_tokens": 10**6})
-    with pytest.raises(litellm.AuthenticationError):
-        litellm.completion(**{**asked, "api_key": "other"})
+    assert engine.refusals == 0
