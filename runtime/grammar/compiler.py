@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from firp.runtime.errors import FirpError, foreign_errors
 from firp.runtime.extras import require
+from firp.runtime.grammar.schemas import schema_fault
 from firp.runtime.grammar.walk import Grammar, told
 from firp.runtime.structured import StructuredOutput
 
@@ -49,7 +50,7 @@ class GrammarCompiler:
             if not matcher.is_error():  # what is wrong with some is seen with the first mask alone
                 matcher.compute_bitmask()
         if matcher.is_error():
-            raise FirpError(what, got=told(matcher.get_error()))
+            raise FirpError(what, got=_wrong(structured, told(matcher.get_error())))
         return Grammar(matcher, self._tokenizer, self._vocab_size)
 
 
@@ -68,6 +69,12 @@ def source(structured: StructuredOutput) -> str:
     bounded = isinstance(schema, dict) and "x-guidance" not in schema
     options = {"whitespace_pattern": WHITESPACE} if bounded else None
     return matcher.grammar_from_json_schema(json.dumps(schema), options)
+
+
+def _wrong(structured: StructuredOutput, reason: str) -> str:
+    """Why a grammar does not compile, and where a schema is wrong."""
+    fault = schema_fault(structured.json_schema) if structured.kind == "json_schema" else None
+    return f"{fault.reason} at {fault.path}" if fault else reason
 
 
 def _library() -> Any:

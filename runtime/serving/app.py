@@ -115,7 +115,7 @@ async def _complete(service: ServedEngine, body: Common, http: Request, kind: _K
     usage = body.stream_options is not None and body.stream_options.include_usage
     head = Envelope(kind.name, answer_id, int(time.time()), model, f"firp-{VERSION}", usage)
     handles = await service.submit(
-        asked.prompts, asked.params, body.n, body.deadline_s, answer_id, kind.prompt
+        asked.prompts, asked.params, body.n, body.deadline_s, answer_id, kind.prompt, asked.form.field
     )
     answer = kind.answer(service, body, asked, handles, head)
     if body.stream:

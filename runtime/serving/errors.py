@@ -21,13 +21,9 @@ RETRY_AFTER_S = 1
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _BAD = re.compile(r"(?:bad|the grammar of) ([\w ]+?)(?: does not compile)?")  # how errors of parameters begin
 # where a field has another name
-_FIELDS = {
-    "max_new_tokens": "max_tokens",
-    "json_schema": "response_format",
-    "regex": "structured_outputs",
-    "lark": "structured_outputs",
-    "choice": "structured_outputs",
-}
+_FIELDS = {"max_new_tokens": "max_tokens"}
+_FORMS = ("json_schema", "regex", "lark", "choice", "json_object")  # whose field the request tells
+_MOST_CHARACTERS = 60  # of a name that a client made up
 _UNSUPPORTED = frozenset(
     ("audio", "web_search_options", "functions", "function_call", "prediction", "moderation", "suffix")
 )
@@ -109,14 +105,8 @@ def field_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         return ApiError(400, f"The request's body is not JSON: {first['ctx']['error']}.", code="invalid_json")
     if first["type"] == "extra_forbidden":
         known = first["loc"][-1] in _UNSUPPORTED
-        what = (
-            f"'{param}' is not supported by this server"
-            if known
-            else f"Unrecognized argument: '{param:.200}'"
-        )
-        return ApiError(
-            400, f"{what}.", param[:200], "unsupported_parameter" if known else "unknown_parameter"
-        )
+        what = f"'{param}' is not supported by this server" if known else f"Unrecognized argument: '{param}'"
+        return ApiError(400, f"{what}.", param, "unsupported_parameter" if known else "unknown_parameter")
     if first["type"] == "missing":
         return ApiError(400, f"Missing argument: '{param or 'body'}'.", param or None, "missing_parameter")
     message = first["msg"].removeprefix("Value error, ")
@@ -140,10 +130,15 @@ def _path(location: Sequence[str | int]) -> str:
     for part in location[1:]:  # the first says that it is the body
         if part == "[key]":
             break
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+        path += f"[{part}]" if isinstance(part, int) else f".{cut(part)}" if path else cut(part)
         if part in _OF_SEVERAL_KINDS:
             break
     return path
+
+
+def cut(name: str) -> str:
+    """A name that a client made up, shortened where it is long."""
+    return name if len(name) <= _MOST_CHARACTERS else name[:_MOST_CHARACTERS] + "…"
 
 
 def decoding_error(error: FirpError) -> ApiError:
@@ -155,8 +150,21 @@ def decoding_error(error: FirpError) -> ApiError:
     return ApiError(500, str(error), code="decoding_failed")
 
 
-def engine_error(error: FirpError, param: str | None = None) -> ApiError:
-    """What a FirpError is to a client. param: the field that the prompt came in."""
+def form_error(error: FirpError, field: str) -> ApiError:
+    """What is wrong with the form of an answer. field: what it was asked for in. The grammar of calls of
+    tools is ours: nothing of it is told.
+    """
+    if field == "tools":
+        return ApiError(400, "Invalid 'tools': their calls have no grammar.", field, "invalid_value")
+    what = re.sub(rf"^(bad|the grammar of)? ?({'|'.join(_FORMS)}) ?", "", error.what)
+    parts = (what, error.got and f"got {error.got!s:.300}", error.expected and f"expected {error.expected}")
+    return ApiError(400, f"Invalid '{field}': {', '.join(filter(None, parts))}.", field, "invalid_value")
+
+
+def engine_error(error: FirpError, param: str | None = None, form: str | None = None) -> ApiError:
+    """What a FirpError is to a client. param: the field that the prompt came in; form: the one that the
+    form of the answer came in.
+    """
     message = str(error)
     if isinstance(error, EngineBusyError):
         return ApiError(429, message, code="engine_busy", retry=True)
@@ -170,4 +178,6 @@ def engine_error(error: FirpError, param: str | None = None) -> ApiError:
         return ApiError(400, message, param, "invalid_value")
     found = _BAD.fullmatch(error.what)
     name = found[1].replace(" ", "_") if found else None
+    if form is not None and name in _FORMS:
+        return form_error(error, form)
     return ApiError(400, message, _FIELDS.get(name, name), "invalid_value")

@@ -71,10 +71,11 @@ class ServedEngine:
         deadline_s: float | None,
         request_id: str,
         param: str,
+        form: str | None,
     ) -> list[Handle]:
         """Handles of all samples of all prompts, in order: all or none. Sample i has the seed + i.
-        request_id: each has it, and its own number; param: the field that prompts came in. Raises
-        ApiError.
+        request_id: each has it, and its own number; param, form: the fields that prompts, and the
+        form of the answer, came in. Raises ApiError.
         """
         if (count := len(prompts) * samples) > (most := self.settings.max_samples):
             message = f"Invalid 'n': this server gives at most {most} answers to a request, got {count}."
@@ -95,7 +96,7 @@ class ServedEngine:
             for handle in handles:
                 handle.cancel()
             if isinstance(error, FirpError):
-                raise engine_error(error, param) from error
+                raise engine_error(error, param, form) from error
             raise
         return handles
 

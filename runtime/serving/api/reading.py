@@ -11,21 +11,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from firp.runtime.chat.messages import check_messages
-from firp.runtime.chat.tool_calls import ToolFamily, calls_grammar
+from firp.runtime.chat.tool_calls import ToolFamily
 from firp.runtime.errors import FirpError
 from firp.runtime.loop.text import encode_text
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.serving.api.fields import (
-    ChatRequest,
-    Common,
-    CompletionRequest,
-    NamedTool,
-    ResponseFormat,
-    Structure,
-)
-from firp.runtime.serving.errors import ApiError, engine_error
+from firp.runtime.serving.api.fields import ChatRequest, Common, CompletionRequest
+from firp.runtime.serving.api.forms import Form, chat_form, structured_form
+from firp.runtime.serving.errors import ApiError, cut, engine_error
 from firp.runtime.serving.served_engine import ServedEngine
-from firp.runtime.structured import StructuredOutput
 
 _MESSAGE_FIELDS = frozenset(
     (
@@ -33,7 +26,6 @@ _MESSAGE_FIELDS = frozenset(
         *("function_call", "reasoning_content", "reasoning", "thinking"),
     )
 )
-_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # of llguidance
 
 
 class Asked(NamedTuple):
@@ -41,6 +33,7 @@ class Asked(NamedTuple):
 
     prompts: list[list[int]]
     params: list[SamplingParams]  # of each prompt
+    form: Form  # of every answer
     family: ToolFamily | None = None  # how calls are read; None: an answer is text
     functions: tuple[str, ...] = ()  # that may be called
 
@@ -57,11 +50,12 @@ def read_chat(request: ChatRequest, service: ServedEngine) -> Asked:
     asked = request.max_completion_tokens or request.max_tokens
     most = service.answer_tokens(prompt, asked, "messages")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    params = _sampling(request, most, logprobs=logprobs, structured=_structured(request, family, service))
+    form = chat_form(request, family, service)
+    params = _sampling(request, most, logprobs=logprobs, structured=form.output)
     if not request.ignore_eos:  # the prompt goes as token ids: what ends a turn is said here
         ends = tuple(service.engine.chat_encoder.ends.difference(params.stop_token_ids))
         params = replace(params, stop_token_ids=params.stop_token_ids + ends)
-    return Asked([prompt], [params], family, tuple(tool.function.name for tool in tools))
+    return Asked([prompt], [params], form, family, tuple(tool.function.name for tool in tools))
 
 
 def read_completion(request: CompletionRequest, service: ServedEngine) -> Asked:
@@ -71,15 +65,15 @@ def read_completion(request: CompletionRequest, service: ServedEngine) -> Asked:
     given = request.prompt
     several = isinstance(given, list) and not isinstance(given[0], int)
     prompts = [_tokens(prompt, service) for prompt in (given if several else [given])]
-    structured = _structure(request.structured_outputs)
-    more = {"logprobs": request.logprobs, "structured": structured}
+    form = structured_form(request.structured_outputs)
+    more = {"logprobs": request.logprobs, "structured": form.output}
     if request.echo and request.logprobs is not None:
         more["prompt_logprobs"] = request.logprobs
     params = []
     for prompt in prompts:
         most = service.answer_tokens(prompt, request.max_tokens or 1, "prompt")
         params.append(_sampling(request, most, **more))
-    return Asked(prompts, params)
+    return Asked(prompts, params, form)
 
 
 def _tokens(prompt: str | list[int], service: ServedEngine) -> list[int]:
@@ -114,66 +108,6 @@ def _sampling(request: Common, most: int, **more: Any) -> SamplingParams:
         raise engine_error(error) from error
 
 
-def _structured(
-    request: ChatRequest, family: ToolFamily | None, service: ServedEngine
-) -> StructuredOutput | None:
-    """The grammar of an answer: of the format that is asked for, or of calls that are forced. Where
-    tools may be called and a format is asked for, either is right.
-    """
-    choice = request.tool_choice or "auto"
-    schema = _answer_schema(request.response_format)
-    forced = choice == "required" or isinstance(choice, NamedTool)
-    if family is None or not (forced or schema is not None):
-        return _structure(request.structured_outputs) or _format(request.response_format)
-    if request.structured_outputs:
-        message = "structured_outputs and calls of tools exclude each other."
-        raise ApiError(400, message, "structured_outputs", "invalid_value")
-    named = choice.function.name if isinstance(choice, NamedTool) else None
-    functions = [
-        {"name": tool.function.name, "parameters": _spaced(tool.function.parameters or {"type": "object"})}
-        for tool in request.tools
-        if named is None or tool.function.name == named
-    ]
-    parallel = request.parallel_tool_calls and named is None
-    grammar = calls_grammar(family, functions, parallel, service.special_token, None if forced else schema)
-    return _made("tools", lark=grammar)
-
-
-def _answer_schema(form: ResponseFormat | None) -> Mapping[str, Any] | None:
-    if form is None or form.type == "text":
-        return None
-    return _spaced(form.json_schema.schema_ if form.json_schema else {"type": "object"})
-
-
-def _format(form: ResponseFormat | None) -> StructuredOutput | None:
-    schema = _answer_schema(form)
-    return None if schema is None else _made("response_format", json_schema=schema)
-
-
-def _spaced(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A schema whose JSON has the blanks that Python's has: where any are allowed, small models write
-    blanks for ever.
-    """
-    return {"x-guidance": _SPACING, **schema}
-
-
-def _structure(structure: Structure | None) -> StructuredOutput | None:
-    if structure is None:
-        return None
-    choice = tuple(structure.choice) if structure.choice else None
-    schema = structure.json_schema
-    schema = _spaced(schema) if isinstance(schema, dict) else schema
-    kinds = {"json_schema": schema, "regex": structure.regex, "lark": structure.grammar}
-    return _made("structured_outputs", choice=choice, **kinds)
-
-
-def _made(param: str, **kinds: Any) -> StructuredOutput:
-    try:
-        return StructuredOutput(**kinds)
-    except FirpError as error:
-        raise ApiError(400, str(error), param, "invalid_value") from error
-
-
 def _chat_prompt(
     request: ChatRequest, tools: Sequence[Mapping[str, Any]], service: ServedEngine
 ) -> list[int]:
@@ -194,8 +128,8 @@ def _message(message: Mapping[str, Any], index: int, developer: bool) -> dict[st
     """
     where = f"messages[{index}]"
     if unknown := sorted(message.keys() - _MESSAGE_FIELDS):
-        name = f"{where}.{unknown[0]}"
-        raise ApiError(400, f"Unrecognized argument: '{name:.200}'.", name[:200], "unknown_parameter")
+        name = f"{where}.{cut(unknown[0])}"
+        raise ApiError(400, f"Unrecognized argument: '{name}'.", name, "unknown_parameter")
     checked = dict(message)
     if checked.get("role") == "developer" and not developer:
         checked["role"] = "system"

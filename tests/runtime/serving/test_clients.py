@@ -185,7 +185,7 @@ def test_errors_are_those_of_the_client(client, url):
     with pytest.raises(openai.BadRequestError) as caught:
         structured = {"structured_outputs": {"regex": "("}}
         client.chat.completions.create(**ASKED, extra_body=structured)
-    assert caught.value.param == "structured_outputs"
+    assert caught.value.param == "structured_outputs.regex"
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=url, api_key="other", max_retries=0).models.list()
 

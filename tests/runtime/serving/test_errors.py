@@ -40,6 +40,11 @@ TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"ty
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "invalid_value"),
         ({"tools": TOOLS}, "tools", "unsupported_parameter"),  # this template has none
         ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs.json", "invalid_value"),
+        ({"structured_outputs": {"json": {"type": "x"}}}, "structured_outputs.json", "invalid_value"),
+        ({"logit_bias": {"9" * 5000: 1}}, f"logit_bias.{'9' * 60}…", "invalid_value"),
+        ({"n" * 5000: 1}, f"{'n' * 60}…", "unknown_parameter"),
+        ({"messages": [{**MESSAGES[0], "n" * 5000: 1}]}, f"messages[0].{'n' * 60}…", "unknown_parameter"),
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages", "invalid_value"),
         ({"messages": [{**MESSAGES[0], "colour": 1}]}, "messages[0].colour", "unknown_parameter"),
@@ -54,6 +59,7 @@ def test_what_is_wrong_is_named(fields, param, code, client):
     found = error(chat(client, **fields), 404 if param == "model" else 400)
     assert (found["param"], found["code"]) == (param, code)
     assert found["type"] in ("invalid_request_error", "not_found_error")
+    assert len(found["message"]) < 500
 
 
 @pytest.mark.parametrize(

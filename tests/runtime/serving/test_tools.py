@@ -5,6 +5,7 @@ import pytest
 from support.fake_engine import TOOL_TEMPLATE, FakeEngine
 from support.http_server import MESSAGES, chat, error, events, serving
 
+from firp.runtime.errors import FirpError
 from firp.runtime.serving.app import build_app
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
@@ -54,6 +55,39 @@ def test_a_call_is_forced_by_a_grammar(choice, tool_client):
     assert "start: calls\n" in structured.lark
     wrong = {"type": "function", "function": {"name": "rain"}}
     assert error(chat(client, tools=TOOLS, tool_choice=wrong), 400)["param"] == "tool_choice"
+
+
+STRANGE = {"type": "object", "properties": {"a": {"type": "strang"}}}
+
+
+@pytest.mark.parametrize("choice", ["auto", "none", "required"])
+def test_a_schema_of_a_tool_that_is_wrong_is_named_with_its_place(choice, tool_client):
+    client, _ = tool_client
+    wrong = {"type": "function", "function": {"name": "rain", "parameters": STRANGE}}
+    found = error(chat(client, tools=[*TOOLS, wrong], tool_choice=choice, max_tokens=9), 400)
+    assert found["param"] == "tools[1].function.parameters"
+    assert "strang at $.properties.a.type" in found["message"]
+
+
+def test_a_schema_of_an_answer_that_is_wrong_is_named_with_its_place(tool_client):
+    client, _ = tool_client
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": STRANGE}}
+    for more in ({}, {"tools": TOOLS}):
+        found = error(chat(client, response_format=form, max_tokens=9, **more), 400)
+        assert found["param"] == "response_format.json_schema.schema"
+        assert "strang at $.properties.a.type" in found["message"]
+
+
+@pytest.mark.parametrize("kind", ["lark", "json_schema", "regex", "choice"])
+def test_a_grammar_that_does_not_compile_is_named_as_it_was_sent(kind, tool_client):
+    client, engine = tool_client
+    engine.busy = FirpError(f"the grammar of {kind} does not compile", got="call_0: generated")
+    found = error(chat(client, tools=TOOLS, tool_choice="required", max_tokens=9), 400)
+    assert found["param"] == "tools"
+    assert "generated" not in found["message"]
+    found = error(chat(client, structured_outputs={"regex": "a"}, max_tokens=9), 400)
+    assert found["param"] == "structured_outputs.regex"
+    assert kind not in found["message"].replace("outputs.regex", "")
 
 
 def test_calls_in_messages_are_given_to_the_template_as_objects(tool_client):
