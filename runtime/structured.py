@@ -61,7 +61,8 @@ def _schema(name: str, value: Any) -> str:
         parsed = json.loads(value) if isinstance(value, str) else value
         if not isinstance(parsed, Mapping | bool):
             raise FirpError(f"bad {name}", got=f"{value!r:.60}", expected="a JSON object, or its text")
-        return _unicode(name, json.dumps(parsed if isinstance(parsed, bool) else dict(parsed)))
+        kept = parsed if isinstance(parsed, bool) else dict(parsed)
+        return _unicode(name, json.dumps(kept, allow_nan=False))
     except (ValueError, TypeError, RecursionError) as error:
         raise FirpError(f"{name} is not JSON", got=f"{error!s:.200}") from error
 

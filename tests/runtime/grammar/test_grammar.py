@@ -133,6 +133,7 @@ CYCLE["properties"] = CYCLE
         ({"json_schema": '{"type": '}, "json_schema is not JSON.*column 10"),
         ({"json_schema": [1]}, "bad json_schema"),
         ({"json_schema": {"a": {1, 2}}}, "json_schema is not JSON"),
+        ({"json_schema": {"a": float("nan")}}, "json_schema is not JSON.*Out of range"),
         ({"json_schema": CYCLE}, "json_schema is not JSON"),
         ({"json_schema": "[" * 100_000}, "json_schema is not JSON"),
         ({"choice": []}, "bad choice"),
