@@ -16,8 +16,7 @@ from firp.runtime.passes.pass_plan import PREFILL_ROWS, PassPlan
 from firp.runtime.passes.pass_shape import BatchSize
 from firp.runtime.passes.session import Session, forward_together
 from firp.runtime.progress import Progress, silent
-from firp.runtime.trees.tree import chain
-from firp.runtime.tuning.latency import WARM_UP, median_ms, undisturbed
+from firp.runtime.tuning.latency import WARM_UP, median_ms, random_rows, undisturbed
 
 SEQUENCES = (2, 4, 8)
 ROWS = (1, 2, 4, 8, 16, 32)  # of each sequence, while all together are no more than one was measured with
@@ -73,24 +72,24 @@ def _take_turns(
 ) -> dict[tuple[str, int], list[float]]:
     """Milliseconds by graph, and rows of each sequence, in turns."""
     spent = defaultdict(list)
+    order = np.random.default_rng(0)
     for count in rows:
         for _ in range(WARM_UP):
-            _pass(lanes, count)
+            _pass(lanes, count, order)
     ends = clock() + SECONDS
-    order = np.random.default_rng(0)
     for turn in range(TURNS[1]):
         if turn >= TURNS[0] and clock() > ends:
             break
         for count in order.permutation(rows).tolist():
             before = dict(lanes[0].spent_ms)
-            _pass(lanes, count)
+            _pass(lanes, count, order)
             for graph in ("lower", "upper"):
                 spent[graph, count].append(lanes[0].spent_ms[graph] - before[graph])
     return spent
 
 
-def _pass(lanes: Sequence[Session], rows: int) -> None:
-    plan = PassPlan(chain([1] * rows), bring_logits=False)
-    forward_together(lanes, [plan] * len(lanes))
+def _pass(lanes: Sequence[Session], rows: int, rng: np.random.Generator) -> None:
+    trees = [random_rows(session, rng, rows) for session in lanes]
+    forward_together(lanes, [PassPlan(tree, bring_logits=False) for tree in trees])
     for session in lanes:
         session.commit([0])

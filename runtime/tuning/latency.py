@@ -3,7 +3,7 @@ from a few measured passes.
 
 In: an engine. Out: a `LatencyTable`, medians of milliseconds. Passes are made as decoding makes
 them: no size comes twice in a row, pseudo rows ride along with trees, a row is committed after each,
-so that no two passes see the same cache.
+so that no two passes see the same cache; rows have tokens of their own, and so experts of their own.
 """
 
 import statistics
@@ -21,7 +21,7 @@ from firp.runtime.passes.request import Needs, Request
 from firp.runtime.passes.session import Session
 from firp.runtime.progress import Progress, silent
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import CHAIN, TreeConfig, chain
+from firp.runtime.trees.tree import CHAIN, DraftTree, TreeConfig, chain
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 CONTEXTS = (128, 512, 2048)  # cached tokens, or three quarters of a context that is shorter
@@ -82,15 +82,20 @@ def measure_latency(
     )
 
 
+def random_rows(session: Session, rng: np.random.Generator, rows: int) -> DraftTree:
+    """A chain of random tokens."""
+    return chain(rng.integers(0, session.batch.model.vocab_size, rows).tolist())
+
+
 def _plans(rows: int, num_predictors: int) -> list[PassPlan]:
     """Passes whose upper half has so many rows: all of a tree, and as many of them as can be pseudo
-    rows.
+    rows. Tokens are drawn for each pass.
     """
-    plans = [PassPlan(chain([1] * rows), bring_logits=False)]
+    plans = [PassPlan(chain([0] * rows), bring_logits=False)]
     for tree_rows in range(-(-rows // (1 + num_predictors)), rows):
         sources, rest = divmod(rows - tree_rows, num_predictors)
         if not rest:
-            tree = chain([1] * tree_rows)
+            tree = chain([0] * tree_rows)
             plans.append(PassPlan(tree, tuple(range(sources)), num_predictors, bring_logits=False))
             break
     return plans
@@ -108,10 +113,10 @@ def _take_turns(
             break
         for place in order.permutation(len(plans)):
             plan = plans[place]
-            before = dict(session.spent_ms)
-            session.forward(plan)
-            session.commit([0])
             tree_rows = len(plan.tree.tokens)
+            before = dict(session.spent_ms)
+            session.forward(plan._replace(tree=random_rows(session, order, tree_rows)))
+            session.commit([0])
             rows = {"lower": tree_rows, "upper": tree_rows + len(plan.sources) * plan.offsets}
             if plan.sources:
                 rows["predictors"] = tree_rows
@@ -126,10 +131,11 @@ def _worth_measuring(session: Session, counts: list[int], depth: int) -> tuple[i
     """Row counts up to one that costs more than `depth` accepted drafts could win back."""
     rows = []
     total = []
+    rng = np.random.default_rng(0)
     for count in counts:
         for _ in range(WARM_UP + 1):  # the second of a size may be captured as a CUDA graph, which takes long
             before = sum(session.spent_ms.values())
-            session.forward(PassPlan(chain([1] * count), bring_logits=False))
+            session.forward(PassPlan(random_rows(session, rng, count), bring_logits=False))
         rows.append(count)
         total.append(sum(session.spent_ms.values()) - before)
         if total[-1] > (depth + 2) * total[0] and len(rows) > 1:

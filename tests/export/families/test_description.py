@@ -16,6 +16,7 @@ from firp.export.verify.rounding import YARDSTICKS, distance, judge
 from firp.export.verify.rows import SessionRows, random_sample
 from firp.runtime.bundle.model_config import ClampedConfig, QueryGrowth, RopeTable
 from firp.runtime.engine import Engine
+from firp.runtime.errors import CheckpointError
 
 PROMPT = [7, 40, 3, 22, 51, 9, 30, 14, 2, 44, 60, 18]
 
@@ -64,8 +65,10 @@ def latent(**fields):
 
 MUTATIONS = {
     "attention.scale": ("gemma2", part("attention", scale=0.3)),
+    "attention.num_heads": ("llama", part("attention", num_heads=2, num_key_value_heads=1, head_dim=16)),
     "attention.growth": ("ministral3", part("attention", growth=QueryGrowth(0.3, 6))),
     "attention.qk_norm.kind": ("cohere", qk_norm(kind="rms")),
+    "attention.qk_norm.over": ("nanochat", qk_norm(over="all")),
     "attention.qk_norm.after_rope": ("hunyuan_v1_dense", qk_norm(after_rope=False)),
     "attention.clip": ("olmo", part("attention", clip=0.51)),
     "attention.softcap": ("gemma2", part("attention", softcap=None)),
@@ -89,6 +92,7 @@ MUTATIONS = {
     "experts.groups_kept": ("dots1", part("experts", groups_kept=3)),
     "norm.kind": ("cohere", part("norm", kind="rms")),
     "norm.epsilon": ("llama", part("norm", epsilon=1e-3)),
+    "block.norms": ("olmo", part("block", norms=("input_norm",))),
     "block.parallel": ("gpt_neox", part("block", parallel=False)),
     "block.scale": ("granite", part("block", scale=0.41)),
     "embedding.scale": ("granite", part("embedding", scale=3.1)),
@@ -101,13 +105,34 @@ MUTATIONS = {
 }  # fmt: skip
 
 
+REFUSED = {
+    "attention.qk_norm.over": ("olmo2", qk_norm(over="head")),
+    "attention.num_key_value_heads": ("llama", part("attention", num_key_value_heads=4)),
+    "max_position_embeddings": ("gpt2", lambda model: dataclasses.replace(model, max_position_embeddings=95)),
+    "mlp.intermediate_size": ("llama", part("mlp", intermediate_size=20)),
+    "block.norms": ("llama", part("block", norms=("input_norm",))),
+}
+
+
+def with_wrong_field(monkeypatch, model_type, mutate):
+    family = FAMILIES[model_type]
+    wrong = family._replace(describe=lambda c: mutate(family.describe(c)))
+    monkeypatch.setitem(FAMILIES, model_type, wrong)
+
+
+@pytest.mark.parametrize(("model_type", "mutate"), REFUSED.values(), ids=REFUSED)
+def test_a_wrong_field_that_tensors_tell_is_refused(model_type, mutate, tmp_path, monkeypatch):
+    model = save_family(tmp_path / "model", model_type)
+    with_wrong_field(monkeypatch, model_type, mutate)
+    with pytest.raises(CheckpointError, match=r"tensor|shape"):
+        open_checkpoint(model)
+
+
 @pytest.mark.parametrize(("model_type", "mutate"), MUTATIONS.values(), ids=MUTATIONS)
 def test_a_wrong_field_is_seen(model_type, mutate, tmp_path, monkeypatch):
     model = save_family(tmp_path / "model", model_type)
     checkpoint = open_checkpoint(model)
-    family = FAMILIES[model_type]
-    wrong = family._replace(describe=lambda c: mutate(family.describe(c)))
-    monkeypatch.setitem(FAMILIES, model_type, wrong)
+    with_wrong_field(monkeypatch, model_type, mutate)
     export_bundle(ExportOptions(model, tmp_path / "bundle", prediction_layer=2))
     engine = Engine.load(tmp_path / "bundle", check_hashes=False)
     sample = random_sample(PROMPT, 61, 96)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from support.timed_passes import assert_rows_differ, recorded_tokens
 
 from firp.runtime.bundle.calibration import BatchTimes, LatencyTable, read_latency
 from firp.runtime.bundle.json_fields import to_json, write_json
@@ -48,12 +49,14 @@ def test_a_batch_that_is_no_measurement_is_refused(changes, tmp_path):
         read_latency(tmp_path / "bad.json")
 
 
-def test_sequences_are_measured_together(family_bundle):
+def test_sequences_are_measured_together(family_bundle, monkeypatch):
     engine = Engine.load(family_bundle("llama")[1], threads=1)
     latency = dataclasses.replace(
         ALONE, contexts=(16, 40, 90), lower_ms=ALONE.lower_ms * 3, upper_ms=ALONE.upper_ms * 3
     )
+    trees = recorded_tokens(monkeypatch)
     found = measure_batches(engine, latency)
+    assert_rows_differ(trees)
     assert [batch.sequences for batch in found] == list(SEQUENCES)
     assert [batch.rows for batch in found] == [(1, 2, 4, 8), (1, 2, 4), (1, 2)]
     assert {batch.contexts for batch in found} == {(16, 40)}

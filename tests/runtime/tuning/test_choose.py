@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from support.timed_passes import assert_rows_differ, recorded_tokens
 
 from firp.runtime.bundle.calibration import Calibration, Candidate, LatencyTable, read_latency
 from firp.runtime.bundle.format import load_bundle, write_manifest
@@ -163,8 +164,10 @@ def test_a_choice_that_does_not_fit_the_predictors_is_refused(calibrated, monkey
         load_bundle(calibrated)
 
 
-def test_latency_is_measured_for_growing_passes_until_no_tree_could_pay(calibrated):
+def test_latency_is_measured_for_growing_passes_until_no_tree_could_pay(calibrated, monkeypatch):
+    trees = recorded_tokens(monkeypatch)
     latency = measure_latency(Engine.load(calibrated))
+    assert_rows_differ(trees)
     assert latency.rows == ROWS[: len(latency.rows)]
     assert len(latency.rows) >= 2
     grids = np.array([latency.lower_ms, latency.upper_ms])
