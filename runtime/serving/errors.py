@@ -174,10 +174,10 @@ def engine_error(error: FirpError, param: str | None = None, form: str | None = 
         return ApiError(400, message, param, "request_too_large")
     if isinstance(error, ContextFullError):
         return ApiError(400, message, param, "context_length_exceeded")
-    if isinstance(error, PromptError):
-        return ApiError(400, message, param, "invalid_value")
     found = _BAD.fullmatch(error.what)
     name = found[1].replace(" ", "_") if found else None
+    if isinstance(error, PromptError) and name != "chat_template_kwargs":
+        return ApiError(400, message, param, "invalid_value")
     if form is not None and name in _FORMS:
         return form_error(error, form)
     return ApiError(400, message, _FIELDS.get(name, name), "invalid_value")

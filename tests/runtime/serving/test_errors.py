@@ -50,7 +50,7 @@ TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"ty
         ({"messages": [{**MESSAGES[0], "colour": 1}]}, "messages[0].colour", "unknown_parameter"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "invalid_value"),
         ({"messages": MESSAGES * 30}, "messages", "context_length_exceeded"),
-        ({"chat_template_kwargs": {"self": 1}}, "messages", "invalid_value"),
+        ({"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs", "invalid_value"),
         ({"deadline_s": 0}, "deadline_s", "invalid_value"),
         ({"model": "gpt-4"}, "model", "model_not_found"),
     ],
