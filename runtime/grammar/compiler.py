@@ -6,6 +6,7 @@ llguidance says comes as a state of its matcher, never as an exception; its pani
 
 import functools
 import json
+import re
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -50,7 +51,7 @@ class GrammarCompiler:
             if not matcher.is_error():  # what is wrong with some is seen with the first mask alone
                 matcher.compute_bitmask()
         if matcher.is_error():
-            raise FirpError(what, got=_wrong(structured, told(matcher.get_error())))
+            raise FirpError(what, got=_wrong(structured, matcher.get_error()))
         return Grammar(matcher, self._tokenizer, self._vocab_size)
 
 
@@ -71,10 +72,15 @@ def source(structured: StructuredOutput) -> str:
     return matcher.grammar_from_json_schema(json.dumps(schema), options)
 
 
-def _wrong(structured: StructuredOutput, reason: str) -> str:
-    """Why a grammar does not compile, and where a schema is wrong."""
+def _wrong(structured: StructuredOutput, error: str) -> str:
+    """Why a grammar does not compile: where in a schema, and without the Lark that is ours."""
+    if structured.kind == "lark":
+        return told(error)
     fault = schema_fault(structured.json_schema) if structured.kind == "json_schema" else None
-    return f"{fault.reason} at {fault.path}" if fault else reason
+    if fault is not None:
+        return f"{fault.reason} at {fault.path}"
+    said = error.rpartition("\n   1 | ")[0] or error
+    return told(re.sub(r"^at \d+\(\d+\): ", "", said))
 
 
 def _library() -> Any:

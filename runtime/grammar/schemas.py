@@ -60,7 +60,7 @@ class _Search:
         path = "$"
         while found := next(filter(lambda part: self._refused(part[1]), _parts(schema)), None):
             path, schema = path + found[0], found[1]
-        for name in schema if isinstance(schema, dict) else ():
+        for name in sorted(schema, key="type".__eq__) if isinstance(schema, dict) else ():
             others = {key: value for key, value in schema.items() if key != name}
             if self._left > 0 and not self._refused(others):
                 return path + _step(name)

@@ -100,7 +100,8 @@ def test_a_choice_is_the_text_itself(text, walk, tokenizer):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"regex": "(ab"}, "grammar of regex does not compile.*unclosed group"),
+        ({"regex": "(ab"}, "grammar of regex does not compile .* unclosed group$"),
+        ({"regex": "(a\\nb"}, r'got invalid regex "\(a'),
         ({"regex": "(" * 9000}, "grammar of regex does not compile"),
         ({"lark": "start: foo bar"}, 'grammar of lark does not compile.*1\\(8\\).*unknown name: "foo"'),
         ({"lark": 'start: "a"\nx: !'}, "grammar of lark does not compile.*2\\("),

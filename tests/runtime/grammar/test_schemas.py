@@ -22,6 +22,7 @@ STRANGE = {"type": "strang"}
         ({"properties": {"a": {"$ref": "#/$defs/none"}}}, "$.properties.a.$ref"),
         ({"properties": {"n" * 500: STRANGE}}, f'$.properties["{"n" * 60}…"].type'),
         ({"properties": 5}, "$.properties"),
+        ({"type": "object", "properties": {"a": {"enum": []}}, "required": ["a"]}, "$.properties"),
     ],
 )
 def test_a_fault_has_a_path(schema, path):
