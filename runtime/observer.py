@@ -31,15 +31,17 @@ class StepReport(NamedTuple):
     total_ms: float
     active: int  # requests that decode or are prefilled
     waiting: int  # requests in the queue
-    cache_bytes: int  # reserved for keys and values
+    cache_bytes: int  # that keys and values of those that are active may need
 
 
 class Observer(Protocol):
-    """Events by request id; milliseconds count from submission unless said otherwise."""
+    """Events by request id; milliseconds count from submission unless said otherwise. kv_bytes: reserved
+    for keys and values of the request.
+    """
 
     def submitted(self, request_id: str) -> None: ...
 
-    def started(self, request_id: str, queue_ms: float, reused_tokens: int) -> None: ...
+    def started(self, request_id: str, queue_ms: float, reused_tokens: int, kv_bytes: int) -> None: ...
 
     def first_token(self, request_id: str, ms: float) -> None: ...
 
@@ -56,7 +58,7 @@ class NullObserver:
     def submitted(self, request_id: str) -> None:
         return
 
-    def started(self, request_id: str, queue_ms: float, reused_tokens: int) -> None:
+    def started(self, request_id: str, queue_ms: float, reused_tokens: int, kv_bytes: int) -> None:
         return
 
     def first_token(self, request_id: str, ms: float) -> None:

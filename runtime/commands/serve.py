@@ -46,7 +46,13 @@ _LIMITS = {
 @click.option("--api-key", envvar="FIRP_API_KEY", help="Key that clients must send.  [env: FIRP_API_KEY]")
 @click.option("--api-key-file", type=PATH, help="File with one such key a line.")
 @options_from(EngineOptions(), _BATCH)
-@click.option("--kv-bytes", type=int, help="Bytes of all caches at most.")
+@click.option("--kv-bytes", type=int, help="Bytes of all caches at most; half of what is free by default.")
+@click.option(
+    "--prefix-bytes",
+    type=int,
+    help="Bytes of prefixes that requests share, besides; a quarter of what is free by default, and at "
+    "most half of --kv-bytes. 0: none.",
+)
 @click.option("--max-tokens", type=int, help="Tokens that a request may ask for at most.")
 @options_from(ServerSettings(), _LIMITS)
 @click.option("--threads", type=int, help="Of each graph on the CPU; one a core by default.")
@@ -73,8 +79,8 @@ _LIMITS = {
 )
 def serve(
     bundle, host, port, served_model_name, api_key, api_key_file, max_batch, max_queue, max_stall,
-    kv_bytes, threads, backend, ssl_certfile, ssl_keyfile, ssl_keyfile_password, ssl_ca_certs,
-    ssl_cert_reqs, ssl_ciphers, ssl_minimum_version, **limits,
+    kv_bytes, prefix_bytes, threads, backend, ssl_certfile, ssl_keyfile, ssl_keyfile_password,
+    ssl_ca_certs, ssl_cert_reqs, ssl_ciphers, ssl_minimum_version, **limits,
 ):  # fmt: skip
     """Serve BUNDLE over HTTP: OpenAI's /v1/chat/completions and /v1/completions, /metrics, and a page
     to chat with at /.
@@ -82,7 +88,7 @@ def serve(
     Ctrl-C or SIGTERM lets running requests end first.
     """
     keys = ((api_key,) if api_key else ()) + (read_keys(api_key_file) if api_key_file else ())
-    options = EngineOptions(max_batch=max_batch, max_queue=max_queue, kv_bytes=kv_bytes, max_stall=max_stall)
+    options = EngineOptions(max_batch, max_queue, kv_bytes, prefix_bytes, max_stall)
     settings = ServerSettings(
         served_model_name=served_model_name, api_keys=keys, max_samples=max_queue, **limits
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from firp.runtime.backends.interface import Graph, Memory
+from firp.runtime.backends.interface import Graph, Memory, Runner
 from firp.runtime.bundle.dtypes import to_float32
 from firp.runtime.bundle.format import Manifest
 from firp.runtime.bundle.graph_spec import IN_PLACE, WINDOW_INPUTS
@@ -43,7 +43,8 @@ class Batch:
         self._window = next(filter(None, self._masks.values()), None)
         self.memory = memory
         self.size = size
-        self._runners = {name: graph.runner(memory) for name, graph in graphs.items()}
+        self._graphs = graphs
+        self._runners = self._make_runners()
         upper = graphs["upper"].spec
         self._contract = upper.cache
         self._top_k = upper.output("top_ids").shape[-1]
@@ -54,17 +55,11 @@ class Batch:
         # milliseconds by graph name, and of copies, of everything that has been waited for
         self.spent_ms = dict.fromkeys((*graphs, COPIES), 0.0)
 
+    def _make_runners(self) -> dict[str, Runner]:
+        return {name: graph.runner(self.memory) for name, graph in self._graphs.items()}
+
     def _make_buffers(self, size: BatchSize) -> Buffers:
-        return Buffers(
-            self.manifest,
-            self._contract,
-            self.memory,
-            size.capacity,
-            size.rows,
-            size.decoded_rows,
-            self._top_k,
-            size.lanes,
-        )
+        return Buffers(self.manifest, self._contract, self.memory, size, self._top_k)
 
     @property
     def kv(self) -> KVCache:
@@ -78,8 +73,9 @@ class Batch:
         return size.decoded_rows if self._contract == IN_PLACE else size.decoded_rows // size.lanes
 
     def resize(self, size: BatchSize) -> None:
-        """Make room for more lanes, longer texts, or larger passes; what is cached stays. Raises
-        FirpError when the memory does not suffice; nothing has changed then.
+        """Make room for as many lanes, as long texts, as large passes, and no more; what is cached stays,
+        but for lanes and texts that do not fit. Both memories are there for a moment. Raises FirpError
+        when that does not suffice; nothing has changed then.
         """
         memory = self.memory
         before = memory.taken()
@@ -89,9 +85,10 @@ class Batch:
             memory.free(memory.taken() - before)
             raise
         buffers.kv.adopt(self.kv)
-        accepted = self.buffers.accepted
-        memory.copy(accepted, buffers.accepted[: accepted.shape[0]])
+        lanes = min(size.lanes, self.size.lanes)
+        memory.copy(self.buffers.accepted[:lanes], buffers.accepted[:lanes])
         self.buffers = buffers
+        self._runners = self._make_runners()  # those of before hold arrays of their last runs
         self.size = size
         memory.free(before)
 

@@ -14,9 +14,9 @@ from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.format import Manifest
 from firp.runtime.bundle.graph_spec import HEAD_INPUTS, IN_PLACE, WINDOW_INPUTS, cache_names
 from firp.runtime.bundle.model_config import AttentionConfig
-from firp.runtime.passes.cache_view import CacheSize
 from firp.runtime.passes.in_place_cache import STEP
-from firp.runtime.passes.kv_cache import make_cache
+from firp.runtime.passes.kv_cache import make_cache, size_for
+from firp.runtime.passes.pass_shape import BatchSize
 
 MAX_BINDINGS = 256  # kept for passes to come, with what a runner prepared for them
 INDICES = ("input_ids", "position_ids", "source_rows", "logits_rows", "draft_rows", "write_at")
@@ -60,32 +60,17 @@ class PredictorsKey(NamedTuple):
 
 
 class Buffers:
-    """Arrays of a batch. capacity: tokens that the cache holds of each sequence; rows: of the largest
-    pass, all lanes together; decoded_rows: the most of them that are decoded to logits, or to
-    guesses; top_k: guesses that the graphs list for each.
-    """
+    """Arrays of a batch. top_k: guesses that the graphs list for each row."""
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        contract: str,
-        memory: Memory,
-        capacity: int,
-        rows: int,
-        decoded_rows: int,
-        top_k: int,
-        lanes: int = 1,
-    ):
+    def __init__(self, manifest: Manifest, contract: str, memory: Memory, size: BatchSize, top_k: int):
         model = manifest.model
         precision = manifest.precision
         zeros = memory.zeros
         dtype = DTYPES[precision.compute].storage
         self.num_predictors = manifest.num_predictors
         self.memory = memory
-        heads = model.attention.num_key_value_heads, model.attention.head_dim
-        cache_dtype = DTYPES[precision.cache].storage
-        size = CacheSize(model.slabs, capacity, rows, *heads, cache_dtype, lanes)
-        self.kv = make_cache(contract, memory, size)
+        capacity, rows, decoded_rows, lanes, _ = size
+        self.kv = make_cache(contract, memory, size_for(manifest, size))
         self._slabs = {
             graph: _slab_names(manifest.layers(graph), contract, model.attention.cached)
             for graph in ("lower", "upper")

@@ -18,6 +18,7 @@ class CacheSize(NamedTuple):
     head_dim: int  # Dh
     dtype: np.dtype
     lanes: int = 1  # sequences
+    lane_rows: int | None = None  # of a pass, those of one sequence; None: it may have all of them
 
 
 class View(NamedTuple):

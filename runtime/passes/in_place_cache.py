@@ -38,8 +38,8 @@ class InPlaceCache:
         self._slabs = size.slabs
         self._heads = size.heads
         self._head_dim = size.head_dim
-        self._most = most_slots(size.capacity, size.rows)
-        self._values = memory.zeros((self._values_of(self._most),), size.dtype, "keys and values")
+        self.most = _most(size)
+        self._values = memory.zeros((self._values_of(self.most),), size.dtype, "keys and values")
         self._slots = 0  # S
         self._touched = 0  # values from the first on, which the system has given
         self._views: dict[range, list[Array]] = {}  # of each slab, at this S
@@ -65,16 +65,16 @@ class InPlaceCache:
         if needed > self._slots:
             self._lay_out(self._grown(needed))
             return
-        missing = self._values_of(self._grown(min(self._slots + 1, self._most))) - self._touched
+        missing = self._values_of(self._grown(min(self._slots + 1, self.most))) - self._touched
         if missing > 0:
             self._touch(-(-missing // ((self._slots - needed) // AHEAD + 1)))
 
     def _grown(self, needed: int) -> int:
         """S when it has grown to hold so many slots."""
-        if needed > self._most:
-            raise ValueError(f"{needed} slots exceed the {self._most} of the cache")
+        if needed > self.most:
+            raise ValueError(f"{needed} slots exceed the {self.most} of the cache")
         grown = self._slots + max(STEP, self._slots // SHARE) if self._slots else 0
-        return min(self._most, -(-max(needed, grown) // STEP) * STEP)
+        return min(self.most, -(-max(needed, grown) // STEP) * STEP)
 
     def _values_of(self, slots: int) -> int:
         return self._slabs * self._lanes * self._heads * slots * self._head_dim
@@ -100,8 +100,11 @@ class InPlaceCache:
         them. Longer texts are forgotten.
         """
         slots = -(-(tokens + 1) // STEP) * STEP
-        if 2 * slots >= self._slots:
-            return
+        if 2 * slots < self._slots:
+            self._cut(slots)
+
+    def _cut(self, slots: int) -> None:
+        """Look at so many slots, which are fewer than now. Longer texts are forgotten."""
         self.lengths = [length if length <= slots else 0 for length in self.lengths]
         self._lay_out(slots)
         self._written = [[min(count, slots) for count in written] for written in self._written]
@@ -160,7 +163,7 @@ class InPlaceCache:
         copy = self.memory.copy
         if self._slots:
             if self._spare is None:
-                shape = (self._heads * self._most * self._head_dim,)
+                shape = (self._heads * self.most * self._head_dim,)
                 self._spare = self.memory.zeros(shape, self._values.dtype, "a lane that moves")
             every = self.slots
             for slab in range(self._slabs):
@@ -186,17 +189,21 @@ class InPlaceCache:
         self.lengths[lane] = end
 
     def adopt(self, other: "InPlaceCache") -> None:
-        """Take over what another cache holds, of no more lanes and no more slots than this one."""
-        lanes = len(other.lengths)
+        """Take over the first lanes of another cache, which is of no use any more; texts that are too long
+        for this one are forgotten.
+        """
+        if other._slots > self.most:
+            other._cut(self.most)
+        lanes = min(self._lanes, other._lanes)
         self._slots = other._slots
         self._touched = self._values_of(self._slots)
         self._views.clear()
         if self._slots:
             mine, theirs = self.slots, other.slots
             for slab in range(self._slabs):
-                self.memory.copy(theirs[slab], mine[slab][:lanes])
-        self.lengths[:lanes] = other.lengths
-        self._written[:lanes] = other._written
+                self.memory.copy(theirs[slab][:lanes], mine[slab][:lanes])
+        self.lengths[:lanes] = other.lengths[:lanes]
+        self._written[:lanes] = other._written[:lanes]
         self.moved_bytes = other.moved_bytes
 
     def clear(self) -> None:
@@ -224,6 +231,11 @@ def last_slots(lengths: Sequence[int], rows: int, window: int, slots: int) -> ra
     return range(start, min(slots, -(-(max(lengths) + rows) // STEP) * STEP))
 
 
-def most_slots(capacity: int, rows: int) -> int:
-    """S at most, of a cache that holds so many tokens and takes passes of so many rows."""
-    return -(-(capacity + rows) // STEP) * STEP
+def _most(size: CacheSize) -> int:
+    """S at most: all tokens, and a pass after them."""
+    return -(-(size.capacity + (size.lane_rows or size.rows)) // STEP) * STEP
+
+
+def in_place_rows(size: CacheSize) -> int:
+    """Rows of slabs that such a cache takes: of all lanes, and of one slab of a lane that moves."""
+    return _most(size) * (size.slabs * size.lanes + (size.lanes > 1))

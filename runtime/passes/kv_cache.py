@@ -14,16 +14,20 @@ from typing import Protocol
 import numpy as np
 
 from firp.runtime.backends.interface import Array, Memory
+from firp.runtime.bundle.dtypes import DTYPES
+from firp.runtime.bundle.format import Manifest
 from firp.runtime.bundle.graph_spec import IN_PLACE
 from firp.runtime.passes.cache_view import CacheSize, View
-from firp.runtime.passes.in_place_cache import InPlaceCache
-from firp.runtime.passes.prefix_cache import PrefixCache
+from firp.runtime.passes.in_place_cache import InPlaceCache, in_place_rows
+from firp.runtime.passes.pass_shape import BatchSize
+from firp.runtime.passes.prefix_cache import PrefixCache, prefix_rows
 
 
 class KVCache(Protocol):
     """Slabs of all lanes."""
 
     capacity: int  # tokens that each lane may hold
+    most: int  # slots that each lane has memory for
     lengths: list[int]  # P of each lane: tokens that it holds
     moved_bytes: int  # by commits since the cache was made
 
@@ -63,6 +67,20 @@ class KVCache(Protocol):
 
     def fill(self, rng: np.random.Generator, length: int) -> None:
         """Put noise in the first `length` slots of all lanes, to time passes with."""
+
+
+def size_for(manifest: Manifest, size: BatchSize) -> CacheSize:
+    """The cache of a batch."""
+    model = manifest.model
+    heads, dtype = model.attention.num_key_value_heads, DTYPES[manifest.precision.cache].storage
+    row = heads, model.attention.head_dim, dtype
+    return CacheSize(model.slabs, size.capacity, size.rows, *row, size.lanes, size.lane_rows)
+
+
+def cache_bytes(contract: str, size: CacheSize) -> int:
+    """Memory that a cache takes, by the contract: all that it ever asks for."""
+    rows = in_place_rows(size) if contract == IN_PLACE else prefix_rows(size)
+    return rows * size.heads * size.head_dim * size.dtype.itemsize
 
 
 def make_cache(contract: str, memory: Memory, size: CacheSize) -> KVCache:

@@ -19,6 +19,7 @@ class BatchSize(NamedTuple):
     rows: int  # of a pass, all sequences and their pseudo rows together
     decoded_rows: int  # of them, the most that are decoded to logits, or to guesses
     lanes: int = 1  # sequences
+    lane_rows: int | None = None  # of a pass, those of one sequence; None: it may have all of them
 
 
 class PassShape(NamedTuple):

@@ -31,7 +31,7 @@ class PrefixCache:
 
     def __init__(self, memory: Memory, size: CacheSize):
         self.memory = memory
-        self.capacity = size.capacity
+        self.capacity = self.most = size.capacity
         self._lanes = size.lanes
         self._slabs = size.slabs
         self._row = (size.heads, size.head_dim)
@@ -213,3 +213,9 @@ class PrefixCache:
         """A place of its own in a slab, [S, 1, Hkv, Dh]."""
         start = place * self.capacity
         return array[start : start + self.capacity].reshape(self.capacity, 1, *self._row)
+
+
+def prefix_rows(size: CacheSize) -> int:
+    """Rows of slabs that such a cache takes: of all places, the scratch, and lanes that move."""
+    places, moved = (1, 0) if size.lanes == 1 else (size.lanes + 1, size.lanes)
+    return (size.slabs * places + moved) * size.capacity + size.slabs * size.rows

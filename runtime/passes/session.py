@@ -49,14 +49,17 @@ class Session:
         return self.batch.kv.view(range(self.lane, self.lane + 1), 1).slots
 
     def reserve(self, rows: int) -> None:
-        """Make room for so many rows after the cached tokens at once: many small passes would each find
-        too little.
+        """Make room for so many rows after the cached tokens at once, as far as there is memory: many
+        small passes would each find too little.
         """
-        self.batch.kv.reserve(range(self.lane, self.lane + 1), rows)
+        self.batch.kv.reserve(range(self.lane, self.lane + 1), self._that_fit(rows))
 
     def prepare(self, rows: int, in_time: Callable[[], bool]) -> bool:
         """Whether memory for as much is ready; else it is made ready as far as there is time."""
-        return self.batch.kv.prepare(self.lane, rows, in_time)
+        return self.batch.kv.prepare(self.lane, self._that_fit(rows), in_time)
+
+    def _that_fit(self, rows: int) -> int:
+        return min(rows, self.batch.kv.most - self.length)
 
     @property
     def spent_ms(self) -> dict[str, float]:

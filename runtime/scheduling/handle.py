@@ -18,6 +18,7 @@ class Handle:
 
     def __init__(self, request_id: str):
         self.id = request_id
+        self.kv_bytes: int | None = None  # reserved for its keys and values; None: it has not begun
         self._chunks: list[Chunk] = []
         self._error: BaseException | None = None
         self._changed = threading.Condition()

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 from firp.runtime.bundle.limits import Limits
 from firp.runtime.passes.batch import Batch
-from firp.runtime.passes.in_place_cache import most_slots
 from firp.runtime.passes.pass_plan import PREFILL_ROWS
 from firp.runtime.passes.pass_shape import BatchSize
 from firp.runtime.passes.request import Needs
 from firp.runtime.passes.session import Session
+
+WASTE = 2  # times what was needed lately: a batch that holds more shrinks
 
 
 class _Tenant(NamedTuple):
@@ -25,18 +26,20 @@ class _Tenant(NamedTuple):
 
 
 class LaneGroup:
-    """Sessions of one batch, which is made when the first request comes. num_predictors: K; max_lanes:
-    requests that run at once; limits: sizes that the graphs were built for.
+    """Sessions of one batch, which is made when the first request comes. bytes_of: the cache of a batch;
+    num_predictors: K; max_lanes: requests that run at once; limits: sizes that the graphs were built for.
     """
 
     def __init__(
         self,
         make_batch: Callable[[BatchSize], Batch],
+        bytes_of: Callable[[BatchSize], int],
         num_predictors: int,
         max_lanes: int,
         limits: Limits | None,
     ):
         self._make_batch = make_batch
+        self._bytes_of = bytes_of
         self._num_predictors = num_predictors
         self._max_lanes = max_lanes
         self._limits = limits
@@ -44,6 +47,8 @@ class LaneGroup:
         self._sessions: list[Session] = []  # in the order of their lanes
         self._tenants: dict[Session, _Tenant] = {}  # of sessions that are not idle
         self._decoding = 0  # sessions that decode
+        self.needed_bytes = 0  # what a batch for those that run takes at least
+        self._most_needed = 0  # lately
 
     def __contains__(self, session: Session) -> bool:
         return session in self._tenants
@@ -59,18 +64,25 @@ class LaneGroup:
         return len(self._tenants)
 
     @property
-    def held_slots(self) -> int:
-        """Slots that its batch has memory for; 0: it has none."""
-        size = self._batch.size if self._batch else None
-        return size.lanes * most_slots(size.capacity, size.rows) if size else 0
+    def size(self) -> BatchSize | None:
+        """Of its batch; None: it has none."""
+        batch = self._batch
+        return batch.size if batch else None
 
-    def slots(self, *more: Needs) -> int:
-        """Slots that its requests, and some more, may need at most: every lane is as long as the longest."""
-        needs = [*(tenant.needs for tenant in list(self._tenants.values())), *more]  # any thread may ask
-        if not needs:
-            return 0
-        longest = most_slots(max(need.capacity for need in needs), max(need.tree_rows for need in needs))
-        return len(needs) * longest
+    @property
+    def least_size(self) -> BatchSize | None:
+        """Of a batch for those that run, and no more."""
+        return self._size(self._needs) if self._tenants else None
+
+    @property
+    def held_bytes(self) -> int:
+        """What the cache of its batch takes."""
+        size = self.size
+        return self._bytes_of(size) if size else 0
+
+    @property
+    def _needs(self) -> list[Needs]:
+        return [tenant.needs for tenant in self._tenants.values()]
 
     @property
     def longest(self) -> int:
@@ -89,50 +101,87 @@ class LaneGroup:
 
     def pass_rows(self, sequences: int) -> int:
         """Rows that each of so many sequences may have in a pass, pseudo rows included."""
-        return self._limits.max_rows if self._limits else self._batch.size.rows // sequences
+        if self._limits:
+            return self._limits.max_rows
+        size = self._batch.size
+        return min(size.rows // sequences, size.lane_rows)
 
-    def admit(self, needs: Needs, prompt: Sequence[int]) -> Session:
-        """A session for a request, the idle one that holds most of its prompt. Raises FirpError when the
-        memory is not there.
+    def sizes(self, needs: Needs, there: BatchSize | None) -> list[BatchSize]:
+        """Of a batch that holds another request besides, the best first: as it is, `there`; grown, with
+        lanes for those to come; as large as now needed.
         """
-        self._make_room([*(tenant.needs for tenant in self._tenants.values()), needs])
+        if self._limits:
+            return [size_built_for(self._limits, self._max_lanes, self._num_predictors)]
+        together = [*self._needs, needs]
+        least = self._size(together)
+        if there and all(has >= need for has, need in zip(there, least, strict=True)):
+            return [there]
+        lanes = min(self._max_lanes, 1 << (len(together) - 1).bit_length())
+        roomy = self._size(together, lanes)
+        return [BatchSize(*map(max, roomy, there or roomy)), roomy, least]
+
+    def size_alone(self, needs: Needs) -> BatchSize:
+        """Of a batch for one request."""
+        return self._size([needs])
+
+    def admit(self, needs: Needs, prompt: Sequence[int], size: BatchSize, keep: bool) -> Session:
+        """A session for a request, the idle one that holds most of its prompt. size: of `sizes`; keep:
+        whether there is memory for the batch as it is beside the new one, so that idle lanes keep their
+        texts. Raises FirpError when the memory is not there.
+        """
+        idle = range(self.active, len(self._sessions))
+        if idle:  # it comes first: lanes behind may go
+            place = max(idle, key=lambda lane: self._sessions[lane].known_prefix(prompt))
+            self._swap(place, self.active)
+        self._become(size, keep)
         self._fit(len(prompt))
-        place = max(
-            range(self.active, len(self._sessions)),
-            key=lambda lane: self._sessions[lane].known_prefix(prompt),
-        )
-        self._swap(place, self.active)
         session = self._sessions[self.active]
         self._tenants[session] = _Tenant(needs, len(prompt))
+        self._note_needs()
         return session
 
-    def _make_room(self, together: Sequence[Needs]) -> None:
-        size = self._size(together)
-        there = self._batch.size if self._batch else None
-        grows = there is not None and any(need > has for need, has in zip(size, there, strict=True))
-        if grows and not self._tenants and not self._batch.memory.free_reads:
-            self.give_back()  # a device may not have room for both
-            size, grows = BatchSize(*map(max, size, there)), False
+    def _become(self, size: BatchSize, keep: bool) -> None:
+        """Have a batch of this size; with it the first lanes keep their texts, as far as they fit."""
+        batch = self._batch
+        if batch is not None and batch.size != size:
+            if self._tenants or (keep and batch.memory.free_reads):  # a device may not have room for both
+                batch.resize(size)
+            else:
+                del batch
+                self.give_back()
         if self._batch is None:
             self._batch = self._make_batch(size)
-        elif grows:
-            self._batch.resize(BatchSize(*map(max, size, there)))
-        self._sessions += [
-            Session(self._batch, lane) for lane in range(len(self._sessions), self._batch.size.lanes)
-        ]
+        del self._sessions[size.lanes :]
+        self._sessions += [Session(self._batch, lane) for lane in range(len(self._sessions), size.lanes)]
 
-    def _size(self, together: Sequence[Needs]) -> BatchSize:
-        """As many lanes as run together, rounded up to a power of two; at once all that graphs were built
-        for.
+    def _size(self, together: Sequence[Needs], lanes: int = 0) -> BatchSize:
+        """A batch for requests that run together. A pass of several may have as many rows as the longest
+        tree, and as many pseudo rows as the widest.
         """
-        k, limits = self._num_predictors, self._limits
-        if limits:
-            lanes = self._max_lanes
-            decoded = lanes * max(1 + k, limits.max_rows)
-            return BatchSize(limits.max_context, max(PREFILL_ROWS + k, decoded), decoded, lanes)
-        lanes = min(self._max_lanes, 1 << (len(together) - 1).bit_length())
-        rows = max(PREFILL_ROWS + k, lanes * max(need.tree_rows for need in together))
-        return BatchSize(max(need.capacity for need in together), rows, rows, lanes)
+        lanes = lanes or len(together)
+        tree = max(need.tree_rows for need in together)
+        rows = max(PREFILL_ROWS + self._num_predictors, lanes * tree)
+        return BatchSize(max(need.capacity for need in together), rows, rows, lanes, 2 * tree)
+
+    def _note_needs(self) -> None:
+        least = self.least_size
+        self.needed_bytes = self._bytes_of(least) if least else 0
+        self._most_needed = max(self._most_needed, self.needed_bytes)
+
+    def hardly_used(self) -> bool:
+        """Whether it holds much more than it ever needed since this was asked before."""
+        most, self._most_needed = self._most_needed, self.needed_bytes
+        return self.held_bytes > WASTE * most
+
+    def shrink(self) -> None:
+        """Hold what those that run need, and no more; texts of idle lanes are forgotten."""
+        if self._limits or self.held_bytes <= self.needed_bytes:
+            return
+        if self._tenants:
+            self._become(self.least_size, keep=True)
+            self._fit(0)
+        else:
+            self.give_back()
 
     def start_decoding(self, session: Session) -> None:
         """A session's prompt is computed: it decodes with the others."""
@@ -147,6 +196,7 @@ class LaneGroup:
             self._swap(lane, self._decoding)
         self._swap(session.lane, self.active - 1)
         del self._tenants[session]
+        self._note_needs()
         if self._tenants:
             self._fit(0)
 
@@ -181,3 +231,10 @@ class LaneGroup:
         self._decoding = 0
         self._batch = None
         self._sessions = []
+        self.needed_bytes = 0
+
+
+def size_built_for(limits: Limits, lanes: int, num_predictors: int) -> BatchSize:
+    """A batch of graphs that were built for a size: all of it at once."""
+    decoded = lanes * max(1 + num_predictors, limits.max_rows)
+    return BatchSize(limits.max_context, max(PREFILL_ROWS + num_predictors, decoded), decoded, lanes)

@@ -2,33 +2,38 @@
 
 In: what requests need. Out: a session for each. All lanes of a batch are as long as its longest text,
 so a request that would make passes much longer, or find them so, runs in the other batch. Memory is
-reserved for all that a request may need when it is admitted, so that nothing ever has to be taken
-away from one that runs.
+there for all that a request may need when it is admitted, so that nothing ever has to be taken
+away from one that runs; what idle lanes hold goes for those that run. The bound is of what the caches
+really take, at any moment: also while a batch is copied into a larger one.
 """
 
+import contextlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.format import Manifest
+from firp.runtime.bundle.graph_spec import IN_PLACE, PREFIX
 from firp.runtime.bundle.limits import Limits
-from firp.runtime.errors import RequestTooLargeError
+from firp.runtime.errors import FirpError, RequestTooLargeError
 from firp.runtime.passes.batch import Batch
-from firp.runtime.passes.in_place_cache import most_slots
+from firp.runtime.passes.kv_cache import cache_bytes, size_for
 from firp.runtime.passes.pass_plan import LEAST_PIECE
 from firp.runtime.passes.pass_shape import BatchSize
 from firp.runtime.passes.request import Needs
 from firp.runtime.passes.session import Session
-from firp.runtime.scheduling.lane_group import LaneGroup
+from firp.runtime.scheduling.lane_group import LaneGroup, size_built_for
 from firp.runtime.scheduling.prefixes import Prefixes
 
 WORTH_A_PASS = 0.25  # of the bytes of all weights: what a pass may read more of keys and values
+LOOK_SECONDS = 30.0  # so often what batches hold is compared with what they needed
 WEIGHTS_FILE = "model.safetensors"
 
 
 class Lanes:
     """Sessions of two batches; of one where graphs were built for its size. max_lanes: requests that run
-    at once; cache_bytes: for keys and values, None for no bound; limits: sizes that the graphs were
+    at once; kv_bytes: for keys and values, None for no bound; limits: sizes that the graphs were
     built for; prefixes: what was computed before.
     """
 
@@ -37,31 +42,37 @@ class Lanes:
         manifest: Manifest,
         make_batch: Callable[[BatchSize], Batch],
         max_lanes: int,
-        cache_bytes: int | None,
+        kv_bytes: int | None,
         limits: Limits | None,
         prefixes: Prefixes,
     ):
         self._prefixes = prefixes
         self.predictors = manifest.num_predictors
-        self._cache_bytes = cache_bytes
+        self._manifest = manifest
+        self._kv_bytes = math.inf if kv_bytes is None else kv_bytes
         self._limits = limits
         model = manifest.model
         cache = DTYPES[manifest.precision.cache].storage
         row = model.attention.num_key_value_heads * model.attention.head_dim * cache.itemsize
-        self._slot_bytes = model.slabs * row
-        self._pass_slots = WORTH_A_PASS * manifest.files[WEIGHTS_FILE].size / self._slot_bytes
+        slot_bytes = model.slabs * row
+        self._pass_slots = WORTH_A_PASS * manifest.files[WEIGHTS_FILE].size / slot_bytes
         self._max_lanes = self._built_for(max_lanes, limits) if limits else max_lanes
+        self._look_at = 0.0  # what batches hold
         self.groups = [
-            LaneGroup(make_batch, manifest.num_predictors, self._max_lanes, limits)
+            LaneGroup(make_batch, self._bytes_of, manifest.num_predictors, self._max_lanes, limits)
             for _ in range(1 if limits else 2)
         ]
 
+    def _bytes_of(self, size: BatchSize) -> int:
+        """The cache of a batch."""
+        return cache_bytes(PREFIX if self._limits else IN_PLACE, size_for(self._manifest, size))
+
     def _built_for(self, max_lanes: int, limits: Limits) -> int:
-        """Lanes of a batch whose memory is taken once and for all: several have one more, to copy to."""
+        """Lanes of a batch whose memory is taken once and for all; one at least."""
         lanes = min(max_lanes, limits.max_batch)
-        if self._cache_bytes is not None:
-            lanes = min(lanes, self._cache_bytes // (limits.max_context * self._slot_bytes) - 1)
-        return max(lanes, 1)
+        while lanes > 1 and self._bytes_of(size_built_for(limits, lanes, self.predictors)) > self._kv_bytes:
+            lanes -= 1
+        return lanes
 
     @property
     def most(self) -> int:
@@ -80,17 +91,28 @@ class Lanes:
 
     @property
     def cache_bytes(self) -> int:
-        """Reserved for keys and values of sessions that are not idle."""
-        return sum(group.slots() for group in self.groups) * self._slot_bytes
+        """What sessions that are not idle may need of the caches."""
+        return sum(group.needed_bytes for group in self.groups)
+
+    @property
+    def held_bytes(self) -> int:
+        """What the caches take."""
+        return sum(group.held_bytes for group in self.groups)
+
+    def bytes_alone(self, needs: Needs) -> int:
+        """What a request takes of a cache: a lane that is as long as it may become."""
+        if self._limits:
+            return self._bytes_of(size_built_for(self._limits, 1, self.predictors))
+        return self._bytes_of(self.groups[0].size_alone(needs))
 
     def check(self, needs: Needs) -> None:
         """Raises RequestTooLargeError for a request that could never run."""
-        taken = most_slots(needs.capacity, needs.tree_rows) * self._slot_bytes
-        if self._cache_bytes is not None and taken > self._cache_bytes:
+        taken = self.bytes_alone(needs)
+        if taken > self._kv_bytes and not self._limits:
             raise RequestTooLargeError(
                 "request larger than the cache",
                 got=f"{needs.capacity} tokens, {taken} bytes",
-                expected=f"at most {self._cache_bytes} bytes",
+                expected=f"at most {self._kv_bytes} bytes",
                 fix="a shorter prompt, fewer new tokens, or more --kv-bytes",
             )
 
@@ -101,8 +123,10 @@ class Lanes:
         if self.active == self._max_lanes:
             return None
         for group in self._in_order(prompt):
-            if self._has_room(group, needs):
-                session = group.admit(needs, prompt)
+            size = self._room_for(group, needs)
+            if size:
+                keep = self.held_bytes + self._bytes_of(size) <= self._kv_bytes
+                session = group.admit(needs, prompt, size, keep)
                 self._look_up(session, prompt)
                 return session
         return None
@@ -118,18 +142,50 @@ class Lanes:
             key=lambda group: group.slots_added(len(prompt)) if group.active else self._pass_slots,
         )
 
-    def _has_room(self, group: LaneGroup, needs: Needs) -> bool:
-        """Whether a request fits into a batch; memory of a batch that idles is given back for it."""
-        if self._cache_bytes is None:
-            return True
-        others = [other for other in self.groups if other is not group]
-        slots = group.slots(needs) + sum(other.slots() for other in others)
-        if slots * self._slot_bytes > self._cache_bytes:
-            return False
-        for other in others:
-            if not other.active and (slots + other.held_slots) * self._slot_bytes > self._cache_bytes:
-                other.give_back()
-        return True
+    def _room_for(self, group: LaneGroup, needs: Needs) -> BatchSize | None:
+        """The size that a batch gets for one request more; None while there is no room. What idle lanes
+        hold is given back where that makes room.
+        """
+        size = self._fitting(group, needs, shrunk=False)
+        if size is None and self._fitting(group, needs, shrunk=True):
+            for each in self._idle_first():
+                self._shrink(each)
+            size = self._fitting(group, needs, shrunk=False)
+        return size
+
+    def _fitting(self, group: LaneGroup, needs: Needs, shrunk: bool) -> BatchSize | None:
+        """The best size that fits beside what is held. shrunk: if idle lanes held nothing."""
+        if self._limits:  # whose memory is taken once and for all
+            return group.sizes(needs, None)[0]
+        there = group.least_size if shrunk else group.size
+        held = sum(
+            each.needed_bytes if shrunk else each.held_bytes
+            for each in self.groups
+            if each is not group or group.active  # a batch that idles goes before another is made
+        )
+        for size in group.sizes(needs, there):
+            if size == there or held + self._bytes_of(size) <= self._kv_bytes:
+                return size
+        return None
+
+    def _idle_first(self) -> list[LaneGroup]:
+        return sorted(self.groups, key=lambda group: group.active)
+
+    def _shrink(self, group: LaneGroup) -> None:
+        """Let a batch hold what is needed of it, where there is memory to copy that."""
+        if group.active and self.held_bytes + group.needed_bytes > self._kv_bytes:
+            return
+        with contextlib.suppress(FirpError):  # a device without room for both
+            group.shrink()
+
+    def look_after(self, now: float) -> None:
+        """Give back what batches have not needed for some time, now and then. now: seconds."""
+        if now < self._look_at:
+            return
+        self._look_at = now + LOOK_SECONDS
+        for group in self._idle_first():
+            if group.hardly_used():
+                self._shrink(group)
 
     def group_of(self, session: Session) -> LaneGroup:
         """The batch in which a session runs that is not idle."""
@@ -168,10 +224,14 @@ class Lanes:
             group.give_back()
 
 
-def default_bytes(available: int | None, limits: Any) -> tuple[int | None, int]:
+def default_bytes(available: int | None, limits: Any, kv_bytes: int | None) -> tuple[int | None, int]:
     """Bytes for keys and values, and for prefixes, where nobody says how many: half and a quarter of
-    what is free. Graphs that were built for a size have their own bound, and keep no prefixes.
+    what is free; for prefixes at most half of `kv_bytes`, where those are given. Graphs that were built
+    for a size have their own bound, and keep no prefixes.
     """
     if limits:
-        return None, 0
-    return (None, 0) if available is None else (available // 2, available // 4)
+        return kv_bytes, 0
+    free = available or 0
+    if kv_bytes is not None:
+        return kv_bytes, min(free // 4, kv_bytes // 2)
+    return (None if available is None else free // 2), free // 4

@@ -65,6 +65,7 @@ class Scheduler:
         began = self._clock()
         self._report = StepCounts()
         self._end_those_that_should()
+        self.lanes.look_after(began)
         self._admit()
         batch = self.lanes.decoding
         for group in self.lanes.groups:
@@ -123,7 +124,8 @@ class Scheduler:
                 self._fail(job, error)
                 continue
             queue_ms = (self._clock() - job.submitted_at) * 1e3
-            self._observer.started(job.handle.id, queue_ms, job.decoding.reused_tokens)
+            job.handle.kv_bytes = self.lanes.bytes_alone(job.needs)
+            self._observer.started(job.handle.id, queue_ms, job.decoding.reused_tokens, job.handle.kv_bytes)
 
     def _decode(self, group: LaneGroup) -> None:
         began = self._clock()

@@ -47,7 +47,9 @@ class EngineOptions:
     # requests that wait when all lanes are taken, at least 1; one more is refused at once
     max_queue: int = 64
     kv_bytes: int | None = None  # of memory for keys and values; None: half of what is free at load
-    prefix_bytes: int | None = None  # for prefixes that requests share; None: a quarter of it; 0: none
+    # for prefixes that requests share, besides; 0: none; None: a quarter of what is free at load, and at
+    # most half of kv_bytes, where those are given
+    prefix_bytes: int | None = None
     # plain steps that a step may take in which a piece of a prompt is computed beside those who decode,
     # at least 1.5: the more, the sooner prompts are computed, and the longer the others wait for a token
     max_stall: float = 3.0
@@ -80,14 +82,13 @@ class Service:
         options: EngineOptions,
         observer: Observer | None,
     ):
-        cache_bytes, prefix_bytes = default_bytes(available_bytes(), limits)
-        cache_bytes = options.kv_bytes or cache_bytes
+        kv_bytes, prefix_bytes = default_bytes(available_bytes(), limits, options.kv_bytes)
         if options.prefix_bytes is not None and not limits:
             prefix_bytes = options.prefix_bytes
         self._prefixes = Prefixes(prefix_bytes)
         self._manifest = manifest
         self._tokenizer = tokenizer
-        self._lanes = Lanes(manifest, make_batch, options.max_batch, cache_bytes, limits, self._prefixes)
+        self._lanes = Lanes(manifest, make_batch, options.max_batch, kv_bytes, limits, self._prefixes)
         self._totals = Totals(observer or NullObserver())
         scheduler = Scheduler(self._lanes, latency, self._totals, options.max_stall)
         self._worker = Worker(scheduler, options.max_queue, self._totals)
@@ -102,7 +103,8 @@ class Service:
     def stats(self) -> EngineStats:
         """Totals so far, and what is now."""
         lanes = self._lanes
-        return self._totals.stats(lanes.active, self._worker.waiting, lanes.cache_bytes, self._prefixes.stats)
+        held = lanes.cache_bytes, lanes.held_bytes
+        return self._totals.stats(lanes.active, self._worker.waiting, *held, self._prefixes.stats)
 
     def submit(
         self,

@@ -34,7 +34,8 @@ class EngineStats:
     graph_ms: dict[str, float] = field(default_factory=dict)
     active: int = 0  # requests that run now
     waiting: int = 0  # requests in the queue now
-    cache_bytes: int = 0  # reserved for keys and values now
+    cache_bytes: int = 0  # that keys and values of requests may need, which run now
+    held_bytes: int = 0  # of memory for keys and values, that of idle lanes included
     prefixes: PrefixStats = field(default_factory=PrefixStats)  # what requests share
 
 
@@ -51,7 +52,9 @@ class Totals:
         self._drafted: Counter[Draft] = Counter()
         self._graph_ms: Counter[str] = Counter()
 
-    def stats(self, active: int, waiting: int, cache_bytes: int, prefixes: PrefixStats) -> EngineStats:
+    def stats(
+        self, active: int, waiting: int, cache_bytes: int, held_bytes: int, prefixes: PrefixStats
+    ) -> EngineStats:
         """What has been added up, and what is now."""
         with self._lock:
             return EngineStats(
@@ -62,6 +65,7 @@ class Totals:
                 active=active,
                 waiting=waiting,
                 cache_bytes=cache_bytes,
+                held_bytes=held_bytes,
                 prefixes=prefixes,
                 **self._counts,
             )
@@ -72,11 +76,12 @@ class Totals:
             self.open.add(request_id)
         self._tell("submitted", request_id)
 
-    def started(self, request_id: str, queue_ms: float, reused_tokens: int) -> None:
+    def started(self, request_id: str, queue_ms: float, reused_tokens: int, kv_bytes: int) -> None:
         with self._lock:
             self._counts["reused_tokens"] += reused_tokens
-        _log.debug("%s started after %.1f ms, %d tokens reused", request_id, queue_ms, reused_tokens)
-        self._tell("started", request_id, queue_ms, reused_tokens)
+        line = "%s started after %.1f ms: %d tokens reused, %d bytes reserved"
+        _log.info(line, request_id, queue_ms, reused_tokens, kv_bytes)
+        self._tell("started", request_id, queue_ms, reused_tokens, kv_bytes)
 
     def first_token(self, request_id: str, ms: float) -> None:
         self._tell("first_token", request_id, ms)

@@ -72,7 +72,7 @@ class Metrics:
         """Count a request that the engine took."""
         self._submitted.inc()
 
-    def started(self, request_id: str, queue_ms: float, reused_tokens: int) -> None:
+    def started(self, request_id: str, queue_ms: float, reused_tokens: int, kv_bytes: int) -> None:
         """Note how long a request waited, and what of its prompt was there."""
         self._queue_s.observe(queue_ms / 1e3)
         self._reused.inc(reused_tokens)
@@ -123,7 +123,8 @@ class _Now(Collector):
         for name, text, value in (
             ("requests_active", "Requests that are decoded or prefilled", now.active),
             ("requests_waiting", "Requests in the queue", now.waiting),
-            ("cache_bytes", "Bytes reserved for keys and values", now.cache_bytes),
+            ("cache_bytes", "Bytes that running requests may need", now.cache_bytes),
+            ("cache_held_bytes", "Bytes of caches, idle lanes included", now.held_bytes),
         ):
             yield GaugeMetricFamily(f"firp_{name}", text, value=value)
         found = now.prefixes

@@ -33,8 +33,8 @@ class Observers:
     def submitted(self, request_id: str) -> None:
         self._tell("submitted", request_id)
 
-    def started(self, request_id: str, queue_ms: float, reused_tokens: int) -> None:
-        self._tell("started", request_id, queue_ms, reused_tokens)
+    def started(self, request_id: str, queue_ms: float, reused_tokens: int, kv_bytes: int) -> None:
+        self._tell("started", request_id, queue_ms, reused_tokens, kv_bytes)
 
     def first_token(self, request_id: str, ms: float) -> None:
         self._tell("first_token", request_id, ms)

@@ -20,10 +20,11 @@ class Tracing(NullObserver):
         """Begin a span, in the context of the caller."""
         self._spans[request_id] = self._tracer.start_span("firp.request", attributes={"firp.id": request_id})
 
-    def started(self, request_id: str, queue_ms: float, reused_tokens: int) -> None:
+    def started(self, request_id: str, queue_ms: float, reused_tokens: int, kv_bytes: int) -> None:
         """Note that a request left the queue."""
         if span := self._spans.get(request_id):
-            span.add_event("started", {"firp.queue_ms": queue_ms, "firp.reused_tokens": reused_tokens})
+            found = {"queue_ms": queue_ms, "reused_tokens": reused_tokens, "kv_bytes": kv_bytes}
+            span.add_event("started", {f"firp.{name}": value for name, value in found.items()})
 
     def first_token(self, request_id: str, ms: float) -> None:
         """Note the first token."""

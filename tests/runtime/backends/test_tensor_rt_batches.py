@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from support.tensorrt_double import device_engine
 
+from firp.runtime.bundle.graph_spec import PREFIX
 from firp.runtime.bundle.limits import Limits
 from firp.runtime.engine import Engine
 from firp.runtime.passes.batch import BatchSize
+from firp.runtime.passes.kv_cache import cache_bytes, size_for
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.passes.session import Session, forward_together
 from firp.runtime.sampling import SamplingParams
+from firp.runtime.scheduling.lane_group import size_built_for
 from firp.runtime.scheduling.service import EngineOptions
 from firp.runtime.trees.tree import TreeConfig, chain
 
@@ -123,12 +126,14 @@ def test_all_rows_of_a_prompt_come_home_in_pieces_that_the_engines_hold(load, ho
     ]
 
 
-@pytest.mark.parametrize(("lanes_held", "together"), [(1, 1), (3, 2), (5, 4), (9, 4)])
-def test_the_bytes_that_are_allowed_bound_the_lanes(load, lanes_held, together):
-    """Several take the memory of one more."""
-    model = load().model
-    lane = 2 * model.num_hidden_layers * LIMITS.max_context * model.attention.key_value_size * 4
-    engine = load(kv_bytes=lanes_held * lane)
-    engine.generate([5, 6], SamplingParams(2))
-    sizes = [session.batch.size.lanes for session in engine.sessions._kept]
-    assert sizes == [together]
+@pytest.mark.parametrize("together", [1, 2, 3, 4])
+def test_the_bytes_that_are_allowed_bound_the_lanes(load, together):
+    """One lane there is at least."""
+    manifest = load().manifest
+    size = size_built_for(LIMITS, together, manifest.num_predictors)
+    kv_bytes = cache_bytes(PREFIX, size_for(manifest, size))
+    for less, lanes in ((0, together), (1, max(1, together - 1))):
+        engine = load(kv_bytes=kv_bytes - less)
+        engine.generate([5, 6], SamplingParams(2))
+        assert [session.batch.size.lanes for session in engine.sessions._kept] == [lanes]
+        assert less or engine.stats().held_bytes == kv_bytes

@@ -111,6 +111,7 @@ def test_what_is_wrong_with_options_is_said_before_anything_is_loaded(tmp_path):
             (("--max-body-bytes", 10), "bad max body bytes"),
             (("--served-model-name", "a b"), "bad served model name"),
             (("--kv-bytes", 0), "bad kv bytes"),
+            (("--prefix-bytes", -1), "bad prefix bytes"),
             (("--port", 0), "not a bundle"),
         ):
             with pytest.raises(FirpError, match=re.escape(message)):

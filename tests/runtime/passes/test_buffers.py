@@ -7,6 +7,7 @@ from firp.runtime.bundle.format import load_bundle
 from firp.runtime.bundle.graph_spec import IN_PLACE, PREFIX
 from firp.runtime.passes import buffers
 from firp.runtime.passes.buffers import ONE, Buffers, HalfKey, Hidden, PredictorsKey
+from firp.runtime.passes.pass_shape import BatchSize
 
 
 @pytest.fixture
@@ -14,7 +15,7 @@ def make(family_bundle):
     manifest = load_bundle(family_bundle("llama")[1]).manifest
 
     def make(contract=PREFIX):
-        return Buffers(manifest, contract, HostMemory(), capacity=10, rows=8, decoded_rows=6, top_k=4)
+        return Buffers(manifest, contract, HostMemory(), BatchSize(10, 8, 6), top_k=4)
 
     return make
 

@@ -12,6 +12,7 @@ from firp.runtime.engine import Engine
 from firp.runtime.errors import EngineBusyError, EngineClosedError, FirpError, RequestTooLargeError
 from firp.runtime.loop.picker import Picker
 from firp.runtime.observer import NullObserver
+from firp.runtime.passes.request import Needs
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.scheduling import scheduler
 from firp.runtime.scheduling.pieces import LEAST
@@ -348,17 +349,17 @@ def test_after_a_long_text_short_ones_cost_what_they_cost_before(load):
 
 
 def test_a_batch_that_idles_gives_its_memory_to_requests_that_run(load):
-    slot_bytes = load()._service._lanes._slot_bytes
-    engine = load(max_batch=2, kv_bytes=450 * slot_bytes)
+    one = load(max_batch=2)._service._lanes.bytes_alone(Needs(244, 259, 1))
+    engine = load(max_batch=2, kv_bytes=one * 3 // 2)
     groups = engine._service._lanes.groups
     running = engine.submit([5, 6], SamplingParams(30, ignore_eos=True), plain=True)
     assert engine.generate([7] * 200, SamplingParams(2)).token_ids  # beside it, in another batch
-    assert all(group.held_slots for group in groups)
+    assert all(group.held_bytes for group in groups)
     running.result(60)
     prompt = [9] * 240
     expected = alone(engine, prompt, SamplingParams(4, ignore_eos=True), None)
     assert engine.generate(prompt, SamplingParams(4, ignore_eos=True)).token_ids == expected
-    assert min(group.held_slots for group in groups) == 0
+    assert min(group.held_bytes for group in groups) == 0
 
 
 def test_what_is_computed_of_a_prompt_is_shared_before_its_end(load):

@@ -29,7 +29,7 @@ def tell(observer):
     """Two requests: one is served, the other is given up in the queue."""
     observer.submitted("a")
     observer.submitted("b")
-    observer.started("a", 20.0, 64)
+    observer.started("a", 20.0, 64, 4096)
     observer.step(report(0, 0, 1, prompt_tokens=30, graph_ms={"lower": 5.0}))
     observer.first_token("a", 40.0)
     observer.tokens("a", 1, 40.0)
@@ -143,6 +143,7 @@ def test_every_request_is_a_span_whatever_another_observer_raises():
     a, b = provider.spans
     assert (a.attributes["firp.id"], a.over) == ("a", False)
     assert [name for name, _ in a.events] == ["started", "first_token"]
+    assert a.events[0][1] == {"firp.queue_ms": 20.0, "firp.reused_tokens": 64, "firp.kv_bytes": 4096}
     assert b.over
     assert b.attributes["gen_ai.response.finish_reasons"] == ["deadline"]
     assert b.attributes["gen_ai.usage.input_tokens"] == 10
@@ -152,7 +153,8 @@ def test_every_request_is_a_span_whatever_another_observer_raises():
 def test_what_it_holds_and_what_prefixes_saved_is_asked_of_the_engine():
     metrics = Metrics()
     prefixes = PrefixStats(lookups=7, hits=3, tokens=192, bytes=4096, evictions=1)
-    metrics.watch(lambda: EngineStats(active=2, waiting=5, cache_bytes=8192, prefixes=prefixes))
+    found = EngineStats(active=2, waiting=5, cache_bytes=8192, held_bytes=16384, prefixes=prefixes)
+    metrics.watch(lambda: found)
     assert value(metrics, "firp_requests_active") == 2
     assert value(metrics, "firp_requests_waiting") == 5
     assert value(metrics, "firp_cache_bytes") == 8192
@@ -160,6 +162,7 @@ def test_what_it_holds_and_what_prefixes_saved_is_asked_of_the_engine():
     assert value(metrics, "firp_prefix_hits_total") == 3
     assert value(metrics, "firp_prefix_tokens_total") == 192
     assert value(metrics, "firp_prefix_bytes") == 4096
+    assert value(metrics, "firp_cache_held_bytes") == 16384
 
 
 def test_the_table_of_metrics_is_complete(metrics):
