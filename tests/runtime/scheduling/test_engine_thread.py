@@ -223,7 +223,7 @@ def test_a_thread_that_dies_leaves_nobody_waiting_and_nothing_held(place, load, 
     assert ends.ends == [(name, "error") for name in (ends.submits[2], *ends.submits[:2])]
     stats = engine.stats()
     assert (stats.active, stats.waiting, stats.cache_bytes, stats.ended) == (0, 0, 0, {"error": 3})
-    assert sum(group.held_slots for group in engine._service._lanes.groups) == 0
+    assert sum(group.held_bytes for group in engine._service._lanes.groups) == 0
     assert "no room" in caplog.text
 
 

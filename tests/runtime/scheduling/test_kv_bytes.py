@@ -78,7 +78,7 @@ def test_real_bytes_stay_within_the_bound_and_tokens_those_of_requests_alone(loa
     """
     monkeypatch.setattr(lanes, "LOOK_SECONDS", (0.0, LOOK_SECONDS)[seed % 2])
     engine = load()
-    asked = list(requests(24, seed))
+    asked = list(requests(16, seed))
     expected = [alone(engine, *one) for one in asked]
     kv_bytes = int(lane(engine, 220, 14) * (1.0, 1.6, 2.7, 6.2)[seed])
     engine = load(kv_bytes=kv_bytes)
