@@ -278,11 +278,14 @@ _SCALED_ROPE = (
     "smollm3",
     "arcee",
     "starcoder2",
+    "phi3",
+    "olmoe",
+    "qwen3_moe",
 )
 _OPTIONS: dict[str, dict[str, tuple]] = {
     "llama": {"attention_bias": (False, True), "mlp_bias": (False, True)},
     "mistral": {"sliding_window": (2, 5, 40)},
-    "phi3": {"sliding_window": (3, 50)},
+    "phi3": {"sliding_window": (3, 50), "original_max_position_embeddings": (64,)},
     "starcoder2": {"sliding_window": (4, 60), "use_bias": (True, False)},
     "seed_oss": {"attention_bias": (True, False), "attention_out_bias": (False, True)},
     "phi": {"qk_layernorm": (True, False)},
@@ -458,7 +461,7 @@ def random_changes(rng: random.Random, model_type: str, hard: bool) -> dict[str,
             changes["layer_types"] = [rng.choice(kinds) for _ in range(3)]
             changes["sliding_window"] = rng.choice((2, 5, 30))
         if model_type in _SCALED_ROPE:
-            changes["rope_parameters"] = _random_rope(rng)
+            changes["rope_parameters"] = _random_rope(rng, size)
     return changes
 
 
@@ -473,13 +476,18 @@ def _random_latent(rng: random.Random, even: bool) -> dict[str, Any]:
     }
 
 
-def _random_rope(rng: random.Random) -> dict[str, Any]:
-    rope = {"rope_type": rng.choice(("default", "linear", "dynamic", "yarn", "llama3"))}
+def _random_rope(rng: random.Random, size: int) -> dict[str, Any]:
+    """size: features of a head."""
+    rope = {"rope_type": rng.choice(("default", "linear", "dynamic", "yarn", "llama3", "longrope"))}
     rope["rope_theta"] = rng.choice((2.0, 1e4, 1e6))
     if rope["rope_type"] != "default":
         rope["factor"] = rng.choice((1.5, 4.0))
     if rope["rope_type"] in ("yarn", "llama3"):
         rope["original_max_position_embeddings"] = 32
+    if rope["rope_type"] == "longrope":
+        rope["original_max_position_embeddings"] = 64
+        for name in ("short_factor", "long_factor"):
+            rope[name] = [rng.uniform(1.0, 3.0) for _ in range(size // 2)]
     if rope["rope_type"] == "llama3":
         rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     return rope
