@@ -1,13 +1,13 @@
 """Hostile bundles: one change each, whose sizes and digests are made to fit, and what becomes of them.
 
-python benchmarks/fuzz_bundles.py BUNDLE [--count 3000] [--seed 1]
+python benchmarks/fuzz_bundles.py BUNDLE... [--count 3000] [--of-a-command 10] [--seed 1]
 
 A mutant ends in one line (a FirpError), or decodes: then drafted output is plain output, and where
-neither weights nor what chooses tokens were changed, it is the output of the bundle itself. Anything
-else (another exception, a warning, a signal, more than the time limit) is a failure, and printed.
+neither weights nor what chooses tokens were changed, it is the output of the bundle itself. Commands
+that read a bundle end in one line too, or do what they are for. Anything else (another exception, a
+warning, a signal, more than the time limit) is a failure, and printed.
 """
 
-import json
 import multiprocessing
 import os
 import random
@@ -18,167 +18,41 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
+from bundle_mutants import Mutant, mutate
 from click.testing import CliRunner
 from table import Result
 
-from firp.runtime.bundle.format import load_bundle, manifest_digest, sha256_file
-from firp.runtime.bundle.graph_spec import graph_specs
-from firp.runtime.bundle.json_fields import from_json, to_json
-from firp.runtime.bundle.model_config import ModelConfig
-from firp.runtime.bundle.precision import Precision
+from firp.cli import COMMANDS
+from firp.runtime.bundle.format import load_bundle
 from firp.runtime.commands.inspect import inspect
 from firp.runtime.engine import Engine
-from firp.runtime.errors import FirpError
+from firp.runtime.errors import CheckFailedError, FirpError
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
 
 LONGEST_LINE = 1200  # characters: what, got and expected are cut, paths in a fix are not
 SECONDS = 20  # of one mutant
+COMMAND_SECONDS = 120  # of one mutant, by a command
 _MEMORY = 6 << 30  # bytes of address space
-_PROMPT = [3, 14, 15, 92]
-_HOSTILE = (
-    None, True, False, -1, 0, 1, 2, 7, 1.5, -0.0, 1e308, 2**31 - 1, 2**31, 2**53, 2**63, 2**64, 10**30,
-    "", "x", "x" * 4000, "../x", "/dev/zero", "a\0b", "\ud800", "naïve\n\x1b[31m", [], {}, [[]], [1, 2, 3],
-    {"a": {"b": []}},
-)  # fmt: skip
-
-
-class Mutant(NamedTuple):
-    """One change: of which file, in words, and whether it may change what is decoded."""
-
-    file: str
-    change: str
-    other_tokens: bool
-
-
-def mutate(bundle: Path, rng: random.Random) -> Mutant:
-    """Change one thing in a bundle, and make what is listed of it fit."""
-    files = sorted(path.name for path in bundle.iterdir() if path.is_file())
-    name = rng.choice([*files, *["firp.json"] * len(files)])
-    if name == "firp.json" and rng.random() < 0.4:
-        return Mutant(name, _consistent(bundle, rng), False)
-    edit = _edit_bytes
-    if rng.random() < 0.7:
-        edit = {".json": _edit_json, ".safetensors": _edit_header}.get(Path(name).suffix, edit)
-    change = edit(bundle / name, rng)
-    if name != "firp.json":
-        _list_again(bundle, name)
-    return Mutant(name, change, name in ("model.safetensors", "predictors.safetensors"))
-
-
-def _list_again(bundle: Path, name: str) -> None:
-    def change(data: dict[str, Any]) -> None:
-        file = bundle / name
-        if file.is_file():
-            data["files"][name] = {"size": file.stat().st_size, "sha256": sha256_file(file)}
-
-    _edit_manifest(bundle, change)
-
-
-def _edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    data = json.loads((bundle / "firp.json").read_text())
-    data.pop("sha256", None)
-    change(data)
-    (bundle / "firp.json").write_text(json.dumps({**data, "sha256": manifest_digest(data)}))
-
-
-def _consistent(bundle: Path, rng: random.Random) -> str:
-    """Another model than that of the weights; what the manifest declares of its graphs fits."""
-    said = ""
-
-    def change(data: dict[str, Any]) -> None:
-        nonlocal said
-        where, key = rng.choice([p for p in _leaves(data["model"]) if type(p[0][p[1]]) in (int, float)])
-        where[key] = rng.choice((0, 1, 2, where[key] + 1, where[key] * 2, 2**31 - 1, 2**31, 1e-9, 0.5))
-        said = f"model: {key} {where[key]}"
-        data["prediction_layer"] = rng.choice((data["prediction_layer"], data["prediction_layer"] + 1))
-        data["num_predictors"] = rng.choice((data["num_predictors"], data["num_predictors"] + 1, 10**6))
-        try:
-            model = from_json(ModelConfig, data["model"], "model")
-            precision = from_json(Precision, data["precision"], "precision")
-            specs = graph_specs(model, data["prediction_layer"], data["num_predictors"], precision)
-        except (FirpError, ZeroDivisionError):
-            return
-        data["graphs"] = json.loads(json.dumps({name: to_json(spec) for name, spec in specs.items()}))
-
-    _edit_manifest(bundle, change)
-    return said
-
-
-def _edit_json(file: Path, rng: random.Random) -> str:
-    data = json.loads(file.read_text())
-    data.pop("sha256", None) if file.name == "firp.json" else None
-    where, key = rng.choice(list(_leaves(data, inner=True)))
-    how = rng.randrange(5)
-    if how == 0:
-        del where[key]
-    elif how == 1 and isinstance(where, dict):
-        where[rng.choice(["more", "", "x" * 4000, "\0"])] = where.pop(key)
-    elif how == 2 and isinstance(where, list):
-        where.extend(where[:100])
-    else:
-        where[key] = rng.choice(_HOSTILE)
-    if file.name == "firp.json":
-        try:
-            data["sha256"] = manifest_digest(data)
-        except UnicodeEncodeError:
-            data["sha256"] = ""
-    file.write_text(json.dumps(data))
-    return f"{str(key)[:30]}: {['removed', 'renamed', 'doubled', 'replaced', 'replaced'][how]}"
-
-
-def _leaves(value: Any, inner: bool = False) -> list[tuple[Any, Any]]:
-    """Places of a JSON value: a container, and a key of it. inner: those of containers too."""
-    found = []
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, item in list(items)[:300]:
-        nested = isinstance(item, dict | list)
-        if inner or not nested:
-            found.append((value, key))
-        if nested:
-            found += _leaves(item, inner)
-    return found
-
-
-def _edit_header(file: Path, rng: random.Random) -> str:
-    """Another header of a safetensors file; its data stay."""
-    content = file.read_bytes()
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    where, key = rng.choice(_leaves(header, inner=True))
-    where[key] = rng.choice((*_HOSTILE, 0, 4, 64, 2**40))
-    text = json.dumps(header).encode()
-    file.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
-    return f"header: {str(key)[:30]}"
-
-
-def _edit_bytes(file: Path, rng: random.Random) -> str:
-    content = bytearray(file.read_bytes())
-    at = rng.randrange(len(content))
-    size = min(rng.choice((1, 8, 64, 4096)), len(content) - at)
-    how = rng.choice(("flip", "flip", "flip", "cut", "remove", "repeat", "random", "empty", "sparse", "link"))
-    if how == "flip":
-        content[at] ^= 1 << rng.randrange(8)
-    elif how == "remove":
-        del content[at : at + size]
-    elif how == "repeat":
-        content[at:at] = content[at : at + size] * rng.choice((1, 100))
-    elif how == "random":
-        content[at : at + size] = rng.randbytes(size)
-    elif how == "empty":
-        content.clear()
-    if how == "link":
-        file.unlink()
-        file.symlink_to(rng.choice(("/dev/zero", "/etc/hostname", file.parent, "missing")))
-    elif how in ("cut", "sparse"):
-        os.truncate(file, at if how == "cut" else 1 << 28)
-    else:
-        file.write_bytes(content)
-    return f"{how} at {at}"
+_PLACES = (3, 14, 15, 92)  # of the prompt's tokens in the vocabulary
+_PROMPTS = '{"input_ids": [3, 4, 5]}\n{"input_ids": [2, 2, 2, 2, 2, 2, 2]}\n'
+_BUILD = "--backend tensorrt-rtx --compute-capability 8.9 --max-context 64 --max-rows 16"
+# what a command is given besides the bundle; {folder}: where _PROMPTS lie, and what it may write
+ASKED = {
+    "generate": "--prompts {folder}/prompts.jsonl --max-new-tokens 4",
+    "bench": "--prompts {folder}/prompts.jsonl --max-new-tokens 8",
+    "tune": "--prompts {folder}/prompts.jsonl",
+    "profile": "--rows 1 --cached 16 --layer-rows 1",
+    "verify": "--layers",
+    "build": _BUILD,
+    "triton": "-o {folder}/triton",
+}
+OUTCOMES = ("one line", "the right tokens", "other weights, other tokens", "done", "failures")
 
 
 def decode(bundle: Path) -> dict[str, Any]:
@@ -188,31 +62,59 @@ def decode(bundle: Path) -> dict[str, Any]:
         for flags in ([], ["--json"]):
             CliRunner().invoke(inspect, [str(bundle), *flags], catch_exceptions=False, standalone_mode=False)
         engine = Engine.load(bundle, threads=1)
+        prompt = [place % engine.model.vocab_size for place in _PLACES]
         greedy = SamplingParams(8, ignore_eos=True)
-        plain = engine.generate(_PROMPT, greedy, plain=True).token_ids
-        lossless = True
-        for tree in (TreeConfig(), loaded.tree):
-            lossless &= engine.generate(_PROMPT, greedy, tree=tree).token_ids == plain
+        plain = engine.generate(prompt, greedy, plain=True).token_ids
+        trees = draft_trees(engine)
+        lossless = all(engine.generate(prompt, greedy, tree=tree).token_ids == plain for tree in trees)
         sampled = SamplingParams(8, temperature=0.8, seed=3, ignore_eos=True)
         lossless &= (
-            engine.generate(_PROMPT, sampled).token_ids
-            == engine.generate(_PROMPT, sampled, plain=True).token_ids
+            engine.generate(prompt, sampled).token_ids
+            == engine.generate(prompt, sampled, plain=True).token_ids
         )
         if engine.tokenizer:
-            engine.generate("Hello, wörld", greedy)
+            engine.generate("Hello, wörld" if loaded.manifest.model.vocab_size > 100 else "a", greedy)
         return {"tokens": plain, "lossless": lossless}
     except FirpError as error:
         return {"error": str(error)}
 
 
+def draft_trees(engine: Engine) -> list[TreeConfig]:
+    """Trees that a bundle must be able to draft: its own, and another one."""
+    manifest = engine.manifest
+    if manifest.quantization:
+        chain = manifest.quantization.takes_drafts and manifest.num_predictors
+        return [TreeConfig.chain(manifest.num_predictors)] if chain else []
+    other = TreeConfig() if manifest.num_predictors else TreeConfig.lookup(6)
+    return [other, engine.best_tree or other]
+
+
+def command(bundle: Path, verb: str) -> dict[str, Any]:
+    """What a command does with a bundle: {"error"} of one line, or {"done"}; and whether what it drafted
+    was what it decoded plainly.
+    """
+    folder = bundle.parent
+    (folder / "prompts.jsonl").write_text(_PROMPTS)
+    arguments = [str(bundle), *ASKED[verb].format(folder=folder).split()]
+    try:
+        invoked = getattr(import_module(COMMANDS[verb][0]), verb)
+        CliRunner().invoke(invoked, arguments, catch_exceptions=False, standalone_mode=False)
+        return {"done": True}
+    except FirpError as error:
+        differs = verb == "bench" and isinstance(error, CheckFailedError)
+        return {"foreign": str(error)} if differs else {"error": str(error)}
+
+
 def _work(jobs: Any) -> None:
-    """Decode one bundle after the other, in a process of its own."""
+    """Judge one bundle after the other, in a process of its own."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    warnings.simplefilter("error")
     while True:
-        path = jobs.recv()
+        path, verb = jobs.recv()
         try:
-            jobs.send(decode(Path(path)))
+            with warnings.catch_warnings():
+                if verb is None:  # what commands load may have warnings of its own
+                    warnings.simplefilter("error")
+                jobs.send(decode(Path(path)) if verb is None else command(Path(path), verb))
         except BaseException as error:
             jobs.send({"foreign": f"{type(error).__name__}: {error!s:.200}"})
 
@@ -230,13 +132,15 @@ class Worker:
         self._process.start()
         theirs.close()
 
-    def decode(self, bundle: Path) -> dict[str, Any]:
-        """As `decode`; {"foreign"} for anything but one line."""
-        self._jobs.send(str(bundle))
+    def decode(self, bundle: Path, verb: str | None = None) -> dict[str, Any]:
+        """As `decode`, or as `command` with a verb; {"foreign"} for anything but one line."""
+        self._jobs.send((str(bundle), verb))
+        seconds = COMMAND_SECONDS if verb else SECONDS
         try:
-            if self._jobs.poll(SECONDS):
-                return self._jobs.recv()
-            said = f"more than {SECONDS} s"
+            for _ in range(seconds * 10):  # a machine that sleeps meanwhile is not counted
+                if self._jobs.poll(0.1):
+                    return self._jobs.recv()
+            said = f"more than {seconds} s"
         except EOFError:
             said = "the process died"
         self.close()
@@ -258,6 +162,8 @@ def judge(found: dict[str, Any], mutant: Mutant, right: list[int]) -> tuple[bool
         line = found["error"]
         good = "\n" not in line and len(line) <= LONGEST_LINE
         return good, "one line" if good else f"a line of {len(line)} characters"
+    if "done" in found:
+        return True, "done"
     if not found["lossless"]:
         return False, "drafted is not plain"
     if found["tokens"] == right:
@@ -265,37 +171,53 @@ def judge(found: dict[str, Any], mutant: Mutant, right: list[int]) -> tuple[bool
     return mutant.other_tokens, "other weights, other tokens" if mutant.other_tokens else "other tokens"
 
 
-def fuzz(bundle: Path, count: int, seed: int, report: Callable[[str], None]) -> Counter:
-    """Outcomes by file and name. report: is told of every failure."""
+def fuzz(
+    bundle: Path, count: int, seed: int, report: Callable[[str], None], of_a_command: int = 0
+) -> Counter:
+    """Outcomes by what was changed, or asked, and name. report: is told of every failure;
+    of_a_command: how many mutants each command gets.
+    """
     outcomes = Counter()
     worker = Worker()
     right = worker.decode(bundle)["tokens"]
+    jobs = [(None, index) for index in range(count)]
+    jobs += [(verb, f"{verb} {index}") for verb in ASKED for index in range(of_a_command)]
     with tempfile.TemporaryDirectory() as folder:
-        for index in range(count):
+        for verb, name in jobs:
             target = Path(folder) / "bundle"
             shutil.copytree(bundle, target)
-            mutant = mutate(target, random.Random(f"{seed} {index}"))
-            good, outcome = judge(worker.decode(target), mutant, right)
-            outcomes[mutant.file, outcome if good else "failures"] += 1
+            # a command's first one is the bundle itself
+            whole = name == f"{verb} 0"
+            mutant = (
+                Mutant("", "nothing", False) if whole else mutate(target, random.Random(f"{seed} {name}"))
+            )
+            good, outcome = judge(worker.decode(target, verb), mutant, right)
+            outcomes[f"firp {verb}" if verb else mutant.file, outcome if good else "failures"] += 1
             if not good:
-                report(f"{seed} {index} {mutant.file}: {mutant.change}: {outcome}")
+                report(f"{bundle.name}, {seed} {name} {mutant.file}: {mutant.change}: {outcome}")
             shutil.rmtree(target)
     worker.close()
     return outcomes
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--count", default=3000, show_default=True)
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--count", default=3000, show_default=True, help="Mutants that are decoded.")
+@click.option("--of-a-command", default=10, show_default=True, help="Mutants that each command reads.")
 @click.option("--seed", default=1, show_default=True)
-def main(bundle, count, seed):
-    outcomes = fuzz(bundle, count, seed, print)
+def main(bundles, count, of_a_command, seed):
+    """What becomes of mutants of BUNDLES."""
     result = Result("fuzz_bundles", "Hostile bundles: what becomes of them")
-    names = ("one line", "the right tokens", "other weights, other tokens", "failures")
-    table = result.table(f"{count} mutants, seed {seed}", "file", *names)
-    for file in sorted({file for file, _ in outcomes}):
-        table.add(file, *(outcomes[file, name] for name in names))
-    result.write()
+    failures = []
+    for bundle in bundles:
+        outcomes = fuzz(bundle, count, seed, lambda line: (failures.append(line), print(line)), of_a_command)
+        caption = f"{bundle.name}: {count} mutants decoded, {of_a_command} by each command, seed {seed}"
+        table = result.table(caption, "changed file, or command", *OUTCOMES)
+        for what in sorted({what for what, _ in outcomes}):
+            table.add(what, *(outcomes[what, name] for name in OUTCOMES))
+        result.write()
+    if failures:
+        raise SystemExit(f"failed: {len(failures)} mutants")
 
 
 if __name__ == "__main__":

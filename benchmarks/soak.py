@@ -1,26 +1,38 @@
-"""Thousands of random requests against one engine: lengths, parameters, arrival times, cancellations,
-deadlines, bad input. Every finished output must be that of the same request alone.
+"""Thousands of random requests against one engine: lengths, parameters, grammars, samples,
+conversations, arrival times, cancellations, deadlines, bad input. Every finished output must be that of
+the same request alone.
 
 In: a bundle. Out: a table of what ended how, what differed, and what was left over.
 """
 
 import gc
+import os
 import random
+import sys
+import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
+from soak_requests import Drawn, Script, draw_requests, draw_scripts, follow
 from table import Result
 
 from firp.runtime.engine import Engine
 from firp.runtime.errors import EngineBusyError, FirpError
 from firp.runtime.sampling import SamplingParams
+from firp.runtime.scheduling.handle import Handle
 from firp.runtime.scheduling.service import EngineOptions
-from firp.runtime.tuning.parity import NEAR_TIE, plain_run
+from firp.runtime.tuning.parity import NEAR_TIE
 
 DISTINCT = 200  # requests that are drawn from, so that each is decoded alone only once
+SCRIPTS = 12  # conversations likewise
+GROWTH = 2.0  # % of resident memory over the second half, at most
+OPTIONS = EngineOptions(max_batch=8, max_queue=32, prefix_bytes=64 << 20)
 
 
 def rss_mib() -> float:
@@ -29,28 +41,9 @@ def rss_mib() -> float:
     return int(fields[1]) * 4096 / 2**20
 
 
-def make_requests(engine, rng, most_tokens):
-    """Prompts and params; some prompts begin alike."""
-    system = [rng.randrange(3, engine.model.vocab_size) for _ in range(130)]
-    requests = []
-    for index in range(DISTINCT):
-        prompt = [rng.randrange(3, engine.model.vocab_size) for _ in range(rng.choice([1, 3, 9, 30, 90]))]
-        if rng.random() < 0.3:
-            prompt = system[: rng.randrange(1, 130)] + prompt
-        params = SamplingParams(
-            max_new_tokens=rng.randrange(1, most_tokens),
-            temperature=rng.choice([0, 0, 0.7, 1.2]),
-            top_k=rng.choice([0, 0, 20]),
-            top_p=rng.choice([1.0, 0.9]),
-            min_p=rng.choice([0.0, 0.0, 0.05]),
-            repetition_penalty=rng.choice([1.0, 1.0, 1.3]),
-            frequency_penalty=rng.choice([0.0, 0.0, 0.5]),
-            logprobs=rng.choice([None, None, 2]),
-            ignore_eos=rng.random() < 0.5,
-            seed=index,
-        )
-        requests.append((prompt, params))
-    return requests
+def open_files() -> int:
+    """File descriptors of this process."""
+    return len(os.listdir("/proc/self/fd"))
 
 
 def misuse(engine, rng):
@@ -74,85 +67,128 @@ def misuse(engine, rng):
 class Soak:
     """The run. ended: how requests ended; differences: margins of tokens that differ."""
 
-    def __init__(self, engine, requests, expected, seed):
-        self.engine, self.requests, self.expected = engine, requests, expected
+    def __init__(self, engine: Engine, drawn: list[Drawn], scripts: list[Script], seed: int, folder: Path):
+        self.engine, self.drawn, self.scripts, self.folder = engine, drawn, scripts, folder
         self.rng = random.Random(seed)
         self.ended = Counter()
         self.differences = []
-        self.lock = threading.Lock()
+        self.talks: list[Future] = []
+        self.memory: list[float] = []
+        self.files: list[int] = []
 
-    def one(self):
-        """Submit a random request; return its number and handle, None where it was refused."""
+    def run(self, count: int) -> None:
+        """Submit, and check what has ended."""
+        running = []
+        with ThreadPoolExecutor(2) as talkers:
+            for index in range(count):
+                if self.rng.random() < 0.02:
+                    self.talks.append(talkers.submit(self.talk, self.rng.randrange(SCRIPTS), index))
+                else:
+                    running += self.one()
+                if self.rng.random() < 0.05:
+                    time.sleep(self.rng.random() * 0.02)
+                while len(running) > 24:
+                    self.check(*running.pop(0))
+                if index % max(1, count // 100) == 0:
+                    gc.collect()
+                    self.memory.append(rss_mib())
+                    self.files.append(open_files())
+            for started in running:
+                self.check(*started)
+            for talk in self.talks:
+                talk.result(300)
+
+    def one(self) -> list[tuple[int, int, Handle]]:
+        """Submit a random request; return its number with each sample's, and their handles."""
         rng = self.rng
         if rng.random() < 0.02:
             misuse(self.engine, rng)
             self.ended["refused"] += 1
-            return None
-        number = rng.randrange(len(self.requests))
-        prompt, params = self.requests[number]
+            return []
+        number = rng.randrange(len(self.drawn))
+        prompt, params, samples = self.drawn[number]
         deadline = rng.choice([None] * 18 + [0.001, 0.05])
+        options = {"plain": rng.random() < 0.3, "deadline_s": deadline, "request_id": f"soak-{number}"}
         try:
-            handle = self.engine.submit(
-                prompt, params, plain=rng.random() < 0.3, deadline_s=deadline, request_id=f"soak-{number}"
-            )
+            handles = self.engine.submit_samples(prompt, params, len(samples), **options)
         except EngineBusyError:
             self.ended["busy"] += 1
             time.sleep(0.005)
-            return None
+            return []
         if rng.random() < 0.1:
-            threading.Timer(rng.random() * 0.1, handle.cancel).start()
-        return number, handle
+            threading.Timer(rng.random() * 0.1, rng.choice(handles).cancel).start()
+        return [(number, sample, handle) for sample, handle in enumerate(handles)]
 
-    def check(self, number, handle):
+    def check(self, number: int, sample: int, handle: Handle) -> None:
         """Compare a finished request with the same one alone."""
         result = handle.result(300)
         self.ended[result.finish_reason] += 1
-        tokens, margins = self.expected[number]
-        for place, (got, wanted) in enumerate(zip(result.token_ids, tokens, strict=False)):
+        alone = self.drawn[number].samples[sample]
+        for place, (got, wanted) in enumerate(zip(result.token_ids, alone.tokens, strict=False)):
             if got != wanted:
-                self.differences.append((number, place, margins[place]))
+                self.differences.append((f"{number}-{sample}", place, alone.margins[place]))
                 return
-        if result.finish_reason in ("stop", "length") and result.token_ids != tokens:
-            self.differences.append((number, len(tokens), float("nan")))
+        whole = result.finish_reason in ("stop", "length")
+        if whole and (result.token_ids, result.text, result.finish_reason) != alone[:3]:
+            self.differences.append((f"{number}-{sample}", len(alone.tokens), float("nan")))
+
+    def talk(self, number: int, index: int) -> None:
+        """Have one of the conversations."""
+        while True:
+            try:
+                right = follow(self.engine, self.scripts[number], self.folder / f"{index}.session")
+                break
+            except EngineBusyError:
+                time.sleep(0.05)
+        self.ended["conversations, saved and gone on with"] += 1
+        if not right:
+            self.differences.append((f"conversation {number}", 0, float("nan")))
+
+
+@contextmanager
+def loaded(bundle: Path, threads: int | None) -> Iterator[tuple[Engine, Path]]:
+    """An engine that can chat, and a folder that is gone afterwards."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from support.chat_bundles import add_chat
+
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+        chatty = add_chat(bundle, Path(folder) / "bundle", **tokens)
+        with Engine.load(chatty, threads=threads, options=OPTIONS) as engine:
+            yield engine, Path(folder)
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(exists=True))
+@click.argument("bundle", type=click.Path(exists=True, path_type=Path))
 @click.option("--requests", "count", default=10_000)
 @click.option("--tokens", default=40, help="New tokens of a request, at most.")
+@click.option("--threads", default=None, type=int, help="Of each graph.")
 @click.option("--seed", default=0)
 @click.option("--name", default="soak")
-def main(bundle, count, tokens, seed, name):
+def main(bundle, count, tokens, threads, seed, name):
     """Soak an engine of BUNDLE."""
-    engine = Engine.load(bundle, options=EngineOptions(max_batch=8, max_queue=32, prefix_bytes=64 << 20))
-    requests = make_requests(engine, random.Random(seed), tokens)
-    runs = [plain_run(engine, prompt, params) for prompt, params in requests]
-    soak = Soak(engine, requests, [(run.tokens, run.margins) for run in runs], seed)
-    running, memory = [], []
-    began = time.perf_counter()
-    for index in range(count):
-        if started := soak.one():
-            running.append(started)
-        if soak.rng.random() < 0.05:
-            time.sleep(soak.rng.random() * 0.02)
-        while len(running) > 24:
-            soak.check(*running.pop(0))
-        if index % max(1, count // 100) == 0:
-            gc.collect()
-            memory.append(rss_mib())
-    for started in running:
-        soak.check(*started)
-    seconds = time.perf_counter() - began
-    stats = engine.stats()
-    limit = NEAR_TIE[engine.manifest.arithmetic]
+    with loaded(bundle, threads) as (engine, folder):
+        rng = random.Random(seed)
+        drawn = draw_requests(engine, rng, DISTINCT, tokens)
+        soak = Soak(engine, drawn, draw_scripts(engine, rng, SCRIPTS), seed, folder)
+        began = time.perf_counter()
+        soak.run(count)
+        seconds = time.perf_counter() - began
+        stats = engine.stats()
+    report(soak, count, stats, seconds, name)
+
+
+def report(soak: Soak, count: int, stats, seconds: float, name: str) -> None:
+    """Write the table; the exit status is 1 where something differs, or is left."""
+    limit = NEAR_TIE[soak.engine.manifest.arithmetic]
     unexcused = [d for d in soak.differences if not d[2] <= max(limit.logit_gap, limit.probability)]
-    second_half = memory[len(memory) // 2 :]
+    second_half = soak.memory[len(soak.memory) // 2 :]
     growth = (max(second_half) - second_half[0]) / second_half[0] * 100
-    engine.close()
     threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("firp")]
+    lengths = sorted(len(drawn.prompt) for drawn in soak.drawn)
     result = Result(name, "Random requests against one engine")
     table = result.table("What came of them", "what", "how many")
-    table.add("requests", count)
+    table.add("requests and conversations", count)
     for reason, number in sorted(soak.ended.items()):
         table.add(f"ended: {reason}", number)
     table.add("outputs that differ from the same request alone", len(soak.differences))
@@ -162,15 +198,25 @@ def main(bundle, count, tokens, seed, name):
         f"{stats.active}, {stats.waiting}, {stats.cache_bytes}",
     )
     table.add("threads left after close", len(threads))
+    table.add("open files at the start, at the end", f"{soak.files[0]}, {soak.files[-1]}")
     table.add("growth of resident memory over the second half, %", f"{growth:.2f}")
-    table.add("resident memory at the end, MiB", f"{memory[-1]:.0f}")
+    table.add("resident memory at the end, MiB", f"{soak.memory[-1]:.0f}")
+    table.add("prompts, tokens: median, longest", f"{lengths[len(lengths) // 2]}, {lengths[-1]}")
     table.add("prefix hits of lookups", f"{stats.prefixes.hits} of {stats.prefixes.lookups}")
     table.add("steps", stats.steps)
     table.add("tokens", stats.tokens)
     table.add("seconds", f"{seconds:.0f}")
+    params = [drawn.params for drawn in soak.drawn]
+    kinds = result.table(f"What the {len(params)} distinct requests ask for", "what", "how many")
+    default = SamplingParams()
+    for field in sorted(vars(default)):
+        if field != "seed":
+            kinds.add(field, sum(getattr(each, field) != getattr(default, field) for each in params))
+    kinds.add("several samples", sum(len(drawn.samples) > 1 for drawn in soak.drawn))
     result.write()
-    if unexcused or threads or stats.active:
-        raise SystemExit(f"failed: {unexcused[:3]}, {threads}")
+    left = stats.active + stats.waiting + stats.cache_bytes + len(threads)
+    if unexcused or left or growth > GROWTH or soak.files[-1] > soak.files[0] + 2:
+        raise SystemExit(f"failed: {unexcused[:3]}, {threads}, growth {growth:.2f} %, files {soak.files[-1]}")
 
 
 if __name__ == "__main__":
