@@ -149,7 +149,8 @@ def _other_cuts(weights: np.ndarray, count: int, params: SamplingParams) -> list
     """
     kept = np.arange(count)
     others = []
-    if count < len(weights):
+    follows = count < len(weights) and weights[count] > 0  # one that may be picked at all
+    if follows:
         swapped = np.append(kept[:-1], count)
         others.append((swapped, float(weights[count - 1] - weights[count])))
         if params.top_p < 1:
@@ -159,7 +160,7 @@ def _other_cuts(weights: np.ndarray, count: int, params: SamplingParams) -> list
                 others.append((kept[:-1], abs(float(reached[-2]) - params.top_p)))
     if params.min_p:
         least = params.min_p * float(weights[0])
-        if count < len(weights):
+        if follows:
             others.append((np.arange(count + 1), abs(float(weights[count]) - least)))
         if count > 1:
             others.append((kept[:-1], abs(float(weights[count - 1]) - least)))

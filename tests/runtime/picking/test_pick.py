@@ -82,6 +82,14 @@ def test_margin_is_the_distance_to_another_pick():
         )
 
 
+def test_a_cut_is_not_near_a_token_that_may_not_be_picked():
+    logits = np.array([0.0, -np.inf, -np.inf, 1.0])
+    with np.errstate(all="raise"):
+        for params in ({"top_k": 1}, {"top_p": 0.5}, {"min_p": 0.9}):
+            assert margin(logits, 0, SamplingParams(temperature=1.0, **params)) > 0
+        assert margin(logits[1:], 0, SamplingParams(temperature=1.0, top_p=0.5)) == 1
+
+
 def test_margin_counts_a_cut_only_where_it_would_change_the_pick():
     # 0.5 + 0.45 is just above top_p: a little less, and the third token would be kept, which moves
     # the intervals
