@@ -1,10 +1,11 @@
 # make demo: set up and run the main job end to end.  make test: lint and all tests.
 # make test-real: the tests on SmolLM2, which is fetched.
+# make test-clients: the server with clients of others, which are installed; the page's browser is a Chromium on PATH.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-real clean
+.PHONY: demo test test-real test-clients clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +24,10 @@ test: $(VENV)/installed
 
 test-real: $(VENV)/installed
 	FIRP_REAL_MODEL=$$($(BIN)/python -m firp.calib.commands.fetch) $(BIN)/pytest -m real
+
+test-clients: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[clients]"
+	$(BIN)/pytest -rs tests/runtime/serving
 
 clean:
 	rm -rf $(VENV) demo-bundle demo-model build *.egg-info

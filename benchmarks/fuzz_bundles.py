@@ -41,7 +41,7 @@ COMMAND_SECONDS = 120  # of one mutant, by a command
 _MEMORY = 6 << 30  # bytes of address space
 _PLACES = (3, 14, 15, 92)  # of the prompt's tokens in the vocabulary
 _PROMPTS = '{"input_ids": [3, 4, 5]}\n{"input_ids": [2, 2, 2, 2, 2, 2, 2]}\n'
-_BUILD = "--backend tensorrt-rtx --compute-capability 8.9 --max-context 64 --max-rows 16"
+_BUILD = "--backend tensorrt-rtx --compute-capability 8.9 --max-context 64 --max-rows 16 --force"
 # what a command is given besides the bundle; {folder}: where _PROMPTS lie, and what it may write
 ASKED = {
     "generate": "--prompts {folder}/prompts.jsonl --max-new-tokens 4",

@@ -144,7 +144,9 @@ def kill_saves(scene: Scene, times: int) -> None:
         for _ in range(times):
             _kill_saving(scene, file)
             found = _session(engine, file)
-            save_prefix(scene.folder / "talk.session", engine.manifest, [], [], [])
+            for part in scene.folder.glob(".talk.session.partial-*"):
+                os.utime(part, (0, 0))  # as if some hours had passed
+            save_prefix(file, engine.manifest, [], [], [])
             left = any(scene.folder.glob(".talk.session.partial-*"))
             scene.found["session saves, killed", found + ", a part beside it" if left else found] += 1
             file.unlink()

@@ -4,9 +4,12 @@ In: token ids, their blocks, the bundle that they belong to. Out: a safetensors 
 or not at all; the same again, once it is known that the bundle is the same and no bit has changed.
 """
 
+import contextlib
+import glob
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +24,7 @@ from firp.runtime.errors import FirpError, foreign_errors, reason
 from firp.runtime.scheduling.prefixes import BLOCK
 
 KIND = "firp session 1"
+_QUIET_S = 3600  # after which an unfinished file is nobody's
 
 
 class SavedPrefix(NamedTuple):
@@ -39,6 +43,7 @@ def save_prefix(
     values = np.stack(blocks) if blocks else np.empty((0, *shape), _dtype(manifest))
     held = list(tokens[: len(blocks) * BLOCK])
     beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    _remove_parts(path)
     try:
         with foreign_errors(lambda reason: FirpError("cannot write the session", got=f"'{path}': {reason}")):
             text = json.dumps({"tokens": held, "notes": notes})
@@ -52,6 +57,14 @@ def save_prefix(
             os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _remove_parts(path: Path) -> None:
+    """Remove what killed processes left unfinished beside a file: whoever lives writes more often."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime > _QUIET_S:
+                part.unlink()
 
 
 def load_prefix(path: Path, manifest: Manifest, read_notes: Callable[[Any], Any]) -> SavedPrefix:
