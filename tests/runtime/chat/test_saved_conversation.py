@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -61,6 +62,17 @@ def test_what_is_saved_appears_whole_or_not_at_all(bundles, saved, monkeypatch):
         conversation.save(path)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_saving_takes_along_what_a_killed_process_left_but_not_what_is_being_written(bundles, saved):
+    path, messages, _ = saved
+    for name, age_s in (("dead", 7200), ("alive", 5)):
+        part = path.with_name(f".{path.name}.partial-{name}")
+        part.touch()
+        os.utime(part, (time.time() - age_s,) * 2)
+    Engine.load(bundles[0], threads=1).conversation(PARAMS, saved=path).save(path)
+    assert {file.name for file in path.parent.iterdir()} == {path.name, f".{path.name}.partial-alive"}
+    assert Engine.load(bundles[0], threads=1).conversation(PARAMS, saved=path).messages == messages
 
 
 def test_another_bundle_and_damage_are_refused_in_one_line(bundles, saved):
