@@ -50,8 +50,8 @@ print("ready", flush=True)
 turn = 0
 while True:
     turn += 1
-    blocks = [np.full(shape, turn, DTYPES[engine.manifest.precision.cache].storage)] * 8
-    save_prefix(Path(sys.argv[2]), engine.manifest, list(range(512)), blocks, [turn])
+    blocks = [np.full(shape, turn, DTYPES[engine.manifest.precision.cache].storage)] * 3
+    save_prefix(Path(sys.argv[2]), engine.manifest, list(range(192)), blocks, [turn])
 """
 
 
@@ -165,7 +165,7 @@ def _session(engine: Engine, file: Path) -> str:
         return "no file yet"
     saved = load_prefix(file, engine.manifest, lambda notes: notes)
     same = all((block == saved.notes[0]).all() for block in saved.blocks)
-    return "whole" if same and len(saved.tokens) == 512 else "mixed"
+    return "whole" if same and len(saved.tokens) == 192 else "mixed"
 
 
 def fill_disks(scene: Scene, times: int) -> None:
