@@ -8,6 +8,7 @@ really take, at any moment: also while a batch is copied into a larger one.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,7 +49,6 @@ class Lanes:
     ):
         self._prefixes = prefixes
         self.predictors = manifest.num_predictors
-        self._manifest = manifest
         self._kv_bytes = math.inf if kv_bytes is None else kv_bytes
         self._limits = limits
         model = manifest.model
@@ -56,16 +56,14 @@ class Lanes:
         row = model.attention.num_key_value_heads * model.attention.head_dim * cache.itemsize
         slot_bytes = model.slabs * row
         self._pass_slots = WORTH_A_PASS * manifest.files[WEIGHTS_FILE].size / slot_bytes
+        # no method of this object, which batches would keep alive: devices get their memory back at once
+        self._bytes_of = functools.partial(_bytes_of, manifest, PREFIX if limits else IN_PLACE)
         self._max_lanes = self._built_for(max_lanes, limits) if limits else max_lanes
         self._look_at = 0.0  # what batches hold
         self.groups = [
             LaneGroup(make_batch, self._bytes_of, manifest.num_predictors, self._max_lanes, limits)
             for _ in range(1 if limits else 2)
         ]
-
-    def _bytes_of(self, size: BatchSize) -> int:
-        """The cache of a batch."""
-        return cache_bytes(PREFIX if self._limits else IN_PLACE, size_for(self._manifest, size))
 
     def _built_for(self, max_lanes: int, limits: Limits) -> int:
         """Lanes of a batch whose memory is taken once and for all; one at least."""
@@ -222,6 +220,11 @@ class Lanes:
         """Give the memory of idle batches back, and forget their texts."""
         for group in self.groups:
             group.give_back()
+
+
+def _bytes_of(manifest: Manifest, contract: str, size: BatchSize) -> int:
+    """The cache of a batch."""
+    return cache_bytes(contract, size_for(manifest, size))
 
 
 def default_bytes(available: int | None, limits: Any, kv_bytes: int | None) -> tuple[int | None, int]:
