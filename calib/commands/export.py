@@ -16,6 +16,7 @@ from firp.export.commands.build import build_after_export
 from firp.runtime.backends.nvidia_library import LIBRARIES
 from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
 from firp.runtime.bundle.format import CALIBRATION_NAME
+from firp.runtime.bundle.model_config import ModelConfig
 from firp.runtime.bundle.precision import METHODS
 from firp.runtime.commands.shown import count_ties, print_basis, print_choice, quantization_lines
 from firp.runtime.console.interrupts import quit_on_interrupt
@@ -24,6 +25,8 @@ from firp.runtime.console.progress import messages, progress_bar
 from firp.runtime.engine import Engine
 from firp.runtime.machine import peak_bytes
 from firp.runtime.tuning.tune import tune as choose_tree
+
+_MANY_EXPERTS = 2000  # of all layers: what a graph of that many takes to load, docs/large-models.md says
 
 
 @click.command(cls=Repeating)
@@ -42,7 +45,8 @@ from firp.runtime.tuning.tune import tune as choose_tree
 @click.option(
     "--max-context",
     type=click.IntRange(min=1),
-    help="Tokens of the longest text; default: what the model takes. Tables of positions grow with it.",
+    help="Tokens of the longest text; default: what the model takes, with longrope what its short factors "
+    "are for. Tables of positions grow with it.",
 )
 @click.option(
     "--dtype",
@@ -101,6 +105,8 @@ def export(
     with quit_on_interrupt():
         from firp.calib.calibrate.request import CalibrationRequest
         from firp.export.bundle.writer import ExportOptions, export_bundle, prepare
+        from firp.export.sources.longer import takes_long_factors
+        from firp.export.sources.open import open_checkpoint
         from firp.export.sources.transformers_library import quiet_transformers
         from firp.export.tensorrt.build import BuildOptions, check_buildable
         from firp.export.verify.checks import verify_or_fail
@@ -132,8 +138,8 @@ def export(
             force=force,
             max_context=max_context,
         )
+        _say_experts(prepare(options).checkpoint.config)  # before minutes of training
         if calib_data:
-            prepare(options)  # before minutes of training
             training = TrainOptions(
                 prediction_layer=prediction_layer,
                 minutes=TrainOptions.minutes if minutes is None else minutes,
@@ -145,6 +151,11 @@ def export(
             check = (lambda folder: verify_or_fail(folder, model, bar.update)) if verify else None
             manifest = export_bundle(options, check, bar.update)
     _report(output, manifest, time.monotonic() - started)
+    if max_context and takes_long_factors(checkpoint := open_checkpoint(model), max_context):
+        messages.print(
+            f"the rope factors of long texts for all texts: those of at most "
+            f"{checkpoint.config.max_position_embeddings} tokens differ from Hugging Face, which takes others"
+        )
     calibrated = manifest.num_predictors and CALIBRATION_NAME in manifest.files
     if tune and calibrated and DTYPES[dtype].has_cpu_kernels:
         _tune(Engine.load(output, check_hashes=False))
@@ -162,6 +173,16 @@ def _tune(engine: Engine) -> None:
         choice = choose_tree(engine, progress=bar.update)
     print_basis(engine)
     print_choice(choice)
+
+
+def _say_experts(config: ModelConfig) -> None:
+    """Warn of graphs that ONNX Runtime takes long to load."""
+    experts = sum(layer.sparse for layer in config.layers) * (config.experts.count if config.experts else 0)
+    if experts > _MANY_EXPERTS:
+        messages.print(
+            f"{experts:,} experts, each a branch of its graph: ONNX Runtime loads 2,000 in 7 s of one core, "
+            "and more take longer each; see docs/large-models.md"
+        )
 
 
 def _report(output: Path, manifest, seconds: float) -> None:

@@ -27,6 +27,7 @@ from firp.export.quantize.plan import make_plan
 from firp.export.quantize.quality import check_quality, measure_quality
 from firp.export.quantize.text import calibration_tokens
 from firp.export.sources.checkpoint import Checkpoint, Weight
+from firp.export.sources.longer import for_context
 from firp.export.sources.open import open_checkpoint
 from firp.export.target_folder import check_target, disk_errors, target_folder
 from firp.export.weights import stream as weights
@@ -155,7 +156,7 @@ def prepare(options: ExportOptions) -> Prepared:
         check_own_files(options.output)
     checkpoint = open_checkpoint(options.model)
     if options.max_context is not None:
-        checkpoint = checkpoint.with_context(options.max_context)
+        checkpoint = for_context(checkpoint, options.max_context)
     checkpoint.tokenizer()
     predictors = open_predictors(options.predictors, checkpoint) if options.predictors else None
     layer = _split(checkpoint, predictors, options.prediction_layer)

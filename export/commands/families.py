@@ -2,13 +2,15 @@
 
 import inspect
 import json
+import textwrap
 
 import click
 
 from firp.export.families.examples import EXAMPLES
 from firp.export.families.gated import cohere_compass
-from firp.export.families.refused import REFUSED
+from firp.export.families.refused import NEAREST, REFUSED
 from firp.export.families.table import FAMILIES
+from firp.export.families.wrappers import LOADED_AS, WRAPPERS
 from firp.export.sources.gguf.architectures import LEFT_OUT, MODEL_TYPES, READ_AS
 from firp.runtime.bundle.dtypes import MODEL_DTYPES
 from firp.runtime.bundle.precision import METHODS
@@ -31,18 +33,18 @@ def families(as_json, markdown):
             gguf = "GGUF" if support(name)["gguf"] else ""
             results.print(f"{name:<{width}}  {gguf:<4}  {EXAMPLES.get(name, '')}")
         kinds = ", ".join((*MODEL_DTYPES, *METHODS))
-        results.print(f"all {len(FAMILIES)}: {kinds}, TensorRT; drafts, but of int4")
+        results.print(f"all {len(FAMILIES)}: {kinds}, float as TensorRT plans; drafts, but of int4")
 
 
-def support(model_type: str) -> dict[str, bool]:
-    """What is supported of a family in the table: the table holds what its graphs can express, so only
-    sources differ.
+def support(model_type: str) -> dict[str, bool | list[str]]:
+    """What is supported of a family in the table: a description that graphs can express goes with every form
+    of weights, so only sources differ. tensorrt, drafts: the forms of weights that go with them.
     """
     return {
         **dict.fromkeys(("float", *METHODS), True),
         "gguf": model_type in MODEL_TYPES or model_type in READ_AS,
-        "tensorrt": True,
-        "drafts": True,
+        "tensorrt": ["float"],
+        "drafts": ["float", *(method for method in METHODS if method != "int4")],
     }
 
 
@@ -52,19 +54,28 @@ def page() -> str:
     reasons = {
         reason: sorted(n for n, why in REFUSED.items() if why == reason) for reason in REFUSED.values()
     }
-    refused = [f"| {reason} | {', '.join(f'`{n}`' for n in names)} |" for reason, names in reasons.items()]
+    refused = [f"| {reason} | {', '.join(map(_with_nearest, names))} |" for reason, names in reasons.items()]
     recipe = [f"+{line}" for line in inspect.getsource(cohere_compass).splitlines()]
     recipe += [" ", " GATED: dict[str, Family] = {", '+    "cohere_compass_text": Family(cohere_compass),']
     return "\n".join([*_INTRODUCTION, *rows, *_REFUSED, *refused, *_ADDING, *recipe, *_CHECKING])
+
+
+def _with_nearest(model_type: str) -> str:
+    return f"`{model_type}`" + (f" (`{NEAREST[model_type]}`)" if model_type in NEAREST else "")
 
 
 def _gguf(model_type: str) -> str:
     """Whether files of a family are read: the family that their files name, or why not."""
     if model_type in READ_AS:
         return "as " + " or ".join(f"`{name}`" for name in READ_AS[model_type].split(" or "))
-    return "yes" if model_type in MODEL_TYPES else LEFT_OUT[model_type]
+    return "yes" if model_type in MODEL_TYPES else LEFT_OUT.get(model_type, "no")
 
 
+_WRAPPED = (
+    "Of models that take images or sounds too, the text part is exported where it is one of these families, "
+    "and `model_type` one of " + ", ".join(f"`{name}`" for name in sorted(WRAPPERS)) + ". "
+    + " ".join(f"`{name}` is read as `{family}`." for name, family in LOADED_AS.items())
+)  # fmt: skip
 _INTRODUCTION = (
     "# Families",
     "",
@@ -76,9 +87,15 @@ _INTRODUCTION = (
     "gptq), which become float values on their way, or are kept by `int4`;",
     "GGUF files are read where the last column says so.",
     "",
+    "A model with `longrope` (Phi 3.5, Phi 4 mini) takes the length that its short factors are for.",
+    "`--max-context` beyond that gives it the long factors for texts of every length: long texts are then as",
+    "Hugging Face's, short ones differ, and `firp export` says so.",
+    "",
     f"{len(FAMILIES)} families. Every export is held to Hugging Face's own module in float64, so a variant",
     "that the recipe does not know is refused, not exported wrongly: at the first tokens, and where windows",
     "and growth of queries begin ([numerics.md](numerics.md#values)).",
+    "",
+    *textwrap.wrap(_WRAPPED, 104, break_on_hyphens=False),
     "",
     "| model_type | models | GGUF |",
     "|---|---|---|",
@@ -87,8 +104,10 @@ _ADDING = (
     "",
     "## A new family of known parts",
     "",
-    "It is a recipe of at most ten lines, and no other file. North Micro's text model is Command R7B's with",
-    "rope in halves and of each kind of layers; this made it a family:",
+    "It is a recipe of at most ten lines, and no other file: GGUF files are not read until",
+    "`export/sources/gguf/architectures.py` knows them, and random models are made once",
+    "`tests/support/family_models.py` says its sizes. North Micro's text model is Command R7B's with rope in",
+    "halves and of each kind of layers; this made it a family:",
     "",
     "```diff",
     "--- export/families/gated.py",
@@ -105,7 +124,7 @@ _CHECKING = (
 )
 _REFUSED = (
     "",
-    "Refused, with the nearest family that is supported:",
+    "Refused, with the family that shares the rest in brackets:",
     "",
     "| what is missing | model_type |",
     "|---|---|",

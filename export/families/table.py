@@ -1,5 +1,5 @@
-"""The families that can be exported, by the model_type of config.json. One that transformers loads as
-another is that other's row.
+"""The families that can be exported, by the model_type of config.json. Names that are another row's stand
+in `wrappers.LOADED_AS`.
 """
 
 from firp.export.families.experts import EXPERTS

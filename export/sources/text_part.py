@@ -33,8 +33,11 @@ def text_part(raw: dict[str, Any], where: str, has_head: Callable[[], bool]) -> 
     if model_type in LOADED_AS:
         return TextPart(raw | {"model_type": LOADED_AS[model_type]})
     given = raw.get("text_config")
-    if model_type not in WRAPPERS or not isinstance(given, dict):
+    if model_type not in WRAPPERS:
         return TextPart(raw)
+    if not isinstance(given, dict):
+        expected = f"that of a text model, as transformers' {model_type} has it"
+        raise CheckpointError(f"bad text_config in '{where}'", got=f"{given!r:.60}", expected=expected)
     _check_architecture(raw)
     try:
         inner = transformers_config(raw).text_config.to_dict()

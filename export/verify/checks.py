@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from firp.export.sources.checkpoint import Checkpoint
+from firp.export.sources.longer import for_context
 from firp.export.sources.open import open_checkpoint
 from firp.export.verify.late import Late, late_begins
 from firp.export.verify.report import Check, Report
@@ -61,7 +62,7 @@ def verify(
     checks = [Check("file hashes", True, 0, 0)] if check_hashes else []  # loading raises for a wrong one
     steps: list[Step] = []
     if model:
-        checkpoint = open_checkpoint(model)
+        checkpoint = for_context(open_checkpoint(model), engine.model.max_position_embeddings)
         _check_source(engine, checkpoint)
         progress("loading the Hugging Face model", 0, None)
         steps += _against_hugging_face(engine, checkpoint, loaded.manifest.precision.weights)

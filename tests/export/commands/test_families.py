@@ -7,11 +7,13 @@ import re
 import gguf
 from click.testing import CliRunner
 from transformers import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from firp.export.commands.families import families, page
 from firp.export.families.examples import EXAMPLES
-from firp.export.families.refused import REFUSED
+from firp.export.families.refused import NEAREST, REFUSED
 from firp.export.families.table import FAMILIES
+from firp.export.families.wrappers import LOADED_AS, WRAPPERS
 from firp.export.sources.gguf.architectures import ARCHITECTURES, LEFT_OUT, MODEL_TYPES, READ_AS
 
 
@@ -28,9 +30,25 @@ def test_every_family_is_listed_once_and_none_is_refused():
     assert set(CONFIG_MAPPING.keys()) >= FAMILIES.keys()  # transformers loads each of them
 
 
-def test_every_family_has_its_files_read_or_a_reason_why_not():
+def test_transformers_loads_nothing_that_is_neither_supported_nor_refused():
+    named = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys()
+    assert named - FAMILIES.keys() - REFUSED.keys() - WRAPPERS.keys() - LOADED_AS.keys() == set()
+    assert not REFUSED.keys() & (WRAPPERS.keys() | LOADED_AS.keys())
+    assert NEAREST.keys() <= REFUSED.keys()
+    assert set(NEAREST.values()) | set(LOADED_AS.values()) <= FAMILIES.keys()
+
+
+def test_a_new_family_needs_a_row_of_the_table_alone(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "new", FAMILIES["llama"])
+    assert "| `new` |  | no |" in page()
+    found = json.loads(CliRunner().invoke(families, ["--json"]).output)["families"]["new"]
+    assert found["gguf"] is False
+    assert found["drafts"] == ["float", "int8"]
+
+
+def test_families_whose_files_are_read_are_those_of_the_table():
     assert not MODEL_TYPES & READ_AS.keys() and not (MODEL_TYPES | READ_AS.keys()) & LEFT_OUT.keys()
-    assert MODEL_TYPES | READ_AS.keys() | LEFT_OUT.keys() == FAMILIES.keys()
+    assert MODEL_TYPES | READ_AS.keys() | LEFT_OUT.keys() <= FAMILIES.keys()
     assert {word for of in READ_AS.values() for word in of.split(" or ")} <= MODEL_TYPES
     named = {name.replace("-", "").replace("_", "") for name in gguf.MODEL_ARCH_NAMES.values()}
     left = {name.replace("_", "") for name in LEFT_OUT}

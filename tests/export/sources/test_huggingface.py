@@ -164,11 +164,15 @@ def test_tied_head_that_differs_is_an_error_and_an_equal_one_is_not(tmp_path):
         (lambda m: edit_config(m, architectures=5), "architecture and model_type disagree.*got 5"),
         (
             lambda m: edit_config(m, architectures="LlamaForCausalLM", model_type="bert"),
-            "unsupported architecture.*'bert'.*an encoder.*firp families",
+            "unsupported architecture.*'bert'.*tokens that come later.*firp families",
         ),
         (
             lambda m: edit_config(m, model_type="qwen3_next"),
-            "unsupported architecture.*qwen3_next.*a recurrent state.*the nearest qwen3",
+            "unsupported architecture.*qwen3_next.*a recurrent state.*of which qwen3_moe shares the rest",
+        ),
+        (
+            lambda m: edit_config(m, architectures=None, model_type="unheard"),
+            "unsupported architecture . got model_type 'unheard', expected one of [0-9]+ families. Fix",
         ),
         (lambda m: edit_config(m, hidden_act="mish"), "unsupported activation.*mish"),
         (lambda m: edit_config(m, rms_norm_eps=1e400), "bad epsilon of norms"),

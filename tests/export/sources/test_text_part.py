@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.family_models import save_family
 from support.wrapped_models import save_wrapped
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
@@ -48,6 +49,16 @@ def test_a_tensor_of_the_text_part_that_nobody_uses_is_named(tmp_path):
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "family", "architecture"),
+    [("kimi_k2", "deepseek_v3", "DeepseekV3ForCausalLM"), ("gpt-sw3", "gpt2", "GPT2LMHeadModel")],
+)
+def test_a_name_that_is_another_familys_is_read_as_that(name, family, architecture, tmp_path):
+    config = open_checkpoint(save_family(tmp_path, family)).config
+    edit_config(tmp_path, model_type=name, architectures=[architecture])
+    assert open_checkpoint(tmp_path).config == config
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_weights_say_whether_a_head_is_tied_where_the_configuration_does_not(tied, tmp_path):
     save_wrapped(tmp_path, "mistral3", "ministral3", tie_word_embeddings=tied)
@@ -67,7 +78,7 @@ def test_weights_say_whether_a_head_is_tied_where_the_configuration_does_not(tie
         ({"text_config": {"model_type": "lfm2"}}, "'lfm2' .'text_config of mistral3'.*a recurrent state"),
         ({"text_config": {"model_type": "none"}}, "bad model configuration.*none"),
         ({"model_type": "paligemma"}, "'paligemma'.*inputs that are no text"),
-        ({"text_config": None}, "'mistral3'.*inputs that are no text"),
+        ({"text_config": None}, "bad text_config in .*got None.*that of a text model"),
     ],
 )
 def test_what_is_no_text_part_is_refused(changes, message, tmp_path):
