@@ -105,8 +105,7 @@ def export(
     with quit_on_interrupt():
         from firp.calib.calibrate.request import CalibrationRequest
         from firp.export.bundle.writer import ExportOptions, export_bundle, prepare
-        from firp.export.sources.longer import takes_long_factors
-        from firp.export.sources.open import open_checkpoint
+        from firp.export.sources.open import open_checkpoint, takes_long_factors
         from firp.export.sources.transformers_library import quiet_transformers
         from firp.export.tensorrt.build import BuildOptions, check_buildable
         from firp.export.verify.checks import verify_or_fail

@@ -27,8 +27,7 @@ from firp.export.quantize.plan import make_plan
 from firp.export.quantize.quality import check_quality, measure_quality
 from firp.export.quantize.text import calibration_tokens
 from firp.export.sources.checkpoint import Checkpoint, Weight
-from firp.export.sources.longer import for_context
-from firp.export.sources.open import open_checkpoint
+from firp.export.sources.open import for_context, open_checkpoint
 from firp.export.target_folder import check_target, disk_errors, target_folder
 from firp.export.weights import stream as weights
 from firp.export.weights.fingerprint import fingerprint

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from firp.export.sources.checkpoint import Checkpoint
-from firp.export.sources.longer import for_context
-from firp.export.sources.open import open_checkpoint
+from firp.export.sources.open import for_context, open_checkpoint
 from firp.export.verify.late import Late, late_begins
 from firp.export.verify.report import Check, Report
 from firp.export.verify.rounding import distance, judge, larger, scaled_difference, value_limit

@@ -10,8 +10,7 @@ from click.testing import CliRunner
 from support.family_models import save_family
 
 from firp.calib.commands.export import export
-from firp.export.sources.longer import for_context, takes_long_factors
-from firp.export.sources.open import open_checkpoint
+from firp.export.sources.open import for_context, open_checkpoint, takes_long_factors
 from firp.export.verify.checks import verify
 from firp.export.weights.torch_model import torch_model
 from firp.runtime.errors import CheckpointError
