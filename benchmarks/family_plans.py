@@ -32,6 +32,8 @@ LAYER = 1  # split at: layers 1 and 2, of three, are in one graph, so what lies 
 HEADS, PAIRS, HEAD_SIZE, INNER = 4, 2, 64, 448
 LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}
 ONE_GROUP = {"n_group": 1, "topk_group": 1}
+EXPERTS = 32  # enough that some rows are few: see `firp.runtime.bundle.graphs.experts`
+COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # what they are called
 AS_RELEASED = {"qwen3_moe": {"mlp_only_layers": []}, "dots1": ONE_GROUP, "glm4_moe": ONE_GROUP}
 # Launches a layer that the prototype needed, of a range the most, and families
 LISTED = """
@@ -66,6 +68,7 @@ def one(folder: Path, model_type: str, dtype: str) -> tuple[Plans, str]:
     changes = sizes(model_type, HEADS, PAIRS, HEAD_SIZE, INNER) | {"vocab_size": 512}
     if "kv_lora_rank" in CHANGES.get(model_type, {}):
         changes |= LATENT
+    changes |= many_experts(CHANGES.get(model_type, {}))
     model = save_family(folder / "model", model_type, **changes | AS_RELEASED.get(model_type, {}))
     try:
         export_bundle(ExportOptions(model, folder / "bundle", prediction_layer=LAYER, dtype=dtype))
@@ -80,6 +83,13 @@ def one(folder: Path, model_type: str, dtype: str) -> tuple[Plans, str]:
     most = max(profile.launches_per_layer for profile in upper)
     launches = sum(profiles[0].launches for profiles in found)
     return Plans("", manifest.model.num_hidden_layers, fused, most, launches), reason(manifest)
+
+
+def many_experts(own: dict[str, Any]) -> dict[str, Any]:
+    """A family's changes with more experts than those of its tests."""
+    nested = {name: part for name, part in own.items() if isinstance(part, dict)}
+    more = {name: part | many for name, part in nested.items() if (many := many_experts(part))}
+    return more | {name: EXPERTS for name in COUNTS if own.get(name)}
 
 
 def reason(manifest: Manifest) -> str:

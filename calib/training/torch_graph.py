@@ -121,11 +121,17 @@ class TorchGraph(GraphBuilder):
         """Project rows [n, in] -> [n, out]."""
         return self.weights.linear(rows, name)
 
-    def linear_of_each(self, rows: Tensor, name: str, count: int) -> Tensor:
-        """Project rows [count or 1, n, in] -> [count, n, out]."""
+    def linear_of_each(self, rows: Tensor, name: str, count: int, shared: bool) -> Tensor:
+        """Project rows [n, in] or [count, n, in] -> [count, n, out]."""
         before, _, module = name.rpartition(".")
         each = zip(range(count), rows.expand(count, -1, -1), strict=True)
         return torch.stack([self.linear(some, f"{before}.{index}.{module}") for index, some in each])
+
+    def few_or_many(
+        self, values: Sequence[Tensor], most: int, few: Callable[..., Tensor], many: Callable[..., Tensor]
+    ) -> Tensor:
+        """What `many` makes: rows of training are."""
+        return many(*values)
 
 
 def _reshape(value: Tensor, shape: list[int]) -> Tensor:

@@ -89,6 +89,28 @@ class GraphBuilder:
         branches = self.branch(some, shape), self.branch(lambda: self.op("Identity", total), shape)
         return self.op("If", any_row, then_branch=branches[0], else_branch=branches[1])
 
+    def few_or_many(
+        self,
+        values: Sequence[Value],
+        most: int,
+        few: Callable[..., Value],
+        many: Callable[..., Value],
+    ) -> Value:
+        """What `few` makes of values [n, ...] of at most this many rows, `many` of more. Where a graph takes
+        no branches both are run, the other one on no rows.
+        """
+        if not most:
+            return many(*values)
+        count, limit = self.op("Shape", values[0], start=0, end=1), self.ints([most])
+        # at most `limit` whatever n is: TensorRT takes memory for what a size may be
+        some = self.op("Min", count, limit)
+        some = self.op("Where", self.op("LessOrEqual", count, limit), some, self.ints([0]))
+        sizes = self.op("Concat", some, self.op("Sub", count, some), axis=0)
+        parts = [
+            self.tape.op_multi_out("Split", [value, sizes], {"axis": 0}, num_outputs=2) for value in values
+        ]
+        return self.op("Concat", few(*(a for a, _ in parts)), many(*(b for _, b in parts)), axis=0)
+
     def split(self, value: Value, sizes: list[int], axis: int = -1) -> list[Value]:
         """Split a value along an axis."""
         inputs = [value, self.ints(sizes)]
@@ -134,18 +156,40 @@ class GraphBuilder:
             return self.op("Gemm", rows, weight, *bias, transB=1)
         return self.op("Add", product, *bias) if bias else product
 
-    def linear_of_each(self, rows: Value, name: str, count: int) -> Value:
-        """Project rows [count or 1, n, in] -> [count, n, out], each of the modules of this name by its own
-        weight. name: "beginning.module", of which they are called "beginning.0.module" and so on.
+    def linear_of_each(self, rows: Value, name: str, count: int, shared: bool) -> Value:
+        """Project rows -> [count, n, out], each of the modules of this name by its own weight. name:
+        "beginning.module", of which they are called "beginning.0.module" and so on; shared: all have the
+        same rows [n, in], else theirs of [count, n, in].
         """
+        weight, bias = self._of_each(name, count)
+        _, out, size = weight.shape
+        if shared:  # one matrix: of a batch that is split again TensorRT keeps a second copy, in parts
+            whole = self.op("Reshape", weight, self.ints([count * out, size]))
+            product = self.op("Reshape", self.op("Gemm", rows, whole, transB=1), self.ints([-1, count, out]))
+            product = self.op("Transpose", product, perm=[1, 0, 2])
+        else:
+            product = self.op("MatMul", rows, self.op("Transpose", weight, perm=[0, 2, 1]))
+        return self.op("Add", product, self.op("Unsqueeze", bias, self.ints([1]))) if bias else product
+
+    def linear_of_chosen(self, rows: Value, name: str, count: int, chosen: Value) -> Value:
+        """Project rows [n, k or 1, 1, in] -> [n, k, 1, out] by the weights of those modules of `count` that
+        are chosen [n, k], copies of them. name: see `linear_of_each`.
+        """
+        weight, bias = self._of_each(name, count)
+        weights = self.op("Transpose", self.op("Gather", weight, chosen, axis=0), perm=[0, 1, 3, 2])
+        product = self.op("MatMul", rows, weights)
+        if not bias:
+            return product
+        return self.op("Add", product, self.op("Unsqueeze", self.op("Gather", bias, chosen), self.ints([2])))
+
+    def _of_each(self, name: str, count: int) -> tuple[Value, Value | None]:
+        """Weights [count, out, in] of the modules of one name, and biases [count, out] if they have some."""
         before, _, module = name.rpartition(".")
         names = [f"{before}.{index}.{module}" for index in range(count)]
         weight = self.weights.stacked(f"{name}.weight", [f"{each}.weight" for each in names])
-        product = self.op("MatMul", rows, self.op("Transpose", weight, perm=[0, 2, 1]))
         if f"{names[0]}.bias" not in self.weights:
-            return product
-        biases = self.weights.stacked(f"{name}.bias", [f"{each}.bias" for each in names])
-        return self.op("Add", product, self.op("Unsqueeze", biases, self.ints([1])))
+            return weight, None
+        return weight, self.weights.stacked(f"{name}.bias", [f"{each}.bias" for each in names])
 
     def _product_by_row(self, rows: Value, weight: Value) -> Value:
         """rows [n, in] times a weight [out, in] of floats, a product for each row."""

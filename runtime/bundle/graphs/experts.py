@@ -1,8 +1,8 @@
 """A mixture of experts as ONNX nodes.
 
 In: normed rows. Out: rows to add to the residual stream. How experts run is the target's: ONNX Runtime
-runs those that a row chose, on its rows alone; TensorRT, which takes no branches, runs all of them in
-one product and weighs.
+runs those that a row chose, on its rows alone. TensorRT, which takes no branches, copies the weights of
+those that are chosen where rows are few, and else runs all of them in one product and weighs.
 """
 
 import numpy as np
@@ -13,12 +13,22 @@ from firp.runtime.bundle.graphs.mlp import mlp
 from firp.runtime.bundle.graphs.tape import FLOAT, Value
 
 _FAR = 1e9  # below every score
+_PASSES = 3  # of a gathered expert through memory: it is read, written, and read by the product
 
 
 def experts(b: GraphBuilder, layer: str, rows: Value, branches: bool) -> Value:
     """Run the experts of one layer: rows [n, D] -> [n, D]. branches: only those that are chosen."""
     c = b.config.experts
-    total = (_chosen if branches else _all)(b, layer, rows, _weights(b, layer, rows, branches))
+    chosen, best = _choice(b, layer, rows, branches)
+    if branches:
+        total = _chosen(b, layer, rows, _by_expert(b, chosen, best))
+    else:
+        total = b.few_or_many(
+            (rows, chosen, best),
+            c.count // (_PASSES * c.per_token),
+            lambda rows, chosen, best: _gathered(b, layer, rows, chosen, best),
+            lambda rows, chosen, best: _all(b, layer, rows, _by_expert(b, chosen, best)),
+        )
     if not c.shared_size:
         return total
     shared = mlp(b, f"{layer}.shared", rows, c.shared_size)
@@ -48,22 +58,35 @@ def _all(b: GraphBuilder, layer: str, rows: Value, weights: Value) -> Value:
     """The same sum of what all experts make of all rows."""
     c = b.config.experts
 
-    def linear(rows: Value, name: str) -> Value:
-        return b.linear_of_each(rows, name, c.count)
+    def linear(read: Value, name: str) -> Value:
+        return b.linear_of_each(read, name, c.count, shared=read is rows)
 
-    made = mlp(b, f"{layer}.experts", b.op("Unsqueeze", rows, b.ints([0])), c.intermediate_size, linear)
+    made = mlp(b, f"{layer}.experts", rows, c.intermediate_size, linear)
     shares = b.op("Unsqueeze", b.op("Transpose", weights, perm=[1, 0]), b.ints([-1]))  # [E, n, 1]
     return b.op("ReduceSum", b.op("Mul", made, shares), b.ints([0]), keepdims=0)
 
 
-def _weights(b: GraphBuilder, layer: str, rows: Value, branches: bool) -> Value:
-    """The weight of every expert for every row, [n, E]; 0 for those that are not chosen."""
+def _gathered(b: GraphBuilder, layer: str, rows: Value, chosen: Value, best: Value) -> Value:
+    """The same sum of what the chosen experts [n, k] make of their rows, by their weights best [n, k]."""
+    c = b.config.experts
+
+    def linear(rows: Value, name: str) -> Value:
+        return b.linear_of_chosen(rows, name, c.count, chosen)
+
+    alone = b.op("Unsqueeze", rows, b.ints([1, 2]))  # [n, 1, 1, D]
+    made = mlp(b, f"{layer}.experts", alone, c.intermediate_size, linear)  # [n, k, 1, D]
+    shares = b.op("Unsqueeze", _stored(b, best), b.ints([2, 3]))
+    return b.op("ReduceSum", b.op("Mul", made, shares), b.ints([1, 2]), keepdims=0)
+
+
+def _choice(b: GraphBuilder, layer: str, rows: Value, branches: bool) -> tuple[Value, Value]:
+    """The experts that each row chooses, and their weights in float32, [n, k] each."""
     c = b.config.experts
     logits = b.linear(rows, f"{layer}.router")
     if b.dtype != "float32":
         logits = b.op("Cast", logits, to=FLOAT)
     if c.score == "sparsemixer":
-        return _by_expert(b, *_mixed(b, logits))
+        return _mixed(b, logits)
     scores = b.op("Softmax", logits, axis=-1) if c.score == "softmax" else b.op("Sigmoid", logits)
     best, chosen = b.top(_selection(b, layer, scores, branches), c.per_token)
     if c.selection_bias:
@@ -72,14 +95,18 @@ def _weights(b: GraphBuilder, layer: str, rows: Value, branches: bool) -> Value:
         best = b.op("Div", best, b.op("ReduceSum", best, b.ints([-1]), keepdims=1))
     if c.scale != 1:
         best = b.op("Mul", best, _float32(b, c.scale))
-    return _by_expert(b, chosen, best)
+    return chosen, best
 
 
 def _by_expert(b: GraphBuilder, chosen: Value, best: Value) -> Value:
     """The weights [n, k] of chosen experts [n, k] among those of all, [n, E], in the graph's type."""
     hits = _hits(b, chosen, b.config.experts.count)
     weights = b.op("Where", hits, b.op("Unsqueeze", best, b.ints([-1])), _float32(b, 0.0))
-    weights = b.op("ReduceSum", weights, b.ints([1]), keepdims=0)
+    return _stored(b, b.op("ReduceSum", weights, b.ints([1]), keepdims=0))
+
+
+def _stored(b: GraphBuilder, weights: Value) -> Value:
+    """Weights of experts in the graph's type."""
     return weights if b.dtype == "float32" else b.op("Cast", weights, to=DTYPES[b.dtype].onnx_number)
 
 

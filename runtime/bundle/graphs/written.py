@@ -112,6 +112,8 @@ class _UsedWeights:
         return self._values[name]
 
     def stacked(self, name: str, parts: Sequence[str]) -> Value:
+        if name in self._values:
+            return self._values[name]
         places = [self._weights[part] for part in parts]
         first = places[0]
         nbytes = first.nbytes
