@@ -8,7 +8,7 @@ from support.small_models import make_predictors
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, Qwen3Config
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
-from firp.export.tensorrt.build import BuildOptions, build_engines, choose_capabilities
+from firp.export.tensorrt.build import BuildOptions, build_engines, choose_capabilities, graph_weight_bytes
 from firp.export.tensorrt.plan_text import read_plan, summarize
 from firp.runtime.backends.nvidia_library import load_library
 from firp.runtime.bundle.engine_record import find_engine_folder, fitting_profile
@@ -86,11 +86,15 @@ def test_experts_launch_together(tmp_path):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     bundle = tmp_path / "bundle"
     export_bundle(ExportOptions(tmp_path / "model", bundle, prediction_layer=1, dtype="float16"))
-    _, upper = launches(bundle, build_engines(bundle, ONE_DEVICE)).values()
+    record = build_engines(bundle, ONE_DEVICE)
+    _, upper = launches(bundle, record).values()
     for summary in upper:
         assert (summary.attentions, summary.copied_caches) == (2, 0)
-        assert summary.gemms <= 2 * 5 + 1  # a router beside the four
-        assert summary.launches_per_layer <= 14
+        assert summary.gemms <= 2 * 7 + 1  # a router, and two for each form of experts
+        assert summary.launches_per_layer <= 21
+    weights = graph_weight_bytes(bundle / "upper.prefix.onnx")
+    experts = 12 * 3 * 2 * 256 * 448  # of one layer, of whose weights both forms have one copy
+    assert record.plans["upper"].size < weights + experts
 
 
 def test_bfloat16_with_norms_on_queries_and_batches_launches(tmp_path):
