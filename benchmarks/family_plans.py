@@ -4,7 +4,8 @@
 
 A row a family: whether its plans are built, layers whose attention is one fused kernel, kernels a layer
 beside what an earlier prototype of the same families launched, and why attention is not fused where it is
-not. Nothing runs, no GPU is needed. Rows are kept in FILE, from which the next run goes on; all that is
+not. Mixtures have 32 experts, in the two forms of which one runs on no rows: the prototype had one form a
+graph. Nothing runs, no GPU is needed. Rows are kept in FILE, from which the next run goes on; all that is
 measured is in results/family_plans.json.
 """
 
