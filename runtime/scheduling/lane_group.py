@@ -15,7 +15,7 @@ from firp.runtime.passes.pass_shape import BatchSize
 from firp.runtime.passes.request import Needs
 from firp.runtime.passes.session import Session
 
-WASTE = 2  # times what was needed lately: a batch that holds more shrinks
+WASTE = 8  # times of what is needed that may be held: to copy that, others wait
 
 
 class _Tenant(NamedTuple):
