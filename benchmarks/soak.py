@@ -71,6 +71,7 @@ class Soak:
         self.engine, self.drawn, self.scripts, self.folder = engine, drawn, scripts, folder
         self.rng = random.Random(seed)
         self.ended = Counter()
+        self.submitted = 0
         self.differences = []
         self.talks: list[Future] = []
         self.memory: list[float] = []
@@ -108,7 +109,9 @@ class Soak:
         number = rng.randrange(len(self.drawn))
         prompt, params, samples = self.drawn[number]
         deadline = rng.choice([None] * 18 + [0.001, 0.05])
-        options = {"plain": rng.random() < 0.3, "deadline_s": deadline, "request_id": f"soak-{number}"}
+        self.submitted += 1  # an id is of one request: the same one may run still
+        name = f"soak-{self.submitted}"
+        options = {"plain": rng.random() < 0.3, "deadline_s": deadline, "request_id": name}
         try:
             handles = self.engine.submit_samples(prompt, params, len(samples), **options)
         except EngineBusyError:
