@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from firp.export.sources.checkpoint import Checkpoint
-from firp.export.sources.open import for_context, open_checkpoint
+from firp.export.sources.open import for_context, open_checkpoint, takes_long_factors
 from firp.export.verify.late import Late, late_begins
 from firp.export.verify.report import Check, Report
 from firp.export.verify.rounding import distance, judge, larger, scaled_difference, value_limit
@@ -61,7 +61,9 @@ def verify(
     checks = [Check("file hashes", True, 0, 0)] if check_hashes else []  # loading raises for a wrong one
     steps: list[Step] = []
     if model:
-        checkpoint = for_context(open_checkpoint(model), engine.model.max_position_embeddings)
+        checkpoint, context = open_checkpoint(model), engine.model.max_position_embeddings
+        if takes_long_factors(checkpoint, context):
+            checkpoint = for_context(checkpoint, context)
         _check_source(engine, checkpoint)
         progress("loading the Hugging Face model", 0, None)
         steps += _against_hugging_face(engine, checkpoint, loaded.manifest.precision.weights)
