@@ -28,6 +28,7 @@ from firp.runtime.scheduling.lane_group import LaneGroup, size_built_for
 from firp.runtime.scheduling.prefixes import Prefixes
 
 WORTH_A_PASS = 0.25  # of the bytes of all weights: what a pass may read more of keys and values
+_LEAST = Needs(2, 2, 1)  # of a request: two tokens
 LOOK_SECONDS = 30.0  # so often what batches hold is compared with what they needed
 WEIGHTS_FILE = "model.safetensors"
 
@@ -64,6 +65,10 @@ class Lanes:
             LaneGroup(make_batch, self._bytes_of, manifest.num_predictors, self._max_lanes, limits)
             for _ in range(1 if limits else 2)
         ]
+        least = self.bytes_alone(_LEAST)
+        if least > self._kv_bytes and not limits:
+            fix = f"--kv-bytes {least} or more"
+            raise FirpError("kv_bytes holds no request", got=kv_bytes, expected=f"at least {least}", fix=fix)
 
     def _built_for(self, max_lanes: int, limits: Limits) -> int:
         """Lanes of a batch whose memory is taken once and for all; one at least."""

@@ -139,8 +139,17 @@ class StepCounts:
         if not (self.tokens or self.prompt_tokens):
             return None
         return StepReport(
-            *(batch, self.rows, self.tokens, self.prompt_tokens, self.accepted, self.drafted),
-            *(self.graph_ms, total_ms, active, waiting, cache_bytes),
+            batch,
+            self.rows,
+            self.tokens,
+            self.prompt_tokens,
+            self.accepted,
+            self.drafted,
+            self.graph_ms,
+            total_ms,
+            active,
+            waiting,
+            cache_bytes,
         )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from firp.runtime.backends.host import HostMemory
 from firp.runtime.engine import Engine
+from firp.runtime.errors import FirpError
 from firp.runtime.passes.request import Needs
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.scheduling import lanes
@@ -125,6 +126,13 @@ def test_a_busy_engine_gives_back_what_a_long_request_needed(load, monkeypatch):
         assert engine.generate([5, 6], params).token_ids == expected
     assert ledger.live < held / 4
     assert ledger.live <= engine.stats().held_bytes
+
+
+def test_a_bound_that_holds_no_request_is_refused(load):
+    least = lane(load(), 2, 1)
+    with pytest.raises(FirpError, match=f"kv_bytes holds no request . got {least - 1}, expected at least"):
+        load(kv_bytes=least - 1)
+    assert load(kv_bytes=least).generate([5], SamplingParams(1), plain=True).token_ids
 
 
 def test_a_request_says_what_is_reserved_for_it(load, caplog):

@@ -6,9 +6,9 @@ import json
 
 import openai
 import pytest
-from support.chat_bundles import add_chat
-from support.fake_engine import TOOL_TEMPLATE, FakeEngine
+from support.fake_engine import FakeEngine
 from support.http_server import serving
+from support.tool_bundle import SCHEMA, TOOLS, add_tools
 
 from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
@@ -16,20 +16,11 @@ from firp.runtime.serving.app import build_app
 from firp.runtime.serving.settings import ServerSettings
 
 TEXT = "def add(a, b):"
-SCHEMA = {
-    "type": "object",
-    "properties": {"sorted": {"type": "boolean"}, "order": {"enum": ["up", "down"]}},
-    "required": ["sorted", "order"],
-    "additionalProperties": False,
-}
-TOOLS = [{"type": "function", "function": {"name": "sort", "description": "Sorts", "parameters": SCHEMA}}]
 
 
 @pytest.fixture(scope="module")
 def engine(demo_bundle, tmp_path_factory):
-    target = tmp_path_factory.mktemp("frameworks") / "demo"
-    tokens = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
-    with Engine.load(add_chat(demo_bundle, target, TOOL_TEMPLATE, **tokens)) as loaded:
+    with Engine.load(add_tools(demo_bundle, tmp_path_factory.mktemp("frameworks"))) as loaded:
         yield loaded
 
 

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import httpx2
 import pytest
-from support.chat_bundles import add_chat
-from support.fake_engine import TOOL_TEMPLATE
 from support.http_server import serving
+from support.tool_bundle import add_tools
 
 from firp.runtime.engine import Engine
 from firp.runtime.serving.app import build_app
@@ -173,9 +172,7 @@ def damaged(path):
 
 @pytest.fixture(scope="module")
 def client(demo_bundle, tmp_path_factory):
-    target = tmp_path_factory.mktemp("malformed") / "demo"
-    tokens = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
-    bundle = add_chat(demo_bundle, target, TOOL_TEMPLATE, **tokens)
+    bundle = add_tools(demo_bundle, tmp_path_factory.mktemp("malformed"))
     with (
         Engine.load(bundle, threads=1) as engine,
         serving(build_app(engine, ServerSettings(("support",)))) as url,
