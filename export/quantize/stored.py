@@ -68,6 +68,18 @@ class StoredWeights:
         )
         return torch.from_numpy(part.values() * row[rows, None] / column)
 
+    def cached(self, past: np.ndarray) -> np.ndarray:
+        """Keys and values [2 L, Hkv, P, Dh] f32 that the layers of the bundle have in their caches where
+        those of the model have `past` [2, Hkv, P, Dh]: values are made smoothed, for o_proj.
+        """
+        _, heads, _, size = past.shape
+        layers = []
+        for layer in range(self._checkpoint.config.num_hidden_layers):
+            divisors = row_divisors(self._checkpoint.config, f"layers.{layer}.qkv_proj", self._smoothing)
+            values = 1 if divisors is None else divisors[-heads * size :].reshape(heads, 1, size)
+            layers += [past[0], past[1] / values]
+        return np.stack(layers)
+
     def distances(self) -> Iterator[tuple[str, float, float]]:
         """Of each weight its name, the most steps of its grid that a value lies from the checkpoint's,
         and the most that it may.

@@ -130,15 +130,15 @@ def _against_hugging_face(engine: Engine, checkpoint: Checkpoint, stored: str) -
         products = partial(check_products, engine.bundle, engine.backend.options())
         yield Step("integer products", lambda: list(products()))
         engine = float_engine(engine.bundle)
-        reference = Reference(checkpoint, stored, integers.tensor)
+        reference, cached = Reference(checkpoint, stored, integers.tensor), integers.cached
     else:
-        reference = Reference(checkpoint, stored)
+        reference, cached = Reference(checkpoint, stored), partial(_in_every_layer, engine)
     samples = _samples(engine)
     yield Step("values against float64", partial(_values_against_float64, engine, reference, stored, samples))
     reached = len(samples["random tokens"][0].prompt) // 2
     for late in late_begins(engine, reference.model.config, reached):
         name = f"values at {late.begins} tokens"
-        yield Step(name, partial(_late_values, name, engine, reference, stored, late))
+        yield Step(name, partial(_late_values, name, engine, reference, stored, late, cached))
     yield Step("plain = generate", partial(_generate, engine, reference, stored))
 
 
@@ -148,14 +148,28 @@ def _rounded_weights(stored: Any) -> list[Check]:
     return [Check(f"steps from the model's weights, {name}", steps <= limit, steps, limit)]
 
 
-def _late_values(name: str, engine: Engine, reference: Any, dtype: str, late: Late) -> list[Check]:
-    """Values of rows after many tokens; on the CPU, where a cache can be given."""
+def _in_every_layer(engine: Engine, past: np.ndarray) -> np.ndarray:
+    return np.concatenate([past] * engine.model.num_hidden_layers)
+
+
+def _late_values(
+    name: str,
+    engine: Engine,
+    reference: Any,
+    dtype: str,
+    late: Late,
+    cached: Callable[[np.ndarray], np.ndarray],
+) -> list[Check]:
+    """Values of rows after many tokens; on the CPU, where a cache can be given. cached: what the bundle's
+    layers have where those of the model have keys and values (`StoredWeights.cached`).
+    """
     if late.hindrance:
         return [Check(f"{name} not compared: {late.hindrance}", True, 0, 0)]
     if engine.backend.name != "cpu":
         engine = engine_for_checks(engine.bundle)
     samples = {f"random tokens after {late.cached}": [late.sample]}
-    return _values_against_float64(engine, reference, dtype, samples, late.past())
+    past = late.past()
+    return _values_against_float64(engine, reference, dtype, samples, past, cached(past))
 
 
 def _values_against_float64(
@@ -164,11 +178,12 @@ def _values_against_float64(
     dtype: str,
     samples: dict[str, list[Sample]],
     past: np.ndarray | None = None,
+    cached: np.ndarray | None = None,
 ) -> list[Check]:
     """The engine's distance from the model in float64, with that of the model in `dtype`, the
     bundle's own, as the yardstick; where that is too short, with that of the model whose functions are
     as coarse as ONNX Runtime's too. Rows that depend on a near tie of routing are not judged. past: what
-    is cached before samples (`model_rows`).
+    is cached before samples (`model_rows`), and cached: the same for the engine (`SessionRows`).
     """
     import torch
 
@@ -184,7 +199,7 @@ def _values_against_float64(
         if length is None or ties.leave_rows(list(map(len, samples.values()))):
             break
         samples = {kind: group + _pieces(engine, whole[kind], length) for kind, group in samples.items()}
-    session = SessionRows(engine, most_rows(engine), past)
+    session = SessionRows(engine, most_rows(engine), cached)
     ours = [session.run(sample) for sample in every]
     checks = _judged(samples, ours, [yardstick], truth, ties, dtype)
     if all(check.passed for check in checks):

@@ -55,14 +55,13 @@ class SessionRows:
     """An engine, run over samples in one session."""
 
     def __init__(self, engine: Engine, rows: int, past: np.ndarray | None = None):
-        """rows: the most of one pass. past: keys and values [2, Hkv, P, Dh] that every layer has cached of
-        the tokens before each sample, of an engine whose cache lies in host memory.
+        """rows: the most of one pass. past: keys and values [2 L, Hkv, P, Dh] that the layers have cached
+        of the tokens before each sample, of an engine whose cache lies in host memory.
         """
         self._cached = 0 if past is None else past.shape[2]
         self.session = engine.session(min(self._cached + 128, engine.model.max_position_embeddings), rows)
         if past is not None:
-            layers = engine.model.num_hidden_layers
-            self.session.take_over([0] * self._cached, [np.concatenate([past] * layers)])
+            self.session.take_over([0] * self._cached, [past])
 
     def run(self, sample: Sample) -> StageRows:
         """Run one sample in every stage."""

@@ -64,10 +64,15 @@ def test_verification_sees_what_begins_late(model_type, fields, mutate, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("model_type", "fields", "dtype"), [("mistral", WINDOW, "float16"), ("ministral3", GROWTH, "float32")]
+    ("model_type", "fields", "stored"),
+    [
+        ("mistral", WINDOW, {"dtype": "float16"}),
+        ("ministral3", GROWTH, {"dtype": "float32"}),
+        ("gemma2", WINDOW, {"quantize": "int8", "quality_limit": 1e9}),  # whose values are smoothed
+    ],
 )
-def test_a_right_bundle_passes_late_too(model_type, fields, dtype, tmp_path):
-    report = verify(*exported(tmp_path, model_type, fields, dtype=dtype))
+def test_a_right_bundle_passes_late_too(model_type, fields, stored, tmp_path):
+    report = verify(*exported(tmp_path, model_type, fields, **stored))
     assert report.passed
     assert len(late_values(report)) == 6
 
