@@ -28,7 +28,7 @@ from peer_install import Absent, Peer, Workshop
 from peer_jobs import Job, noise
 from peer_process import Worker
 from peer_turns import Comparison, Lines
-from random_formats import make_gguf, make_tokenizer
+from random_formats import make_gguf, make_small_experts, make_tokenizer
 from random_model import SHAPES, make_checkpoint
 from table import RESULTS, Result, this_run
 
@@ -54,6 +54,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "head_dim": 256,
         "sliding_window": 512,
         "tie_word_embeddings": True,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            # the same once more where onnxruntime-genai's builder looks; transformers passes it over
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 1e4,
+        },
     },
     "Phi-4": {
         "model_type": "phi3",
@@ -116,7 +124,7 @@ TINY = {  # to try the script
     "num_key_value_heads": 2,
     "num_experts": 4,
     "num_local_experts": 4,
-    "vocab_size": 512,
+    "vocab_size": 1024,  # rows of no other matrix: onnxruntime-genai's builder knows the head by them
 }
 
 
@@ -224,6 +232,8 @@ def prepared(shop: Workshop, shape: Shape, lines: Lines) -> None:
     def make(folder: Path) -> None:
         make_checkpoint(folder, shape.config, "float32")
         make_tokenizer(folder, shape.config["vocab_size"])
+        if shape.config["model_type"] == "gpt_oss":
+            make_small_experts(folder)
 
     model = shop.made("model", make)
     if shape.llama:

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import gguf
+import numpy as np
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
@@ -24,6 +26,28 @@ def make_tokenizer(folder: Path, vocab_size: int) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+
+
+def make_small_experts(folder: Path) -> None:
+    """Give a checkpoint of gpt-oss experts of float4 with a scale for each 32, as those on the hub
+    have, which is the only kind that onnxruntime-genai quantizes: noise of about the size of the other.
+    """
+    random = np.random.default_rng(0)
+    files = {}
+    for shard in sorted(folder.glob("*.safetensors")):
+        tensors = load_file(shard)
+        for name in [name for name in tensors if name.endswith("_proj")]:
+            experts, inputs, outputs = tensors.pop(name).shape
+            groups = (experts, outputs, inputs // 32)
+            tensors[f"{name}_blocks"] = random.integers(0, 256, (*groups, 16), np.uint8)
+            tensors[f"{name}_scales"] = np.full(groups, 127 - 7, np.uint8)  # 2**-7, root mean square 0.023
+        save_file(tensors, shard, {"format": "pt"})
+        files |= dict.fromkeys(tensors, shard.name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    config = json.loads((folder / "config.json").read_text())
+    kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": kept}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def make_gguf(file: Path, model: Path) -> None:

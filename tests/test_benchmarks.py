@@ -6,14 +6,18 @@ import sys
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 from support.chat_bundles import add_chat
+from support.family_models import save_family
 from support.tensorrt_double import device_engine
+from transformers import AutoModelForCausalLM
 
 from firp.calib.calibrate.request import CalibrationRequest
 from firp.calib.calibrate.run import calibrate
 from firp.calib.replay import evaluation
 from firp.calib.training.options import TrainOptions
+from firp.export.sources.open import open_checkpoint
 from firp.runtime.bundle.calibration import read_latency
 from firp.runtime.bundle.limits import Limits
 from firp.runtime.chat.messages import check_messages
@@ -114,6 +118,22 @@ def test_a_family_is_compared_turn_by_turn_and_what_refuses_it_is_named(table):
     )
     assert rows.rows == [("Qwen3-MoE", "firp float32", "11.0 (1.00)", "22.0 (2.00)")]
     assert found["gb_per_s"] == 20
+
+
+def test_a_random_gpt_oss_has_small_experts_as_on_the_hub(table, tmp_path):
+    from random_formats import make_small_experts
+
+    sizes = {"hidden_size": 64, "intermediate_size": 32, "initializer_range": 0.02}
+    model = save_family(tmp_path / "model", "gpt_oss", **sizes)
+    before = AutoModelForCausalLM.from_pretrained(model).state_dict()
+    make_small_experts(model)
+    assert open_checkpoint(model).config.hidden_size == 64
+    after = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).state_dict()
+    changed = [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]
+    assert {name.rpartition("experts.")[2] for name in changed} == {"gate_up_proj", "down_proj"}
+    for name in changed:
+        assert after[name].shape == before[name].shape
+        assert 0.8 < after[name].std() / before[name].std() < 1.3
 
 
 def test_the_gpu_benchmark_measures_passes(gpu, table, family_bundle, tmp_path):

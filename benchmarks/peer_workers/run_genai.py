@@ -13,17 +13,20 @@ class Genai:
     ways = ("plain",)
 
     def __init__(self, model, threads):
-        vocab_size = json.loads((Path(model) / "genai_config.json").read_text())["model"]["vocab_size"]
+        about = json.loads((Path(model) / "genai_config.json").read_text())["model"]
+        # layers with a window refuse a cache that is shorter than it
+        self.least_tokens = about["decoder"].get("sliding_window", {}).get("window_size", 0)
         config = genai.Config(model)
-        sessions = {"intra_op_num_threads": threads}
+        decoder = {"session_options": {"intra_op_num_threads": threads}}
         # a text must end somewhere: at a token that hardly ever comes, and is not let through
-        changes = {"model": {"eos_token_id": vocab_size - 1, "decoder": {"session_options": sessions}}}
+        changes = {"model": {"eos_token_id": about["vocab_size"] - 1, "decoder": decoder}}
         config.overlay(json.dumps(changes))
         self.model = genai.Model(config)
 
     def _generator(self, tokens):
         params = genai.GeneratorParams(self.model)
-        params.set_search_options(min_length=tokens, max_length=tokens, do_sample=False)
+        longest = max(tokens, self.least_tokens)
+        params.set_search_options(min_length=longest, max_length=longest, do_sample=False)
         return genai.Generator(self.model, params)
 
     def generate(self, ids, tokens, way, emit):
