@@ -6,9 +6,9 @@ Llamas beside llama.cpp, with what more rows in a pass cost.
     python benchmarks/family_speed.py [--model NAME]... [--work DIR] [--turns 4]
 
 --prepare writes and exports all models, which takes long and measures nothing. Then, or without it one
-model at a time: all ways of decoding take turns on one prompt, with as many threads, and its files are
-deleted. A run that was stopped goes on; results/family_speed.md and .json are of all that was measured
-below DIR. Delete DIR/family-NAME to measure one again.
+model at a time: all peers take turns on one prompt, with as many threads, and its files are deleted. A run
+that was stopped goes on; results/family_speed.md and .json are of all that was measured below DIR. Delete
+DIR/family-NAME to measure one again.
 
 Vocabularies are 32,000 tokens, so that layers are what is timed. The peers are those of `peers.py`.
 """
@@ -256,7 +256,7 @@ def time_it(shop: Workshop, shape: Shape, lines: Lines, turns: int) -> None:
     """Let all peers of one model take turns; before and after it memory is read."""
     keep_read_speed(lines, shop.threads, 0)
     jobs = OnePrompt(shape.config["vocab_size"])
-    comparison = Comparison(lines, jobs, shop.folder / "workers.log", loads=1)
+    comparison = Comparison(lines, jobs, shop.folder / "workers.log", loads=1, plain=True)
     for label, make in peers(shop, shape):
         if not lines.has(what="absent", name=label):
             comparison.admit(label, make)

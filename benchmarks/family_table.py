@@ -37,7 +37,8 @@ def report(result: Result, measured: dict[str, list[Line]]) -> list[dict[str, An
         "MB a token: weights that one token reads, of experts those that it chooses. Share: these bytes "
         "times tokens/s, over the speed at which as many threads read memory before and after: "
         + ", ".join(f"{each['model']} {each['gb_per_s']:.1f} GB/s" for each in found)
-        + ". llama.cpp's weights have 8.5 and 4.5 bits."
+        + ". llama.cpp's weights have 8.5 and 4.5 bits. "
+        "The experts of gpt-oss are float4 in its checkpoint, as on the hub, and become what is compared."
     )
     return found
 

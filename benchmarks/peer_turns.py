@@ -48,12 +48,12 @@ class Lines:
 
 
 class Comparison:
-    """Peers that take turns. loads: processes of each that are started for the time it takes; absent:
-    why those that are left out are, by label.
+    """Peers that take turns. loads: processes of each that are started for the time it takes; plain: no
+    other way of any; absent: why those that are left out are, by label.
     """
 
-    def __init__(self, lines: Lines, jobs: Jobs, log: Path, loads: int = LOADS):
-        self.lines, self.jobs, self.loads = lines, jobs, loads
+    def __init__(self, lines: Lines, jobs: Jobs, log: Path, loads: int = LOADS, plain: bool = False):
+        self.lines, self.jobs, self.loads, self.plain = lines, jobs, loads, plain
         self.peers: list[Peer] = []
         self.ways: dict[str, list[str]] = {}
         self.mib: dict[str, float] = {}
@@ -65,7 +65,7 @@ class Comparison:
         try:
             peer = make()
             with Worker(peer, self._log) as worker:
-                self.ways[peer.label] = worker.loaded["ways"]
+                self.ways[peer.label] = ["plain"] if self.plain else worker.loaded["ways"]
                 self._score(worker)
             self._load(peer)
             self.peers.append(peer)
