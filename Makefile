@@ -1,6 +1,7 @@
 # make demo: set up and run the main job end to end.  make test: lint and all tests.
 # make test-real: the tests on SmolLM2, which is fetched.
-# make test-clients: the server with clients of others, which are installed; the page's browser is a Chromium on PATH.
+# make test-clients: the server with clients of others, which are installed; the page's browser is a Chromium on PATH, such as
+# Debian's chromium-headless-shell.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin

@@ -43,7 +43,12 @@ _LIMITS = {
 @click.option(
     "--served-model-name", multiple=True, help="Names that clients may ask for; the folder's by default."
 )
-@click.option("--api-key", envvar="FIRP_API_KEY", help="Key that clients must send.  [env: FIRP_API_KEY]")
+@click.option(
+    "--api-key",
+    envvar="FIRP_API_KEY",
+    multiple=True,
+    help="Keys of which clients must send one.  [env: FIRP_API_KEY]",
+)
 @click.option("--api-key-file", type=PATH, help="File with one such key a line.")
 @options_from(EngineOptions(), _BATCH)
 @click.option("--kv-bytes", type=int, help="Bytes of all caches at most; half of what is free by default.")
@@ -87,7 +92,7 @@ def serve(
 
     Ctrl-C or SIGTERM lets running requests end first.
     """
-    keys = ((api_key,) if api_key else ()) + (read_keys(api_key_file) if api_key_file else ())
+    keys = (*api_key, *(read_keys(api_key_file) if api_key_file else ()))
     options = EngineOptions(max_batch, max_queue, kv_bytes, prefix_bytes, max_stall)
     settings = ServerSettings(
         served_model_name=served_model_name, api_keys=keys, max_samples=max_queue, **limits

@@ -28,6 +28,14 @@ def serving(app):
         assert not thread.is_alive()
 
 
+def wait_until(true, seconds=5):
+    """Wait for something that a server does; fails where it takes longer."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
 

@@ -23,7 +23,8 @@ OPTIONS = ("--port", 0, "--served-model-name", "demo", "--max-batch", 2, "--thre
 def served(demo_bundle, tmp_path):
     """A running server with a key, and its address."""
     (tmp_path / "keys").write_text("key-1\n")
-    process = start("serve", demo_bundle, *OPTIONS, "--api-key-file", tmp_path / "keys")
+    keys = ("--api-key-file", tmp_path / "keys", "--api-key", "key-2", "--api-key", "key-3")
+    process = start("serve", demo_bundle, *OPTIONS, *keys)
     try:
         line = wait_for(process.stderr, "Ctrl-C ends it")
         yield process, re.search(r"demo at (http://127\.0\.0\.1:\d+);", line)[1]
@@ -40,6 +41,10 @@ def test_it_answers_and_ends_with_status_0(served, demo_engine):
     expected = demo_engine.generate(asked["prompt"], SamplingParams(20), plain=True)
     assert answer["choices"][0]["text"] == expected.text
     assert httpx2.post(f"{url}/v1/completions", json=asked).status_code == 401
+    for key, status in (("key-2", 200), ("key-3", 200), ("key-4", 401)):
+        headers = {"authorization": f"Bearer {key}"}
+        assert httpx2.get(f"{url}/v1/models", headers=headers).status_code == status
+    headers = {"authorization": "Bearer key-1"}
     too_many = httpx2.post(f"{url}/v1/completions", json={**asked, "max_tokens": 31}, headers=headers)
     assert too_many.json()["error"]["param"] == "max_tokens"
     assert 'firp_requests_total{reason="length"} 1.0' in httpx2.get(f"{url}/metrics").text
@@ -103,6 +108,7 @@ def test_what_is_wrong_with_options_is_said_before_anything_is_loaded(tmp_path):
             (("--api-key-file", tmp_path / "keys"), "no API key in the file"),
             (("--api-key-file", tmp_path / "none"), "cannot read the API keys"),
             (("--api-key", "two words"), "bad api keys"),
+            (("--api-key", ""), "bad api keys"),  # of a variable that is not set: not an open server
             (("--ssl-keyfile", tmp_path / "keys"), "TLS options need --ssl-certfile"),
             (("--ssl-ciphers", "HIGH"), "TLS options need --ssl-certfile"),
             (("--ssl-minimum-version", "TLSv1.3"), "TLS options need --ssl-certfile"),

@@ -8,7 +8,7 @@ import time
 import httpx2
 import pytest
 from support.fake_engine import FakeEngine
-from support.http_server import chat, complete, error, serving
+from support.http_server import chat, complete, error, serving, wait_until
 
 from firp.runtime.serving.app import build_app
 from firp.runtime.serving.settings import ServerSettings
@@ -103,13 +103,6 @@ def test_a_client_that_leaves_cancels_its_requests(stream, url, engine, client):
         gone.sendall(HEAD % len(body) + body)
         wait_until(lambda: len(engine.submitted) == before + 2)
     wait_until(lambda: all(one.handle.cancelled for one in engine.submitted[before:]))
-
-
-def wait_until(true, seconds=5):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_a_client_that_reads_nothing_is_left():
