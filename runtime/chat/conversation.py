@@ -5,6 +5,7 @@ the engine's cache does not hold: the longest common prefix of what is cached an
 makes of all messages is kept, whatever the template changes about earlier turns.
 """
 
+import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +25,8 @@ class Decoder(Protocol):
     """What a conversation needs of an `Engine`, which stands above it."""
 
     context: int  # tokens that a session holds at most
+
+    def encode(self, prompt: Any) -> list[int]: ...
 
     def request(self, prompt: Any, params: SamplingParams | None = None) -> Request: ...
 
@@ -62,20 +65,30 @@ class Conversation:
         if self._system is not None:
             self.messages.append({"role": "system", "content": self._system})
         self._finished: list[Stats] = []
-        self._lengths: list[int] = []  # tokens of the conversation at the end of each turn
-        self.tokens = 0  # of the conversation at its last turn, prompt and answers; 0 before the first
+        self._lengths: list[int] = []  # tokens of the conversation at the end of each turn that ran here
 
     @property
     def stats(self) -> Stats:
-        """Costs of all turns since the last reset, those taken back too; `reused_tokens` is what the
-        cache saved.
+        """Costs of all turns that ran here since the last reset, those taken back too, but none of those
+        that were restored; `reused_tokens` is what the cache saved.
         """
         return Stats.total(self._finished)
 
     @property
     def turns(self) -> int:
-        """Turns since the last reset, but for those taken back."""
-        return len(self._lengths)
+        """Turns that `messages` holds: what the user said so often."""
+        return sum(message["role"] == "user" for message in self.messages)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the conversation at the end of its last turn, prompt and answers; 0 before the first.
+        Of turns that were restored: what the template makes of them.
+        """
+        if self._lengths or not self.turns:
+            return self._lengths[-1] if self._lengths else 0
+        with contextlib.suppress(ContextFullError):
+            return len(self._decoder.encode(check_messages(self.messages, self._variables)))
+        return self._decoder.context
 
     def save(self, path: Path | str) -> int:
         """Write the messages, and what the cache holds of them, to a file from which
@@ -97,7 +110,6 @@ class Conversation:
         count = checked("turns", turns, whole(1, max(len(asked), 1)))
         del self.messages[asked[-count] if asked else 0 :]
         del self._lengths[max(0, len(self._lengths) - count) :]
-        self.tokens = self._lengths[-1] if self._lengths else 0
 
     def send(self, text: str, cancel: threading.Event | None = None) -> Iterator[Chunk]:
         """Yield the answer as it comes, like `Engine.stream`; message and answer join `messages`.
@@ -139,15 +151,15 @@ class Conversation:
     ) -> Iterator[Chunk]:
         stats = Stats(prompt_tokens=prompt)
         text = ""
-        self.tokens = prompt
+        tokens = prompt
         try:
             for chunk in chunks:
                 text += chunk.text or ""
                 stats = chunk.stats
-                self.tokens += len(chunk.token_ids)
+                tokens += len(chunk.token_ids)
                 yield chunk
         finally:
             chunks.close()
             self.messages = [*messages, {"role": "assistant", "content": text}]
             self._finished.append(stats)
-            self._lengths.append(self.tokens)
+            self._lengths.append(tokens)

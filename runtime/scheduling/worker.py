@@ -6,6 +6,7 @@ memory of keys and values back when that lasts.
 
 import atexit
 import logging
+import os
 import threading
 import weakref
 from collections import deque
@@ -26,6 +27,15 @@ def _close_all() -> None:
     """End all threads before the interpreter does: native code that outlives it aborts the process."""
     for worker in list(_workers):
         worker.close()
+
+
+def _leave_all() -> None:
+    """In a fork: no thread has come along, neither ours nor those of the backend."""
+    for worker in list(_workers):
+        worker.leave()
+
+
+os.register_at_fork(after_in_child=_leave_all)
 
 
 class Worker:
@@ -88,6 +98,12 @@ class Worker:
             self._changed.notify()
         if self._started and threading.current_thread() is not self._thread:
             self._thread.join(timeout)
+
+    def leave(self) -> None:
+        """Take nothing more, in a fork of the process whose thread it is."""
+        self._changed = threading.Condition()  # whoever held the old one may not be here
+        self._started = False
+        self._error = "a fork of the process that loaded it"
 
     def _run(self) -> None:
         try:

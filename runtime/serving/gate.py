@@ -91,7 +91,8 @@ class GateMiddleware:
             await self._app(scope, receive, send)
             return
         answer = _Answer(scope, send, self._gate.settings.send_timeout_s)
-        if not scope["path"].startswith("/v1/"):
+        path = _path(scope)
+        if not path.startswith("/v1/"):
             await self._app(scope, receive, answer.send)
             return
         sent = _Sent(receive)
@@ -107,7 +108,7 @@ class GateMiddleware:
         finally:
             self._gate.open_requests -= 1
             answer.log()
-            self._gate.answered(scope["path"], answer.status)
+            self._gate.answered(path, answer.status)
         if refused is not None:
             if refused.code != "body_timeout":
                 await self._gate.linger(scope, sent)
@@ -185,6 +186,12 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return replay
+
+
+def _path(scope: Scope) -> str:
+    """The path that the application's routes are compared with: below the one that it is mounted at."""
+    path, root = scope["path"], scope.get("root_path", "")
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

@@ -48,6 +48,27 @@ def test_a_saved_conversation_goes_on(bundles, saved):
     assert conversation.stats.reused_tokens >= 64
 
 
+def test_a_restored_conversation_counts_the_turns_before(bundles, saved):
+    path, messages, _ = saved
+    engine = Engine.load(bundles[0], threads=1)
+    conversation = engine.conversation(PARAMS, saved=path)
+    assert (conversation.turns, conversation.tokens) == (1, len(engine.encode(messages)))
+    assert conversation.stats.steps == 0  # costs are of what ran here
+    *_, last = conversation.send("and then?")
+    assert (conversation.turns, conversation.tokens) == (2, last.stats.prompt_tokens + 10)
+    conversation.rewind()
+    assert (conversation.turns, conversation.tokens) == (1, len(engine.encode(messages)))
+    conversation.rewind()
+    assert (conversation.turns, conversation.tokens) == (0, 0)
+
+
+def test_a_restored_conversation_that_the_template_makes_longer_than_the_context_fills_it(bundles):
+    engine = Engine.load(bundles[0], threads=1)
+    conversation = engine.conversation(PARAMS)
+    conversation.messages = [{"role": "user", "content": "x" * engine.context}]
+    assert conversation.tokens == engine.context
+
+
 def test_what_is_saved_appears_whole_or_not_at_all(bundles, saved, monkeypatch):
     path, *_ = saved
     before = path.read_bytes()

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import random
 import threading
 import time
@@ -162,6 +163,24 @@ def test_a_closed_engine_ends_its_requests_and_takes_no_more(load):
     assert not engine.healthy
     with pytest.raises(EngineClosedError, match="the engine is closed"):
         engine.submit([5])
+
+
+def test_a_fork_says_that_the_engine_has_stayed_behind(load):
+    engine = load()
+    engine.generate([5], SamplingParams(2))
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            engine.submit([5], SamplingParams(2))
+        except EngineClosedError as error:
+            os.write(write, str(error).encode())
+        finally:
+            engine.close()
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert b"got a fork of the process that loaded it" in os.read(read, 1000)
+    assert engine.generate([5], SamplingParams(2)).token_ids
 
 
 def test_what_fails_in_one_request_ends_that_one_alone(load, monkeypatch):

@@ -7,6 +7,8 @@ import time
 
 import httpx2
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from support.fake_engine import FakeEngine
 from support.http_server import chat, complete, error, serving, wait_until
 
@@ -29,6 +31,16 @@ def test_keys_are_asked_for_where_something_is_decoded(url, client):
         assert httpx2.get(url + path).status_code == 200, path
     for path in ("/openapi.json", "/docs", "/redoc"):
         assert client.get(path).status_code == 404, path
+
+
+def test_keys_are_asked_for_where_the_application_is_mounted():
+    outer = Starlette(routes=[Mount("/llm", build_app(FakeEngine(), ServerSettings(api_keys=("key-1",))))])
+    with serving(outer) as url:
+        assert error(httpx2.get(f"{url}/llm/v1/models"), 401)
+        assert error(complete(httpx2.Client(base_url=f"{url}/llm")), 401)
+        right = httpx2.Client(base_url=f"{url}/llm", headers={"authorization": "Bearer key-1"})
+        assert complete(right).status_code == 200
+        assert 'path="/v1/completions",status="200"} 1.0' in httpx2.get(f"{url}/llm/metrics").text
 
 
 def test_a_body_is_bounded_in_bytes_and_in_time(client, url):
