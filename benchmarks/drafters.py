@@ -18,9 +18,9 @@ from firp.runtime.loop.generation import Stats
 from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import TreeConfig
-from firp.runtime.tuning.choose import MARGIN, predicted_speedup
+from firp.runtime.tuning.choose import MARGIN, TYPICAL_CONTEXT, predicted_speedup
 from firp.runtime.tuning.latency import measure_latency
-from firp.runtime.tuning.tune import measured, promising_trees
+from firp.runtime.tuning.tune import measured, promising_chains, promising_trees
 
 PROMPTS = Path(__file__).parent.parent / "tests" / "demo_model" / "held_out_prompts.jsonl"
 COLUMNS = (
@@ -64,8 +64,11 @@ def choose_trees(engine, latency, prompts, temperature):
     """
     kind = "sampled" if temperature else "greedy"
     k = engine.manifest.num_predictors
-    known = engine.bundle.calibration.candidates if engine.bundle.calibration else ()
-    trees = promising_trees(list(known), latency, k, kind)
+    if engine.manifest.quantization:
+        trees = promising_chains(latency, k, TYPICAL_CONTEXT)
+    else:
+        known = engine.bundle.calibration.candidates if engine.bundle.calibration else ()
+        trees = promising_trees(list(known), latency, k, kind)
     found = measured(engine, trees, prompts, kind, lambda *_: None)
     best: dict[str, tuple[float, TreeConfig]] = {}
     for candidate in found:
