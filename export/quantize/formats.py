@@ -9,14 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from firp.runtime.bundle.graphs.builder import ACTIVATION_LEVELS, FINER
-from firp.runtime.bundle.precision import BLOCK, BLOCKS4, BLOCKS8, FINE_ROWS, ROW_FORMATS, ROWS
+from firp.runtime.bundle.precision import BLOCK, BLOCKS8, FINE_ROWS, FORMATS4, ROW_FORMATS
 
 _LEVELS = 127  # of int8, on either side of zero
 _NIBBLE = 15
 
 
 class Integers(NamedTuple):
-    """A quantized weight. Its values are (weight - zero_point) * scale, scale and zero point those of
+    """A quantized weight. Its values are (weight - zero_point) * scale + offset, all of them those of
     the block of inputs where they are [in / BLOCK, out], and of the output where they are [out].
     """
 
@@ -26,6 +26,7 @@ class Integers(NamedTuple):
     # because ONNX Runtime, where it turns weights to uint8, gives a weight without any one for all
     # blocks, which DequantizeLinear refuses.
     zero_point: np.ndarray | None = None
+    offset: np.ndarray | None = None  # as scale; None: 0
 
     def values(self) -> np.ndarray:
         """What it stands for, [out, in] f32."""
@@ -33,7 +34,10 @@ class Integers(NamedTuple):
             return (self.weight * self.scale).T
         blocks = self.weight.reshape(len(self.scale), -1, self.weight.shape[1]).astype(np.float32)
         blocks -= self.zero_point[:, None]
-        return (blocks * self.scale[:, None]).reshape(self.weight.shape).T
+        blocks = blocks * self.scale[:, None]
+        if self.offset is not None:
+            blocks += self.offset[:, None]
+        return blocks.reshape(self.weight.shape).T
 
 
 def quantize(weight: np.ndarray, form: str) -> Integers:
@@ -83,7 +87,7 @@ def dividing(shape: tuple[int, ...]) -> bool:
 
 def bits_of(form: str) -> str:
     """The type that integers of a format are written in."""
-    return {ROWS: "int8", FINE_ROWS: "int8", BLOCKS8: "int8", BLOCKS4: "uint4"}[form]
+    return "uint4" if form in FORMATS4 else "int8"
 
 
 def _nonzero(scale: np.ndarray) -> np.ndarray:

@@ -1,10 +1,12 @@
 """The tensors of a quantized bundle, one weight of the checkpoint in memory at a time.
 
 In: a checkpoint and a `Plan`. Out: `Output`s, and the record for the manifest. A matrix NAME becomes
-NAME.weight and NAME.scale, with NAME.zero_point where it has blocks, and NAME.smoothing where
-its inputs are smoothed, which no graph reads: with it the weight can be compared with the model's.
+NAME.weight and NAME.scale, with NAME.zero_point where it has blocks, NAME.offset where these have
+offsets, and NAME.smoothing where its inputs are smoothed, which no graph reads: with it the weight can be
+compared with the model's.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -14,9 +16,18 @@ from firp.export.quantize.plan import Plan
 from firp.export.quantize.smoothing import column_factors, norm_divisors, row_divisors
 from firp.export.sources.checkpoint import Checkpoint, Weight
 from firp.export.weights.stream import Output, from_array, from_checkpoint, read_array
-from firp.runtime.bundle.precision import BLOCK, BLOCKS4, ROW_FORMATS, ROWS, LinearFormat, Quantization
+from firp.runtime.bundle.precision import (
+    BLOCK,
+    FORMATS4,
+    OFFSET_BLOCKS4,
+    ROW_FORMATS,
+    ROWS,
+    LinearFormat,
+    Quantization,
+)
 
 _TABLES = ("embed_tokens", "lm_head")
+_IN_FLOATS = ("scale", "offset")
 
 
 def quantized_outputs(checkpoint: Checkpoint, plan: Plan) -> list[Output]:
@@ -81,27 +92,30 @@ def matrix(
     out, size = shape
     made: list[Integers] = []
     scales = (out,) if form in ROW_FORMATS else (size // BLOCK, out)
+    parts = {"weight": (size, out), "scale": scales}
+    if form not in ROW_FORMATS:
+        parts["zero_point"] = scales
+    if form == OFFSET_BLOCKS4:
+        parts["offset"] = scales
 
-    def weight_chunks() -> Iterator[np.ndarray]:
-        made[:] = [integers()]
-        yield _packed(made[0].weight, form)
-
-    def scale_chunks() -> Iterator[np.ndarray]:
-        scale = made[0].scale if divisors is None else made[0].scale / divisors
-        yield np.ascontiguousarray(scale, np.float32).reshape(-1)
-        if form in ROW_FORMATS:
+    def chunks(part: str) -> Iterator[np.ndarray]:
+        if part == "weight":
+            made.append(integers())
+        values = getattr(made[0], part)
+        if part in _IN_FLOATS:
+            values = values if divisors is None else values / divisors
+            yield np.ascontiguousarray(values, np.float32).reshape(-1)
+        else:
+            yield _packed(values, form)
+        if part == [*parts][-1]:
             made.clear()
 
-    def zero_chunks() -> Iterator[np.ndarray]:
-        yield _packed(made.pop().zero_point, form)
-
-    yield Output(f"{name}.weight", (size, out), weight_chunks, bits_of(form))
-    yield Output(f"{name}.scale", scales, scale_chunks)
-    if form not in ROW_FORMATS:
-        yield Output(f"{name}.zero_point", scales, zero_chunks, bits_of(form))
+    for part, size_of in parts.items():
+        dtype = None if part in _IN_FLOATS else bits_of(form)
+        yield Output(f"{name}.{part}", size_of, functools.partial(chunks, part), dtype)
 
 
 def _packed(values: np.ndarray, form: str) -> np.ndarray:
     """Values as they are written: of 4 bits, two in a byte, the first in the lower half."""
     flat = values.reshape(-1)
-    return flat[::2] | flat[1::2] << 4 if form == BLOCKS4 else flat
+    return flat[::2] | flat[1::2] << 4 if form in FORMATS4 else flat

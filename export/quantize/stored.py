@@ -19,7 +19,14 @@ from firp.export.sources.checkpoint import Checkpoint, Weight
 from firp.export.sources.safetensors_file import read_safetensors
 from firp.export.weights.stream import numpy_dtype, read_array, to_sources
 from firp.export.weights.torch_model import read_tensor
-from firp.runtime.bundle.precision import BLOCK, BLOCKS4, ROW_FORMATS, Quantization
+from firp.runtime.bundle.precision import (
+    BLOCK,
+    BLOCKS4,
+    FORMATS4,
+    OFFSET_BLOCKS4,
+    ROW_FORMATS,
+    Quantization,
+)
 
 _HALF = 0.501  # of a step: what rounding to the nearest may move a value, and float32 beside it
 _COLUMNS = 1 << 22  # values that are compared at a time
@@ -51,9 +58,7 @@ class StoredWeights:
         if weight.layout != PLAIN:
             row, column = self._factors(weight)
             integers = self._integers(weight)
-            values = (
-                integers._replace(scale=integers.scale.astype(np.float64)).values() * row[:, None] / column
-            )
+            values = _in_doubles(integers).values() * row[:, None] / column
             parts = to_sources(weight, values, self._checkpoint.tensors)
             return torch.from_numpy(parts[weight.sources.index(source)])
         start = 0
@@ -61,11 +66,7 @@ class StoredWeights:
             start += self._checkpoint.tensors[other].shape[0]
         rows = slice(start, start + self._checkpoint.tensors[source].shape[0])
         integers, (row, column) = self._integers(weight), self._factors(weight)
-        part = Integers(
-            integers.weight[:, rows],
-            integers.scale[..., rows].astype(np.float64),
-            None if integers.zero_point is None else integers.zero_point[:, rows],
-        )
+        part = _in_doubles(_outputs(integers, rows))
         return torch.from_numpy(part.values() * row[rows, None] / column)
 
     def cached(self, past: np.ndarray) -> np.ndarray:
@@ -94,10 +95,11 @@ class StoredWeights:
                 rows = slice(start, start + step)
                 scale = integers.scale[..., rows].T
                 scale = scale[:, None] if form.format in ROW_FORMATS else np.repeat(scale, BLOCK, 1)
-                zero = None if integers.zero_point is None else integers.zero_point[:, rows]
-                part = Integers(integers.weight[:, rows], integers.scale[..., rows], zero)
                 there = own[rows].astype(np.float64) * column / row[rows, None]
-                worst = max(worst, float(np.max(np.abs(part.values() - there) / scale)))
+                off = np.abs(_outputs(integers, rows).values() - there)
+                with np.errstate(divide="ignore"):
+                    steps = np.divide(off, scale, out=np.zeros_like(off), where=off > 0)
+                worst = max(worst, float(np.max(steps)))
             compensated = form.format == BLOCKS4 and not form.kept
             yield name, worst, 0.0 if form.kept else _HALF + (MOST_STEPS if compensated else 0)
 
@@ -122,14 +124,25 @@ class StoredWeights:
         blocks = (size // BLOCK, out)
         scale = scale.reshape(blocks)
         zero = self._array(f"{name}.zero_point")
-        if form == BLOCKS4:
+        if form in FORMATS4:
             values, zero = _unpacked(values), _unpacked(zero)
-        return Integers(values.reshape(size, out), scale, zero.reshape(blocks))
+        offset = self._array(f"{name}.offset").reshape(blocks) if form == OFFSET_BLOCKS4 else None
+        return Integers(values.reshape(size, out), scale, zero.reshape(blocks), offset)
 
     def _array(self, name: str) -> np.ndarray:
         record = self._records[name]
         count = math.prod(record.shape)
         return np.fromfile(record.file, numpy_dtype(record.dtype), count, offset=record.offset)
+
+
+def _outputs(integers: Integers, rows: slice) -> Integers:
+    """Some outputs of a weight."""
+    return Integers(*(None if side is None else side[..., rows] for side in integers))
+
+
+def _in_doubles(integers: Integers) -> Integers:
+    offset = None if integers.offset is None else integers.offset.astype(np.float64)
+    return integers._replace(scale=integers.scale.astype(np.float64), offset=offset)
 
 
 def _unpacked(pairs: np.ndarray) -> np.ndarray:

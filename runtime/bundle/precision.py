@@ -12,15 +12,18 @@ from firp.runtime.errors import FirpError
 METHODS = ("int8", "int4")
 # Of one weight [out, in]. "int8 rows": one scale an output, and activations rounded to int8 row by
 # row as they come, so that a product is one of integers; of two bytes, what that leaves is rounded to
-# int8 once more, and multiplied as a row beside it. "blocks": one scale for every 32 inputs of an output.
-ROWS, FINE_ROWS, BLOCKS8, BLOCKS4 = (
+# int8 once more, and multiplied as a row beside it. "blocks": one scale for every 32 inputs of an output;
+# "offsets": and a number that is added to the 32 values.
+ROWS, FINE_ROWS, BLOCKS8, BLOCKS4, OFFSET_BLOCKS4 = (
     "int8 rows",
     "int8 rows, inputs of two bytes",
     "int8 blocks",
     "int4 blocks",
+    "int4 blocks with offsets",
 )
-FORMATS = (ROWS, FINE_ROWS, BLOCKS8, BLOCKS4)
+FORMATS = (ROWS, FINE_ROWS, BLOCKS8, BLOCKS4, OFFSET_BLOCKS4)
 ROW_FORMATS = (ROWS, FINE_ROWS)
+FORMATS4 = (BLOCKS4, OFFSET_BLOCKS4)  # of 4 bits
 BLOCK = 32  # inputs that share a scale
 
 

@@ -200,15 +200,23 @@ class GraphBuilder:
         """rows [n, in] times a quantized weight. In a branch the weight lies there too: ONNX Runtime
         fuses, and turns to uint8 where it must, what a graph holds itself.
         """
-        parts = [f"{name}.{part}" for part in ("weight", "scale", "zero_point")]
-        weight, scale, *zeros = (self.weights[part] for part in parts if part in self.weights)
+        parts = [f"{name}.{part}" for part in ("weight", "scale", "zero_point", "offset")]
+        weight, scale, *more = (self.weights[part] for part in parts if part in self.weights)
         if self.tape is not self._whole:
-            self.tape.weights += [value.name for value in (weight, scale, *zeros)]
+            self.tape.weights += [value.name for value in (weight, scale, *more)]
         if len(scale.shape) == 1:
             product = self._fine_product if name in self._fine else self._integer_product
             return product(rows, weight, scale)
-        blocks = self.op("DequantizeLinear", weight, scale, *zeros, axis=0, block_size=BLOCK)
-        return self.op("MatMul", rows, blocks)
+        zero_point, *offset = more
+        blocks = self.op("DequantizeLinear", weight, scale, zero_point, axis=0, block_size=BLOCK)
+        product = self.op("MatMul", rows, blocks)
+        return self._with_offset(product, rows, *offset) if offset else product
+
+    def _with_offset(self, product: Value, rows: Value, offset: Value) -> Value:
+        """A product [n, out], and the sum of each block of a row times the offset of its weights."""
+        blocks = self.op("Reshape", rows, self.ints([-1, offset.shape[0], BLOCK]))
+        sums = self.op("ReduceSum", blocks, self.ints([-1]), keepdims=0)
+        return self.op("Gemm", sums, offset, product)
 
     def _integer_product(self, rows: Value, weight: Value, scale: Value) -> Value:
         """rows [n, in] f32 times weight [in, out] i8 times scale [out]. Each row is rounded to int8 on

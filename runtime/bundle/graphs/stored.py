@@ -13,7 +13,15 @@ from typing import Any, NamedTuple
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.graphs.onnx_file import StoredWeight
 from firp.runtime.bundle.model_config import ModelConfig
-from firp.runtime.bundle.precision import BLOCK, BLOCKS4, ROW_FORMATS, ROWS, Precision, Quantization
+from firp.runtime.bundle.precision import (
+    BLOCK,
+    FORMATS4,
+    OFFSET_BLOCKS4,
+    ROW_FORMATS,
+    ROWS,
+    Precision,
+    Quantization,
+)
 from firp.runtime.bundle.weight_table import DRAFT_HEAD, PREDICTORS_WEIGHT, rope_shapes, weight_shapes
 from firp.runtime.errors import BundleError
 
@@ -86,9 +94,13 @@ def _quantized(layer: str, shape: tuple[int, ...], form: str) -> _Wanted:
         )
     out, size = shape
     scales = (out,) if form in ROW_FORMATS else (size // BLOCK, out)
-    integers = "uint4" if form == BLOCKS4 else "int8"
+    integers = "uint4" if form in FORMATS4 else "int8"
     tensors = {f"{layer}.weight": (integers, (size, out)), f"{layer}.scale": ("float32", scales)}
-    return tensors | ({} if form in ROW_FORMATS else {f"{layer}.zero_point": (integers, scales)})
+    if form not in ROW_FORMATS:
+        tensors[f"{layer}.zero_point"] = (integers, scales)
+    if form == OFFSET_BLOCKS4:
+        tensors[f"{layer}.offset"] = ("float32", scales)
+    return tensors
 
 
 def _draft_tokens(folder: Path, blueprint: Blueprint) -> int | None:

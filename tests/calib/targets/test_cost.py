@@ -12,7 +12,7 @@ from firp.calib.targets import peaks
 from firp.calib.targets.cost import Cost, Peaks, Point, pass_cost, roofline
 from firp.runtime.backends.cuda import CudaMemory
 from firp.runtime.bundle.format import load_bundle
-from firp.runtime.bundle.precision import BLOCKS4, BLOCKS8, ROWS, LinearFormat, Quantization
+from firp.runtime.bundle.precision import BLOCKS4, BLOCKS8, OFFSET_BLOCKS4, ROWS, LinearFormat, Quantization
 from firp.runtime.bundle.weight_table import weight_shapes
 
 FAMILIES = ("llama_untied_biases", "qwen2", "qwen3", "mistral_window")
@@ -97,7 +97,9 @@ def test_the_bandwidth_of_a_device_is_that_of_a_copy_on_it(monkeypatch):
     assert found.gflop_per_s is None
 
 
-@pytest.mark.parametrize(("form", "bits"), [(ROWS, 8), (BLOCKS8, 9.25), (BLOCKS4, 5.125)])
+@pytest.mark.parametrize(
+    ("form", "bits"), [(ROWS, 8), (BLOCKS8, 9.25), (BLOCKS4, 5.125), (OFFSET_BLOCKS4, 6.125)]
+)
 def test_quantized_weights_count_with_what_their_blocks_have(form, bits, family_bundle):
     loaded = load_bundle(family_bundle("llama_untied_biases")[1])
     point = Point(5, 7, 1)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.family_models import save_family
 from support.gguf_files import WIDE, write_gguf
+from support.mutations import edit_weight
 from support.small_models import make_model, make_predictors
 
 from firp.export.bundle.writer import ExportOptions, export_bundle
@@ -17,7 +19,14 @@ from firp.export.sources.open import open_checkpoint
 from firp.export.tensorrt.build import BuildOptions, build_engines
 from firp.export.verify.checks import verify
 from firp.runtime.bundle.format import load_bundle, read_manifest, write_manifest
-from firp.runtime.bundle.precision import BLOCKS4, BLOCKS8, ROW_FORMATS, ROWS, refuse_quantized
+from firp.runtime.bundle.precision import (
+    BLOCKS4,
+    BLOCKS8,
+    OFFSET_BLOCKS4,
+    ROW_FORMATS,
+    ROWS,
+    refuse_quantized,
+)
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError, CheckpointError, FirpError
 from firp.runtime.sampling import SamplingParams
@@ -72,11 +81,14 @@ def test_quality_is_measured(bundle):
     assert quality.perplexity == pytest.approx(quality.float_perplexity * np.exp(quality.kl), rel=1e-3)
 
 
-@pytest.mark.parametrize(("kind", "method", "form"), [("Q8_0", "int4", BLOCKS8), ("Q4_0", "int4", BLOCKS4)])
-def test_blocks_of_a_gguf_file_are_kept_bit_for_bit(kind, method, form, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [("Q8_0", BLOCKS8), ("Q4_0", BLOCKS4), ("Q4_1", OFFSET_BLOCKS4), ("Q4_K", OFFSET_BLOCKS4)],
+)
+def test_blocks_of_a_gguf_file_are_kept_bit_for_bit(kind, form, tmp_path):
     source = make_model(tmp_path / "model", "llama", changes=WIDE)
     held = write_gguf(tmp_path / "model.gguf", source, kind)
-    bundle = quantized(tmp_path, tmp_path / "model.gguf", method)
+    bundle = quantized(tmp_path, tmp_path / "model.gguf", "int4")
     loaded = load_bundle(bundle).manifest
     assert formats(bundle) == {ROWS, form}
     assert all(each.kept == (each.format == form) for each in loaded.quantization.linears.values())
@@ -84,7 +96,31 @@ def test_blocks_of_a_gguf_file_are_kept_bit_for_bit(kind, method, form, tmp_path
     stored = StoredWeights(bundle, checkpoint, loaded.quantization)
     for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj"):
         source = f"model.layers.2.{name}.weight"
-        assert (stored.tensor(source).numpy() == held[source]).all()
+        assert (stored.tensor(source).float().numpy() == held[source]).all()
+
+
+def test_offsets_of_blocks_are_verified(tmp_path):
+    source = make_model(tmp_path / "model", "llama", changes=WIDE)
+    file = tmp_path / "model.gguf"
+    write_gguf(file, source, "Q4_1")
+    bundle = quantized(tmp_path, file, "int4")
+    assert verify(bundle, file).passed
+    edit_weight(bundle, "layers.1.down_proj.offset", lambda offset: offset[::-1])
+    failed = {check.name for check in verify(bundle, file, check_hashes=False).checks if not check.passed}
+    assert "steps from the model's weights, layers.1.down_proj" in failed
+
+
+def test_experts_keep_blocks_with_offsets(tmp_path):
+    """In the branches that they run in."""
+    source = save_family(tmp_path / "model", "granitemoe", intermediate_size=64)
+    file = tmp_path / "model.gguf"
+    write_gguf(file, source, "Q4_1", arranged="Q4_1")
+    bundle = quantized(tmp_path, file, "int4")
+    linears = load_bundle(bundle).manifest.quantization.linears
+    assert {linears[f"layers.1.experts.3.{name}"].format for name in ("gate_up_proj", "down_proj")} == {
+        OFFSET_BLOCKS4
+    }
+    assert verify(bundle, file).passed
 
 
 def test_int4_rounds_what_no_file_has_in_blocks(tmp_path):
