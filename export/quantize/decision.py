@@ -14,7 +14,7 @@ import torch
 
 from firp.export.quantize.formats import Integers, dividing, quantize, round_activations
 from firp.export.quantize.gptq import compensate
-from firp.export.quantize.kept import kept_format, kept_integers
+from firp.export.quantize.kept import in_4_bits, is_finer, kept_format, kept_integers
 from firp.export.quantize.smoothing import factors
 from firp.export.sources.checkpoint import Checkpoint, Weight
 from firp.export.weights.stream import read_array, to_sources
@@ -87,6 +87,7 @@ class Decision:
         self.checkpoint = checkpoint
         self.linears: dict[str, LinearPlan] = {}
         self._method = method
+        self._in_4_bits = in_4_bits(checkpoint.tensors)
         self._scratch = scratch
         self._report = report
         self._rounded: dict[str, torch.Tensor] = {}
@@ -188,12 +189,13 @@ class Decision:
             return None
         if own := kept_format(weight, tensors):
             return _Blocks(own, True, functools.partial(kept_integers, weight, tensors))
-        if self._method == "int8":
+        if self._method == "int8" or (self._in_4_bits and is_finer(weight, tensors)):
             return _Blocks(BLOCKS8, False, functools.partial(_rounded_blocks, weight, tensors, BLOCKS8))
         if not len(rows):
             return _Blocks(BLOCKS4, False, functools.partial(_rounded_blocks, weight, tensors, BLOCKS4))
         file = self._scratch / f"{weight.name}.npz"
-        np.savez(file, **compensate(values, rows)._asdict())
+        sides = compensate(values, rows)._asdict()
+        np.savez(file, **{name: side for name, side in sides.items() if side is not None})
         return _Blocks(BLOCKS4, False, functools.partial(_load, file))
 
 

@@ -16,9 +16,10 @@ from firp.export.sources.gguf.blocks import block_sizes
 from firp.export.sources.tensor_record import TensorRecord
 from firp.export.weights.packed_integers import read_grid
 from firp.export.weights.stream import rows_in_order
-from firp.runtime.bundle.precision import BLOCK, BLOCKS4, BLOCKS8, OFFSET_BLOCKS4
+from firp.runtime.bundle.precision import BLOCK, BLOCKS4, BLOCKS8, FORMATS4, OFFSET_BLOCKS4
 
 _FORMATS = {"Q8_0": BLOCKS8, "Q4_0": BLOCKS4, "Q4_1": OFFSET_BLOCKS4, "Q4_K": OFFSET_BLOCKS4}
+_FINER = ("Q5_0", "Q5_1", "Q8_0", "Q5_K", "Q6_K")
 _MIDDLE = 8  # of Q4_0: what stands for 0
 _VALUES = 16  # of four bits
 
@@ -30,6 +31,16 @@ def kept_format(weight: Weight, tensors: dict[str, TensorRecord]) -> str | None:
         return BLOCKS4 if weight.layout == PLAIN and all(map(_fits_blocks, records)) else None
     forms = {_FORMATS.get(record.blocks) for record in _pieces(weight, tensors)}
     return forms.pop() if len(forms) == 1 else None
+
+
+def in_4_bits(tensors: dict[str, TensorRecord]) -> bool:
+    """Whether a file has matrices in blocks of 4 bits."""
+    return any(_FORMATS.get(record.storage) in FORMATS4 for record in tensors.values())
+
+
+def is_finer(weight: Weight, tensors: dict[str, TensorRecord]) -> bool:
+    """Whether a file has a weight, or a part of it, in blocks of more than 4 bits."""
+    return any(tensors[source].storage in _FINER for source in weight.sources)
 
 
 def _pieces(weight: Weight, tensors: dict[str, TensorRecord]) -> list[TensorRecord]:
