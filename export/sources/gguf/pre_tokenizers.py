@@ -1,7 +1,8 @@
 """Ways to cut text before it is merged to tokens, by llama.cpp's names.
 
-In: the name that a GGUF file gives (`tokenizer.ggml.pre`). Out: what the tokenizer.json of the models
-that llama.cpp knows by that name says. A name stands here only if that is known exactly.
+In: the name that a GGUF file gives (`tokenizer.ggml.pre`). Out: what the tokenizer of the models that
+llama.cpp knows by that name does (`OF_MODELS`); where that is not published in full, what llama.cpp
+itself does for the file (`OF_LLAMA_CPP`: src/llama-vocab.cpp).
 """
 
 from typing import NamedTuple
@@ -29,8 +30,20 @@ def _regexes(*patterns: str, digits: bool = False) -> PreTokenizer:
 
 _ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # of English words
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_QWEN2 = rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
-_LLAMA3 = rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
+_LETTERS, _SIGNS = r"[^\r\n\p{L}\p{N}]?\p{L}+", r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+_UFAKZEKA = rf"{_LETTERS}|\p{{N}}|{_SIGNS}|{_SPACES}"
+_QWEN2 = rf"{_ENDINGS}|{_UFAKZEKA}"
+_LLAMA3 = rf"{_ENDINGS}|{_LETTERS}|\p{{N}}{{1,3}}|{_SIGNS}|{_SPACES}"
+_MINICPM5 = rf"{_ENDINGS}|{_LETTERS}|\p{{N}}+|{_SIGNS}|{_SPACES}"
+_MANY_SPACES = "|".join(rf"\s{{{count}}}(?!\S)" for count in (512, 256, 128, 64, 32, 16, 8, 4, "1,2"))
+_JAIS2 = rf"{_ENDINGS}|{_LETTERS}|\p{{N}}{{1,3}}|{_SIGNS}|\s*[\r\n]+|{_MANY_SPACES}|\s"
+_SEED_CODER = rf"{_ENDINGS}|{_LETTERS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
+_BAILING = rf"{_ENDINGS}|{_LETTERS}|\p{{N}}|{_SIGNS}|\s*[\r\n]|\s+(?!\S)|\s+"
+_WORD = r"\p{L}\p{M}*"
+_EXAONE_MOE = (
+    rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?(?:{_WORD}(?: {_WORD})*)+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
 _QWEN35 = (
     rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
     rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
@@ -40,14 +53,19 @@ _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
     rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
 )
-_O200K = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_ENDINGS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_ENDINGS}?"
-    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+_BEFORE = r"[^\r\n\p{L}\p{N}]?"
+_CASED = rf"{_BEFORE}{_UPPER}*{_LOWER}+{_ENDINGS}?|{_BEFORE}{_UPPER}+{_LOWER}*{_ENDINGS}?"
+_O200K = rf"{_CASED}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+_YOUTU = rf"{_CASED}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+_NO_HAN = _CASED.replace(_UPPER, _UPPER[:-1] + r"&&[^\p{Han}]]").replace(
+    _LOWER, _LOWER[:-1] + r"&&[^\p{Han}]]"
 )
-_DEEPSEEK3 = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
-)
+_KIMI = rf"\p{{Han}}+|{_NO_HAN}|\p{{N}}{{1,3}}|{_SIGNS}|{_SPACES}"
+_LATIN = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+_DEEPSEEK3 = rf"{_LATIN}| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
+_SPARK = rf"{_LATIN}| ?[\p{{P}}\p{{S}}]+|[\r\n]|\s+(?!\S)|\s+"
+_THREE_DIGITS = r"\p{N}{1,3}"
+_THREE_FROM_THE_END = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
 _KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _BLOOM = " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+"
 # Ranges as code points: of some of these characters, editors and browsers make others
@@ -66,6 +84,14 @@ _ALPHABETS = (
     "\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-"
     "\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
+_YOUTU_SCRIPTS = (
+    "[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-"
+    "\u303f\ufe30-\ufe4f]+|[\u3105-\u312f]+|" + _KANA
+)
+_AFMOE_SCRIPTS = (
+    "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf\u0e40-"
+    "\u0e7f\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+"
+)
 _GPT2 = Cut(ByteLevel(add_prefix_space=False))
 _NEOX = Cut(ByteLevel(add_prefix_space=False), NFC())
 _SINGLE_DIGITS = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
@@ -79,7 +105,12 @@ _FALCON = [
 ]
 _LLAMA_BPE = Cut(_regexes(_LLAMA3), ignore_merges=True, add_bos=True)
 
-CUTS = {
+_GPT4O = Cut(_regexes(_O200K), ignore_merges=True)
+_GLM4 = Cut(_regexes(_LLAMA3), ignore_merges=True)
+_DEEPSEEK_V3 = Cut(_regexes(_THREE_DIGITS, _KANA, _DEEPSEEK3))
+_BLOOM_WORDS = Cut(_regexes(_BLOOM))
+
+OF_MODELS = {
     "gpt-2": _GPT2,
     "phi-2": _GPT2,
     "mpt": _NEOX,
@@ -91,20 +122,52 @@ CUTS = {
     "llama-bpe": _LLAMA_BPE,
     "llama3": _LLAMA_BPE,
     "llama-v3": _LLAMA_BPE,
-    "gpt-4o": Cut(_regexes(_O200K), ignore_merges=True),
+    "midm-2.0": _LLAMA_BPE,
+    "gpt-4o": _GPT4O,
+    "llama4": _GPT4O,
     "minimax-m2": Cut(_regexes(_O200K), NFC()),
-    "glm4": Cut(_regexes(_LLAMA3), ignore_merges=True),
+    "glm4": _GLM4,
+    "chatglm-bpe": _GLM4,
     "dbrx": Cut(_regexes(_LLAMA3)),
     "qwen2": _QWEN,
     "deepseek-r1-qwen": _QWEN,
+    "stablelm2": _QWEN,
+    "hunyuan": Cut(_regexes(_QWEN2), NFC(), ignore_merges=True),
     "qwen35": Cut(_regexes(_QWEN35), NFC()),
+    "kimi-k2": Cut(_regexes(_KIMI), ignore_merges=True),
     "tekken": Cut(_regexes(_TEKKEN), ignore_merges=True, add_bos=True),
-    "bloom": Cut(_regexes(_BLOOM)),
+    "bloom": _BLOOM_WORDS,
     "falcon": Cut(Sequence(_FALCON)),
     "exaone": Cut(_SINGLE_DIGITS, NFKC()),
-    "deepseek-v3": Cut(_regexes(r"\p{N}{1,3}", _KANA, _DEEPSEEK3)),
+    "deepseek-v3": _DEEPSEEK_V3,
     "deepseek-llm": Cut(
         _regexes("[\r\n]", rf"\s?[{_ALPHABETS}]+", rf"\s?{_PUNCTUATION}", r"\s+$", _HAN, digits=True)
     ),
     "deepseek-coder": Cut(_regexes("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN, digits=True)),
 }
+# No normalizer, which llama.cpp has for none; expressions as it quotes them from a tokenizer.json, if it does
+OF_LLAMA_CPP = {
+    **dict.fromkeys(("exaone4", "jais", "trillion", "granite-docling"), _GPT2),
+    **dict.fromkeys(("gigachat", "a.x-4.0", "mellum"), _GPT2),
+    **dict.fromkeys(("codeshell", "minerva-7b", "mellum2"), _DIGITS),
+    **dict.fromkeys(("falcon3", "falcon-h1", "pixtral", "lfm2"), _LLAMA_BPE),
+    "smaug-bpe": Cut(_regexes(_LLAMA3)),
+    "jais-2": Cut(_regexes(_JAIS2)),
+    "minicpm5": Cut(_regexes(_THREE_DIGITS, _MINICPM5), ignore_merges=True),
+    **dict.fromkeys(("megrez", "kormo", "solar-open", "grok-2"), Cut(_regexes(_QWEN2))),
+    "ufakzeka": Cut(_regexes(_UFAKZEKA)),
+    "laguna": Cut(_regexes(r"[^\n]+|\n+", _QWEN2)),
+    "seed-coder": Cut(_regexes(_SEED_CODER)),
+    **dict.fromkeys(("bailingmoe", "bailingmoe2", "llada-moe"), Cut(_regexes(_BAILING))),
+    "exaone-moe": Cut(_regexes(_EXAONE_MOE)),
+    **dict.fromkeys(("kanana2", "talkie"), Cut(_regexes(_O200K))),
+    **dict.fromkeys(("tiny_aya", "cohere2moe"), Cut(_regexes(r"\d{1,3}(?=(?:\d{3})*\b)", _O200K))),
+    "youtu": Cut(_regexes(_YOUTU_SCRIPTS, _YOUTU), ignore_merges=True),
+    **dict.fromkeys(("hunyuan-dense", "joyai-llm", "hy_v4"), _DEEPSEEK_V3),
+    "spark2_5": Cut(_regexes(_THREE_DIGITS, _KANA, _SPARK, digits=True)),
+    "afmoe": Cut(_regexes(_THREE_FROM_THE_END, _AFMOE_SCRIPTS, _DEEPSEEK3)),
+    "superbpe": Cut(_regexes(r"\p{N}+", r"(?=(\d{3})+(?!\d))")),
+    **dict.fromkeys(("poro-chat", "gpt3-finnish"), _BLOOM_WORDS),
+    "viking": Cut(_regexes(_BLOOM, digits=True)),
+}
+CUTS = OF_MODELS | OF_LLAMA_CPP

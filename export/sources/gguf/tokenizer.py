@@ -65,7 +65,7 @@ def _byte_level(vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
         raise CheckpointError(
             "unsupported pre-tokenizer",
             got=f"tokenizer.ggml.pre {vocabulary.pre!r:.60} in '{vocabulary.path}'",
-            expected="one of " + ", ".join(CUTS),
+            expected=f"one of {len(CUTS)} names in docs/gguf.md: " + ", ".join(CUTS),
             fix=_FIX,
         )
     cut = CUTS[vocabulary.pre]
