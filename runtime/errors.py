@@ -69,6 +69,12 @@ class CheckFailedError(FirpError):
     """A verification ran and found a difference beyond its limit."""
 
 
+class GrammarError(FirpError):
+    """An output that a grammar, which compiled, cannot go on with: no text meets it, or none within the
+    limits of the grammar library.
+    """
+
+
 class EngineBusyError(FirpError):
     """The engine's queue is full; try again later."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from firp.runtime.errors import FirpError
+from firp.runtime.errors import GrammarError
 from firp.runtime.picking.context import Context
 
 _TOLD_CHARACTERS = 300
@@ -106,7 +106,7 @@ class Walk:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise FirpError("the grammar cannot go on", got=told(self._matcher.get_error()))
+            raise GrammarError("the grammar cannot go on", got=told(self._matcher.get_error()))
 
 
 def told(message: str) -> str:

@@ -27,7 +27,7 @@ from firp.runtime.serving.api.completions import CompletionAnswer
 from firp.runtime.serving.api.fields import ChatRequest, Common, CompletionRequest
 from firp.runtime.serving.api.reading import Asked, read_chat, read_completion
 from firp.runtime.serving.api.streams import events
-from firp.runtime.serving.errors import ApiError, field_error
+from firp.runtime.serving.errors import ApiError, field_error, json_error
 from firp.runtime.serving.gate import Gate, GateMiddleware
 from firp.runtime.serving.metrics import Metrics
 from firp.runtime.serving.served_engine import ServedEngine
@@ -75,6 +75,8 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def path(request: Request, error: HTTPException) -> Response:
+        if isinstance(error.__cause__, ValueError | RecursionError):  # of a body that is no JSON
+            return answer(json_error(error.__cause__))
         where = f"{request.method} {request.url.path}"
         return answer(ApiError(error.status_code, f"{error.detail}: {where:.200}"))
 

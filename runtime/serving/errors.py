@@ -13,6 +13,7 @@ from firp.runtime.errors import (
     EngineBusyError,
     EngineClosedError,
     FirpError,
+    GrammarError,
     PromptError,
     RequestTooLargeError,
 )
@@ -90,6 +91,11 @@ def draining_error() -> ApiError:
     return ApiError(503, "The server is shutting down.", code="shutting_down", retry=True)
 
 
+def json_error(cause: BaseException | str) -> ApiError:
+    """A body that is no JSON, or none that can be read. cause: what reading it raised."""
+    return ApiError(400, f"The request's body is not JSON: {cause!s:.200}.", code="invalid_json")
+
+
 def ended_error(reason: str | None) -> ApiError | None:
     """The error of a request that ended before its answer did; None where it did not."""
     if reason == "deadline":
@@ -102,7 +108,9 @@ def field_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     first = _most_telling(errors)
     param = _path(first["loc"])
     if first["type"] == "json_invalid":
-        return ApiError(400, f"The request's body is not JSON: {first['ctx']['error']}.", code="invalid_json")
+        return json_error(first["ctx"]["error"])
+    if isinstance(first["input"], bytes):  # of another content type
+        return json_error("content-type: application/json is expected")
     if first["type"] == "extra_forbidden":
         known = first["loc"][-1] in _UNSUPPORTED
         what = f"'{param}' is not supported by this server" if known else f"Unrecognized argument: '{param}'"
@@ -143,10 +151,12 @@ def cut(name: str) -> str:
 
 def decoding_error(error: FirpError) -> ApiError:
     """What it is to a client that an engine failed on a request that it had taken: no mistake of the
-    client's.
+    client's, but for a form that no answer has.
     """
     if isinstance(error, EngineClosedError):
         return engine_error(error)
+    if isinstance(error, GrammarError):
+        return ApiError(400, str(error), code="grammar_failed")
     return ApiError(500, str(error), code="decoding_failed")
 
 

@@ -1,7 +1,8 @@
 """Fields of requests, as OpenAI's clients send them, with vLLM's names for what goes beyond.
 
 In: a JSON object. Out: a model with every field of its type and in its range, or pydantic's list of
-what is wrong. Fields that change nothing here are taken and dropped; unknown ones are refused.
+what is wrong. Fields that change nothing here are taken and dropped; unknown ones are refused. Of a
+list the first error alone is looked for: 900,000 of them take the event loop 20 seconds.
 """
 
 from typing import Annotated, Any, Literal
@@ -21,10 +22,13 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenId = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
+TokenName = Annotated[str, Field(pattern=r"^\d{1,9}$")]
 
 
 class Fields(BaseModel):
-    """An object that takes no field that it does not know; null is as if it were not there."""
+    """An object that takes no field that it does not know; null is as if it were not there. Of those that
+    it does not know the first alone is looked at.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -33,7 +37,10 @@ class Fields(BaseModel):
     def _without_null(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        return {name: value for name, value in given.items() if value is not None}
+        known = IGNORED.union(field.alias or name for name, field in cls.model_fields.items())
+        found = {name: value for name, value in given.items() if value is not None}
+        first = next((name for name in found if name not in known), None)
+        return {name: value for name, value in found.items() if name in known or name == first}
 
 
 class StreamOptions(Fields):
@@ -49,7 +56,7 @@ class Structure(Fields):
     json_schema: dict[str, Any] | str | None = Field(None, alias="json")
     regex: Text | None = None
     grammar: Text | None = None
-    choice: Annotated[list[Text], Field(min_length=1)] | None = None
+    choice: Annotated[list[Text], Field(min_length=1, fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _one(self) -> "Structure":
@@ -79,14 +86,14 @@ class Common(Fields):
     stream_options: StreamOptions | None = None
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    logit_bias: dict[
-        Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]
+    logit_bias: Annotated[
+        dict[TokenName, Annotated[float, Field(ge=-100, le=100)]], Field(fail_fast=True)
     ] = {}
     top_k: Annotated[int, Field(ge=-1)] = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
     min_tokens: Annotated[int, Field(ge=0)] = 0
-    stop_token_ids: list[TokenId] = []
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True)] = []
     ignore_eos: bool = False
     structured_outputs: Structure | None = None
     return_token_ids: bool = False
@@ -153,16 +160,16 @@ class ResponseFormat(Fields):
 class ChatRequest(Common):
     """A request to /v1/chat/completions. messages: checked where they are rendered."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: list[Tool] = []
+    tools: Annotated[list[Tool], Field(fail_fast=True)] = []
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool = True
-    modalities: list[Literal["text"]] = ["text"]
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] = ["text"]
     chat_template_kwargs: dict[str, Any] = {}
     add_generation_prompt: bool = True
 
@@ -185,7 +192,7 @@ class ChatRequest(Common):
         return self
 
 
-Tokens = Annotated[list[TokenId], Field(min_length=1)]
+Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
 class CompletionRequest(Common):
@@ -194,8 +201,8 @@ class CompletionRequest(Common):
     prompt: (
         Text
         | Tokens
-        | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
-        | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS)]
+        | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
     )
     max_tokens: Annotated[int, Field(ge=0)] = 16
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from firp.runtime.errors import FirpError
+from firp.runtime.errors import FirpError, GrammarError
 from firp.runtime.grammar.compiler import GrammarCompiler
 from firp.runtime.loop.text import load_tokenizer
 from firp.runtime.picking.context import Context
@@ -179,6 +179,6 @@ def test_space_between_the_parts_of_json_has_a_bound_unless_the_schema_says_othe
 
 
 def test_tokens_outside_the_grammar_are_one_line(walk, tokenizer):
-    with pytest.raises(FirpError, match="the grammar cannot go on") as caught:
+    with pytest.raises(GrammarError, match="the grammar cannot go on") as caught:
         walk(StructuredOutput(regex="[0-9]+")).allowed(Context([7, 7], ids(tokenizer, "a")))
     assert not re.search("\n|<state>", str(caught.value))

@@ -2,10 +2,18 @@
 
 import httpx2
 import pytest
+from pydantic import ValidationError
 from support.fake_engine import FakeEngine
 from support.http_server import MESSAGES, chat, complete, error, events, serving
 
-from firp.runtime.errors import EngineBusyError, EngineClosedError, FirpError, RequestTooLargeError
+from firp.runtime.errors import (
+    EngineBusyError,
+    EngineClosedError,
+    FirpError,
+    GrammarError,
+    RequestTooLargeError,
+)
+from firp.runtime.serving.api.fields import ChatRequest, CompletionRequest
 from firp.runtime.serving.app import build_app
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
@@ -81,6 +89,45 @@ def test_what_is_wrong_with_a_completion_is_named(fields, param, client):
     assert error(complete(client, **fields), 400)["param"] == param
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": ["a"] * 20_000},
+        {"prompt": [[1]] * 20_000},
+        {"prompt": [1, "a"] * 20_000},
+        {"prompt": "a", "stop_token_ids": ["a"] * 20_000},
+        {"prompt": "a", "logit_bias": dict.fromkeys(map("x{}".format, range(20_000)), 1)},
+        {"prompt": "a", **dict.fromkeys(map("x{}".format, range(20_000)), 1)},
+        {"messages": ["a"] * 20_000},
+        {"messages": MESSAGES, "tools": ["a"] * 20_000},
+        {"messages": MESSAGES, "structured_outputs": {"choice": [1] * 20_000}},
+    ],
+)
+def test_what_is_wrong_a_thousand_times_is_looked_for_once(fields):
+    kind = ChatRequest if "messages" in fields else CompletionRequest
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(fields)
+    assert caught.value.error_count() <= 4  # one of each kind that the field may be of
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b'{"prompt":"\xff"}', "application/json"),
+        (b'{"prompt":' + b"[" * 10_000, "application/json"),
+        (b'{"prompt":"a","seed":' + b"1" * 5000 + b"}", "application/json"),
+        (b'{"prompt":"a"', "application/json"),
+        (b'{"prompt":"a"}', "text/plain"),
+    ],
+)
+def test_a_body_that_is_no_json_is_called_that(body, kind, client):
+    response = client.post("/v1/completions", content=body, headers={"content-type": kind})
+    found = error(response, 400)
+    assert found["code"] == "invalid_json"
+    assert found["message"].startswith("The request's body is not JSON: ")
+    assert len(found["message"]) < 300
+
+
 def test_a_model_without_a_tokenizer_takes_token_ids():
     engine = FakeEngine()
     app = build_app(engine)
@@ -125,6 +172,9 @@ def test_a_stream_that_fails_ends_with_the_error(client, engine):
     engine.error = FirpError("the model's logits are not finite", got="nan")
     assert events(chat(client, stream=True))[-1]["error"]["code"] == "decoding_failed"
     assert error(chat(client), 500)["code"] == "decoding_failed"
+    engine.error = GrammarError("the grammar cannot go on", got="no text meets it")
+    assert events(chat(client, stream=True))[-1]["error"]["code"] == "grammar_failed"
+    assert error(chat(client), 400)["code"] == "grammar_failed"
     engine.error = RuntimeError("a bug: secret")
     *_, last = events(chat(client, stream=True))
     assert last["error"] == {"message": "The server had an error.", "type": "server_error"} | {
