@@ -58,7 +58,7 @@ def check_grid(target: Target, manifest: Manifest, points: Iterable[Point]) -> N
     """Raises FirpError when the backend cannot run one of them."""
     for point in points:
         for name, spec in target.graphs.items():
-            dims = dimensions(name, point, manifest.num_predictors)
+            dims = dimensions(name, point, manifest)
             target.check(name, {tensor.name: tensor.sizes(dims) for tensor in spec.inputs})
 
 
@@ -67,10 +67,7 @@ def require_grid_memory(manifest: Manifest, points: Iterable[Point], available: 
     it, do not fit. available: in bytes; None is not checked.
     """
     values = max(
-        sum(
-            prod(tensor.sizes(dimensions(name, point, manifest.num_predictors)))
-            for tensor in (*spec.inputs, *spec.outputs)
-        )
+        sum(prod(tensor.sizes(dimensions(name, point, manifest))) for tensor in (*spec.inputs, *spec.outputs))
         for point in points
         for name, spec in manifest.graphs.items()
     )

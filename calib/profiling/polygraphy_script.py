@@ -70,7 +70,7 @@ def _line(command: str, *options: str) -> str:
 
 
 def _named_shapes(spec: GraphSpec, manifest: Manifest, point: Point) -> dict[str, list[int]]:
-    dims = dimensions(spec.name, point, manifest.num_predictors)
+    dims = dimensions(spec.name, point, manifest)
     return {tensor.name: list(tensor.sizes(dims)) for tensor in spec.inputs}
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.format import Manifest
-from firp.runtime.bundle.graph_spec import PREFIX, TensorSpec, cached_layer
+from firp.runtime.bundle.graph_spec import PREFIX, TensorSpec
 from firp.runtime.bundle.model_config import ModelConfig
 from firp.runtime.bundle.precision import BLOCK, BLOCKS4, BLOCKS8, FINE_ROWS, OFFSET_BLOCKS4, ROWS
 from firp.runtime.bundle.weight_table import head_name, layer_shapes, weight_shapes
@@ -85,16 +85,16 @@ class Roofline:
         return max(self.bandwidth_share, self.arithmetic_share or 0.0)
 
 
-def dimensions(graph: str, point: Point, num_predictors: int) -> dict[str, int]:
+def dimensions(graph: str, point: Point, manifest: Manifest) -> dict[str, int]:
     """The sizes behind the shape letters. Every row is decoded to logits, one to guesses too, and
     every row is a draft source.
     """
     rows = point.rows
     cached = point.cached_tokens
-    pass_rows = rows * (1 + num_predictors) if graph == "predictors" else rows
+    pass_rows = rows * (1 + manifest.num_predictors) if graph == "predictors" else rows
     return {
-        "B": point.batch, "P": cached, "S": cached + rows, "T": rows, "M": rows, "R": pass_rows,
-        "G": rows, "E": 1,
+        "B": point.batch, "P": cached, "W": _cached_in_view(manifest.model.window, cached),
+        "S": cached + rows, "T": rows, "M": rows, "R": pass_rows, "G": rows, "E": 1,
     }  # fmt: skip
 
 
@@ -102,14 +102,13 @@ def pass_cost(manifest: Manifest, graph: str, point: Point) -> Cost:
     """The cost of one pass of a graph."""
     model = manifest.model
     spec = manifest.graphs_for(PREFIX)[graph]  # which names what is read and what is written
-    letters, layers = dimensions(graph, point, manifest.num_predictors), manifest.layers(graph)
+    letters, layers = dimensions(graph, point, manifest), manifest.layers(graph)
     tensors = (*spec.inputs, *spec.outputs)
-    seen = {layer: _cached_in_window(model, layer, point.cached_tokens) for layer in layers}
-    cache = _bytes(spec.new, letters)
-    cache += sum(_bytes([past], letters | {"P": seen[cached_layer(past.name)]}) for past in spec.past)
+    seen = sum(_cached_in_view(model.layers[layer].window, point.cached_tokens) for layer in layers)
+    cache = _bytes((*spec.past, *spec.new), letters)
     shapes = {name: shape for layer in layers for name, shape in layer_shapes(model, layer).items()}
     count, head = point.batch * point.rows, 0
-    keys = sum(seen.values()) + point.rows * len(layers)  # of all layers
+    keys = seen + point.rows * len(layers)  # of all layers
     running = _running_experts(model, count)
     weights = sum(
         int(_weight_bytes(manifest, name, prod(shape)) * (running.read if _EXPERT in name else 1))
@@ -134,16 +133,15 @@ def pass_cost(manifest: Manifest, graph: str, point: Point) -> Cost:
     return Cost(
         weight_bytes=weights,
         cache_bytes=cache,
-        activation_bytes=_bytes(tensors, letters) - _bytes((*spec.past, *spec.new), letters),
+        activation_bytes=_bytes(tensors, letters) - cache,
         linear_flops=2 * linear * count,
         attention_flops=4 * count * keys * model.attention.query_size,
         head_flops=2 * head * count,
     )
 
 
-def _cached_in_window(model: ModelConfig, layer: int, cached: int) -> int:
+def _cached_in_view(window: int | None, cached: int) -> int:
     """Cached tokens that a row after them sees."""
-    window = model.layers[layer].window
     return cached if window is None else min(cached, window - 1)
 
 

@@ -24,11 +24,11 @@ class FeedMaker:
     def __init__(self, spec: GraphSpec, manifest: Manifest, batch: int, cached_tokens: int):
         self._spec = spec
         self._model = manifest.model
-        self._k = manifest.num_predictors
+        self._manifest = manifest
         self._rng = np.random.default_rng(0)
         self._heads = head_inputs(manifest.model.attention)
         self._masks = manifest.model.masks(manifest.layers(spec.name))
-        dims = dimensions(spec.name, Point(MAX_PASS_ROWS, cached_tokens, batch), self._k)
+        dims = dimensions(spec.name, Point(MAX_PASS_ROWS, cached_tokens, batch), manifest)
         self._past = {
             tensor.name: self._normal(tensor.sizes(dims), tensor.dtype) * 0.1 for tensor in spec.past
         }
@@ -38,7 +38,7 @@ class FeedMaker:
         cache in full view.
         """
         rows, cached, batch = point
-        dims = dimensions(self._spec.name, point, self._k)
+        dims = dimensions(self._spec.name, point, self._manifest)
         positions = np.arange(cached, cached + rows)  # [rows]
         made = {}
         for tensor in self._spec.inputs:
@@ -46,7 +46,7 @@ class FeedMaker:
             if tensor.name in self._past:
                 whole = self._past[tensor.name]
                 made[tensor.name] = (
-                    whole[:cached]
+                    whole[: shape[0]]
                     if self._spec.cache == PREFIX
                     else np.ascontiguousarray(whole[:, :, : cached + rows])
                 )
@@ -55,15 +55,15 @@ class FeedMaker:
             elif tensor.name == "hidden_states":
                 made[tensor.name] = self._normal(shape, tensor.dtype)
             elif tensor.name in self._masks:
-                bias = self._causal(positions, tensor.dtype, self._masks[tensor.name])
+                window = self._masks[tensor.name]
+                bias = self._causal(positions, shape[-1] - rows, tensor.dtype, window)
                 made[tensor.name] = np.repeat(bias, batch, axis=0)
             elif tensor.name == "write_at":
                 made[tensor.name] = np.full(batch, cached)
             elif tensor.name in HEAD_INPUTS:
                 made[tensor.name] = self._heads[rows <= BY_ROW][tensor.name]
             elif tensor.name in WINDOW_INPUTS:
-                window = next(filter(None, self._masks.values()))
-                seen = last_slots([cached], rows, window, cached + rows)
+                seen = last_slots([cached], rows, self._model.window, cached + rows)
                 made[tensor.name] = np.array([seen.start if tensor.name == WINDOW_INPUTS[0] else seen.stop])
             else:
                 # source_rows, logits_rows, draft_rows
@@ -71,10 +71,11 @@ class FeedMaker:
                 made[tensor.name] = np.repeat(of_a_sequence[None], batch, axis=0)  # [B, rows]
         return made
 
-    def _causal(self, positions: np.ndarray, dtype: str, window: int | None) -> np.ndarray:
-        rows, cached = len(positions), int(positions[0])
-        bias = np.empty((rows, cached + rows), numpy_dtype(dtype))
-        attention_bias(np.tri(rows, dtype=bool), positions, cached, cached, window, bias)
+    def _causal(self, positions: np.ndarray, seen: int, dtype: str, window: int | None) -> np.ndarray:
+        """The mask of rows after `seen` slots in view, the last ones of those before them."""
+        rows, before = len(positions), int(positions[0]) - seen
+        bias = np.empty((rows, seen + rows), numpy_dtype(dtype))
+        attention_bias(np.tri(rows, dtype=bool), positions - before, seen, seen, window, bias)
         return bias[None, None]
 
     def _normal(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -252,7 +252,7 @@ def _build_all(
     graphs = manifest.graphs_for(PREFIX)
     progress = progress or silent
     cancel = cancel or threading.Event()
-    profiles = {name: graph_profiles(spec, manifest.num_predictors, limits) for name, spec in graphs.items()}
+    profiles = {name: graph_profiles(manifest, name, limits) for name in graphs}
     plans = {}
     seconds = {}
     done = 0

@@ -1,13 +1,16 @@
 """The shapes that an engine is built for: one profile for decoding, one for prefill, which share
 the weights.
 
-In: a GraphSpec, the number of predictors, the limits. Out: the two profiles, with the smallest, the
+In: a manifest, the name of a graph, the limits. Out: the two profiles, with the smallest, the
 likeliest and the largest shape of every input. Cached slots reach from none to the whole context in
-both, for a long prompt is prefilled in several passes.
+both, for a long prompt is prefilled in several passes; those of layers with a window to what one
+sequence needs, unless sequences of unlike lengths decode together.
 """
 
+from firp.runtime.backends.slot_buckets import most_slots
 from firp.runtime.bundle.engine_record import Profile
-from firp.runtime.bundle.graph_spec import GraphSpec
+from firp.runtime.bundle.format import Manifest
+from firp.runtime.bundle.graph_spec import PREFIX, GraphSpec
 from firp.runtime.bundle.limits import Limits
 from firp.runtime.passes.pass_plan import PREFILL_ROWS
 
@@ -18,13 +21,17 @@ _LIKELY_CACHED = 1024
 Sizes = tuple[int, int, int]  # smallest, likeliest, largest
 
 
-def graph_profiles(spec: GraphSpec, num_predictors: int, limits: Limits) -> tuple[Profile, ...]:
+def graph_profiles(manifest: Manifest, graph: str, limits: Limits) -> tuple[Profile, ...]:
     """Decode, then prefill."""
-    return tuple(_profile(name, spec, sizes) for name, sizes in _letters(num_predictors, limits).items())
+    spec = manifest.graphs_for(PREFIX)[graph]
+    letters = _letters(manifest.num_predictors, manifest.model.window, limits)
+    return tuple(_profile(name, spec, sizes) for name, sizes in letters.items())
 
 
-def _letters(num_predictors: int, limits: Limits) -> dict[str, dict[str, Sizes]]:
+def _letters(num_predictors: int, window: int | None, limits: Limits) -> dict[str, dict[str, Sizes]]:
     """Profile -> shape letter -> sizes."""
+    in_window = most_slots(window, limits.max_context) if window else 0
+    together = in_window if limits.max_batch == 1 else limits.max_context
     rows = (1, min(_LIKELY_ROWS, limits.max_rows), limits.max_rows)
     upper_rows = PREFILL_ROWS + num_predictors  # the last row of a prompt is a draft source
     return {
@@ -36,6 +43,7 @@ def _letters(num_predictors: int, limits: Limits) -> dict[str, dict[str, Sizes]]
             "E": rows,
             "M": (1, 1, limits.max_rows),
             "P": (0, min(_LIKELY_CACHED, limits.max_context), limits.max_context),
+            "W": (0, min(_LIKELY_CACHED, in_window), together),
         },
         "prefill": {
             "B": (1, 1, 1),  # prompts are computed one at a time
@@ -45,6 +53,7 @@ def _letters(num_predictors: int, limits: Limits) -> dict[str, dict[str, Sizes]]
             "E": (1, 1, max(1, num_predictors)),
             "M": (1, 1, 1),
             "P": (0, 0, limits.max_context),
+            "W": (0, 0, in_window),
         },
     }
 

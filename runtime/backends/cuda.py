@@ -16,10 +16,10 @@ import numpy as np
 from firp.runtime.backends.cuda_runtime import call, new_stream
 from firp.runtime.backends.host import attention_bias
 from firp.runtime.backends.pinned_memory import PinnedMemory, host_view
+from firp.runtime.backends.slot_buckets import bucketed_slots
 from firp.runtime.errors import FirpError
 
 _EVENTS = 128  # more than lie between two reads
-_SMALLEST_BUCKET = 64  # cached slots
 GRAPH_RUNS = ("captures", "replays", "enqueued", "fallbacks")  # the last: enqueued since a capture failed
 
 
@@ -236,15 +236,8 @@ class CudaMemory:
         self._call(self.cuda.cudaStreamSynchronize, self.stream)
         self._upload.used = self._download.used = 0
 
-    def slots_in_view(self, cached: int, capacity: int) -> int:
-        """Slots shown to a graph: the next multiple of 64, or of an eighth to a quarter of their
-        number: at most 63, or a quarter, more than are cached. So few sizes occur, and CUDA graphs
-        can be replayed.
-        """
-        if not cached:
-            return 0
-        step = max(_SMALLEST_BUCKET, 1 << max(0, cached.bit_length() - 3))
-        return min(-(-cached // step) * step, capacity)
+    def slots_in_view(self, first: int, cached: int, capacity: int) -> range:
+        return bucketed_slots(first, cached, capacity)
 
     def now(self) -> Any:
         event = self._events[self._next_event]

@@ -81,8 +81,8 @@ class HostMemory:
     def read(self, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         return arrays
 
-    def slots_in_view(self, cached: int, capacity: int) -> int:
-        return cached
+    def slots_in_view(self, first: int, cached: int, capacity: int) -> range:
+        return range(first, cached)
 
     def now(self) -> float:
         return time.perf_counter()

@@ -91,9 +91,9 @@ class Memory(Protocol):
         read.
         """
 
-    def slots_in_view(self, cached: int, capacity: int) -> int:
-        """Slots of the KV buffer that a pass sees: at least the `cached` ones that hold something,
-        at most `capacity`.
+    def slots_in_view(self, first: int, cached: int, capacity: int) -> range:
+        """Slots of the KV buffer that a pass sees: at least [first, cached), which hold something that it
+        needs, at most `capacity`.
         """
 
     def now(self) -> Any:

@@ -3,8 +3,9 @@
 In: a ModelConfig, the prediction layer, the number of predictors, the precision. Out: one GraphSpec
 a graph, the single declaration that exporter, manifest, backends, docs and tests read.
 
-Shape letters: B batch, T rows of a pass, P cached tokens in view, S slots of a buffer, M draft
-sources, R = T + M*K, G rows decoded to logits, E pseudo rows decoded to guesses.
+Shape letters: B batch, T rows of a pass, P cached tokens in view, W those in view of layers with a
+window, S slots of a buffer, M draft sources, R = T + M*K, G rows decoded to logits, E pseudo rows
+decoded to guesses.
 """
 
 import re
@@ -19,8 +20,8 @@ TOP_K = 64  # guesses listed for each row: the path correction re-ranks them, so
 # What a graph and its caller agree on about keys and values, or about latent rows, which are both.
 # "in place": one buffer a tensor goes in and comes out, [B, Hkv, S, Dh], bound to one address; the
 # graph writes this pass's rows into its slots from `write_at` on, and copies nothing.
-# "prefix": views of the cached slots go in, [P, B, Hkv, Dh], and this pass's rows come out,
-# [rows, B, Hkv, Dh].
+# "prefix": views of the cached slots go in, [P, B, Hkv, Dh], of layers with a window the last ones,
+# [W, B, Hkv, Dh], and this pass's rows come out, [rows, B, Hkv, Dh].
 IN_PLACE = "in place"
 PREFIX = "prefix"
 CACHE_CONTRACTS = (IN_PLACE, PREFIX)
@@ -137,8 +138,12 @@ def graph_specs(
         masks[graph] = config.masks(layers)
         read = config.reads_positions(layers)
         positions[graph] = [TensorSpec("position_ids", "int64", ("B", rows))] if read else []
-        before, after = (_cache_shape(config, contract, slots) for slots in ("P", rows))
-        past[graph] = [TensorSpec(name.past, precision.cache, before) for name in names]
+        windows = (config.layers[cached_layer(name.past)].window for name in names)
+        before = [_cache_shape(config, contract, _slots(window)) for window in windows]
+        past[graph] = [
+            TensorSpec(name.past, precision.cache, shape) for name, shape in zip(names, before, strict=True)
+        ]
+        after = _cache_shape(config, contract, rows)
         new[graph] = [TensorSpec(name.new, precision.cache, after) for name in names]
     listed = min(TOP_K, config.vocab_size)
     draft_rows, guesses = [], []
@@ -194,6 +199,11 @@ def graph_specs(
     return specs
 
 
+def _slots(window: int | None) -> str:
+    """The letter of cached slots that a layer reads by the prefix contract."""
+    return "P" if window is None else "W"
+
+
 def _cache_shape(config: ModelConfig, contract: str, slots: str) -> tuple[Any, ...]:
     """slots: the letter of the prefix contract; a buffer has S of them before and after a pass."""
     heads, size = config.attention.num_key_value_heads, config.attention.head_dim
@@ -203,8 +213,10 @@ def _cache_shape(config: ModelConfig, contract: str, slots: str) -> tuple[Any, .
 def _attention_inputs(
     rows: str, dtype: str, contract: str, masks: Mapping[str, int | None]
 ) -> list[TensorSpec]:
-    columns = f"P+{rows}" if contract == PREFIX else "S"
-    biases = [TensorSpec(name, dtype, ("B", 1, rows, columns)) for name in sorted(masks)]
+    columns = {
+        name: f"{_slots(window)}+{rows}" if contract == PREFIX else "S" for name, window in masks.items()
+    }
+    biases = [TensorSpec(name, dtype, ("B", 1, rows, columns[name])) for name in sorted(masks)]
     if contract == PREFIX:
         return biases
     return [

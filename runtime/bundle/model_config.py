@@ -225,6 +225,11 @@ class ModelConfig:
         """N: the number of layers."""
         return len(self.layers)
 
+    @property
+    def window(self) -> int | None:
+        """Tokens that a row sees in layers with a window; None where no layer has one."""
+        return next((layer.window for layer in self.layers if layer.window is not None), None)
+
     def masks(self, layers: Iterable[int]) -> dict[str, int | None]:
         """The masks that these layers read: their names, and the window of each."""
         return {self.mask(index): self.layers[index].window for index in layers}

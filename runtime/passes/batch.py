@@ -40,7 +40,6 @@ class Batch:
         self.manifest = manifest
         self.model = manifest.model
         self._masks = manifest.model.masks(range(manifest.model.num_hidden_layers))
-        self._window = next(filter(None, self._masks.values()), None)
         self.memory = memory
         self.size = size
         self._graphs = graphs
@@ -230,11 +229,12 @@ class Batch:
         """Run one half of the model on views of the cache. counts: of rows that are decoded, see
         `_write_decoded`.
         """
-        view = self.kv.view(lanes, rows)
+        views = [self.kv.view(lanes, rows, window) for window in self.buffers.masks[graph].values()]
         with self._timed(COPIES):
             self.kv.begin(self.buffers.slabs(graph), lanes, rows)
         with self._timed(graph):
-            key = HalfKey(graph, view.slots, view.columns, hidden, rows, *counts, by_row, view.places)
+            seen = tuple(view.seen for view in views)
+            key = HalfKey(graph, seen, hidden, rows, *counts, by_row, views[0].places)
             self._runners[graph].run(self.buffers.binding(key, recurs))
 
     def _by_row(self, plans: Sequence[PassPlan], rows: int) -> bool:
@@ -250,8 +250,8 @@ class Batch:
         self.kv.reserve(lanes, rows)
         lengths = [self.kv.lengths[lane] for lane in lanes]
         self._write("write_at", lengths)
-        if self._window and self.buffers.window:
-            seen = last_slots(lengths, rows, self._window, self.kv.view(lanes, rows).slots)
+        if self.model.window and self.buffers.window:
+            seen = last_slots(lengths, rows, self.model.window, len(self.kv.view(lanes, rows).seen.slots))
             for name, slot in zip(WINDOW_INPUTS, (seen.start, seen.stop), strict=True):
                 self.buffers.window[name][0] = slot
 
@@ -281,16 +281,17 @@ class Batch:
         """
         depths = np.stack([found.depths for found in layouts])
         width, rows = depths.shape
-        view = self.kv.view(lanes, rows)
         lengths = [*(self.kv.lengths[lane] for lane in lanes), *[0] * (width - len(lanes))]
         last = self.model.max_position_embeddings - 1
         positions = np.minimum(depths + np.array(lengths)[:, None], last)  # [width, R]
         self._write("position_ids", positions)
         for name, window in self._masks.items():
-            bias = self.buffers.bias(name, width, rows, view.columns)
-            for place, (cached, first) in enumerate(zip(lengths, view.first, strict=True)):
-                visible = layouts[place].visible
-                self.memory.write_bias(bias[place], visible, positions[place], cached, first, window)
+            seen, firsts, _ = self.kv.view(lanes, rows, window)
+            before = seen.slots.start  # slots that are not in view
+            bias = self.buffers.bias(name, width, rows, seen.columns)
+            for place, (length, first) in enumerate(zip(lengths, firsts, strict=True)):
+                cached, visible = max(0, length - before), layouts[place].visible
+                self.memory.write_bias(bias[place], visible, positions[place] - before, cached, first, window)
 
     def _read(self, shape: PassShape, plans: Sequence[PassPlan], drafts: int) -> list[Pass]:
         """Wait for the pass, and bring what was asked for."""

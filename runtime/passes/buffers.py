@@ -12,8 +12,9 @@ import numpy as np
 from firp.runtime.backends.interface import Array, Binding, Memory
 from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.format import Manifest
-from firp.runtime.bundle.graph_spec import HEAD_INPUTS, IN_PLACE, WINDOW_INPUTS, cache_names
-from firp.runtime.bundle.model_config import AttentionConfig
+from firp.runtime.bundle.graph_spec import HEAD_INPUTS, IN_PLACE, WINDOW_INPUTS, cache_names, cached_layer
+from firp.runtime.bundle.model_config import AttentionConfig, ModelConfig
+from firp.runtime.passes.cache_view import Seen
 from firp.runtime.passes.in_place_cache import STEP
 from firp.runtime.passes.kv_cache import make_cache, size_for
 from firp.runtime.passes.pass_shape import BatchSize
@@ -38,8 +39,7 @@ class HalfKey(NamedTuple):
     """Everything that the arrays of one run of a half depend on. Counts are those of one lane."""
 
     graph: str
-    slots: int  # of the cache, in view
-    columns: int  # of the mask
+    seen: tuple[Seen, ...]  # by the masks of the half, in the order of `Buffers.masks`
     hidden: Hidden
     rows: int
     decoded: int = 0  # rows decoded to logits
@@ -71,10 +71,7 @@ class Buffers:
         self.memory = memory
         capacity, rows, decoded_rows, lanes, _ = size
         self.kv = make_cache(contract, memory, size_for(manifest, size))
-        self._slabs = {
-            graph: _slab_names(manifest.layers(graph), contract, model.attention.cached)
-            for graph in ("lower", "upper")
-        }
+        self._slabs = {graph: _slabs(model, manifest.layers(graph), contract) for graph in ("lower", "upper")}
         self._heads = head_inputs(model.attention) if contract == IN_PLACE else {}
         # slots that layers with a window read, where their graphs attend to a part of a buffer
         self.window = {name: np.zeros(1, np.int64) for name in WINDOW_INPUTS if contract == IN_PLACE}
@@ -84,11 +81,11 @@ class Buffers:
         }
         layers = {graph: manifest.layers(graph) for graph in ("lower", "upper")}
         self._positions = {graph: model.reads_positions(some) for graph, some in layers.items()}
-        self._masks = {graph: tuple(model.masks(some)) for graph, some in layers.items()}
-        self._windowed = {graph: any(model.masks(some).values()) for graph, some in layers.items()}
+        # of each half: the masks that it reads, and their windows
+        self.masks = {graph: model.masks(some) for graph, some in layers.items()}
         self._biases = {
             name: zeros((rows * (capacity + rows + STEP),), dtype, "attention mask")
-            for name in sorted({name for names in self._masks.values() for name in names})
+            for name in sorted({name for names in self.masks.values() for name in names})
         }
         self.accepted = zeros((lanes, model.hidden_size), dtype, "hidden states")  # of each lane's last row
         self.logits = zeros((decoded_rows, model.vocab_size), np.float32, "logits")
@@ -98,7 +95,7 @@ class Buffers:
         self.draft_logprobs = zeros((decoded_rows, top_k), np.float32, "guesses")
         self.indices: dict[str, Array] = {name: zeros((rows,), np.int64, "indices") for name in INDICES}
         self._bindings: dict[HalfKey | PredictorsKey, Binding] = {}
-        self._slots = 0  # in view of the kept bindings, where buffers grow
+        self._slots = range(0)  # in view of the kept bindings, where buffers grow
 
     @property
     def kept_bindings(self) -> int:
@@ -115,14 +112,14 @@ class Buffers:
 
     def slabs(self, graph: str) -> range:
         """The slabs that a graph writes."""
-        names = self._slabs[graph]
-        return range(names[0][2], names[-1][2] + 1)
+        slabs = self._slabs[graph]
+        return range(min(slabs), max(slabs) + 1)
 
     def binding(self, key: HalfKey | PredictorsKey, recurs: bool) -> Binding:
         """The arrays of a run."""
         half = isinstance(key, HalfKey)
-        if half and self._heads and key.slots != self._slots:  # the buffers have grown
-            self._slots = key.slots
+        if half and self._heads and key.seen[0].slots != self._slots:  # the buffers have grown
+            self._slots = key.seen[0].slots
             self._bindings = {
                 kept: b for kept, b in self._bindings.items() if isinstance(kept, PredictorsKey)
             }
@@ -154,13 +151,14 @@ class Buffers:
         inputs = {}
         if self._positions[key.graph]:
             inputs["position_ids"] = rows_of(self.indices["position_ids"], key.rows)
-        for name in self._masks[key.graph]:
-            bias = self.bias(name, lanes, key.rows, key.columns)
-            inputs[name] = bias.reshape(lanes, 1, key.rows, key.columns)
+        seen = dict(zip(self.masks[key.graph], key.seen, strict=True))
+        for name, (_, columns) in seen.items():
+            bias = self.bias(name, lanes, key.rows, columns)
+            inputs[name] = bias.reshape(lanes, 1, key.rows, columns)
         if self._heads:
             inputs["write_at"] = self.indices["write_at"][:lanes]
             inputs |= self._heads[key.by_row]
-            inputs |= self.window if self._windowed[key.graph] else {}
+            inputs |= self.window if any(self.masks[key.graph].values()) else {}
         outputs: dict[str, Array] = {}
         if key.graph == "lower":
             inputs["input_ids"] = rows_of(self.indices["input_ids"], key.rows)
@@ -174,15 +172,27 @@ class Buffers:
                 inputs["draft_rows"] = rows_of(self.indices["draft_rows"], key.drafts)
                 for name in ("draft_ids", "draft_logprobs"):
                     outputs[name] = rows_of(getattr(self, name), key.drafts)
-        for past, new, slab in self._slabs[key.graph]:
-            inputs[past], outputs[new] = self.kv.arrays(slab, key.places, key.slots, key.rows)
+        for slab, (past, new, mask) in self._slabs[key.graph].items():
+            inputs[past], outputs[new] = self.kv.arrays(slab, key.places, seen[mask].slots, key.rows)
         return Binding(inputs, outputs)
 
 
-def _slab_names(layers: range, contract: str, cached: tuple[str, ...]) -> list[tuple[str, str, int]]:
-    """Graph input, graph output and slab of each tensor that the layers cache."""
+class _Slab(NamedTuple):
+    """Graph input and output of a tensor that a layer caches, and the mask that the layer reads."""
+
+    past: str
+    new: str
+    mask: str
+
+
+def _slabs(model: ModelConfig, layers: range, contract: str) -> dict[int, _Slab]:
+    """All tensors that the layers cache, by slab."""
+    cached = model.attention.cached
     names = cache_names(layers, contract, cached)
-    return [(name.past, name.new, slab) for slab, name in enumerate(names, len(cached) * layers.start)]
+    return {
+        slab: _Slab(*name, model.mask(cached_layer(name.past)))
+        for slab, name in enumerate(names, len(cached) * layers.start)
+    }
 
 
 def head_inputs(attention: AttentionConfig) -> dict[bool, dict[str, np.ndarray]]:

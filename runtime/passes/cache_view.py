@@ -21,10 +21,16 @@ class CacheSize(NamedTuple):
     lane_rows: int | None = None  # of a pass, those of one sequence; None: it may have all of them
 
 
+class Seen(NamedTuple):
+    """Slots of the slabs that go in, of layers that read one mask, and columns of this mask."""
+
+    slots: range
+    columns: int
+
+
 class View(NamedTuple):
     """Columns of a pass's mask, and the arrays that it reads."""
 
-    slots: int  # of the slabs that go in
-    columns: int  # of the mask
-    first: tuple[int, ...]  # of each place: column of its first row; cached tokens lie in their own columns
+    seen: Seen  # cached tokens lie in the first columns, from that of the first slot on
+    first: tuple[int, ...]  # of each place: column of its first row
     places: range  # of the slabs: the lanes of the pass, in their order, then those that nobody reads

@@ -16,7 +16,7 @@ import numpy as np
 
 from firp.runtime.backends.interface import Array, Memory
 from firp.runtime.bundle.dtypes import to_storage
-from firp.runtime.passes.cache_view import CacheSize, View
+from firp.runtime.passes.cache_view import CacheSize, Seen, View
 
 STEP = 64  # slots: S is a multiple of it
 SHARE = 16  # S grows by a sixteenth of itself, or by one step
@@ -119,8 +119,10 @@ class InPlaceCache:
         self._touched = max(self._touched, self._values_of(slots))
         self._views.clear()
 
-    def view(self, lanes: range, rows: int) -> View:
-        return View(self._slots, self._slots, tuple(self.lengths[lane] for lane in lanes), lanes)
+    def view(self, lanes: range, rows: int, window: int | None = None) -> View:
+        """All slots, whatever the window: a graph takes whole buffers, and `last_slots` of them."""
+        seen = Seen(range(self._slots), self._slots)
+        return View(seen, tuple(self.lengths[lane] for lane in lanes), lanes)
 
     def begin(self, slabs: range, lanes: range, rows: int) -> None:
         """What passes before this one wrote beyond its rows is wiped: it may not be finite."""
@@ -133,7 +135,7 @@ class InPlaceCache:
                     self.memory.clear_slots(heads, end, stale)
             written[slabs.start : slabs.stop] = [end] * len(slabs)
 
-    def arrays(self, slab: int, places: range, slots: int, rows: int) -> tuple[Array, Array]:
+    def arrays(self, slab: int, places: range, slots: range, rows: int) -> tuple[Array, Array]:
         views = self._views.get(places)
         if views is None:
             every = self.slots

@@ -39,13 +39,13 @@ class KVCache(Protocol):
         of it is made ready, and more while there is time.
         """
 
-    def view(self, lanes: range, rows: int) -> View:
-        """What a pass of so many rows a lane sees."""
+    def view(self, lanes: range, rows: int, window: int | None = None) -> View:
+        """What a pass of so many rows a lane sees, in layers with this window."""
 
     def begin(self, slabs: range, lanes: range, rows: int) -> None:
         """A graph is about to write so many rows into these slabs of these lanes."""
 
-    def arrays(self, slab: int, places: range, slots: int, rows: int) -> tuple[Array, Array]:
+    def arrays(self, slab: int, places: range, slots: range, rows: int) -> tuple[Array, Array]:
         """The input and the output of a graph for one slab. places, slots: of a `View`."""
 
     def commit(self, lane: int, rows: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from firp.runtime.backends.interface import Array, Memory
 from firp.runtime.bundle.dtypes import to_storage
-from firp.runtime.passes.cache_view import CacheSize, View
+from firp.runtime.passes.cache_view import CacheSize, Seen, View
 
 
 class _Column(NamedTuple):
@@ -60,12 +60,15 @@ class PrefixCache:
     def prepare(self, lane: int, rows: int, in_time: Callable[[], bool]) -> bool:
         return True
 
-    def view(self, lanes: range, rows: int) -> View:
-        """The slots in use, and on some devices empty ones after them, which the mask hides."""
-        longest = max(self.lengths[lane] for lane in lanes)
-        slots = self.memory.slots_in_view(longest, self.capacity)
+    def view(self, lanes: range, rows: int, window: int | None = None) -> View:
+        """The slots in use, those before the windows of all lanes left out; on some devices more of them,
+        and empty ones after them, which the mask hides.
+        """
+        lengths = [self.lengths[lane] for lane in lanes]
+        first = max(0, min(lengths) - window + 1) if window else 0
+        slots = self.memory.slots_in_view(first, max(lengths), self.capacity)
         places = self._places(lanes)
-        return View(slots, slots + rows, (slots,) * len(places), places)
+        return View(Seen(slots, len(slots) + rows), (len(slots),) * len(places), places)
 
     def _places(self, lanes: range) -> range:
         """The columns of the bucket, or the one place of a lane that runs alone."""
@@ -100,12 +103,12 @@ class PrefixCache:
             self.memory.clear(copy[length:copied])
         self._copied[slab] = lane, length
 
-    def arrays(self, slab: int, places: range, slots: int, rows: int) -> tuple[Array, Array]:
+    def arrays(self, slab: int, places: range, slots: range, rows: int) -> tuple[Array, Array]:
         width = len(places)
-        start = places.start * self.capacity
-        past = self.slots[slab][start : start + slots * width]
+        start = places.start * self.capacity + slots.start * width
+        past = self.slots[slab][start : start + len(slots) * width]
         new = self.scratch[slab][: rows * width]
-        return past.reshape(slots, width, *self._row), new.reshape(rows, width, *self._row)
+        return past.reshape(len(slots), width, *self._row), new.reshape(rows, width, *self._row)
 
     def commit(self, lane: int, rows: Sequence[int]) -> None:
         length = self.lengths[lane]

@@ -46,7 +46,7 @@ class Session:
     @property
     def slots(self) -> int:
         """Slots that a row attends over, those that its mask hides included."""
-        return self.batch.kv.view(range(self.lane, self.lane + 1), 1).slots
+        return len(self.batch.kv.view(range(self.lane, self.lane + 1), 1).seen.slots)
 
     def reserve(self, rows: int) -> None:
         """Make room for so many rows after the cached tokens at once, as far as there is memory: many

@@ -7,6 +7,8 @@ import numpy as np
 
 from firp.runtime.passes.in_place_cache import InPlaceCache
 
+WINDOWS = (1, 3)
+
 
 class CacheModel:
     """A cache beside lists. held: numbers of the rows that each lane has decided."""
@@ -40,9 +42,9 @@ class CacheModel:
         }
         self.next += rows * len(lanes)
         for slab in slabs:
-            past, new = cache.arrays(slab, view.places, view.slots, rows)
+            past, new = cache.arrays(slab, view.places, view.seen.slots, rows)
             seen = self._by_lane(self.host(past))
-            assert seen.shape == (len(view.places), view.slots, *self._row)
+            assert seen.shape == (len(view.places), len(view.seen.slots), *self._row)
             written = seen.copy() if self._in_place else np.full((len(seen), rows, *self._row), np.nan)
             for column, lane in enumerate(lanes):
                 held = self.held[lane]
@@ -53,7 +55,22 @@ class CacheModel:
                 written[column, start : start + rows] = self._values(self.given[lane], slab)
             assert np.isfinite(seen).all()
             self.memory.write(new, self._as_laid(written).astype(np.float32))
+        for window in WINDOWS:
+            self._look_through(window, lanes, rows)
         return view
+
+    def _look_through(self, window, lanes, rows):
+        """Layers with a window see the last rows that the lanes hold, and finite values."""
+        view = self.cache.view(lanes, rows, window)
+        for slab in range(self.size.slabs):
+            past, _ = self.cache.arrays(slab, view.places, view.seen.slots, rows)
+            seen = self._by_lane(self.host(past))
+            assert self._in_place or np.isfinite(seen).all()
+            for column, lane in enumerate(lanes):
+                held = self.held[lane]
+                assert view.seen.slots.start <= max(0, len(held) - window + 1)
+                last = held[view.seen.slots.start :]
+                np.testing.assert_array_equal(seen[column, : len(last)], self._values(last, slab))
 
     @property
     def _row(self):

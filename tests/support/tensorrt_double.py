@@ -211,7 +211,7 @@ def write_engines(bundle, limits=None, backend="tensorrt-rtx", capability="8.9",
     graphs = manifest.graphs_for(PREFIX)
     folder = bundle.path / ENGINES_FOLDER / folder_name(backend, version, (capability,))
     folder.mkdir(parents=True)
-    profiles = {name: graph_profiles(spec, manifest.num_predictors, limits) for name, spec in graphs.items()}
+    profiles = {name: graph_profiles(manifest, name, limits) for name in graphs}
     plans, sources = {}, {}
     for name, spec in graphs.items():
         plan = {

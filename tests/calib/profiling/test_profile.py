@@ -65,7 +65,7 @@ def test_every_graph_accepts_the_feeds_of_two_sequences(family_bundle, family):
     target = open_target(loaded, "cpu")
     for name, spec in loaded.manifest.graphs.items():
         feed = FeedMaker(spec, loaded.manifest, 2, 30).feed(point)
-        dims = dimensions(name, point, loaded.manifest.num_predictors)
+        dims = dimensions(name, point, loaded.manifest)
         for tensor in spec.inputs:
             assert feed[tensor.name].shape == tensor.sizes(dims), tensor.name
             assert feed[tensor.name].dtype == tensor.dtype, tensor.name

@@ -33,7 +33,7 @@ def test_passes_of_an_engine(family_bundle, monkeypatch):
         ("decode", Point(1, 0, 1), Point(4, 50, 1)),
         ("prefill", Point(5, 0, 1), Point(64, 50, 1)),
     ):
-        dims = [dimensions("lower", point, 3) for point in (low, high)]
+        dims = [dimensions("lower", point, loaded.manifest) for point in (low, high)]
         shapes[name] = {
             tensor.name: (tensor.sizes(dims[0]), tensor.sizes(dims[1]), tensor.sizes(dims[1]))
             for tensor in spec.inputs
@@ -93,13 +93,13 @@ def test_passes_of_an_engine(family_bundle, monkeypatch):
     engines = SimpleNamespace(record=record, plan_path=lambda graph: bundle / f"{graph}.plan")
     target = target_without_gpu(monkeypatch, loaded, library, engines)
     target.graphs = {"lower": spec}
-    check_grid(target, SimpleNamespace(num_predictors=3), [Point(64, 50, 1)])
+    check_grid(target, loaded.manifest, [Point(64, 50, 1)])
     with pytest.raises(
         FirpError, match=re.escape("the lower engine does not hold such a pass | got input_ids [1, 65]")
     ):
         check_grid(
             target,
-            SimpleNamespace(num_predictors=3),
+            loaded.manifest,
             [Point(64, 50, 1), Point(65, 50, 1)],
         )
     feeds, count = FeedMaker(spec, loaded.manifest, 1, 40), len(spec.inputs)

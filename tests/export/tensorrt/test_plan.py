@@ -19,12 +19,13 @@ RTX = "tensorrt-rtx"
 
 def rewrite(bundle, change):
     """The lower graph after `change(graph)`, and the declaration that fits it but for the change."""
-    spec = load_bundle(bundle).manifest.graphs_for(PREFIX)["lower"]
+    manifest = load_bundle(bundle).manifest
+    spec = manifest.graphs_for(PREFIX)["lower"]
     path = bundle / spec.file
     model = ir.load(path)
     change(model.graph)
     ir.save(model, bundle / "changed.onnx")
-    profiles = graph_profiles(spec, 3, Limits(max_context=64))
+    profiles = graph_profiles(manifest, "lower", Limits(max_context=64))
     build_for = BuildFor(load_library(RTX), ("8.9",), None)
     return lambda declared=spec: build_plan(
         build_for, bundle / "changed.onnx", declared, profiles, lambda _: None, threading.Event()
@@ -81,20 +82,22 @@ def test_a_graph_that_the_parser_refuses_is_an_error(half_bundle):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorRT-RTX has no use for a timing cache
 @pytest.mark.parametrize("content", [None, b"", b"of another version"])
 def test_timings_of_no_use_are_dropped(content, half_bundle, tmp_path):
-    spec = load_bundle(half_bundle).manifest.graphs["predictors"]
+    manifest = load_bundle(half_bundle).manifest
+    spec = manifest.graphs["predictors"]
     timings = tmp_path / "timing.cache"
     if content is not None:
         timings.write_bytes(content)
     build_for = BuildFor(load_library(RTX), ("8.9",), timings)
-    profiles = graph_profiles(spec, 3, Limits(max_context=64))
+    profiles = graph_profiles(manifest, "predictors", Limits(max_context=64))
     build_plan(build_for, half_bundle / "predictors.onnx", spec, profiles, lambda _: None, threading.Event())
     assert timings.read_bytes() not in (b"", content)
 
 
 def test_an_output_that_the_network_does_not_have_is_an_error(half_bundle):
-    spec = load_bundle(half_bundle).manifest.graphs_for(PREFIX)["lower"]
+    manifest = load_bundle(half_bundle).manifest
+    spec = manifest.graphs_for(PREFIX)["lower"]
     build_for = BuildFor(load_library(RTX), ("8.9",), None)
-    profiles = graph_profiles(spec, 3, Limits(max_context=64))
+    profiles = graph_profiles(manifest, "lower", Limits(max_context=64))
     names = ("layers.1.out", "layers.2.out")
     with pytest.raises(FirpError, match="no such tensors . got layers.2.out$"):
         build_plan(

@@ -9,11 +9,10 @@ import shutil
 
 import numpy as np
 import pytest
-from support.cuda_double import CudaDouble, cudaError_t
+from support.cuda_double import cudaError_t
 from support.tensorrt_double import device_engine
 
 from firp.export.verify.checks import verify
-from firp.runtime.backends.cuda import CudaMemory
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.bundle.limits import Limits
 from firp.runtime.engine import Engine
@@ -187,16 +186,6 @@ def test_two_requests_at_once_do_not_share_a_session(bundle):
             tokens[place] += step.tokens if step else []
     assert tokens == alone
     assert engine.sessions.kept_sessions == 2
-
-
-def test_buckets_are_few_and_little_too_large():
-    memory = CudaMemory(CudaDouble())
-    views = [memory.slots_in_view(cached, 5000) for cached in range(1, 5001)]
-    assert all(cached <= view for cached, view in enumerate(views, 1))
-    assert views[-1] == 5000
-    assert all(view - cached < max(64, cached / 4) for cached, view in enumerate(views, 1))
-    assert len(set(views)) < 32
-    assert memory.slots_in_view(0, 5000) == 0
 
 
 def test_all_memory_is_given_back(bundle):

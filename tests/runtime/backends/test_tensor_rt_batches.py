@@ -103,7 +103,7 @@ def test_a_pass_of_three_runs_a_bucket_of_four(load, host):
         for result in forward_together(sessions[:3], plans)
     ]
     view = sessions[0].batch.kv.view(range(3), 3)
-    assert (len(view.places), view.slots) == (4, 128)
+    assert (len(view.places), view.seen.slots) == (4, range(128))
     for session, other, plan, (logits, guesses) in zip(sessions, alone, plans, results, strict=False):
         right = other.forward(plan)
         np.testing.assert_allclose(logits, right.logits, atol=1e-4)

@@ -7,6 +7,7 @@ from firp.runtime.bundle.format import load_bundle
 from firp.runtime.bundle.graph_spec import IN_PLACE, PREFIX
 from firp.runtime.passes import buffers
 from firp.runtime.passes.buffers import ONE, Buffers, HalfKey, Hidden, PredictorsKey
+from firp.runtime.passes.cache_view import Seen
 from firp.runtime.passes.pass_shape import BatchSize
 
 
@@ -21,7 +22,7 @@ def make(family_bundle):
 
 
 def lower(rows):
-    return HalfKey("lower", 5, 5 + rows, Hidden.LOWER, rows)
+    return HalfKey("lower", (Seen(range(5), 5 + rows),), Hidden.LOWER, rows)
 
 
 def test_a_pass_that_comes_again_has_the_same_binding(make):
@@ -42,11 +43,11 @@ def test_a_pass_that_does_not_come_again_is_not_kept(make):
 def test_bindings_of_buffers_that_have_grown_are_dropped(make):
     made = make(IN_PLACE)
     made.kv.reserve(ONE, 4)
-    before = made.binding(HalfKey("lower", 64, 64, Hidden.LOWER, 2), recurs=True)
+    before = made.binding(HalfKey("lower", (Seen(range(64), 64),), Hidden.LOWER, 2), recurs=True)
     made.binding(PredictorsKey(Hidden.LOWER, 2, 2), recurs=True)
-    made.binding(HalfKey("lower", 128, 128, Hidden.LOWER, 2), recurs=True)
+    made.binding(HalfKey("lower", (Seen(range(128), 128),), Hidden.LOWER, 2), recurs=True)
     assert made.kept_bindings == 2  # the predictors' one has nothing to do with the cache
-    assert made.binding(HalfKey("lower", 64, 64, Hidden.LOWER, 2), recurs=True) is not before
+    assert made.binding(HalfKey("lower", (Seen(range(64), 64),), Hidden.LOWER, 2), recurs=True) is not before
 
 
 @pytest.mark.parametrize(("by_row", "queries", "repeats"), [(False, 4, 1), (True, -1, 4)])
@@ -54,7 +55,7 @@ def test_rows_attend_as_they_are_or_one_by_one(make, by_row, queries, repeats):
     """The model has four heads of queries."""
     made = make(IN_PLACE)
     made.kv.reserve(ONE, 3)
-    key = HalfKey("lower", 64, 64, Hidden.LOWER, 3, by_row=by_row)
+    key = HalfKey("lower", (Seen(range(64), 64),), Hidden.LOWER, 3, by_row=by_row)
     inputs = made.binding(key, recurs=True).inputs
     assert inputs["query_shape"][1] == queries
     assert inputs["bias_repeats"].tolist() == [1, repeats, 1, 1]
@@ -63,7 +64,7 @@ def test_rows_attend_as_they_are_or_one_by_one(make, by_row, queries, repeats):
 def test_a_graph_in_place_reads_and_writes_one_address(make):
     made = make(IN_PLACE)
     made.kv.reserve(ONE, 2)
-    binding = made.binding(HalfKey("lower", 64, 64, Hidden.LOWER, 2), recurs=True)
+    binding = made.binding(HalfKey("lower", (Seen(range(64), 64),), Hidden.LOWER, 2), recurs=True)
     assert binding.inputs["past_key.1"].shape == (1, 2, 64, 16)
     assert binding.inputs["past_key.1"].ctypes.data == binding.outputs["present_key.1"].ctypes.data
 
@@ -78,7 +79,7 @@ def test_no_more_bindings_are_kept_than_allowed(make, monkeypatch):
 
 def test_a_binding_has_the_sizes_of_its_pass(make):
     made = make()
-    upper = made.binding(HalfKey("upper", 5, 12, Hidden.EXTENDED, 7, 3, 2), recurs=True)
+    upper = made.binding(HalfKey("upper", (Seen(range(5), 12),), Hidden.EXTENDED, 7, 3, 2), recurs=True)
     assert upper.inputs["attention_bias"].shape == (1, 1, 7, 5 + 7)
     assert upper.inputs["hidden_states"].shape == (1, 7, 64)
     assert upper.outputs["logits"].shape == (1, 3, 193)

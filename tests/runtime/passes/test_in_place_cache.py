@@ -24,7 +24,7 @@ def write(cache, rows, value):
     cache.reserve(ONE, rows)
     cache.begin(SLABS, ONE, rows)
     for slab in SLABS:
-        buffer, given = cache.arrays(slab, ONE, cache.view(ONE, rows).slots, rows)
+        buffer, given = cache.arrays(slab, ONE, cache.view(ONE, rows).seen.slots, rows)
         assert buffer is given
         whole = host(cache.memory, buffer)
         start = cache.view(ONE, rows).first[0]
@@ -79,7 +79,7 @@ def test_rejected_rows_are_gone_before_the_next_pass(cache):
     write(cache, 8, np.nan)
     cache.commit(0, [])
     write(cache, 2, 10)
-    found = slots(cache, cache.view(ONE, 2).slots)
+    found = slots(cache, cache.view(ONE, 2).seen.columns)
     np.testing.assert_allclose(found[..., :2], expected(10, 10.01))
     assert not found[..., 2:].any()
 
@@ -89,18 +89,18 @@ def test_growth_keeps_every_decided_value_and_adds_zeros(cache):
         write(cache, 8, 10 * step)
         cache.commit(0, [0, 1, 2, 3])
     steps = [10 * step + row / 100 for step in range(30) for row in range(4)]
-    assert cache.view(ONE, 1).slots == 2 * STEP
+    assert cache.view(ONE, 1).seen.columns == 2 * STEP
     np.testing.assert_allclose(slots(cache, 120), expected(*steps), rtol=1e-6)
     cache.begin(SLABS, ONE, 0)
     assert not slots(cache, 2 * STEP)[..., 120:].any()
 
 
 def test_buffers_are_as_long_as_the_text_needs(cache):
-    assert cache.view(ONE, 1).slots == 0
+    assert cache.view(ONE, 1).seen.columns == 0
     cache.reserve(ONE, 1)
-    assert cache.view(ONE, 1) == (STEP, STEP, (0,), ONE)
+    assert cache.view(ONE, 1) == ((range(STEP), STEP), (0,), ONE)
     cache.reserve(ONE, STEP + 1)
-    assert cache.view(ONE, 1).slots == 2 * STEP
+    assert cache.view(ONE, 1).seen.columns == 2 * STEP
 
 
 def test_a_commit_beyond_the_capacity_changes_nothing(cache):
@@ -157,7 +157,7 @@ def test_lanes_grow_together_and_change_places():
             cache.begin(SLABS, lanes, 4)
             for slab in SLABS:
                 start = cache.lengths[lane]
-                cache.arrays(slab, lanes, 0, 4)[0][0, :, start : start + 4] = value + slab + step
+                cache.arrays(slab, lanes, range(0), 4)[0][0, :, start : start + 4] = value + slab + step
             cache.commit(lane, [0, 1, 2, 3])
     cache.swap(0, 2)
     assert cache.lengths == [164, 84, 4]
@@ -178,12 +178,12 @@ def test_a_cache_shrinks_to_short_texts_and_forgets_long_ones(cache):
     for _ in range(36):
         write(cache, 8, 20)
         cache.commit(0, [0, 1, 2, 3, 4, 5, 6, 7])
-    assert cache.view(ONE, 1).slots == 5 * STEP
+    assert cache.view(ONE, 1).seen.columns == 5 * STEP
     cache.shrink(3 * STEP)  # more than half of it
-    assert cache.view(ONE, 1).slots == 5 * STEP
+    assert cache.view(ONE, 1).seen.columns == 5 * STEP
     cache.rewind(0, 4)
     cache.shrink(4)
-    assert cache.view(ONE, 1).slots == STEP
+    assert cache.view(ONE, 1).seen.columns == STEP
     assert cache.lengths == [4]
     write(cache, 2, 50)
     cache.commit(0, [0, 1])
@@ -192,7 +192,7 @@ def test_a_cache_shrinks_to_short_texts_and_forgets_long_ones(cache):
     write(cache, 8, 60)
     cache.commit(0, range(8))
     cache.reserve(ONE, 200)  # grows again, over what was there
-    assert not slots(cache, cache.view(ONE, 1).slots)[..., 14:].any()
+    assert not slots(cache, cache.view(ONE, 1).seen.columns)[..., 14:].any()
 
 
 def test_texts_longer_than_what_is_left_are_forgotten():
@@ -226,7 +226,7 @@ def test_memory_is_made_ready_in_parts_before_it_is_needed():
     while not cache.prepare(0, 700, in_time):
         calls += 1
         assert len(touched) == min(3 * calls, 44)
-        assert cache.view(ONE, 1).slots == STEP
+        assert cache.view(ONE, 1).seen.columns == STEP
     slot = 2 * LAYERS * HEADS * HEAD_DIM
     assert sum(touched) == (12 * STEP - STEP) * slot
     assert max(touched) == 16 * slot

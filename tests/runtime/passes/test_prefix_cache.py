@@ -60,12 +60,12 @@ def test_a_full_cache_holds_its_capacity(cache):
 
 def test_graphs_see_the_slots_in_use(cache):
     cache.commit(0, [2, 1])
-    assert cache.view(ONE, 3) == (2, 5, (2,), ONE)
-    np.testing.assert_array_equal(cache.arrays(3, ONE, 2, 1)[0][:, 0], cache.scratch[3, [2, 1]])
+    assert cache.view(ONE, 3) == ((range(2), 5), (2,), ONE)
+    np.testing.assert_array_equal(cache.arrays(3, ONE, range(2), 1)[0][:, 0], cache.scratch[3, [2, 1]])
 
 
 def test_what_a_graph_writes_is_what_a_commit_keeps(cache):
-    cache.arrays(1, ONE, 0, 2)[1][...] = -1
+    cache.arrays(1, ONE, range(0), 2)[1][...] = -1
     cache.commit(0, [0])
     assert (cache.slots[1, :1] == -1).all()
     assert (cache.slots[0, :1] >= 0).all()
@@ -101,7 +101,7 @@ def test_lanes_that_run_together_fill_a_bucket(several, together, places):
         several.commit(lane, range(2 + lane % 2))
     view = several.run(range(together), 2)
     assert view.places == places
-    assert view.first == (view.slots,) * len(places)
+    assert view.first == (len(view.seen.slots),) * len(places)
     several.commit(1, [0])
     several.commit(0, [1])
     several.run(range(together), 1)
@@ -136,12 +136,12 @@ def test_what_is_not_finite_is_seen_by_nobody_else(several):
     several.commit(0, range(4))
     cache, nan = several.cache, np.full((4, 1, 3, 5), np.nan, np.float32)
     for slab in range(4):
-        several.memory.write(cache.arrays(slab, range(1), 4, 4)[0], nan)
+        several.memory.write(cache.arrays(slab, range(1), range(4), 4)[0], nan)
     cache.swap(0, 2)
     cache.rewind(2, 0)
     several.held = [[] for _ in several.held]
     for lanes in (range(3), range(2, 3), range(5)):
-        several.memory.slots_in_view = lambda cached, capacity: capacity
+        several.memory.slots_in_view = lambda first, cached, capacity: range(capacity)
         several.run(lanes, 1)
 
 

@@ -364,7 +364,7 @@ def test_after_a_long_text_short_ones_cost_what_they_cost_before(load):
     assert again.token_ids == alone(engine, [8, 9], SamplingParams(3, ignore_eos=True), None)
     assert engine.generate([5, 6], SamplingParams(3, ignore_eos=True)).token_ids == expected[:3]
     batches = [group._batch for group in lanes.groups if group._batch]
-    assert min(batch.kv.view(range(1), 1).slots for batch in batches) == 64
+    assert min(batch.kv.view(range(1), 1).seen.columns for batch in batches) == 64
 
 
 def test_a_batch_that_idles_gives_its_memory_to_requests_that_run(load):
