@@ -31,6 +31,7 @@ from firp.runtime.tuning.parity import NEAR_TIE
 
 DISTINCT = 200  # requests that are drawn from, so that each is decoded alone only once
 SCRIPTS = 12  # conversations likewise
+PATIENCE_S = 3600  # for a request: this process may be stopped for a while
 GROWTH = 2.0  # % of resident memory over the second half, at most
 OPTIONS = EngineOptions(max_batch=8, max_queue=32, prefix_bytes=64 << 20)
 
@@ -97,7 +98,7 @@ class Soak:
             for started in running:
                 self.check(*started)
             for talk in self.talks:
-                talk.result(300)
+                talk.result(PATIENCE_S)
 
     def one(self) -> list[tuple[int, int, Handle]]:
         """Submit a random request; return its number with each sample's, and their handles."""
@@ -124,7 +125,7 @@ class Soak:
 
     def check(self, number: int, sample: int, handle: Handle) -> None:
         """Compare a finished request with the same one alone."""
-        result = handle.result(300)
+        result = handle.result(PATIENCE_S)
         self.ended[result.finish_reason] += 1
         alone = self.drawn[number].samples[sample]
         for place, (got, wanted) in enumerate(zip(result.token_ids, alone.tokens, strict=False)):

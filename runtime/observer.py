@@ -1,7 +1,7 @@
 """What an engine tells whoever watches it: requests and steps, as they happen.
 
-In: events of the engine's thread. Out: nothing; an observer must be quick. What it raises is logged,
-and harms nobody.
+In: events of the engine's thread, and `submitted` of the caller's. Out: nothing; an observer must be
+quick, and wait for nothing of the engine, nor close it. What it raises is logged, and harms nobody.
 """
 
 import logging

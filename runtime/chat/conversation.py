@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from firp.runtime.arguments import PATH, checked, whole
 from firp.runtime.chat.messages import check_messages
-from firp.runtime.errors import ContextFullError
+from firp.runtime.errors import ContextFullError, SessionBusyError
 from firp.runtime.loop.generation import Chunk, Stats
 from firp.runtime.passes.request import Request
 from firp.runtime.sampling import SamplingParams
@@ -116,7 +116,8 @@ class Conversation:
 
         An answer that the caller stops listening to, or cancels, stays as far as it came; a turn
         that is still open is ended first. Raises FirpError at once, and keeps nothing, for what
-        cannot be answered: ContextFullError where the conversation has become too long.
+        cannot be answered: ContextFullError where the conversation has become too long,
+        SessionBusyError where another thread is in it.
         """
         self._end_turn()
         messages = [*self.messages, {"role": "user", "content": text}]
@@ -132,7 +133,11 @@ class Conversation:
 
     def _end_turn(self) -> None:
         if self._turn is not None:
-            self._turn.close()
+            try:
+                self._turn.close()
+            except ValueError as error:  # of a generator that another thread runs
+                fix = "make a conversation for each caller"
+                raise SessionBusyError("the conversation answers another caller", fix=fix) from error
             self._turn = None
 
     def _request(self, messages: Sequence[Mapping[str, Any]]) -> Request:

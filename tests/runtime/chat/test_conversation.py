@@ -7,7 +7,8 @@ from support.chat_bundles import add_chat, small_chat_bundle, small_tokenizer
 
 from firp.runtime.chat.messages import check_messages
 from firp.runtime.engine import Engine
-from firp.runtime.errors import BundleError, ContextFullError, FirpError, PromptError
+from firp.runtime.errors import BundleError, ContextFullError, FirpError, PromptError, SessionBusyError
+from firp.runtime.loop.generation import Chunk, Stats
 from firp.runtime.passes.batch import Batch
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.tree import DRAFTERS, TreeConfig
@@ -206,6 +207,27 @@ def test_what_cannot_be_answered_is_not_kept(demo):
     with pytest.raises(PromptError, match="bad content of message 1"):
         conversation.send(5)
     assert conversation.messages == []
+
+
+def test_a_second_thread_in_a_conversation_is_told(small, monkeypatch):
+    conversation = small("llama").conversation(SamplingParams(4))
+    inside, go_on = threading.Event(), threading.Event()
+
+    def stream(*_, **__):
+        inside.set()
+        assert go_on.wait(20)
+        yield Chunk([5], "x", "length", Stats(1))
+
+    monkeypatch.setattr(conversation._decoder, "stream", stream)
+    turn = conversation.send("a")
+    other = threading.Thread(target=list, args=(turn,))
+    other.start()
+    assert inside.wait(20)
+    with pytest.raises(SessionBusyError, match="another caller"):
+        conversation.send("b")
+    go_on.set()
+    other.join()
+    assert [message["content"] for message in conversation.messages] == ["a", "x"]
 
 
 def test_a_bundle_that_cannot_chat_says_so(demo_engine, family_bundle):
