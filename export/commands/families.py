@@ -107,7 +107,7 @@ _ADDING = (
     "",
     "## A new family of known parts",
     "",
-    "It is a recipe of at most ten lines, and no other file: GGUF files are not read until",
+    "It is a recipe of at most ten lines, and this page written anew: GGUF files are not read until",
     "`export/sources/gguf/architectures.py` knows them, and random models are made once",
     "`tests/support/family_models.py` says its sizes. North Micro's text model is Command R7B's with rope in",
     "halves and of each kind of layers; this made it a family:",
