@@ -8,7 +8,8 @@ taking turns, every process warm and only one of them at work.
 The peers are installed into environments of their own below --work, llama.cpp compiled for this
 processor, and the model is brought into their formats; both happen once. What cannot be installed or
 does not take the model is named, and left out. A bundle is decoded plainly and, if it has a tree,
-with the tree that `firp tune` chose. A prompt's "id" begins with its kind, as in "summary:12".
+with the tree that `firp tune` chose, under its guard. A prompt's "id" begins with its kind, as in
+"summary:12".
 
 Lines of what was measured are kept in WORK/NAME/lines.jsonl, so that a run that was stopped goes on,
 and more turns or bundles can be added; the tables in results/NAME.md are of all lines there. Delete

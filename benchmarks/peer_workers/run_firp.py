@@ -1,6 +1,4 @@
-"""Decodes with firp, for `peers.py`: plainly, and with the tree that `firp tune` chose, whether or
-not it found that drafting pays.
-"""
+"""Decodes with firp, for `peers.py`: plainly, and as a user does after `firp tune`, under guard."""
 
 import numpy as np
 from protocol import in_turns, serve
@@ -17,12 +15,11 @@ class Firp:
     def __init__(self, model, threads):
         options = EngineOptions(max_batch=1, prefix_bytes=0)
         self.engine = Engine.load(model, threads=threads, options=options)
-        self.ways = ("plain", "drafted") if self.engine.best_tree else ("plain",)
+        self.ways = ("plain", "drafted") if self.engine.tree else ("plain",)
 
     def generate(self, ids, tokens, way, emit):
         params = SamplingParams(tokens, ignore_eos=True)
-        drafts = {"plain": True} if way == "plain" else {"tree": self.engine.best_tree}
-        for chunk in self.engine.stream(ids, params, **drafts):
+        for chunk in self.engine.stream(ids, params, plain=way == "plain"):
             emit(chunk.token_ids)
         other = [0 if ids[0] else 1] * 3  # the cache must not hold what is asked next
         self.engine.generate(other, SamplingParams(1), plain=True)
