@@ -24,6 +24,7 @@ EXTRAS = {
     "matplotlib": ("profile", "export"),
     "polygraphy": ("profile",),
     "fastapi": ("serve",),
+    "pydantic": ("serve",),
     "uvicorn": ("serve",),
     "prometheus_client": ("serve",),
     "ray": ("ray",),

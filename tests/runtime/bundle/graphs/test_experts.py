@@ -44,7 +44,7 @@ def first_rows(bundle, count):
     file = bundle / "more.onnx"
     onnx.save(graph, file)
     feeds = {
-        tensor.name: np.zeros(tensor.sizes({"B": 1, "T": count, "P": 0}), np.float32)
+        tensor.name: np.zeros(tensor.sizes({"B": 1, "T": count, "P": 0, "W": 0}), np.float32)
         for tensor in spec.inputs
     }
     feeds["input_ids"] = np.arange(3, 3 + count)[None]
