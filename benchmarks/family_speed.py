@@ -232,7 +232,7 @@ def prepared(shop: Workshop, shape: Shape, lines: Lines) -> None:
     def make(folder: Path) -> None:
         make_checkpoint(folder, shape.config, "float32")
         make_tokenizer(folder, shape.config["vocab_size"])
-        if shape.config["model_type"] == "gpt_oss":
+        if shape.config.get("model_type") == "gpt_oss":
             make_small_experts(folder)
 
     model = shop.made("model", make)

@@ -30,15 +30,17 @@ class FirpDrafter:
         self._greedy = greedy
         self._guesses: Guesses | None = None  # of the row accepted last
 
-    def propose(self, sequence: Sequence, session: Session, max_depth: int) -> Proposal:
+    def propose(self, sequence: Sequence, session: Session | None, max_depth: int) -> Proposal:
         tree = self.draft(sequence, session, max_depth)
         return self.with_sources(tree, max_depth)
 
-    def draft(self, sequence: Sequence, session: Session, max_depth: int) -> DraftTree:
+    def draft(self, sequence: Sequence, session: Session | None, max_depth: int) -> DraftTree:
         """The tree alone."""
         if max_depth < 1:
             return root_only(sequence.root)
-        guesses = session.draft(self.offsets) if self.draft_pass else self._guesses
+        guesses = self._guesses
+        if self.draft_pass:
+            guesses = session.draft(self.offsets) if session else None
         if guesses is None:
             return root_only(sequence.root)
         correction = self._correction

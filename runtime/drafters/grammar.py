@@ -33,7 +33,7 @@ class GrammarDrafter:
         self._config = tree
         self._walk = walk
 
-    def propose(self, sequence: Sequence, session: Session, max_depth: int) -> Proposal:
+    def propose(self, sequence: Sequence, session: Session | None, max_depth: int) -> Proposal:
         proposal = self._drafter.propose(sequence, session, max_depth)
         context = Context(sequence.tokens, [])
         tree = self._within(

@@ -26,9 +26,9 @@ class Drafter(Protocol):
 
     prompt_offsets: int  # pseudo rows that ride with the last row of the prompt; 0: none
 
-    def propose(self, sequence: Sequence, session: Session, max_depth: int) -> Proposal:
+    def propose(self, sequence: Sequence, session: Session | None, max_depth: int) -> Proposal:
         """The tree for the sequence's root, no node deeper than `max_depth`, which may be 0. It may
-        run a draft pass in the session.
+        run a draft pass in the session; None: it runs none.
         """
 
     def observe(self, accepted: list[int], result: Pass) -> None:

@@ -44,7 +44,7 @@ class LookupDrafter:
         self._places: list[Place] = []  # of the last proposal
         self._rates = MatchRates()
 
-    def propose(self, sequence: Sequence, session: Session, max_depth: int) -> Proposal:
+    def propose(self, sequence: Sequence, session: Session | None, max_depth: int) -> Proposal:
         return Proposal(self.draft(sequence, max_depth))
 
     def draft(self, sequence: Sequence, max_depth: int) -> DraftTree:

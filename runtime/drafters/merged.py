@@ -22,7 +22,7 @@ class MergedDrafter:
         self._lookup = lookup
         self.prompt_offsets = firp.prompt_offsets
 
-    def propose(self, sequence: Sequence, session: Session, max_depth: int) -> Proposal:
+    def propose(self, sequence: Sequence, session: Session | None, max_depth: int) -> Proposal:
         drafted = self._firp.draft(sequence, session, max_depth)
         copied = self._lookup.draft(sequence, max_depth)
         config = self._firp.config

@@ -12,7 +12,7 @@ class PlainDrafter:
 
     prompt_offsets = 0
 
-    def propose(self, sequence: Sequence, session: Session, max_depth: int) -> Proposal:
+    def propose(self, sequence: Sequence, session: Session | None, max_depth: int) -> Proposal:
         return Proposal(root_only(sequence.root))
 
     def observe(self, accepted: list[int], result: Pass) -> None:

@@ -65,12 +65,13 @@ class Decoding:
         decode = None if every_row else (last,)
         return PassPlan(chain(tokens), sources, offsets, decode, self._logits or every_row, prompt=True)
 
-    def propose(self) -> PassPlan:
-        """The tree to verify next. It may run a draft pass."""
+    def propose(self, draft_pass: bool = True) -> PassPlan:
+        """The tree to verify next. draft_pass: whether it may run one."""
         if not self._drafts:
             return self.plain()
         # a step emits one token more than it accepts
-        proposal = self.drafter.propose(self.sequence, self.session, self.sequence.remaining - 1)
+        session = self.session if draft_pass else None
+        proposal = self.drafter.propose(self.sequence, session, self.sequence.remaining - 1)
         return PassPlan(*proposal, bring_logits=self._logits)
 
     def plain(self) -> PassPlan:

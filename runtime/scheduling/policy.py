@@ -18,9 +18,10 @@ from firp.runtime.trees.tree import draft_sources, merge_trees, root_only
 SMOOTHING = 0.2  # weight of the last step in an average
 OUTLIER = 1.2  # averages that a step counts for at most: in some of them, a cache is laid out anew
 TRUST = (0.3, 1.5)  # accepted over promised drafts of a request, as far as it is believed
-MARGIN = 1.1  # what drafts must win by the table: it knows neither this batch nor what making them costs
+MARGIN = 1.1  # what drafts must win by the table, which knows others' batches, not this one
 CAUTION = 3.0  # of guards of batches, where rows are dear: there is less to win than alone
-MOST_REST = 16  # steps without drafts, where those that were made lately were worth no row
+MOST_REST = 16  # steps without drafts, where those that were made lately were worth no row ...
+WASTE = 0.01  # ... and as many more as keep making them in vain below this share of the time
 STEP = 64  # cached tokens that the table is asked for alike: a step asks for dozens of passes
 
 
@@ -35,6 +36,7 @@ class Policy:
         self._judges: dict[int, _Judge] = {}  # of 2, 3 to 4, 5 to 8 ... sequences
         self._plain_ms: dict[int, float] = {}  # of a step, an average, by number of sequences
         self._drafted_ms: dict[int, float] = {}
+        self._made = False  # whether drafts were made for this step of several sequences
 
     def plain_ms(self, batch: int) -> float:
         """Milliseconds of a plain step of so many sequences, as far as known; 0: not known."""
@@ -44,19 +46,20 @@ class Policy:
         """What each of the jobs runs next. hurried: a prompt waits for the rest of the step, whose pieces
         are worth more than drafts: the longer a pass of them, the less of it each token takes.
         """
+        self._made = False
         if not any(job.drafts for job in jobs):
             return [job.decoding.plain() for job in jobs]
         guard = self._guard(jobs)
         if hurried or (guard and not (guard.drafts and self._comparable(jobs))):
             return _plain(jobs)
         if guard is None or len(jobs) == 1 or self._latency is None:
-            return [job.decoding.propose() for job in jobs]
+            return [_proposal(job, len(jobs)) for job in jobs]
         judge = self._judge(jobs)
         if judge.rests():
             return _plain(jobs)
-        plans = [job.decoding.propose() for job in jobs]
-        rows = self._worth(jobs, plans)
-        judge.proposed(rows)
+        self._made = True
+        plans = [_proposal(job, len(jobs)) for job in jobs]
+        rows = self._worth(jobs, plans, judge.making_ms)
         return [_cut(plan, rows) if job.guard else plan for job, plan in zip(jobs, plans, strict=True)]
 
     def _guard(self, jobs: Sequence[Job]) -> Guard | None:
@@ -74,10 +77,10 @@ class Policy:
         """Whether a drafted step can be judged: the first one of so many sequences is plain."""
         return len(jobs) == 1 or len(jobs) in self._plain_ms
 
-    def _worth(self, jobs: Sequence[Job], plans: Sequence[PassPlan]) -> int:
+    def _worth(self, jobs: Sequence[Job], plans: Sequence[PassPlan], making_ms: float) -> int:
         """Rows of each sequence that give the most tokens a millisecond; 1: plain. A pass is as wide as its
         longest tree, so the likeliest nodes of all trees are compared row by row of all of them: what
-        fits beside another's node costs nothing.
+        fits beside another's node costs nothing. making_ms: what it takes to make such plans.
         """
         batch = len(jobs)
         cached = round(sum(job.decoding.session.length for job in jobs) / batch / STEP) * STEP
@@ -90,7 +93,7 @@ class Policy:
         for rows in range(2, 2 + max(map(len, likely))):
             tokens += sum(values[rows - 2] for values in likely if len(values) > rows - 2)
             sources = max(min(rows, len(plan.sources)) * plan.offsets for plan in plans)
-            rate = tokens / self._pass_ms(batch, rows, sources, cached)
+            rate = tokens / (making_ms + self._pass_ms(batch, rows, sources, cached))
             if rate > best_rate:
                 best, best_rate = rows, rate
         return best
@@ -128,6 +131,8 @@ class Policy:
         if hurried or guard is None or not any(job.drafts for job in jobs):
             return
         unit = 1.0 if batch == 1 else self._plain_ms[batch]
+        if self._made:
+            self._judge(jobs).made(plain, drafting_ms, self._plain_ms[batch])
         if plain:
             guard.plain_step(pass_ms / unit, drafting_ms / unit)
         else:
@@ -139,6 +144,7 @@ class _Judge:
 
     def __init__(self):
         self.guard = Guard(CAUTION)
+        self.making_ms = 0.0  # of the drafts of a step, an average
         self._resting = 0  # steps for which no drafts are made, for making them takes time too
         self._next_rest = 1
 
@@ -147,16 +153,23 @@ class _Judge:
         self._resting -= 1
         return self._resting >= 0
 
-    def proposed(self, rows: int) -> None:
-        """Take note of how many rows of each sequence drafts were worth; 1: none."""
-        worthless = rows == 1
-        self._resting = self._next_rest if worthless else 0
-        self._next_rest = min(2 * self._next_rest, MOST_REST) if worthless else 1
+    def made(self, in_vain: bool, ms: float, plain_ms: float) -> None:
+        """Take note of drafts that took so long to make. in_vain: they were worth no row."""
+        self.making_ms += SMOOTHING * (min(ms, OUTLIER * self.making_ms or ms) - self.making_ms)
+        self._resting = max(self._next_rest, round(self.making_ms / (WASTE * plain_ms))) if in_vain else 0
+        self._next_rest = min(2 * self._next_rest, MOST_REST) if in_vain else 1
 
 
 def _plain(jobs: Sequence[Job]) -> list[PassPlan]:
     """A step without drafts, but of jobs whose tree was given."""
-    return [job.decoding.plain() if job.guard else job.decoding.propose() for job in jobs]
+    return [job.decoding.plain() if job.guard else _proposal(job, len(jobs)) for job in jobs]
+
+
+def _proposal(job: Job, batch: int) -> PassPlan:
+    """Its drafts. A draft pass is one for each sequence, which never pays beside others that share the
+    pass that verifies: there it is run only for a tree that was given.
+    """
+    return job.decoding.propose(draft_pass=batch == 1 or job.guard is None)
 
 
 def fitting(plans: list[PassPlan], rows: int, num_predictors: int) -> list[PassPlan]:

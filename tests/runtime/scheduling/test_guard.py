@@ -57,7 +57,7 @@ class Job:
         self.decoding = self
         self._drafts, self._sequence = drafts, sequence
 
-    def propose(self):
+    def propose(self, draft_pass=True):
         return PassPlan(*self._drafts.propose(self._sequence, None, 8))
 
     def plain(self):

@@ -36,7 +36,7 @@ class Job:
         rows = len(probabilities) + 1
         tree = chain([1] * rows)._replace(probabilities=[1.0, *probabilities])
         self.decoding = SimpleNamespace(
-            propose=lambda: PassPlan(tree),
+            propose=lambda draft_pass: PassPlan(tree),
             plain=lambda: PassPlan(root_only(1)),
             session=SimpleNamespace(length=100),
         )
@@ -98,7 +98,7 @@ def test_a_tree_is_cut_to_its_likeliest_nodes():
     jobs = [Job([]), Job([])]
     for job in jobs:
         job.drafts = True
-        job.decoding.propose = lambda: PassPlan(tree, (0, 1), 3)
+        job.decoding.propose = lambda draft_pass: PassPlan(tree, (0, 1), 3)
     for plan in judging(replace(TABLE, batches=(steep,))).plans(jobs):
         assert plan.tree.tokens == [1, 7]
         assert (plan.sources, plan.offsets) == ((0, 1), 3)
@@ -135,7 +135,7 @@ def test_drafts_that_are_worth_nothing_are_made_ever_more_seldom():
     promising = [Job([0.95, 0.9]) for _ in range(8)]
     policy, made = judging(TABLE), []
     worthless = PassPlan(chain([1, 1])._replace(probabilities=[1.0, 0.2]))
-    jobs[0].decoding.propose = lambda: made.append(1) or worthless
+    jobs[0].decoding.propose = lambda draft_pass: made.append(1) or worthless
     for _ in range(100):
         plans = policy.plans(jobs)
         policy.observe(jobs, plans, [1] * 8, 0.0, 10.0)
@@ -143,6 +143,48 @@ def test_drafts_that_are_worth_nothing_are_made_ever_more_seldom():
     waited = next(step for step in range(100) if rows(policy, promising) == [3] * 8)
     assert waited <= 16
     assert rows(policy, promising) == [3] * 8
+
+
+@pytest.mark.parametrize("making_ms", [0.1, 1.0, 20.0])
+def test_making_drafts_in_vain_takes_about_a_hundredth_of_the_time_at_most(making_ms):
+    """A plain step takes 10 ms, and the first drafts of all cost what they cost."""
+    jobs, spent, judges = [Job([0.2]) for _ in range(8)], 0.0, judging(TABLE)
+    worthless, made = jobs[0].decoding.propose(False), []
+    jobs[0].decoding.propose = lambda draft_pass: made.append(making_ms) or worthless
+    for _ in range(4000):
+        before = len(made)
+        plans = judges.plans(jobs)
+        drafting_ms = making_ms * (len(made) - before)
+        judges.observe(jobs, plans, [1] * 8, drafting_ms, 10.0)
+        spent += drafting_ms
+    assert 0 < spent <= making_ms + 0.012 * 4000 * 10
+
+
+def test_what_drafts_cost_to_make_is_what_they_must_win():
+    """By the table two rows of eight sequences take 20 ms, one 14."""
+    jobs, policy = [Job([0.9, 0.3]) for _ in range(8)], judging(TABLE)
+    assert rows(policy, jobs) == [2] * 8
+    for _ in range(10):
+        policy.observe(jobs, policy.plans(jobs), [2] * 8, 0.1, 20.0)
+    assert rows(policy, jobs) == [2] * 8
+    policy = judging(TABLE)
+    policy.observe(jobs, policy.plans(jobs), [2] * 8, 30.0, 20.0)
+    assert rows(policy, jobs) == [1] * 8
+
+
+def test_a_draft_pass_is_run_for_one_sequence_alone_or_for_a_tree_that_was_given():
+    asked = []
+
+    def propose(draft_pass):
+        asked.append(draft_pass)
+        return PassPlan(root_only(1))
+
+    jobs = [Job([0.9]), Job([0.9], guarded=False)]
+    for job in jobs:
+        job.decoding.propose = propose
+    Policy(None).plans(jobs[:1])
+    Policy(None).plans(jobs)
+    assert asked == [True, False, True]
 
 
 def test_a_tree_that_was_given_is_drafted_to_the_end():
