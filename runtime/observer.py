@@ -1,7 +1,8 @@
 """What an engine tells whoever watches it: requests and steps, as they happen.
 
 In: events of the engine's thread, and `submitted` of the caller's. Out: nothing; an observer must be
-quick, and wait for nothing of the engine, nor close it. What it raises is logged, and harms nobody.
+quick, and wait for no request. `Engine.close` returns at once there, and takes effect after the step.
+What it raises is logged, and harms nobody.
 """
 
 import logging

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from firp.runtime.drafters.guard import Guard
 from firp.runtime.drafters.interface import Drafter
 from firp.runtime.drafters.plain import PlainDrafter
+from firp.runtime.errors import FirpError, foreign_errors
 from firp.runtime.loop.decode import Step, StepTimes
 from firp.runtime.loop.decoding import Decoding
 from firp.runtime.loop.generation import Chunk
@@ -60,9 +61,12 @@ class Job:
 
     @property
     def why_to_end(self) -> str | None:
-        """Why it should end before its text does: "cancelled" or "deadline"."""
-        if self.handle.cancelled or (self._cancel is not None and self._cancel.is_set()):
-            return "cancelled"
+        """Why it should end before its text does: "cancelled" or "deadline". Raises FirpError where the
+        caller's `cancel` fails, as an event does whose process has ended.
+        """
+        with foreign_errors(lambda reason: FirpError("cancel fails", got=reason)):
+            if self.handle.cancelled or (self._cancel is not None and self._cancel.is_set()):
+                return "cancelled"
         late = self._deadline is not None and time.perf_counter() >= self._deadline
         return "deadline" if late else None
 

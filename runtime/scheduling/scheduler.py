@@ -98,8 +98,11 @@ class Scheduler:
 
     def _end_those_that_should(self) -> None:
         for job in [*self.waiting, *self._jobs.values()]:
-            if reason := job.why_to_end:
-                self._end(job, reason)
+            try:
+                if reason := job.why_to_end:
+                    self._end(job, reason)
+            except FirpError as error:
+                self._fail(job, error)
         self.waiting = deque(job for job in self.waiting if not job.handle.done)
 
     def _admit(self) -> None:

@@ -50,6 +50,7 @@ class Worker:
         self._mailbox: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self._submitting = False  # whether the thread that has the lock submits
         self._error: str | None = None  # what its thread died of
         self._thread = threading.Thread(target=self._run, name="firp-engine", daemon=True)
         self._started = False
@@ -87,16 +88,26 @@ class Worker:
             if not self._started:
                 self._thread.start()
                 self._started = True
-            self._totals.submitted(name)
             self._mailbox.append(job)
             self._changed.notify()
+            self._submitting = True
+            try:
+                self._totals.submitted(name)
+            except BaseException:  # Ctrl-C: its caller will have no handle
+                job.handle.cancel()
+                raise
+            finally:
+                self._submitting = False
 
     def close(self, timeout: float | None = None) -> None:
-        """End all requests, and the thread; waits for the step that runs now."""
+        """End all requests, and the thread; waits for the step that runs now, but not where an observer
+        calls it: the thread waits for that one.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify()
-        if self._started and threading.current_thread() is not self._thread:
+            awaited = self._submitting or threading.current_thread() is self._thread
+        if self._started and not awaited:
             self._thread.join(timeout)
 
     def leave(self) -> None:
