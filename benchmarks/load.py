@@ -189,12 +189,17 @@ def _together(peer: Peer, lines: Lines, pool: Pool, asked: Asked, clients: int, 
         line = {"what": "together", "name": named(peer, way), "job": str(clients), "turn": turn}
         if lines.has(**line):
             continue
+        before = {}
         if peer.label.startswith(FIRP):
             pool.ask(peer, call="forget")
+            before = pool.ask(peer, call="counts")
         question = {"prompts": asked.prompts, "tokens": asked.tokens, "clients": clients}
         found = pool.ask(peer, **question, way=way)
+        if before:
+            after = pool.ask(peer, call="counts")
+            found["counts"] = {name: after[name] - before[name] for name in before}
         lines.add(**line, versions=pool.versions(peer), **found)
-        if peer.label.startswith(FIRP):
+        if before:
             _differences(peer, lines, pool, asked, line, found["token_ids"])
 
 

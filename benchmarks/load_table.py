@@ -12,6 +12,7 @@ from table import Result
 
 Line = dict[str, Any]
 NOTES = (
+    "A step without drafts is the same pass, drafted or plain. "
     "A client asks for its next answer when the last one is whole. tokens/s and the rest are end to end, "
     "prompts included. A drafted step brings several tokens at once: time is between steps.",
     "Each is configured for as many requests at once as there are clients at most: firp by max_batch, "
@@ -54,6 +55,7 @@ def _together(result: Result, runs: dict[tuple[str, int], list[Line]], requests:
         "clients",
         "tokens/s",
         "over plain, same turn",
+        "steps; of a request's, those with drafts",
         f"over clients = {fewest}",
         "ms between tokens: p50, p99",
         "first token, ms: p50",
@@ -77,6 +79,7 @@ def _together(result: Result, runs: dict[tuple[str, int], list[Line]], requests:
             clients,
             spread([rate(line) for line in found], ".0f"),
             spread(over, ".2f") if over else NONE,
+            _steps(found),
             f"{np.median([rate(line) for line in found]) / np.median([rate(line) for line in one]):.2f}"
             if one
             else NONE,
@@ -84,6 +87,16 @@ def _together(result: Result, runs: dict[tuple[str, int], list[Line]], requests:
             f"{1e3 * np.median(firsts):,.0f}",
             _same(found, runs.get((name.removesuffix(DRAFTED), fewest), [])),
         )
+
+
+def _steps(found: list[Line]) -> str:
+    """Of one turn on average, as firp counts them."""
+    if "counts" not in found[0]:
+        return NONE
+    counts = {name: sum(line["counts"][name] for line in found) for name in found[0]["counts"]}
+    tokens = sum(len(ids) for line in found for ids in line["token_ids"])
+    share = counts["drafted"] / (tokens - counts["accepted"])
+    return f"{counts['steps'] / len(found):.0f}; {share:.0%}"
 
 
 def _same(found: list[Line], one: list[Line]) -> str:

@@ -49,6 +49,13 @@ class Firp:
             handle.result()
         return {}
 
+    def counts(self):
+        """So far: steps, sequences that had drafts in one, and drafts that were accepted."""
+        stats = self.engine.stats()
+        drafted = sum(by_depth.get(1, 0) for by_depth in stats.drafted.values())
+        accepted = sum(sum(by_depth.values()) for by_depth in stats.accepted.values())
+        return {"steps": stats.steps, "drafted": drafted, "accepted": accepted}
+
     def alone(self, ids, token_ids):
         """Where tokens leave those of the same prompt alone and plain, and how near another pick was."""
         params = SamplingParams(len(token_ids), ignore_eos=True)
