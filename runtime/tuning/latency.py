@@ -144,11 +144,13 @@ def _worth_measuring(session: Session, counts: list[int], depth: int) -> tuple[i
 
 
 def undisturbed(grid: Sequence[Sequence[float]]) -> Grid:
-    """[contexts, rows] ms, by ascending contexts: a pass after fewer cached tokens takes no longer than
-    after more, and where it did, the machine had something else to do for as long as that context was
-    measured.
+    """[contexts, rows] ms, both ascending: a pass of fewer rows, or after fewer cached tokens, takes no
+    longer than another, and where it did, the machine had something else to do meanwhile.
     """
-    return tuple(map(tuple, np.minimum.accumulate(np.array(grid)[::-1])[::-1].tolist()))
+    times = np.array(grid)[::-1, ::-1]
+    for axis in (0, 1):
+        times = np.minimum.accumulate(times, axis)
+    return tuple(map(tuple, times[::-1, ::-1].tolist()))
 
 
 def median_ms(times: list[float]) -> float:

@@ -121,7 +121,11 @@ def promising_chains(latency: LatencyTable, num_predictors: int, cached: float) 
     if not num_predictors:
         return copied
     drafted = [TreeConfig(CHAIN, 1 + num_predictors, sources, least=least) for sources in (0, 1, 2)]
-    both = [TreeConfig(CHAIN, 8, sources, drafters=DRAFTERS, least=least) for sources in (0, 1, 2)]
+    both = [
+        TreeConfig(CHAIN, rows, sources, drafters=DRAFTERS, least=least)
+        for rows in LOOKUP_ROWS[1:]
+        for sources in (0, 1, 2)
+    ]
     return copied + drafted + both
 
 

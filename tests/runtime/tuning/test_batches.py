@@ -63,5 +63,10 @@ def test_sequences_are_measured_together(family_bundle, monkeypatch):
     assert min(ms for batch in found for times in (*batch.lower_ms, *batch.upper_ms) for ms in times) > 0
 
 
-def test_what_was_slower_after_fewer_tokens_was_disturbed():
-    assert undisturbed([[21.0, 3.0], [12.0, 5.0], [13.0, 4.0]]) == ((12.0, 3.0), (12.0, 4.0), (13.0, 4.0))
+def test_what_was_slower_after_fewer_tokens_or_of_fewer_rows_was_disturbed():
+    assert undisturbed([[21.0, 23.0], [12.0, 25.0], [13.0, 24.0]]) == (
+        (12.0, 23.0),
+        (12.0, 24.0),
+        (13.0, 24.0),
+    )
+    assert undisturbed([[5.0, 9.0, 4.0, 6.0]]) == ((4.0, 4.0, 4.0, 6.0),)
