@@ -105,23 +105,35 @@ def _kinds(result: Result, turns: dict[str, list[Line]]) -> None:
 
 
 def _gains(result: Result, turns: dict[str, list[Line]]) -> None:
-    """Drafted over plain, the same prompts in the same turn."""
+    """Drafted over plain, the same prompts in the same turn; and of all their tokens together, by the time
+    that they took.
+    """
     drafted = [name for name in turns if name.endswith(DRAFTED)]
     if not drafted:
         return
     kinds = sorted({kind_of(line) for name in drafted for line in prompts_of(turns[name])})
     table = result.table(
-        "Drafted over plain, pairs of one prompt in one turn (median, quartiles)", "", "all", *kinds
+        "Drafted over plain, pairs of one prompt in one turn (median, quartiles)",
+        "",
+        "all tokens by all their time",
+        "all",
+        *kinds,
     )
     for name in drafted:
-        plain = {
-            (line["job"], line["turn"]): rate(line) for line in prompts_of(turns[name.removesuffix(DRAFTED)])
-        }
+        plain = {(line["job"], line["turn"]): line for line in prompts_of(turns[name.removesuffix(DRAFTED)])}
+        pairs = [
+            (line, plain[line["job"], line["turn"]])
+            for line in prompts_of(turns[name])
+            if (line["job"], line["turn"]) in plain
+        ]
         gains = defaultdict(list)
-        for line in prompts_of(turns[name]):
-            gains[kind_of(line)].append(rate(line) / plain.get((line["job"], line["turn"]), math.nan))
+        for line, other in pairs:
+            gains[kind_of(line)].append(rate(line) / rate(other))
         everything = [gain for kind in gains.values() for gain in kind]
-        table.add(name, *(spread(group, ".2f") for group in (everything, *(gains[kind] for kind in kinds))))
+        together = [sum(decoding(line) for line in side) for side in zip(*pairs, strict=True)]
+        shown = f"{together[1] / together[0]:.2f}" if pairs else NONE
+        groups = (everything, *(gains[kind] for kind in kinds))
+        table.add(name, shown, *(spread(group, ".2f") for group in groups))
 
 
 def prompts_of(lines: list[Line]) -> list[Line]:
@@ -135,8 +147,12 @@ def kind_of(line: Line) -> str:
 
 def rate(line: Line) -> float:
     """Tokens a second of decoding, the first token not counted."""
-    seconds = line["seconds"]
-    return (len(seconds) - 1) / (seconds[-1] - seconds[0])
+    return (len(line["seconds"]) - 1) / decoding(line)
+
+
+def decoding(line: Line) -> float:
+    """Seconds from the first token to the last."""
+    return line["seconds"][-1] - line["seconds"][0]
 
 
 def spread(values: Iterable[float], shown: str) -> str:

@@ -314,7 +314,16 @@ def test_peers_take_turns_and_are_compared(table, firp_peer, peer_lines, tmp_pat
     assert comparison.absent == {}
     assert [row[0] for row in summary.rows] == ["firp demo", "firp demo, drafted"]
     assert [line["turn"] for line in lines.all if line["what"] == "turn"] == [0, 0, 1, 1]
-    assert [row[0] for row in gains.rows] == ["firp demo, drafted"]
+    ((name, together, *_),) = gains.rows
+    plain, drafted = (
+        sum(
+            line["seconds"][-1] - line["seconds"][0]
+            for line in lines.all
+            if line["what"] == "turn" and line["name"] == way
+        )
+        for way in ("firp demo", "firp demo, drafted")
+    )
+    assert (name, together) == ("firp demo, drafted", f"{plain / drafted:.2f}")
     assert "onnxruntime" in result.notes[-1]
 
 
@@ -340,6 +349,7 @@ def test_requests_that_run_together_are_measured_and_told(table, demo_bundle, pe
     report(result, lines.all, 4, 8)
     together, arrival = result.tables
     assert "4 requests of 8 new tokens, median of 1 turns" in together.caption
+    assert [row[4].partition("; ")[2] for row in together.rows][:2] == ["0%", "0%"]
     assert [row[:2] for row in together.rows] == [
         *(("firp demo", 1), ("firp demo", 3), ("firp demo, drafted", 1), ("firp demo, drafted", 3))
     ]
