@@ -17,6 +17,7 @@ from firp.runtime.chat.messages import is_messages
 from firp.runtime.errors import FirpError, PromptError
 from firp.runtime.grammar.compiler import GrammarCompiler
 from firp.runtime.loop.text import encode_text
+from firp.runtime.loop.text_limit import TextLimit
 from firp.runtime.passes.request import Request, check_prompt
 from firp.runtime.sampling import SamplingParams
 
@@ -31,6 +32,7 @@ class Requests:
         self.bundle = bundle
         self.tokenizer = tokenizer
         self.model = bundle.manifest.model
+        self._limit = TextLimit(tokenizer, self.model.max_position_embeddings) if tokenizer else None
         self._added_tokens = tokenizer.get_added_tokens_decoder() if tokenizer else {}
 
     @functools.cached_property
@@ -40,7 +42,7 @@ class Requests:
         """
         files, folder = self.bundle.manifest.files, self.bundle.path
         return ChatEncoder.from_files(
-            lambda name: (folder / name).read_bytes() if name in files else None, self.tokenizer
+            lambda name: (folder / name).read_bytes() if name in files else None, self.tokenizer, self._limit
         )
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -72,6 +74,7 @@ class Requests:
             raise PromptError("empty prompt", got="''", expected="at least one character")
         if self.tokenizer is None:
             raise PromptError("the bundle has no tokenizer", got="a text prompt", expected="input_ids")
+        self._limit.check(prompt)
         return encode_text(self.tokenizer, prompt)
 
     @functools.cached_property

@@ -13,21 +13,28 @@ from firp.runtime.chat.messages import check_messages
 from firp.runtime.chat.template import ChatTemplate
 from firp.runtime.errors import PromptError
 from firp.runtime.loop.text import encode_text
+from firp.runtime.loop.text_limit import TextLimit
 
 
 class ChatEncoder:
     """A chat template with its tokenizer. `ends`: the tokenizer's own end-of-sequence token, which
-    ends an answer beside those of generation_config.json.
+    ends an answer beside those of generation_config.json. limit: of texts; None: there is none.
     """
 
-    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer):
+    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer, limit: TextLimit | None = None):
         self.template = template
         self._tokenizer = tokenizer
+        self._limit = limit
         end = tokenizer.token_to_id(template.eos_token) if template.eos_token else None
         self.ends = frozenset(() if end is None else (end,))
 
     @classmethod
-    def from_files(cls, read: Callable[[str], bytes | None], tokenizer: Tokenizer | None) -> "ChatEncoder":
+    def from_files(
+        cls,
+        read: Callable[[str], bytes | None],
+        tokenizer: Tokenizer | None,
+        limit: TextLimit | None = None,
+    ) -> "ChatEncoder":
         """read: the content of a bundle's file by its name, None where it has no such file. Raises
         PromptError where messages cannot be encoded, for want of a template or a tokenizer, and
         BundleError for a template that is none.
@@ -39,7 +46,7 @@ class ChatEncoder:
                 f"the bundle has no {missing}", got="messages", fix="give a text, or export an instruct model"
             )
         template.check()
-        return cls(template, tokenizer)
+        return cls(template, tokenizer, limit)
 
     def encode(
         self,
@@ -54,5 +61,7 @@ class ChatEncoder:
         text = self.template.render(
             checked, tools, add_generation_prompt=add_generation_prompt, **checked.variables
         )
+        if self._limit is not None:
+            self._limit.check(text)
         # the template writes the special tokens itself
         return encode_text(self._tokenizer, text, add_special_tokens=False)

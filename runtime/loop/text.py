@@ -42,7 +42,8 @@ def encode_text(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True
     """
     check_text(text)
     with foreign_errors(lambda reason: PromptError("the tokenizer fails on this prompt", got=reason)):
-        return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        # as a batch, since other threads run beside that: a text of megabytes takes seconds
+        return tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
 
 def encode_texts(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from firp.runtime.engine import Engine
@@ -111,7 +110,9 @@ _TEXT = _Kind(read_completion, CompletionAnswer, "cmpl", "text_completion", "pro
 
 async def _complete(service: ServedEngine, body: Common, http: Request, kind: _Kind) -> Response:
     model = service.check_model(body.model)
-    asked = await run_in_threadpool(kind.read, body, service)
+    asked = await service.read(kind.read, body, http)
+    if asked is None:  # nobody is there
+        return Response(status_code=499)
     answer_id = f"{kind.prefix}-{uuid.uuid4().hex}"
     http.scope["answer_id"] = answer_id  # for the log
     usage = body.stream_options is not None and body.stream_options.include_usage

@@ -91,6 +91,12 @@ class GateMiddleware:
             await self._app(scope, receive, send)
             return
         answer = _Answer(scope, send, self._gate.settings.send_timeout_s)
+        try:
+            await self._pass(scope, receive, answer)
+        except _HungClientError:  # without a whole answer uvicorn closes the connection
+            logger.warning("%s its client reads nothing", scope["request_id"])
+
+    async def _pass(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         path = _path(scope)
         if not path.startswith("/v1/"):
             await self._app(scope, receive, answer.send)
@@ -103,8 +109,6 @@ class GateMiddleware:
         except ApiError as error:
             refused = error
             await answer.refuse(error)
-        except _HungClientError:  # without a whole answer uvicorn closes the connection
-            logger.warning("%s its client reads nothing", scope["request_id"])
         finally:
             self._gate.open_requests -= 1
             answer.log()

@@ -5,8 +5,8 @@ In: token ids and sampling params. Out: handles, which are cancelled when their 
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -15,11 +15,14 @@ from starlette.requests import Request
 from firp.runtime.chat.tool_calls import ToolFamily, tool_family
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
+from firp.runtime.loop.text_limit import TextLimit
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.scheduling.handle import Handle
 from firp.runtime.serving.api.token_text import TokenText
 from firp.runtime.serving.errors import ApiError, context_error, engine_error
 from firp.runtime.serving.settings import ServerSettings
+
+_LARGE_BYTES = 65536  # of a request's body: a text of so many is tokenized in a tenth of a second
 
 
 class ServedEngine:
@@ -31,7 +34,9 @@ class ServedEngine:
         self.names = settings.served_model_name or (engine.bundle.path.resolve().name,)
         self.created = int(engine.bundle.path.stat().st_mtime)
         self.tokens = TokenText(engine.tokenizer) if engine.tokenizer else None
+        self.limit = TextLimit(engine.tokenizer, engine.context) if engine.tokenizer else None
         self.handles: set[Handle] = set()
+        self._large = asyncio.Semaphore(1)
 
     def check_model(self, name: str | None) -> str:
         """The name that an answer carries. Raises ApiError for that of another model."""
@@ -62,6 +67,16 @@ class ServedEngine:
         if len(prompt) + (asked or 1) > context:
             raise context_error(context, len(prompt), asked or 1, param)
         return asked or min(context - len(prompt), most or context, self.settings.default_max_tokens)
+
+    async def read(self, read: Callable[[Any, "ServedEngine"], Any], body: Any, request: Request) -> Any:
+        """What a request's body asks for, by `read`, in a thread; None where its client has left. Large
+        ones wait for each other, since tokenizing takes a hundred times their memory, and seconds.
+        """
+        large = len(await request.body()) > _LARGE_BYTES
+        async with self._large if large else nullcontext():
+            if large and await request.is_disconnected():
+                return None
+            return await run_in_threadpool(read, body, self)
 
     async def submit(
         self,

@@ -82,6 +82,7 @@ def _tokens(prompt: str | list[int], service: ServedEngine) -> list[int]:
     if service.engine.tokenizer is None:
         raise ApiError(400, "The model has no tokenizer: send token ids.", "prompt", "invalid_value")
     try:
+        service.limit.check(prompt)
         return encode_text(service.engine.tokenizer, prompt)
     except FirpError as error:
         raise engine_error(error, "prompt") from error

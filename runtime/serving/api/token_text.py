@@ -4,11 +4,12 @@ In: a tokenizer, token ids. Out: the bytes that each token writes; alone they ma
 character.
 """
 
-import functools
 import json
 import re
 
 from tokenizers import Tokenizer
+
+from firp.runtime.loop.byte_level import byte_of_character
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -30,20 +31,10 @@ class TokenText:
             return self._added[token].encode()
         piece = self._tokenizer.id_to_token(token) or ""
         if self._byte_level:
-            return bytes(_byte_of_character().get(character, 63) for character in piece)
+            return bytes(byte_of_character().get(character, 63) for character in piece)
         found = _BYTE.fullmatch(piece)
         return bytes([int(found[1], 16)]) if found else piece.replace("▁", " ").encode()
 
     def text_of(self, token: int) -> str:
         """The token as text; bytes that are no character alone come out as U+FFFD."""
         return self.bytes_of(token).decode("utf-8", "replace")
-
-
-@functools.cache
-def _byte_of_character() -> dict[str, int]:
-    """The bytes that characters of a byte-level vocabulary stand for: printable ones for themselves,
-    the others for those from U+0100 on, in order.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

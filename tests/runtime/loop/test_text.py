@@ -154,7 +154,7 @@ class Failing:
     def __init__(self, error):
         self.error = error
 
-    def encode(self, _, add_special_tokens):
+    def encode_batch_fast(self, _, add_special_tokens):
         raise self.error
 
     def decode(self, _, skip_special_tokens):
