@@ -17,18 +17,18 @@ from firp.runtime.bundle.dtypes import DTYPES
 from firp.runtime.bundle.format import Manifest
 from firp.runtime.bundle.graph_spec import PREFIX, TensorSpec
 from firp.runtime.bundle.model_config import ModelConfig
-from firp.runtime.bundle.precision import BLOCK, BLOCKS4, BLOCKS8, FINE_ROWS, OFFSET_BLOCKS4, ROWS
+from firp.runtime.bundle.precision import BLOCK, BLOCKS4, BLOCKS8, DIGITS, FINE_ROWS, OFFSET_BLOCKS4, ROWS
 from firp.runtime.bundle.weight_table import head_name, layer_shapes, weight_shapes
 
 _EXPERT = ".experts."  # in the names of their weights
 # of a value of a quantized weight, with its share of what a block has: a scale, and a zero point of as
-# many bits as the value; and an offset
+# many bits as the value; and digits of an offset
 _VALUE_BYTES = {
     ROWS: 1.0,
     FINE_ROWS: 1.0,
     BLOCKS8: 1 + 5 / BLOCK,
     BLOCKS4: (1 + 1 / BLOCK) / 2 + 4 / BLOCK,
-    OFFSET_BLOCKS4: (1 + 1 / BLOCK) / 2 + 8 / BLOCK,
+    OFFSET_BLOCKS4: (1 + DIGITS / BLOCK) * ((1 + 1 / BLOCK) / 2 + 4 / BLOCK),
 }
 
 

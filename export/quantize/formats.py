@@ -8,8 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from firp.runtime.bundle.graphs.builder import ACTIVATION_LEVELS, FINER
-from firp.runtime.bundle.precision import BLOCK, BLOCKS8, FINE_ROWS, FORMATS4, ROW_FORMATS
+from firp.runtime.bundle.graphs.products import ACTIVATION_LEVELS, FINER
+from firp.runtime.bundle.precision import (
+    BLOCK,
+    BLOCKS4,
+    BLOCKS8,
+    DIGITS,
+    FINE_ROWS,
+    FORMATS4,
+    ROW_FORMATS,
+    digit_blocks,
+)
 
 _LEVELS = 127  # of int8, on either side of zero
 _NIBBLE = 15
@@ -26,7 +35,7 @@ class Integers(NamedTuple):
     # because ONNX Runtime, where it turns weights to uint8, gives a weight without any one for all
     # blocks, which DequantizeLinear refuses.
     zero_point: np.ndarray | None = None
-    offset: np.ndarray | None = None  # as scale; None: 0
+    offset: np.ndarray | None = None  # as scale; None: 0; stored as digits
 
     def values(self) -> np.ndarray:
         """What it stands for, [out, in] f32."""
@@ -38,6 +47,40 @@ class Integers(NamedTuple):
         if self.offset is not None:
             blocks += self.offset[:, None]
         return blocks.reshape(self.weight.shape).T
+
+
+def with_digits(integers: Integers) -> Integers:
+    """A weight whose offsets are more inputs, as it is stored: for each digit an input for each block of
+    the weight, in blocks of their own. A digit is the nearest to what those before it leave, which is at
+    most half a step of its own.
+    """
+    own = len(integers.offset)
+    left = np.zeros((-(-own // BLOCK) * BLOCK, integers.offset.shape[1]), np.float32)
+    left[:own] = integers.offset
+    parts = [integers]
+    for _ in range(DIGITS):
+        digit = quantize(left.T, BLOCKS4)
+        left = left - digit.values().T
+        parts.append(digit)
+    return Integers(*(np.concatenate(side) for side in zip(*(part[:3] for part in parts), strict=True)))
+
+
+def digits(stored: Integers) -> list[Integers]:
+    """The digits that a weight is stored with, each [in / BLOCK, out], filled up with zeros to blocks."""
+    each = digit_blocks(len(stored.scale))
+    first = len(stored.scale) - DIGITS * each
+    places = [slice(start, start + each) for start in range(first, len(stored.scale), each)]
+    return [
+        Integers(stored.weight[at.start * BLOCK : at.stop * BLOCK], stored.scale[at], stored.zero_point[at])
+        for at in places
+    ]
+
+
+def without_digits(stored: Integers) -> Integers:
+    """The weight that is stored with digits, whose offsets are what these say."""
+    own = len(stored.scale) - DIGITS * digit_blocks(len(stored.scale))
+    offset = sum(digit.values().T for digit in digits(stored))[:own]
+    return Integers(stored.weight[: own * BLOCK], stored.scale[:own], stored.zero_point[:own], offset)
 
 
 def quantize(weight: np.ndarray, form: str) -> Integers:

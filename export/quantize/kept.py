@@ -75,12 +75,12 @@ def kept_integers(weight: Weight, tensors: dict[str, TensorRecord]) -> Integers:
 
 def _split(scales: np.ndarray, minima: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Minima of blocks as zero points and offsets. The zero point is the nearest, so that little is
-    left to the offset: integers are multiplied with rounded activations, and err by as much as they are
-    large. It is 0 where no zero point is near, or where float32 does not hold what is left.
+    left to the offset, whose digits err by as much as it is large. It is 0 where float32 does not hold
+    what is left.
     """
     with np.errstate(all="ignore"):  # a scale may be 0
         zeros = np.rint(-minima / scales)
-    zeros = np.where((zeros >= 0) & (zeros < _VALUES), zeros, 0)
+    zeros = np.clip(np.nan_to_num(zeros, nan=0), 0, _VALUES - 1)
     left = minima + zeros * scales.astype(np.float64)
     zeros = np.where(left == left.astype(np.float32), zeros, 0)
     return zeros.astype(np.uint8), (minima + zeros * scales.astype(np.float64)).astype(np.float32)

@@ -1,9 +1,8 @@
 """The tensors of a quantized bundle, one weight of the checkpoint in memory at a time.
 
 In: a checkpoint and a `Plan`. Out: `Output`s, and the record for the manifest. A matrix NAME becomes
-NAME.weight and NAME.scale, with NAME.zero_point where it has blocks, NAME.offset where these have
-offsets, and NAME.smoothing where its inputs are smoothed, which no graph reads: with it the weight can be
-compared with the model's.
+NAME.weight and NAME.scale, with NAME.zero_point where it has blocks, and NAME.smoothing where its inputs
+are smoothed, which no graph reads: with it the weight can be compared with the model's.
 """
 
 import functools
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from firp.export.quantize.formats import Integers, bits_of, quantize
+from firp.export.quantize.formats import Integers, bits_of, quantize, with_digits
 from firp.export.quantize.plan import Plan
 from firp.export.quantize.smoothing import column_factors, norm_divisors, row_divisors
 from firp.export.sources.checkpoint import Checkpoint, Weight
@@ -24,10 +23,10 @@ from firp.runtime.bundle.precision import (
     ROWS,
     LinearFormat,
     Quantization,
+    stored_inputs,
 )
 
 _TABLES = ("embed_tokens", "lm_head")
-_IN_FLOATS = ("scale", "offset")
 
 
 def quantized_outputs(checkpoint: Checkpoint, plan: Plan) -> list[Output]:
@@ -89,20 +88,18 @@ def matrix(
     """The tensors of one matrix, shape [out, in]. Its integers are made when the first is written, and
     forgotten with the last.
     """
-    out, size = shape
+    out, size = shape[0], stored_inputs(shape[1], form)
     made: list[Integers] = []
     scales = (out,) if form in ROW_FORMATS else (size // BLOCK, out)
     parts = {"weight": (size, out), "scale": scales}
     if form not in ROW_FORMATS:
         parts["zero_point"] = scales
-    if form == OFFSET_BLOCKS4:
-        parts["offset"] = scales
 
     def chunks(part: str) -> Iterator[np.ndarray]:
         if part == "weight":
-            made.append(integers())
+            made.append(with_digits(integers()) if form == OFFSET_BLOCKS4 else integers())
         values = getattr(made[0], part)
-        if part in _IN_FLOATS:
+        if part == "scale":
             values = values if divisors is None else values / divisors
             yield np.ascontiguousarray(values, np.float32).reshape(-1)
         else:
@@ -111,7 +108,7 @@ def matrix(
             made.clear()
 
     for part, size_of in parts.items():
-        dtype = None if part in _IN_FLOATS else bits_of(form)
+        dtype = None if part == "scale" else bits_of(form)
         yield Output(f"{name}.{part}", size_of, functools.partial(chunks, part), dtype)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from firp.export.families.names import PLAIN
-from firp.export.quantize.formats import Integers
+from firp.export.quantize.formats import Integers, digits, without_digits
 from firp.export.quantize.gptq import MOST_STEPS
 from firp.export.quantize.smoothing import row_divisors
 from firp.export.sources.checkpoint import Checkpoint, Weight
@@ -29,6 +29,7 @@ from firp.runtime.bundle.precision import (
 )
 
 _HALF = 0.501  # of a step: what rounding to the nearest may move a value, and float32 beside it
+_WITH_ROUNDING = 0.9  # of a digit's step, which may be no more than what float32 rounds of a value
 _COLUMNS = 1 << 22  # values that are compared at a time
 
 
@@ -83,25 +84,26 @@ class StoredWeights:
 
     def distances(self) -> Iterator[tuple[str, float, float]]:
         """Of each weight its name, the most steps of its grid that a value lies from the checkpoint's,
-        and the most that it may.
+        and the most that it may. Of an offset the steps are those of its last digit.
         """
         for weight in dict.fromkeys(self._weight_of.values()):
             name = weight.name.removesuffix(".weight")
             form = self._linears[name]
             integers, (row, column) = self._integers(weight), self._factors(weight)
             own = read_array(weight, self._checkpoint.tensors)
+            grid = self._grid(weight)
             worst = 0.0
             for start in range(0, len(own), step := max(1, _COLUMNS // own.shape[1])):
                 rows = slice(start, start + step)
-                scale = integers.scale[..., rows].T
-                scale = scale[:, None] if form.format in ROW_FORMATS else np.repeat(scale, BLOCK, 1)
                 there = own[rows].astype(np.float64) * column / row[rows, None]
-                off = np.abs(_outputs(integers, rows).values() - there)
+                off = np.abs(_in_doubles(_outputs(integers, rows)).values() - there)
                 with np.errstate(divide="ignore"):
-                    steps = np.divide(off, scale, out=np.zeros_like(off), where=off > 0)
+                    steps = np.divide(off, grid[:, rows].T, out=np.zeros_like(off), where=off > 0)
                 worst = max(worst, float(np.max(steps)))
-            compensated = form.format == BLOCKS4 and not form.kept
-            yield name, worst, 0.0 if form.kept else _HALF + (MOST_STEPS if compensated else 0)
+            if form.kept:
+                yield name, worst, _WITH_ROUNDING if form.format == OFFSET_BLOCKS4 else 0.0
+            else:
+                yield name, worst, _HALF + (MOST_STEPS if form.format == BLOCKS4 else 0)
 
     def _factors(self, weight: Weight) -> tuple[np.ndarray, np.ndarray]:
         """What rows [out] were divided by, and columns [in] multiplied with."""
@@ -114,20 +116,33 @@ class StoredWeights:
             np.ones(size) if column is None else column.astype(np.float64),
         )
 
+    def _grid(self, weight: Weight) -> np.ndarray:
+        """The step of each value's grid, [in, out], or [1, out] of rows; 0 where a digit says nothing."""
+        form, stored = self._linears[weight.name.removesuffix(".weight")].format, self._stored(weight)
+        if form in ROW_FORMATS:
+            return stored.scale[None]
+        if form != OFFSET_BLOCKS4:
+            return np.repeat(stored.scale, BLOCK, 0)
+        last = digits(stored)[-1]
+        says = (last.weight.reshape(len(last.scale), BLOCK, -1) != last.zero_point[:, None]).any(1)
+        return np.repeat(np.where(says, last.scale, 0), BLOCK**2, 0)[: weight.shape[1]]
+
     def _integers(self, weight: Weight) -> Integers:
+        stored = self._stored(weight)
+        form = self._linears[weight.name.removesuffix(".weight")].format
+        return without_digits(stored) if form == OFFSET_BLOCKS4 else stored
+
+    def _stored(self, weight: Weight) -> Integers:
         name = weight.name.removesuffix(".weight")
         out, size = weight.shape
         form = self._linears[name].format
         values, scale = self._array(f"{name}.weight"), self._array(f"{name}.scale")
         if form in ROW_FORMATS:
             return Integers(values.reshape(size, out), scale)
-        blocks = (size // BLOCK, out)
-        scale = scale.reshape(blocks)
         zero = self._array(f"{name}.zero_point")
         if form in FORMATS4:
             values, zero = _unpacked(values), _unpacked(zero)
-        offset = self._array(f"{name}.offset").reshape(blocks) if form == OFFSET_BLOCKS4 else None
-        return Integers(values.reshape(size, out), scale, zero.reshape(blocks), offset)
+        return Integers(*(side.reshape(-1, out) for side in (values, scale, zero)))
 
     def _array(self, name: str) -> np.ndarray:
         record = self._records[name]

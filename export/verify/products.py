@@ -19,7 +19,7 @@ from firp.export.verify.report import Check
 from firp.runtime.backends.interface import LoadedGraphs
 from firp.runtime.backends.onnx_runtime import OnnxRuntimeBackend, OnnxRuntimeGraph
 from firp.runtime.bundle.format import Bundle
-from firp.runtime.bundle.graphs.builder import ACTIVATION_LEVELS, FINER
+from firp.runtime.bundle.graphs.products import ACTIVATION_LEVELS, FINER
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError
 
@@ -67,11 +67,11 @@ class _Product:
         self.rows = quantized.inputs[0]
         whole = self.rows.producer()
         self.fine = whole is not None and whole.op_type == "Concat"
-        sums = _only_reader(node.outputs[0]).outputs[0]
-        if self.fine:  # of the first byte's rows, and of the second's
+        last = _only_reader(_only_reader(node.outputs[0]).outputs[0])
+        if self.fine:  # of the first byte's rows, and of the second's: split, added, on the step of the row
             self.rows = whole.inputs[0].producer().inputs[0].producer().inputs[0]
-            sums = _only_reader(_only_reader(sums).outputs[0]).outputs[0]
-        last = _only_reader(_only_reader(sums).outputs[0])
+            for _ in range(3):
+                last = _only_reader(last.outputs[0])
         if quantized.op_type != "QuantizeLinear" or last.op_type != "Mul":
             raise CheckFailedError(f"not a product that firp export writes: {node.name}")
         self.weight = node.inputs[1]
@@ -135,7 +135,7 @@ def _difference(product: _Product, options: ort.SessionOptions) -> float:
         scaled = rows / step
         made = [np.rint(scaled)]
         if product.fine:
-            made.append(np.rint((scaled - made[0]) * np.float32(FINER)) / FINER)
+            made.append(np.rint((scaled - made[0]) / np.float32(1 / FINER)) / FINER)
     integers = [np.nan_to_num(each).astype(np.float64) for each in made]
     for start in range(0, weight.shape[1], _COLUMNS):
         columns = slice(start, start + _COLUMNS)

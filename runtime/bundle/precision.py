@@ -13,7 +13,8 @@ METHODS = ("int8", "int4")
 # Of one weight [out, in]. "int8 rows": one scale an output, and activations rounded to int8 row by
 # row as they come, so that a product is one of integers; of two bytes, what that leaves is rounded to
 # int8 once more, and multiplied as a row beside it. "blocks": one scale for every 32 inputs of an output;
-# "offsets": and a number that is added to the 32 values.
+# "offsets": and a number that is added to the 32 values, which is more inputs: sums of a row's blocks
+# are multiplied with a digit of it, and with the next one.
 ROWS, FINE_ROWS, BLOCKS8, BLOCKS4, OFFSET_BLOCKS4 = (
     "int8 rows",
     "int8 rows, inputs of two bytes",
@@ -25,6 +26,19 @@ FORMATS = (ROWS, FINE_ROWS, BLOCKS8, BLOCKS4, OFFSET_BLOCKS4)
 ROW_FORMATS = (ROWS, FINE_ROWS)
 FORMATS4 = (BLOCKS4, OFFSET_BLOCKS4)  # of 4 bits
 BLOCK = 32  # inputs that share a scale
+DIGITS = 2  # of 4 bits, that an offset has
+
+
+def digit_blocks(blocks: int) -> int:
+    """How many blocks of inputs one digit of the offsets takes in a weight of so many blocks, with all its
+    digits: an input for each block of the weight's own, filled up with zeros.
+    """
+    return -(-blocks // (BLOCK + DIGITS))
+
+
+def stored_inputs(size: int, form: str) -> int:
+    """The inputs of a matrix as it is stored, of `size` that the layer has."""
+    return size + DIGITS * -(-size // BLOCK**2) * BLOCK if form == OFFSET_BLOCKS4 else size
 
 
 @dataclass(frozen=True)
@@ -97,9 +111,9 @@ class Quantization:
         return all(linear.format in ROW_FORMATS for linear in self.linears.values())
 
     @property
-    def fine(self) -> frozenset[str]:
-        """Weights whose inputs have two bytes."""
-        return frozenset(name for name, linear in self.linears.items() if linear.format == FINE_ROWS)
+    def formats(self) -> dict[str, str]:
+        """The format of each weight."""
+        return {name: linear.format for name, linear in self.linears.items()}
 
     @property
     def unreached(self) -> list[str]:

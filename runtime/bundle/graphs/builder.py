@@ -5,19 +5,15 @@ holds nodes and initializers. A linear layer has a bias where the weight table h
 quantized where it holds a scale.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from firp.runtime.bundle.dtypes import rounded
+from firp.runtime.bundle.graphs.products import QuantizedProducts
 from firp.runtime.bundle.graphs.tape import FLOAT, Branch, Tape, Value
 from firp.runtime.bundle.model_config import ModelConfig
-from firp.runtime.bundle.precision import BLOCK
-
-ACTIVATION_LEVELS = 127  # int8 on either side of zero
-FINER = 2 * ACTIVATION_LEVELS  # times, that the step of the second byte is as small
-_ZERO_POINT = 128  # of activations in uint8, which ONNX Runtime multiplies with int8 weights faster
 
 
 class Weights(Protocol):
@@ -33,21 +29,21 @@ class Weights(Protocol):
 
 
 class GraphBuilder:
-    """Adds nodes to one graph; `op` returns a node's output. dtype: of what the graph computes; fine:
-    quantized layers whose inputs have two bytes.
+    """Adds nodes to one graph; `op` returns a node's output. dtype: of what the graph computes; formats:
+    of its quantized weights, by their names.
     """
 
-    def __init__(self, config: ModelConfig, dtype: str, weights: Weights, fine: Collection[str] = ()):
+    def __init__(
+        self, config: ModelConfig, dtype: str, weights: Weights, formats: Mapping[str, str] | None = None
+    ):
         self.config = config
-        self._fine = fine
         self.weights = weights
         self.dtype = dtype
         self.tape = self._whole = Tape()
         self._constants: dict[str, Value] = {}
         # whether a row must have the same bits alone and among others, as products of integers have
         self.exact_rows = "embed_tokens.scale" in weights
-        self._counted_rows: Value | None = None
-        self._zero_points: Value | None = None
+        self._products = QuantizedProducts(self, formats or {})
 
     def op(self, op_type: str, *inputs: Value, output: str | None = None, **attributes: Any) -> Value:
         """Add one node; return its only output, named `output` if given."""
@@ -75,10 +71,8 @@ class GraphBuilder:
         def some() -> Value:
             places = self.op("Transpose", self.op("NonZero", weights), perm=[1, 0])  # [m, 1]
             chosen = self.op("GatherND", rows, places)
-            outer = self._counted_rows, self._zero_points
-            self.start_rows(chosen)
-            made = make(chosen)
-            self._counted_rows, self._zero_points = outer
+            with self._products.other_rows(chosen):
+                made = make(chosen)
             share = self.op("Unsqueeze", self.op("GatherND", weights, places), self.ints([-1]))
             # ONNX Runtime adds no half types where it scatters
             changed = self.op("Add", self.op("GatherND", total, places), self.op("Mul", made, share))
@@ -142,7 +136,7 @@ class GraphBuilder:
 
     def start_rows(self, rows: Value) -> None:
         """Linear layers that follow have as many rows as `rows` [n, features]."""
-        self._counted_rows, self._zero_points = rows, None
+        self._products.start_rows(rows)
 
     def linear(self, rows: Value, name: str) -> Value:
         """Project rows [n, in] -> [n, out] by a weight [out, in], or by a quantized one [in, out]."""
@@ -200,61 +194,11 @@ class GraphBuilder:
         """rows [n, in] times a quantized weight. In a branch the weight lies there too: ONNX Runtime
         fuses, and turns to uint8 where it must, what a graph holds itself.
         """
-        parts = [f"{name}.{part}" for part in ("weight", "scale", "zero_point", "offset")]
-        weight, scale, *more = (self.weights[part] for part in parts if part in self.weights)
+        parts = [f"{name}.{part}" for part in ("weight", "scale", "zero_point")]
+        stored = [self.weights[part] for part in parts if part in self.weights]
         if self.tape is not self._whole:
-            self.tape.weights += [value.name for value in (weight, scale, *more)]
-        if len(scale.shape) == 1:
-            product = self._fine_product if name in self._fine else self._integer_product
-            return product(rows, weight, scale)
-        zero_point, *offset = more
-        blocks = self.op("DequantizeLinear", weight, scale, zero_point, axis=0, block_size=BLOCK)
-        product = self.op("MatMul", rows, blocks)
-        return self._with_offset(product, rows, *offset) if offset else product
-
-    def _with_offset(self, product: Value, rows: Value, offset: Value) -> Value:
-        """A product [n, out], and the sum of each block of a row times the offset of its weights."""
-        blocks = self.op("Reshape", rows, self.ints([-1, offset.shape[0], BLOCK]))
-        sums = self.op("ReduceSum", blocks, self.ints([-1]), keepdims=0)
-        return self.op("Gemm", sums, offset, product)
-
-    def _integer_product(self, rows: Value, weight: Value, scale: Value) -> Value:
-        """rows [n, in] f32 times weight [in, out] i8 times scale [out]. Each row is rounded to int8 on
-        a scale of its own, so its product does not depend on the others. A row of zeros has the scale
-        0: whatever it is rounded to, its product is 0.
-        """
-        if self._zero_points is None:
-            count = self.op("Shape", self._counted_rows, start=0, end=1)
-            self._zero_points = self.op("Expand", self._zero_point(), count)
-        step = self._row_steps(rows)
-        steps = self.op("Reshape", step, self.ints([-1]))
-        integers = self.op("QuantizeLinear", rows, steps, self._zero_points, axis=0)
-        sums = self.op("MatMulInteger", integers, weight, self._zero_point())
-        product = self.op("Mul", self.op("Cast", sums, to=FLOAT), step)
-        return self.op("Mul", product, scale)
-
-    def _fine_product(self, rows: Value, weight: Value, scale: Value) -> Value:
-        """The same with inputs of two bytes: what rounding leaves of a row, at most half a step, is a row
-        of its own, on a step that is FINER times as small.
-        """
-        step = self._row_steps(rows)
-        scaled = self.op("Div", rows, step)
-        whole = self.op("Round", scaled)
-        rest = self.op("Mul", self.op("Sub", scaled, whole), self.scalar(FINER))
-        both = self.op("Concat", whole, rest, axis=0)  # [2 n, in]
-        integers = self.op("QuantizeLinear", both, self.scalar(1), self._zero_point())
-        sums = self.op("Cast", self.op("MatMulInteger", integers, weight, self._zero_point()), to=FLOAT)
-        halves = self.tape.op_multi_out("Split", [sums], {"axis": 0, "num_outputs": 2}, num_outputs=2)
-        total = self.op("Add", halves[0], self.op("Mul", halves[1], self.scalar(1 / FINER)))
-        return self.op("Mul", self.op("Mul", total, step), scale)
-
-    def _row_steps(self, rows: Value) -> Value:
-        """What an integer step of each row is, [n, 1]."""
-        largest = self.op("ReduceMax", self.op("Abs", rows), self.ints([-1]), keepdims=1)
-        return self.op("Mul", largest, self.scalar(1 / ACTIVATION_LEVELS))
-
-    def _zero_point(self) -> Value:
-        return self.constant("zero_point", "uint8", np.array(_ZERO_POINT, np.uint8))
+            self.tape.weights += [value.name for value in stored]
+        return self._products.product(rows, name, *stored)
 
     def embed(self, ids: Value) -> Value:
         """Rows [B, T, D] of token ids [B, T]."""

@@ -16,11 +16,11 @@ from firp.runtime.bundle.model_config import ModelConfig
 from firp.runtime.bundle.precision import (
     BLOCK,
     FORMATS4,
-    OFFSET_BLOCKS4,
     ROW_FORMATS,
     ROWS,
     Precision,
     Quantization,
+    stored_inputs,
 )
 from firp.runtime.bundle.weight_table import DRAFT_HEAD, PREDICTORS_WEIGHT, rope_shapes, weight_shapes
 from firp.runtime.errors import BundleError
@@ -66,7 +66,7 @@ def _wanted(blueprint: Blueprint, draft_tokens: int | None) -> _Wanted:
     model, quantization = blueprint.model, blueprint.quantization
     dtype = blueprint.precision.weights
     shapes = weight_shapes(model)
-    formats = {name: linear.format for name, linear in quantization.linears.items()} if quantization else {}
+    formats = quantization.formats if quantization else {}
     if draft_tokens is not None:
         shapes[f"{DRAFT_HEAD}.weight"] = (draft_tokens, model.hidden_size)
         if "lm_head" in model.biases:
@@ -92,14 +92,12 @@ def _quantized(layer: str, shape: tuple[int, ...], form: str) -> _Wanted:
         raise BundleError(
             "bad quantization in the manifest", got=f"{layer} as {form}, {list(shape)}", fix=_AGAIN
         )
-    out, size = shape
+    out, size = shape[0], stored_inputs(shape[1], form)
     scales = (out,) if form in ROW_FORMATS else (size // BLOCK, out)
     integers = "uint4" if form in FORMATS4 else "int8"
     tensors = {f"{layer}.weight": (integers, (size, out)), f"{layer}.scale": ("float32", scales)}
     if form not in ROW_FORMATS:
         tensors[f"{layer}.zero_point"] = (integers, scales)
-    if form == OFFSET_BLOCKS4:
-        tensors[f"{layer}.offset"] = ("float32", scales)
     return tensors
 
 

@@ -37,11 +37,11 @@ def graph_files(
 ) -> Iterator[GraphFile]:
     """Every graph with a cache of this contract, and the predictors. draft_tokens: see `upper`."""
     model, layer, num_predictors, precision, quantization = blueprint
-    fine = quantization.fine if quantization else frozenset()
+    formats = quantization.formats if quantization else {}
     specs = graph_specs(model, layer, num_predictors, precision, contract)
     for name, spec in specs.items():
         used = _UsedWeights(weights)
-        builder = GraphBuilder(model, precision.compute, used, fine)
+        builder = GraphBuilder(model, precision.compute, used, formats)
         inputs = {tensor.name: Value(tensor.name) for tensor in spec.inputs}
         layers = layers_of(name, model, layer)
         if name == "predictors":
