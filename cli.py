@@ -1,8 +1,8 @@
 """The command line: a table of verbs, and `main`, which runs one.
 
-Results go to stdout, progress and messages to stderr. Exit status: 0 success, 1 a user's mistake or
-a failed check (one line, no traceback), 2 wrong usage. A command's module is imported when its verb
-is known, and nothing heavy before.
+Results go to stdout, progress and messages to stderr. Exit status: 0 success, 1 a user's mistake,
+wrong usage among them, or a failed check (one line, no traceback). A command's module is imported when
+its verb is known, and nothing heavy before.
 """
 
 import os
@@ -116,6 +116,7 @@ def _run() -> int:
     with quit_on_interrupt():
         import click
 
+        from firp.runtime.console.usage import usage_error
         from firp.runtime.errors import FirpError
         from firp.runtime.extras import missing_package
 
@@ -124,12 +125,11 @@ def _run() -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
     try:
-        group.main(standalone_mode=False)
+        group.main(prog_name="firp", standalone_mode=False)
     except FirpError as error:
         click.echo(f"error: {error}", err=True)
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        click.echo(f"error: {usage_error(error)}", err=True)
     except click.Abort as error:
         raise KeyboardInterrupt from error
     except ModuleNotFoundError as error:

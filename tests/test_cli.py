@@ -63,11 +63,14 @@ def test_a_quantized_export_says_what_it_costs_and_inspect_says_so_later(model, 
         (("--quantize-text", "text"), "go with --quantize"),
         (("--quality-limit", "3"), "go with --quantize"),
         (("--quantize", "int8", "--engine", "tensorrt"), "tensorrt does not run it"),
-        (("--quantize", "int5"), "is not one of 'none', 'int8', 'int4'"),
+        (
+            ("--quantize", "int5"),
+            "bad --quantize | got 'int5', expected one of 'none', 'int8', 'int4'. Fix: see firp export",
+        ),
     ],
 )
 def test_options_that_mean_nothing_together_are_refused(options, says, model, tmp_path):
-    assert says in fails("export", model, "-o", tmp_path / "bundle", *options, status=2)
+    assert says in fails("export", model, "-o", tmp_path / "bundle", *options)
     assert not (tmp_path / "bundle").exists()
 
 
@@ -212,18 +215,34 @@ def test_each_mistake_gets_one_line(arguments, message, model, demo_bundle, tmp_
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "line"),
     [
-        "generate x",
-        "generate x --prompt a --prompts b",
-        "export",
-        "fly",
-        "calibrate m -o p",
-        "calibrate m -o p --data a --dtype b",
+        ("generate x", "give either --prompt or --prompts. Fix: see firp generate --help"),
+        (
+            "generate x --prompt a --prompts b",
+            "give either --prompt or --prompts. Fix: see firp generate --help",
+        ),
+        ("generate x --prompt", "option '--prompt' requires an argument. Fix: see firp --help"),
+        ("generate x y", "got unexpected extra argument (y). Fix: see firp generate --help"),
+        ("generate x --logit-bias 3", "bad --logit-bias | got 3, expected ID=BIAS, an integer and a number"),
+        ("export", "missing argument 'MODEL'. Fix: see firp export --help"),
+        ("export m --foce", "no such option | got --foce, expected --force. Fix: see firp export --help"),
+        ("export m", "missing option '-o' / '--output'. Fix: see firp export --help"),
+        ("fly", "no such command 'fly'. Fix: see firp --help"),
+        ("serve b --port x", "bad --port | got 'x', expected integer. Fix: see firp serve --help"),
+        ("serve b --port -1", "bad --port | got -1, expected 0<=x<=65535. Fix: see firp serve --help"),
+        ("calibrate m -o p", "give --data, --from-model, or both. Fix: see firp calibrate --help"),
     ],
 )
-def test_wrong_usage_is_status_2(arguments):
-    fails(*arguments.split(), status=2)
+def test_wrong_usage_is_one_line_as_every_mistake(arguments, line, tmp_path):
+    assert fails(*arguments.split(), cwd=tmp_path) == f"error: {line}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_firp_alone_shows_what_there_is(tmp_path):
+    alone = firp()
+    assert (alone.returncode, alone.stderr) == (0, "")
+    assert alone.stdout == firp("--help").stdout
 
 
 @pytest.mark.parametrize("arguments", [["inspect"], ["generate", "--prompt", "x", "--max-new-tokens", "3"]])

@@ -35,7 +35,8 @@ def _biases(context: click.Context, param: click.Parameter, pairs: tuple[str, ..
     try:
         return {int(token): float(bias) for token, bias in (pair.split("=") for pair in pairs)}
     except ValueError as error:
-        raise click.BadParameter(f"got {' '.join(pairs):.60}, expected ID=BIAS...") from error
+        got = f"{' '.join(pairs):.60}"
+        raise FirpError("bad --logit-bias", got=got, expected="ID=BIAS, an integer and a number") from error
 
 
 def token_options(command: Callable) -> Callable:
@@ -93,7 +94,8 @@ def _variables(context: click.Context, param: click.Parameter, text: str | None)
     try:
         return check_variables(json.loads(text) if text is not None else None)
     except (ValueError, RecursionError) as error:
-        raise click.BadParameter(f"not JSON: {error!s:.60}") from error
+        got = f"{text:.60}: {error!s:.60}"
+        raise FirpError("bad --chat-template-kwargs", got=got, expected="a JSON object") from error
 
 
 template_option = click.option(

@@ -27,7 +27,7 @@ from firp.runtime.sampling import SamplingParams
 def chat(bundle, system, chat_template_kwargs, stop, plain, session, show_drafts, backend, **sampling):
     """Talk with BUNDLE in the terminal; what was said stays in its cache.
 
-    Ctrl-C ends an answer, Ctrl-D the conversation; /help says more. From a pipe every line is a
+    Ctrl-C ends an answer, /exit the conversation; /help says more. From a pipe every line is a
     turn.
     """
     if plain and show_drafts:

@@ -18,9 +18,10 @@ _WORD = re.compile(r"/(\w*)\s*")
 _HELP = """/reset  begin a new conversation
 /undo   take the last turn back
 /stats  what this one has cost
+/exit   end the conversation, as /quit and Ctrl-D do
 /help   these lines
 A line that ends in a backslash goes on in the next; what is pasted is one message.
-Ctrl-C ends an answer, Ctrl-D the conversation."""
+Ctrl-C ends an answer."""
 
 
 class Talk:
@@ -33,20 +34,23 @@ class Talk:
         self._context = context
         self._typed = typed
         self._show_drafts = show_drafts
+        self._ended = False
         self._words = {
             "reset": self._reset,
             "undo": self._undo,
             "stats": self._stats,
+            "exit": self._end,
+            "quit": self._end,
             "help": lambda: messages.print(_HELP),
         }
 
     def run(self) -> None:
-        """Answer until the input ends. Raises FirpError where an answer fails and nobody is there to
-        mend it.
+        """Answer until the input ends, or a word ends it. Raises FirpError where an answer fails and
+        nobody is there to mend it.
         """
         if self._typed.interactive:
-            messages.print("/help lists what can be done, Ctrl-D ends the conversation", style="dim")
-        while (text := self._next()) is not None:
+            messages.print("/help lists what can be done, /exit ends the conversation", style="dim")
+        while not self._ended and (text := self._next()) is not None:
             try:
                 self._take(text)
             except KeyboardInterrupt:  # a second Ctrl-C; the answer stays as far as it came
@@ -97,6 +101,9 @@ class Talk:
             raise KeyboardInterrupt
         if reason == "length":
             messages.print("cut: as long as --max-new-tokens or the context allows", style="dim")
+
+    def _end(self) -> None:
+        self._ended = True
 
     def _reset(self) -> None:
         self._conversation.reset()

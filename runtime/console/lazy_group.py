@@ -13,11 +13,18 @@ import click
 from firp.runtime.console.interrupts import quit_on_interrupt
 
 
+def _help_alone() -> None:
+    """Without a verb, show them."""
+    context = click.get_current_context()
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
 class LazyGroup(click.Group):
     """table: verb -> (module, help); the module holds the command under the verb's name."""
 
     def __init__(self, table: Mapping[str, tuple[str, str]], **settings: Any):
-        super().__init__(**settings)
+        super().__init__(invoke_without_command=True, callback=_help_alone, **settings)
         self.table = table
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -69,14 +69,12 @@ def wait_for(stream, text):
     raise AssertionError(f"the command ended without saying {text!r}")
 
 
-def fails(*arguments, status=1, **options):
+def fails(*arguments, **options):
     """Run, expect failure, and return the one line that says why."""
     result = firp(*arguments, **options)
-    assert result.returncode == status, result.stderr
+    assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    if status == 1:
-        assert len(lines) == 1, result.stderr
-        assert result.stderr.strip().splitlines()[-1] == lines[0], result.stderr
-        return lines[0]
-    return result.stderr
+    assert len(lines) == 1, result.stderr
+    assert result.stderr.strip().splitlines()[-1] == lines[0], result.stderr
+    return lines[0]

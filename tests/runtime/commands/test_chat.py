@@ -93,6 +93,13 @@ def test_words_in_a_pipe_and_what_the_cache_saved(bundle, engine):
     assert 0 < reused < prompt
 
 
+@pytest.mark.parametrize("word", ["/exit", "/quit"])
+def test_a_word_ends_the_conversation(word, bundle, engine):
+    result = piped(bundle, f"hi\n{word}\nagain\n", "--max-new-tokens", 8)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "".join(f"{answer}\n" for answer in answers(engine, ["hi"], 8))
+
+
 def test_drafts_are_marked(bundle, engine):
     begin = ("--chat-template-kwargs", '{"begin": "import re"}')
     result = piped(bundle, "def f(x):\n", "--max-new-tokens", 16, "--show-drafts", *begin)
@@ -183,7 +190,7 @@ def test_sigterm_ends_the_program(terminal):
 
 def test_a_bundle_without_a_template_is_one_line(demo_bundle):
     assert "the bundle has no chat template" in fails("chat", demo_bundle)
-    assert "exclude each other" in fails("chat", demo_bundle, "--plain", "--show-drafts", status=2)
+    assert "exclude each other" in fails("chat", demo_bundle, "--plain", "--show-drafts")
 
 
 def test_generate_takes_messages_and_wraps_texts(bundle, engine, tmp_path):
