@@ -81,17 +81,17 @@ def check_prompt(prompt: Sequence[int], vocab_size: int, context_tokens: int) ->
         raise PromptError("bad prompt", got=type(prompt).__name__, expected="text, or a list of token ids")
     if not ids:
         raise PromptError("empty prompt", got="0 tokens", expected="at least 1")
+    if len(ids) >= context_tokens:
+        raise ContextFullError(
+            "prompt longer than the context",
+            got=f"{len(ids)} tokens",
+            expected=f"at most {context_tokens - 1}",
+            fix="shorten the prompt",
+        )
     tokens = [token if type(token) is int else integer(token) for token in ids]
     for token, given in zip(tokens, ids, strict=True):
         if token is None or not 0 <= token < vocab_size:
             raise PromptError(
                 "token id out of range", got=f"{given!r:.60}", expected=f"0 to {vocab_size - 1}"
             )
-    if len(tokens) >= context_tokens:
-        raise ContextFullError(
-            "prompt longer than the context",
-            got=f"{len(tokens)} tokens",
-            expected=f"at most {context_tokens - 1}",
-            fix="shorten the prompt",
-        )
     return tokens

@@ -5,6 +5,7 @@ Nobody waits for a slow consumer: what it has not taken yet is kept, at most all
 """
 
 import asyncio
+import contextlib
 import functools
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -107,12 +108,16 @@ class Handle:
     async def _until(self, happened: Callable[[], bool]) -> None:
         while True:
             waiter = asyncio.Event()
-            loop = asyncio.get_running_loop()
+            wake = functools.partial(_call_in, asyncio.get_running_loop(), waiter.set)
             with self._changed:
                 if happened():
                     return
-                self._wake.append(functools.partial(_call_in, loop, waiter.set))
-            await waiter.wait()
+                self._wake.append(wake)
+            try:
+                await waiter.wait()
+            finally:  # whoever waits for a short time, again and again, leaves nothing
+                with self._changed, contextlib.suppress(ValueError):
+                    self._wake.remove(wake)
 
 
 class Following:

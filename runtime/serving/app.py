@@ -111,8 +111,8 @@ _TEXT = _Kind(read_completion, CompletionAnswer, "cmpl", "text_completion", "pro
 async def _complete(service: ServedEngine, body: Common, http: Request, kind: _Kind) -> Response:
     model = service.check_model(body.model)
     asked = await service.read(kind.read, body, http)
-    if asked is None:  # nobody is there
-        return Response(status_code=499)
+    if asked is None:
+        return _nobody()
     answer_id = f"{kind.prefix}-{uuid.uuid4().hex}"
     http.scope["answer_id"] = answer_id  # for the log
     usage = body.stream_options is not None and body.stream_options.include_usage
@@ -124,7 +124,17 @@ async def _complete(service: ServedEngine, body: Common, http: Request, kind: _K
     if body.stream:
         return _EventStream(answer, service.running(handles, http))
     async with service.running(handles, http):
-        return JSONResponse(await answer.whole())
+        try:
+            return JSONResponse(await answer.whole())
+        except ApiError:
+            if await http.is_disconnected():  # which ended it
+                return _nobody()
+            raise
+
+
+def _nobody() -> Response:
+    """An answer for the log alone: its client has left."""
+    return Response(status_code=499)
 
 
 class _EventStream(StreamingResponse):

@@ -21,6 +21,7 @@ def request(prompt, new_tokens=10, context=64, ends=frozenset()):
         ([-1], "out of range"),
         ([None], "out of range"),
         ([5] * 64, "longer than the context"),
+        ([None] * 64, "longer than the context"),  # said before any of them is looked at
     ],
 )
 def test_prompts_that_cannot_be_decoded(prompt, message):

@@ -14,6 +14,7 @@ from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.observer import NullObserver
 from firp.runtime.sampling import SamplingParams
+from firp.runtime.scheduling.handle import Handle
 from firp.runtime.scheduling.service import EngineOptions
 
 EVENTS = [name for name in vars(NullObserver) if name[0] != "_"]
@@ -88,6 +89,18 @@ def test_an_interrupt_while_a_request_is_handed_over_leaves_nothing(load):
     assert after.result(60).finish_reason == "length"
     assert engine.stats().ended == {"cancelled": 1, "length": 1}
     assert engine.generate([5], SamplingParams(2), request_id="mine").token_ids
+
+
+def test_whoever_waits_a_short_time_again_and_again_leaves_nothing():
+    handle = Handle("one")
+
+    async def poll():
+        for _ in range(5):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(handle.wait(), 0.001)
+
+    asyncio.run(poll())
+    assert handle._wake == []
 
 
 class Counting(NullObserver):

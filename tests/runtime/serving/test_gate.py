@@ -107,6 +107,14 @@ def test_more_open_requests_than_the_limit_are_turned_away():
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_cancels_its_requests(stream, url, engine, client):
+    def counted():
+        label = f'firp_http_answers_total{{path="/v1/completions",status="{200 if stream else 499}"}} '
+        return sum(float(line.removeprefix(label)) for line in metrics().splitlines() if label in line)
+
+    def metrics():
+        return client.get("/metrics").text
+
+    answers = counted()
     engine.pace_s = 5
     before = len(engine.submitted)
     host, port = url.removeprefix("http://").split(":")
@@ -115,6 +123,7 @@ def test_a_client_that_leaves_cancels_its_requests(stream, url, engine, client):
         gone.sendall(HEAD % len(body) + body)
         wait_until(lambda: len(engine.submitted) == before + 2)
     wait_until(lambda: all(one.handle.cancelled for one in engine.submitted[before:]))
+    wait_until(lambda: counted() == answers + 1)
 
 
 def test_a_client_that_reads_nothing_is_left():
