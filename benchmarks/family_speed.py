@@ -2,8 +2,8 @@
 ones, scaled to half a billion parameters or a whole one, beside onnxruntime-genai and transformers; and
 Llamas beside llama.cpp, with what more rows in a pass cost.
 
-    python benchmarks/family_speed.py --prepare [--model NAME]... [--work DIR]
-    python benchmarks/family_speed.py [--model NAME]... [--work DIR] [--turns 4]
+    python benchmarks/family_speed.py --prepare [--model NAME]... [--precision P]... [--work DIR]
+    python benchmarks/family_speed.py [--model NAME]... [--precision P]... [--work DIR] [--turns 4]
 
 --prepare writes and exports all models, which takes long and measures nothing. Then, or without it one
 model at a time: all peers take turns on one prompt, with as many threads, and its files are deleted. A run
@@ -15,7 +15,7 @@ Vocabularies are 32,000 tokens, so that layers are what is timed. The peers are 
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ from firp.runtime.machine import cores, processor
 
 CONTEXT, TOKENS = 128, 32
 ROWS = (1, 2, 4, 8, 16)
+PRECISIONS = ("float32", "int8", "int4")
 _COMMON = {
     "vocab_size": 32000,
     "max_position_embeddings": 4096,
@@ -169,12 +170,21 @@ class OnePrompt:
 @click.option(
     "--model", "names", type=click.Choice([*FAMILIES, *LLAMAS]), multiple=True, help="Only this one."
 )
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice(PRECISIONS),
+    multiple=True,
+    default=PRECISIONS,
+    show_default=True,
+    help="Of firp and onnxruntime-genai.",
+)
 @click.option("--prepare", is_flag=True, help="Write and export the models, and measure nothing.")
 @click.option("--threads", default=cores(), show_default=True)
 @click.option("--turns", default=4, show_default=True)
 @click.option("--tiny", is_flag=True, help="Tiny models of these families, to try the script.")
 @install.work_option
-def main(names, prepare, threads, turns, tiny, work):
+def main(names, precisions, prepare, threads, turns, tiny, work):
     known = shapes(tiny)
     measured = {}
     for name, shape in known.items():
@@ -183,9 +193,9 @@ def main(names, prepare, threads, turns, tiny, work):
         settings = {"config": shape.config, "threads": threads, "machine": processor()}
         lines = Lines(shop.folder / "lines.jsonl", settings)
         if (not names or name in names) and not lines.has(what="done", name=name):
-            prepared(shop, shape, lines)
+            prepared(shop, shape, lines, precisions)
             if not prepare:
-                time_it(shop, shape, lines, turns)
+                time_it(shop, shape, lines, turns, precisions)
                 for path in shop.folder.iterdir():
                     if path.is_dir() or path.suffix == ".gguf":
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -201,10 +211,12 @@ def main(names, prepare, threads, turns, tiny, work):
     (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n", "utf-8")
 
 
-def peers(shop: Workshop, shape: Shape) -> Iterator[tuple[str, Any]]:
+def peers(shop: Workshop, shape: Shape, precisions: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Labels, and what makes a peer of what was prepared, or prepares it."""
     model = shop.folder / "model"
-    for precision in ("float32", "int8", "int4") if shape.llama else ("float32", "int8"):
+    for precision in PRECISIONS if shape.llama else PRECISIONS[:2]:
+        if precision not in precisions:
+            continue
         quantize = None if precision == "float32" else precision
         yield f"firp {precision}", partial(firp_of, shop, precision, model, quantize)
         yield f"onnxruntime-genai {precision}", partial(install.genai, shop, model, precision)
@@ -224,9 +236,10 @@ def firp_of(shop: Workshop, label: str, model: Path, quantize: str | None) -> Pe
     return install.firp(shop, label, install.exported(shop, model, quantize))
 
 
-def prepared(shop: Workshop, shape: Shape, lines: Lines) -> None:
+def prepared(shop: Workshop, shape: Shape, lines: Lines, precisions: Sequence[str]) -> None:
     """Write the model, and bring it into all formats; what refuses it is said in a line."""
-    if lines.has(what="prepared", name=shape.name):
+    done = {"what": "prepared", "name": shape.name, "precisions": sorted(precisions)}
+    if lines.has(**done):
         return
 
     def make(folder: Path) -> None:
@@ -238,7 +251,7 @@ def prepared(shop: Workshop, shape: Shape, lines: Lines) -> None:
     model = shop.made("model", make)
     if shape.llama:
         shop.made("float32.gguf", lambda path: make_gguf(path, model))
-    for label, make_peer in peers(shop, shape):
+    for label, make_peer in peers(shop, shape, precisions):
         line = {"what": "absent", "name": label}
         if not lines.has(**line):
             try:
@@ -249,15 +262,15 @@ def prepared(shop: Workshop, shape: Shape, lines: Lines) -> None:
         shutil.rmtree(model)
     shutil.rmtree(shop.folder / "cache", ignore_errors=True)
     (shop.folder / "float32.gguf").unlink(missing_ok=True)
-    lines.add(what="prepared", name=shape.name)
+    lines.add(**done)
 
 
-def time_it(shop: Workshop, shape: Shape, lines: Lines, turns: int) -> None:
+def time_it(shop: Workshop, shape: Shape, lines: Lines, turns: int, precisions: Sequence[str]) -> None:
     """Let all peers of one model take turns; before and after it memory is read."""
     keep_read_speed(lines, shop.threads, 0)
     jobs = OnePrompt(shape.config["vocab_size"])
     comparison = Comparison(lines, jobs, shop.folder / "workers.log", loads=1, plain=True)
-    for label, make in peers(shop, shape):
+    for label, make in peers(shop, shape, precisions):
         if not lines.has(what="absent", name=label):
             comparison.admit(label, make)
     comparison.run(turns)
