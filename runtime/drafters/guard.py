@@ -46,6 +46,12 @@ class Guard:
         """Whether the next step drafts."""
         return self._on and self._steps != self._probe_at
 
+    @property
+    def left(self) -> float:
+        """Plain steps that drafts may still lose in all."""
+        earned = GROWTH / self._caution * self._tokens
+        return ALLOWANCE / self._caution + earned + self._saved
+
     def plain_step(self, ms: float, drafting_ms: float = 0.0) -> None:
         """Take note of a plain step. drafting_ms: spent before it on drafts that came to nothing."""
         average = self._plain_ms
@@ -99,13 +105,11 @@ class Guard:
             self._probe_wait = min(2 * self._probe_wait, PROBE_WAITS[1])
         self._steps += 1
         self._tokens += tokens
-        earned = GROWTH / self._caution * self._tokens
-        limit = min(PATIENCE + earned, MOST_PATIENCE)
-        left = ALLOWANCE / self._caution + earned + self._saved
-        if self._on and (self._lost > limit or left < 0):
+        limit = min(PATIENCE + GROWTH / self._caution * self._tokens, MOST_PATIENCE)
+        if self._on and (self._lost > limit or self.left < 0):
             self._on = False
             self._off_at = self._steps
             self._retry_at = self._steps + self._retry_wait
             self._retry_wait = min(2 * self._retry_wait, RETRY_WAITS[1])
-        elif not self._on and self._steps >= self._retry_at and left >= max(STAKE, self._cost):
+        elif not self._on and self._steps >= self._retry_at and self.left >= max(STAKE, self._cost):
             self._turn_on(max(0.0, limit - STAKE))

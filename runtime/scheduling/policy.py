@@ -59,7 +59,7 @@ class Policy:
             return _plain(jobs)
         self._made = True
         plans = [_proposal(job, len(jobs)) for job in jobs]
-        rows = self._worth(jobs, plans, judge.making_ms)
+        rows = self._worth(jobs, plans, judge)
         return [_cut(plan, rows) if job.guard else plan for job, plan in zip(jobs, plans, strict=True)]
 
     def _guard(self, jobs: Sequence[Job]) -> Guard | None:
@@ -77,25 +77,29 @@ class Policy:
         """Whether a drafted step can be judged: the first one of so many sequences is plain."""
         return len(jobs) == 1 or len(jobs) in self._plain_ms
 
-    def _worth(self, jobs: Sequence[Job], plans: Sequence[PassPlan], making_ms: float) -> int:
-        """Rows of each sequence that give the most tokens a millisecond; 1: plain. A pass is as wide as its
-        longest tree, so the likeliest nodes of all trees are compared row by row of all of them: what
-        fits beside another's node costs nothing. making_ms: what it takes to make such plans.
+    def _worth(self, jobs: Sequence[Job], plans: Sequence[PassPlan], judge: "_Judge") -> int:
+        """Rows of each sequence that give the most tokens a millisecond, making them included; 1: plain. A
+        pass is as wide as its longest tree, so the likeliest nodes of all trees are compared row by row of
+        all of them: what fits beside another's node costs nothing. No step may lose more than the guard
+        has left, if no draft is accepted: in a batch, one wide pass takes as long as several plain ones.
         """
         batch = len(jobs)
         cached = round(sum(job.decoding.session.length for job in jobs) / batch / STEP) * STEP
         likely = [
-            [job.trust * p for p in sorted(plan.tree.probabilities[1:], reverse=True)]
+            [min(job.trust * p, 1.0) for p in sorted(plan.tree.probabilities[1:], reverse=True)]
             for job, plan in zip(jobs, plans, strict=True)
         ]
-        best, best_rate = 1, MARGIN * batch / self._pass_ms(batch, 1, 0, cached)
+        plain_ms = self._pass_ms(batch, 1, 0, cached)
+        best, best_rate = 1, MARGIN * batch / plain_ms
         tokens = float(batch)
         for rows in range(2, 2 + max(map(len, likely))):
             tokens += sum(values[rows - 2] for values in likely if len(values) > rows - 2)
             sources = max(min(rows, len(plan.sources)) * plan.offsets for plan in plans)
-            rate = tokens / (making_ms + self._pass_ms(batch, rows, sources, cached))
-            if rate > best_rate:
-                best, best_rate = rows, rate
+            ms = judge.making_ms + self._pass_ms(batch, rows, sources, cached)
+            if ms > (1 + judge.guard.left) * plain_ms:
+                break
+            if tokens / ms > best_rate:
+                best, best_rate = rows, tokens / ms
         return best
 
     def _table_ms(self, batch: int, rows: int, pseudo_rows: int, cached: int) -> float:
