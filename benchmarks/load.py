@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import numpy as np
 import peer_install as install
 from load_table import report
 from peer_install import WORKERS, Absent, Peer, Workshop
@@ -45,7 +46,7 @@ class Asked(NamedTuple):
     """What all ways of decoding are asked for."""
 
     prompts: list[list[int]]
-    tokens: int
+    tokens: list[int]  # new ones, after each prompt
     clients: tuple[int, ...]
     long_prompt: list[int]  # empty: none arrives
 
@@ -63,7 +64,7 @@ class Asked(NamedTuple):
 @click.option("--clients", multiple=True, type=int, default=(1, 4, 8, 16), show_default=True)
 @click.option("--requests", default=16, show_default=True, help="Prompts, the first of the file.")
 @click.option("--longest", default=300, show_default=True, help="Tokens; prompts with more are skipped.")
-@click.option("--tokens", default=24, show_default=True, help="Generated after each prompt.")
+@click.option("--tokens", default=48, show_default=True, help="Generated after a prompt, on average.")
 @click.option("--turns", default=3, show_default=True)
 @click.option(
     "--long-prompt", default=4000, show_default=True, help="Tokens of the prompt that arrives; 0: none."
@@ -94,12 +95,12 @@ def main(
         raise click.UsageError(f"no prompt has at most {longest} tokens")
     asked = Asked(
         [short[place % len(short)] for place in range(requests)],
-        tokens,
+        lengths(requests, tokens),
         tuple(sorted(clients)),
         (short[0] * (long_prompt // len(short[0]) + 1))[:long_prompt],
     )
     shop = Workshop(work.resolve(), name, threads)
-    settings = {"prompts": str(file), "requests": requests, "longest": longest, "tokens": tokens}
+    settings = {"prompts": str(file), "requests": requests, "longest": longest, "tokens": asked.tokens}
     settings |= {"long_prompt": long_prompt, "threads": threads, "machine": processor()}
     lines = Lines(shop.folder / "lines.jsonl", settings)
     absent: dict[str, str] = {}
@@ -112,10 +113,18 @@ def main(
     with (shop.folder / "workers.log").open("ab") as log:
         measure(lines, made, asked, turns, absent, log)
     result = Result(name, f"Requests that run together, {threads} threads")
-    report(result, lines.all, requests, tokens)
+    report(result, lines.all, asked.tokens)
     for label, why in absent.items():
         result.note(f"{label} is left out: {why}")
     result.write()
+
+
+def lengths(requests: int, tokens: int) -> list[int]:
+    """New tokens of each request, from half to one and a half times as many. Requests of one length would
+    end and begin together, step by step, as those of users do not.
+    """
+    found = np.linspace(tokens / 2, tokens * 3 / 2, requests).round().astype(int)
+    return np.random.default_rng(0).permutation(found).tolist()
 
 
 def peers(
@@ -142,7 +151,7 @@ def peers(
             lambda name=name: together(install.genai(shop, model, name), "run_genai_engine.py"),
         )
     if gguf:
-        context = max(map(len, asked.prompts)) + asked.tokens
+        context = max(map(len, asked.prompts)) + max(asked.tokens)
         yield (
             f"llama.cpp {GGUF_TYPE}",
             lambda: together(install.llama_cpp(shop, gguf, GGUF_TYPE, context), "run_llama_parallel.py"),
@@ -160,7 +169,8 @@ def measure(
     lines: Lines, made: list[Peer], asked: Asked, turns: int, absent: dict[str, str], log: Any
 ) -> None:
     """Let the peers take turns."""
-    warm_up = {"prompts": asked.prompts[:4], "tokens": 4, "clients": 4}
+    first = asked.prompts[:4]
+    warm_up = {"prompts": first, "tokens": [4] * len(first), "clients": 4}
     with Pool(dict.fromkeys([peer.label for peer in made], MIB), warm_up, log) as pool:
         for turn in range(turns):
             for place, clients in enumerate(asked.clients):

@@ -22,14 +22,16 @@ NOTES = (
 )
 
 
-def report(result: Result, lines: list[Line], requests: int, tokens: int) -> None:
-    """Add the tables of these lines, how they were measured, and with which versions."""
+def report(result: Result, lines: list[Line], tokens: list[int]) -> None:
+    """Add the tables of these lines, how they were measured, and with which versions. tokens: new ones of
+    each request.
+    """
     runs = defaultdict(list)
     for line in lines:
         if line["what"] == "together":
             runs[line["name"], int(line["job"])].append(line)
     if runs:
-        _together(result, runs, requests, tokens)
+        _together(result, runs, tokens)
     arrivals = defaultdict(list)
     for line in lines:
         if line["what"] == "arrival":
@@ -45,12 +47,12 @@ def report(result: Result, lines: list[Line], requests: int, tokens: int) -> Non
     result.note("Versions: " + "; ".join(dict.fromkeys(versions)) + ".")
 
 
-def _together(result: Result, runs: dict[tuple[str, int], list[Line]], requests: int, tokens: int) -> None:
+def _together(result: Result, runs: dict[tuple[str, int], list[Line]], tokens: list[int]) -> None:
     turns = sorted({len(found) for found in runs.values()})
     fewest = min(clients for _, clients in runs)
     table = result.table(
-        f"{requests} requests of {tokens} new tokens, median of {' to '.join(map(str, turns))} turns "
-        "(lowest, highest)",
+        f"{len(tokens)} requests of {min(tokens)} to {max(tokens)} new tokens, "
+        f"median of {' to '.join(map(str, turns))} turns (lowest, highest)",
         "",
         "clients",
         "tokens/s",

@@ -333,7 +333,9 @@ def test_requests_that_run_together_are_measured_and_told(table, demo_bundle, pe
     from peer_install import Workshop, firp
 
     prompts = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
-    asked = load.Asked(prompts, 8, (1, 3), [5, 6, 7, 8] * 50)
+    tokens = load.lengths(4, 8)
+    assert sorted(tokens) == [4, 7, 9, 12]
+    asked = load.Asked(prompts, tokens, (1, 3), [5, 6, 7, 8] * 50)
     peer = load.decoding_together(
         firp(Workshop(tmp_path, "x", 1), "demo", demo_bundle), "run_firp_together.py", batch=3, max_stall=3.0
     )
@@ -346,9 +348,9 @@ def test_requests_that_run_together_are_measured_and_told(table, demo_bundle, pe
     assert len(peer_lines().all) == before
     assert list(absent) == ["firp none"]
     result = table.Result("load", "Load")
-    report(result, lines.all, 4, 8)
+    report(result, lines.all, tokens)
     together, arrival = result.tables
-    assert "4 requests of 8 new tokens, median of 1 turns" in together.caption
+    assert "4 requests of 4 to 12 new tokens, median of 1 turns" in together.caption
     assert [row[4].partition("; ")[2] for row in together.rows][:2] == ["0%", "0%"]
     assert [row[:2] for row in together.rows] == [
         *(("firp demo", 1), ("firp demo", 3), ("firp demo, drafted", 1), ("firp demo, drafted", 3))
@@ -390,7 +392,7 @@ def test_an_output_that_differs_is_told_with_its_margin(table, demo_bundle, peer
     found = {"position": 1, "margin": 2e-6, "near_tie": True}
     lines.add(what="difference", name="firp a, drafted", job="4:0", turn=0, **found)
     result = table.Result("load", "Load")
-    report(result, lines.all, 1, 2)
+    report(result, lines.all, [2])
     (together,) = result.tables
     assert [row[-1] for row in together.rows] == ["1 of 1", "0 of 1"]
     told = (

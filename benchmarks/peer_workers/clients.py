@@ -1,6 +1,6 @@
 """Clients that ask for one answer after the other, all at once; nothing but the standard library.
 
-In: prompts, how many clients. Out: token ids of every prompt, and when they came.
+In: prompts, tokens of each answer, how many clients. Out: token ids of every prompt, and when they came.
 """
 
 import time
@@ -37,12 +37,12 @@ class Clients:
         now = self._now()
         self._token_ids[number].extend(map(int, new))
         self._seconds[number].extend(now for _ in new)
-        return len(self._token_ids[number]) >= self.tokens
+        return len(self._token_ids[number]) >= self.tokens[number]
 
     def found(self):
         """Of each prompt: its token ids, when they came, and when it was asked for, in seconds. Raises
         RuntimeError where they are not as many as asked for.
         """
-        if wrong := [len(ids) for ids in self._token_ids if len(ids) != self.tokens]:
-            raise RuntimeError(f"{wrong[0]} tokens where {self.tokens} were asked for")
+        if (lengths := [len(ids) for ids in self._token_ids]) != self.tokens:
+            raise RuntimeError(f"{lengths} tokens where {self.tokens} were asked for")
         return {"token_ids": self._token_ids, "seconds": self._seconds, "asked": self._asked}

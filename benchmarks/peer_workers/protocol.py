@@ -6,7 +6,7 @@ What the peer prints goes to stderr. The worker's first line says what it loaded
 
     {"ids": [1, 2, 3], "tokens": 2, "way": "plain"} → {"token_ids": [4, 5], "seconds": [0.1, 0.2], …}
     {"score": [1, 2, 3]} → {"nats": 7.5}
-    {"prompts": [[1, 2, 3], …], "tokens": 2, "clients": 4, "way": "plain"} → {"token_ids": [[4, 5], …], …}
+    {"prompts": [[1, 2], …], "tokens": [2, …], "clients": 4, "way": "plain"} → {"token_ids": [[4, 5], …], …}
 
 where `seconds` is when each token was there, counted from the question, and `nats` the negative log
 likelihood of every token but the first; the last is asked by several clients at once

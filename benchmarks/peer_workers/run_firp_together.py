@@ -33,8 +33,8 @@ class Firp:
             thread.join()
 
     def _ask(self, clients, client, way):
-        params = SamplingParams(clients.tokens, ignore_eos=True)
         while (number := clients.following(client)) is not None:
+            params = SamplingParams(clients.tokens[number], ignore_eos=True)
             for chunk in self.engine.stream(clients.prompts[number], params, plain=way == "plain"):
                 clients.emit(number, chunk.token_ids)
 

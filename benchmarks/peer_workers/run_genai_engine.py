@@ -49,12 +49,12 @@ class GenaiEngine:
             return
         ids = np.array(clients.prompts[number], np.int32)
         options = genai.RequestOptions()
-        options.set_max_session_tokens(len(ids) + clients.tokens)
+        options.set_max_session_tokens(len(ids) + clients.tokens[number])
         request = self.engine.create_request(options=options)
         turn = genai.TurnOptions(request)
         turn.set_do_sample(False)
-        turn.set_min_generated_tokens(clients.tokens)
-        turn.set_max_generated_tokens(clients.tokens)
+        turn.set_min_generated_tokens(clients.tokens[number])
+        turn.set_max_generated_tokens(clients.tokens[number])
         running[request] = client, number
         request.begin_turn(ids, turn)
 
