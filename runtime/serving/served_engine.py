@@ -73,6 +73,8 @@ class ServedEngine:
         ones wait for each other, since tokenizing takes a hundred times their memory, and seconds.
         """
         large = len(await request.body()) > _LARGE_BYTES
+        if large:  # uvicorn stopped reading behind so much; asked, it goes on, and sees its client leave
+            await request.is_disconnected()
         async with self._large if large else nullcontext():
             if large and await request.is_disconnected():
                 return None

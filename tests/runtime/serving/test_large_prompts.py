@@ -64,6 +64,7 @@ def test_what_a_client_asked_who_has_left_is_not_tokenized(client, tokenized):
         with pytest.raises(httpx2.ReadTimeout):
             complete_once = {"json": {"prompt": LARGE}, "timeout": httpx2.Timeout(30, read=0.2)}
             client.post("/v1/completions", **complete_once)
+        wait_until(lambda: len(client.server.server_state.connections) == 1)  # the server has seen it leave
         go_on.set()
         assert first.result().status_code == 200
     wait_until(lambda: not client.server._gate.open_requests)
