@@ -89,9 +89,9 @@ class StoredWeights:
         for weight in dict.fromkeys(self._weight_of.values()):
             name = weight.name.removesuffix(".weight")
             form = self._linears[name]
-            integers, (row, column) = self._integers(weight), self._factors(weight)
+            stored, (row, column) = self._stored(weight), self._factors(weight)
+            integers, grid = _with_offsets(stored, form.format), _grid(stored, form.format, weight.shape[1])
             own = read_array(weight, self._checkpoint.tensors)
-            grid = self._grid(weight)
             worst = 0.0
             for start in range(0, len(own), step := max(1, _COLUMNS // own.shape[1])):
                 rows = slice(start, start + step)
@@ -116,21 +116,9 @@ class StoredWeights:
             np.ones(size) if column is None else column.astype(np.float64),
         )
 
-    def _grid(self, weight: Weight) -> np.ndarray:
-        """The step of each value's grid, [in, out], or [1, out] of rows; 0 where a digit says nothing."""
-        form, stored = self._linears[weight.name.removesuffix(".weight")].format, self._stored(weight)
-        if form in ROW_FORMATS:
-            return stored.scale[None]
-        if form != OFFSET_BLOCKS4:
-            return np.repeat(stored.scale, BLOCK, 0)
-        last = digits(stored)[-1]
-        says = (last.weight.reshape(len(last.scale), BLOCK, -1) != last.zero_point[:, None]).any(1)
-        return np.repeat(np.where(says, last.scale, 0), BLOCK**2, 0)[: weight.shape[1]]
-
     def _integers(self, weight: Weight) -> Integers:
-        stored = self._stored(weight)
         form = self._linears[weight.name.removesuffix(".weight")].format
-        return without_digits(stored) if form == OFFSET_BLOCKS4 else stored
+        return _with_offsets(self._stored(weight), form)
 
     def _stored(self, weight: Weight) -> Integers:
         name = weight.name.removesuffix(".weight")
@@ -148,6 +136,22 @@ class StoredWeights:
         record = self._records[name]
         count = math.prod(record.shape)
         return np.fromfile(record.file, numpy_dtype(record.dtype), count, offset=record.offset)
+
+
+def _with_offsets(stored: Integers, form: str) -> Integers:
+    """What is stored of a weight, its digits as the offsets that they say."""
+    return without_digits(stored) if form == OFFSET_BLOCKS4 else stored
+
+
+def _grid(stored: Integers, form: str, size: int) -> np.ndarray:
+    """The step of each value's grid, [size, out], or [1, out] of rows; 0 where a digit says nothing."""
+    if form in ROW_FORMATS:
+        return stored.scale[None]
+    if form != OFFSET_BLOCKS4:
+        return np.repeat(stored.scale, BLOCK, 0)
+    last = digits(stored)[-1]
+    says = (last.weight.reshape(len(last.scale), BLOCK, -1) != last.zero_point[:, None]).any(1)
+    return np.repeat(np.where(says, last.scale, 0), BLOCK**2, 0)[:size]
 
 
 def _outputs(integers: Integers, rows: slice) -> Integers:

@@ -148,7 +148,7 @@ class _Judge:
 
     def __init__(self):
         self.guard = Guard(CAUTION)
-        self.making_ms = 0.0  # of the drafts of a step, an average
+        self.making_ms = 0.0  # of the drafts of a step, an average; 0: not known yet
         self._resting = 0  # steps for which no drafts are made, for making them takes time too
         self._next_rest = 1
 
@@ -159,7 +159,8 @@ class _Judge:
 
     def made(self, in_vain: bool, ms: float, plain_ms: float) -> None:
         """Take note of drafts that took so long to make. in_vain: they were worth no row."""
-        self.making_ms += SMOOTHING * (min(ms, OUTLIER * self.making_ms or ms) - self.making_ms)
+        weight = SMOOTHING if self.making_ms else 1.0
+        self.making_ms += weight * (ms - self.making_ms)
         self._resting = max(self._next_rest, round(self.making_ms / (WASTE * plain_ms))) if in_vain else 0
         self._next_rest = min(2 * self._next_rest, MOST_REST) if in_vain else 1
 

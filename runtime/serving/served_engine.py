@@ -15,7 +15,6 @@ from starlette.requests import Request
 from firp.runtime.chat.tool_calls import ToolFamily, tool_family
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
-from firp.runtime.loop.text_limit import TextLimit
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.scheduling.handle import Handle
 from firp.runtime.serving.api.token_text import TokenText
@@ -34,7 +33,6 @@ class ServedEngine:
         self.names = settings.served_model_name or (engine.bundle.path.resolve().name,)
         self.created = int(engine.bundle.path.stat().st_mtime)
         self.tokens = TokenText(engine.tokenizer) if engine.tokenizer else None
-        self.limit = TextLimit(engine.tokenizer, engine.context) if engine.tokenizer else None
         self.handles: set[Handle] = set()
         self._large = asyncio.Semaphore(1)
 

@@ -9,6 +9,7 @@ from firp.runtime.chat.encoder import ChatEncoder
 from firp.runtime.chat.template import ChatTemplate
 from firp.runtime.errors import EngineBusyError
 from firp.runtime.loop.generation import Chunk, Generation, Stats
+from firp.runtime.loop.text import encode_text
 from firp.runtime.scheduling.statistics import EngineStats
 
 from .chat_bundles import TEMPLATE, small_tokenizer
@@ -105,6 +106,9 @@ class FakeEngine:
         self.busy = self.error = None
         self.healthy = True
         self.refusals = 0  # requests that find the queue full
+
+    def encode(self, prompt):
+        return encode_text(self.tokenizer, prompt)
 
     def stats(self):
         return EngineStats(submitted=len(self.submitted))

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from firp.runtime.chat.messages import check_messages
 from firp.runtime.chat.tool_calls import ToolFamily
 from firp.runtime.errors import FirpError
-from firp.runtime.loop.text import encode_text
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.serving.api.fields import ChatRequest, Common, CompletionRequest
 from firp.runtime.serving.api.forms import Form, chat_form, structured_form
@@ -82,8 +81,7 @@ def _tokens(prompt: str | list[int], service: ServedEngine) -> list[int]:
     if service.engine.tokenizer is None:
         raise ApiError(400, "The model has no tokenizer: send token ids.", "prompt", "invalid_value")
     try:
-        service.limit.check(prompt)
-        return encode_text(service.engine.tokenizer, prompt)
+        return service.engine.encode(prompt)
     except FirpError as error:
         raise engine_error(error, "prompt") from error
 

@@ -181,6 +181,18 @@ def test_making_drafts_in_vain_takes_about_a_hundredth_of_the_time_at_most(makin
     assert 0 < spent <= making_ms + 0.012 * 4000 * 10
 
 
+def test_drafts_that_are_dear_to_make_are_left_out_from_the_first_on():
+    """Half a plain step of 10 ms, and worth no row: they are made once in fifty steps."""
+    jobs, policy, made = [Job([0.2]) for _ in range(8)], judging(TABLE), []
+    worthless = jobs[0].decoding.propose(False)
+    jobs[0].decoding.propose = lambda draft_pass: made.append(1) or worthless
+    for _ in range(51):
+        before = len(made)
+        plans = policy.plans(jobs)
+        policy.observe(jobs, plans, [1] * 8, 5.0 * (len(made) - before), 10.0)
+    assert len(made) == 1
+
+
 def test_what_drafts_cost_to_make_is_what_they_must_win():
     """By the table two rows of eight sequences take 20 ms, one 14."""
     jobs, policy = [Job([0.9, 0.3]) for _ in range(8)], judging(TABLE)

@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
+from support import fake_engine
 from support.fake_engine import FakeEngine
 from support.http_server import complete, error, wait_until
 from support.served import running
 from tokenizers import Tokenizer
 
+from firp.runtime import requests
 from firp.runtime.loop.text import encode_text
-from firp.runtime.serving.api import reading
 
 LARGE = "x" * 100_000
 
@@ -40,7 +41,7 @@ def tokenized(monkeypatch):
             now.pop()
         return encode_text(tokenizer, text[:10])
 
-    monkeypatch.setattr(reading, "encode_text", slow)
+    monkeypatch.setattr(fake_engine, "encode_text", slow)
     yield seen, go_on
     go_on.set()
 
@@ -73,7 +74,7 @@ def test_what_a_client_asked_who_has_left_is_not_tokenized(client, tokenized):
 
 
 def test_a_text_that_can_never_fit_is_refused_untokenized(demo_engine, monkeypatch):
-    monkeypatch.setattr(reading, "encode_text", None)
+    monkeypatch.setattr(requests, "encode_text", None)
     with running(demo_engine) as (_, url), httpx2.Client(base_url=url, timeout=60) as client:
         found = error(complete(client, prompt="Hello, world. " * 200_000), 400)
     assert (found["code"], found["param"]) == ("context_length_exceeded", "prompt")
