@@ -25,7 +25,7 @@ from firp.runtime.errors import BundleError, FirpError, foreign_errors, reason
 from firp.runtime.machine import cores, processor, sums_int8_exactly
 
 MOST_THREADS = 1024  # more take ONNX Runtime minutes to start
-SPIN_US = "20"  # microseconds
+SPIN_US = "100"  # microseconds
 _CUDA = "CUDAExecutionProvider"
 # of shapes: ONNX Runtime computes them on the CPU on purpose, from shapes that it knows there
 _ON_HOST = {"Shape", "Concat", "Equal"}
@@ -224,6 +224,7 @@ class OnnxRuntimeRunner:
         }
         self._bound: dict[str, _Place] = {}
         self._known: dict[str, tuple[Array, _Place]] = {}  # the last array of each tensor
+        self._last: Binding | None = None
 
     def run(self, binding: Binding) -> None:
         if binding.prepared is None:
@@ -231,13 +232,9 @@ class OnnxRuntimeRunner:
                 *self._places(self._spec.inputs, binding.inputs, output=False),
                 *self._places(self._spec.outputs, binding.outputs, output=True),
             ]
-        bound = self._bound
-        for place in binding.prepared:
-            name = place.name
-            if bound.get(name) is not place and bound.get(name) != place:
-                bind = self._binding.bind_output if place.output else self._binding.bind_input
-                bind(name, place.device, 0, self._types[name], list(place.shape), place.address)
-            bound[name] = place
+        if binding is not self._last:
+            self._bind(binding.prepared)
+            self._last = binding
         try:
             self._graph.native.run_with_iobinding(self._binding, self._graph.run_options)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
@@ -245,6 +242,15 @@ class OnnxRuntimeRunner:
             raise FirpError(
                 f"the {self._spec.name} graph does not run", got=reason(error), fix=fix
             ) from error
+
+    def _bind(self, places: Sequence[_Place]) -> None:
+        bound = self._bound
+        for place in places:
+            name = place.name
+            if bound.get(name) is not place and bound.get(name) != place:
+                bind = self._binding.bind_output if place.output else self._binding.bind_input
+                bind(name, place.device, 0, self._types[name], list(place.shape), place.address)
+            bound[name] = place
 
     def _places(
         self, tensors: tuple[TensorSpec, ...], arrays: Mapping[str, Array], output: bool

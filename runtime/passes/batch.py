@@ -101,16 +101,17 @@ class Batch:
         trees = [filled(plan.tree, rows) for plan in plans]
         sources = [plan.sources + (0,) * (shape.sources - len(plan.sources)) for plan in plans]
         layouts = [
-            layout(tree.parents, tree.depths, list(drafting), shape.offsets)
+            layout(tuple(tree.parents), tuple(tree.depths), drafting, shape.offsets)
             for tree, drafting in zip(trees, sources, strict=True)
         ]
         by_row, recurs = self._by_row(plans, rows), not plans[0].prompt
         drafts = shape.sources * shape.offsets
+        # what the lower half reads of one sequence is then the beginning of what the upper one reads
+        at_once = shape.width == 1 and self._contract == IN_PLACE
         with self._timed(COPIES):
             self._reserve(lanes, shape.all_rows)
             self._write("input_ids", [tree.tokens for tree in trees])
-            lower = [Layout(found.visible[:rows, :rows], found.depths[:rows]) for found in layouts]
-            self._write_rows(lanes, lower)
+            self._write_rows(lanes, layouts if at_once else [found.first(rows) for found in layouts])
             decoded = [plan.decoded for plan in plans]
             counts = self._write_decoded(decoded, [range(rows, rows + drafts)] * len(plans))
         self._last_rows = rows
@@ -122,7 +123,8 @@ class Batch:
             with self._timed(COPIES):
                 if shape.offsets < k:
                     hidden = self._pack(shape)
-                self._write_rows(lanes, layouts)
+                if not at_once:
+                    self._write_rows(lanes, layouts)
         self._run_half("upper", hidden, lanes, shape.all_rows, counts, by_row, recurs)
         return self._read(shape, asked, drafts)
 

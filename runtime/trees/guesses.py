@@ -5,6 +5,7 @@ for every guess of the offset before. The pseudo rows guess their offsets indepe
 other; `PathCorrection` pairs them.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,24 +18,30 @@ class Guesses(NamedTuple):
     top_logprobs: np.ndarray  # [K, k] f32
 
 
-class Ranking(NamedTuple):
-    """Order of guesses: for each offset, one row for each guess of the offset before (one row at
-    offset 1, or where nothing is corrected).
+class Ranking:
+    """Order of guesses: for each offset, and each guess of the offset before. Rows are made when they are
+    asked for: a chain takes one for each offset.
     """
 
-    order: list[np.ndarray]  # [1 or k, k] int: places in that offset's guesses, best first
-    probabilities: list[np.ndarray]  # [1 or k, k] f32, by place
+    def __init__(self, probabilities: Callable[[int, int], np.ndarray]):
+        """probabilities: of the guesses at a depth (1 to K) that follow the guess in a place before it,
+        [k] f32.
+        """
+        self._of = probabilities
+        self._rows: dict[tuple[int, int], tuple[list[int], list[float]]] = {}
 
     def children(self, depth: int, place: int) -> tuple[list[int], list[float]]:
         """Places and probabilities, best first, of the guesses at `depth` (1 to K) that follow the
         guess in `place` before it.
         """
-        row = place % len(self.order[depth - 1])  # one row serves every parent where nothing is corrected
-        order = self.order[depth - 1][row]
-        return order.tolist(), self.probabilities[depth - 1][row, order].tolist()
+        row = self._rows.get((depth, place))
+        if row is None:
+            probabilities = self._of(depth, place)
+            order = np.argsort(-probabilities, kind="stable")
+            row = self._rows[depth, place] = order.tolist(), probabilities[order].tolist()
+        return row
 
 
 def independent(guesses: Guesses) -> Ranking:
     """Rank guesses as the pseudo rows say, whatever a guess follows."""
-    order = np.arange(guesses.top_ids.shape[1])[None]
-    return Ranking([order] * len(guesses.top_ids), list(np.exp(guesses.top_logprobs)[:, None]))
+    return Ranking(lambda depth, place: np.exp(guesses.top_logprobs[depth - 1]))

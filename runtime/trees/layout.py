@@ -4,9 +4,12 @@ In: a tree's parents and depths, its draft sources. Out: `Layout`, from which ma
 are made.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
+
+KEPT = 64  # layouts; one of the largest pass takes a megabyte
 
 
 class Layout(NamedTuple):
@@ -17,10 +20,17 @@ class Layout(NamedTuple):
     visible: np.ndarray  # [R, R] bool: row i attends to row j of this pass
     depths: np.ndarray  # [R] i64: position minus that of the root
 
+    def first(self, rows: int) -> "Layout":
+        """Its first rows, as far as they see each other."""
+        return Layout(self.visible[:rows, :rows], self.depths[:rows])
 
-def layout(parents: list[int], depths: list[int], sources: list[int], offsets: int) -> Layout:
+
+@functools.lru_cache(KEPT)
+def layout(
+    parents: tuple[int, ...], depths: tuple[int, ...], sources: tuple[int, ...], offsets: int
+) -> Layout:
     """Masks and positions of one pass: a chain of prompt tokens, a tree, and the pseudo rows of its
-    sources.
+    sources. The same ones come again and again, so arrays are kept, and read-only.
 
     A tree row sees its ancestors and itself; a pseudo row sees its source, what its source sees,
     and the pseudo rows of that source up to itself, at position source + 1, + 2, ... (method.md,
@@ -35,9 +45,11 @@ def layout(parents: list[int], depths: list[int], sources: list[int], offsets: i
     all_depths = np.empty(rows + pseudo, np.int64)
     all_depths[:rows] = depths
     if pseudo:
-        visible[rows:, :rows] = np.repeat(visible[sources, :rows], offsets, axis=0)
-        all_depths[rows:] = (all_depths[sources][:, None] + np.arange(1, offsets + 1)).ravel()
+        visible[rows:, :rows] = np.repeat(visible[list(sources), :rows], offsets, axis=0)
+        all_depths[rows:] = (all_depths[list(sources)][:, None] + np.arange(1, offsets + 1)).ravel()
         triangle = np.tri(offsets, dtype=bool)
         for start in range(rows, rows + pseudo, offsets):
             visible[start : start + offsets, start : start + offsets] = triangle
+    for array in (visible, all_depths):
+        array.flags.writeable = False
     return Layout(visible, all_depths)

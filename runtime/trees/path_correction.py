@@ -70,23 +70,23 @@ class PathCorrection(NamedTuple):
         """Rank guesses given the token that each follows. Raises BundleError for unknown tokens."""
         ids, logprobs = guesses
         mode = 0 if greedy else 1
-        depth = len(ids)
         if not 0 <= ids.min() <= ids.max() < len(self.following):
             got = f"token {ids.max() if ids.min() >= 0 else ids.min()}"
             raise BundleError(
                 "guesses outside the vocabulary", got=got, expected=f"0 to {len(self.following) - 1}"
             )
-        following = self.following[ids] * self.weight[mode, :depth, None, None]  # [K, k, r]
-        base = logprobs * self.scale[mode, :depth, None]  # [K, k]
-        mass = np.exp(logprobs).sum(1)  # [K]
-        first = following[0] @ self.previous[root] + base[0]  # [k]
-        later = self.previous[ids[:-1]] @ following[1:].swapaxes(1, 2) + base[1:, None]  # [K-1, k, k]
-        probabilities = [_normalized(first[None], mass[:1, None]), *_normalized(later, mass[1:, None, None])]
-        return Ranking([np.argsort(-rows, -1) for rows in probabilities], probabilities)
+        tables: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}  # of each depth asked for
 
+        def probabilities(depth: int, place: int) -> np.ndarray:
+            offset = depth - 1
+            if depth not in tables:
+                listed = logprobs[offset]
+                following = self.following[ids[offset]] * self.weight[mode, offset]  # [k, r]
+                tables[depth] = following, listed * self.scale[mode, offset], np.exp(listed).sum()
+            following, base, mass = tables[depth]
+            previous = root if depth == 1 else ids[offset - 1, place]
+            scores = following @ self.previous[previous] + base
+            weights = np.exp(scores - scores.max())
+            return weights * (mass / weights.sum())
 
-def _normalized(scores: np.ndarray, mass: np.ndarray) -> np.ndarray:
-    """Probabilities of candidates [..., k] with these scores that share `mass`."""
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    weights *= mass / weights.sum(-1, keepdims=True)
-    return weights
+        return Ranking(probabilities)

@@ -53,7 +53,6 @@ def test_children_come_in_order_of_the_formula(correction, guesses, greedy):
 def test_fewer_offsets_are_ranked_alike(correction, guesses):
     whole = correction.rank(7, guesses, True)
     first = correction.rank(7, Guesses(guesses.top_ids[:1], guesses.top_logprobs[:1]), True)
-    assert len(first.order) == 1
     assert first.children(1, 0) == whole.children(1, 0)
 
 

@@ -11,7 +11,7 @@ from firp.runtime.backends.host import attention_bias
 from firp.runtime.errors import FirpError
 from firp.runtime.trees.guesses import Guesses, independent
 from firp.runtime.trees.layout import layout
-from firp.runtime.trees.tree import DraftTree, TreeConfig, build_tree, draft_sources, merge_trees, root_only
+from firp.runtime.trees.tree import DraftTree, TreeConfig, build_tree, draft_sources, merge_trees
 
 
 @given(
@@ -79,7 +79,7 @@ def test_rows_see_their_ancestors_and_pseudo_rows_their_source(tree, sources, of
         for offset in range(offsets):
             seen.append(seen[source] | set(range(first, first + offset + 1)))
             positions.append(tree.depths[source] + offset + 1)
-    visible, depths = layout(tree.parents, tree.depths, sources, offsets)
+    visible, depths = layout(tuple(tree.parents), tuple(tree.depths), tuple(sources), offsets)
     assert [set(np.flatnonzero(row)) for row in visible] == seen
     assert depths.tolist() == positions
 
@@ -92,7 +92,7 @@ def test_rows_see_their_ancestors_and_pseudo_rows_their_source(tree, sources, of
     strategies.integers(0, 3),
 )
 def test_a_bias_is_zero_exactly_where_a_row_sees(tree, window, dtype, cached, empty):
-    visible, depths = layout(tree.parents, tree.depths, [0], 2)
+    visible, depths = layout(tuple(tree.parents), tuple(tree.depths), (0,), 2)
     rows, slots, positions = len(visible), cached + empty, depths + cached
     out = np.full((rows, slots + rows), np.nan, dtype)  # whatever was there before
     attention_bias(visible, positions, cached, slots, window, out)
@@ -144,7 +144,7 @@ def test_sources_are_the_likeliest_ends_of_the_accepted_path():
 
 def test_layout_of_a_tree_with_pseudo_rows():
     parents, depths = [-1, 0, 0, 1], [0, 1, 1, 2]
-    visible, positions = layout(parents, depths, sources=[1, 3], offsets=2)
+    visible, positions = layout(tuple(parents), tuple(depths), sources=(1, 3), offsets=2)
     expected = [  # rows 4, 5 belong to source 1, rows 6, 7 to source 3
         "10000000",
         "11000000",
@@ -161,7 +161,7 @@ def test_layout_of_a_tree_with_pseudo_rows():
 
 def test_layout_of_a_chain_is_causal():
     rows = 7
-    visible, positions = layout(list(range(-1, rows - 1)), list(range(rows)), [], 3)
+    visible, positions = layout(tuple(range(-1, rows - 1)), tuple(range(rows)), (), 3)
     assert (visible == np.tri(rows, dtype=bool)).all()
     assert positions.tolist() == list(range(rows))
 
@@ -192,8 +192,17 @@ def test_malformed_trees_are_refused(config, message):
         config.validate(num_predictors=3)
 
 
+def test_layouts_that_are_kept_cannot_be_changed():
+    """They are shared by all passes of such a tree."""
+    first, again = (layout((-1, 0), (0, 1), (1,), 2) for _ in range(2))
+    assert first is again
+    for array in first:
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
 def test_root_only_is_plain_decoding():
-    assert layout(*root_only(5)[1:3], [], 3).visible.tolist() == [[True]]
+    assert layout((-1,), (0,), (), 3).visible.tolist() == [[True]]
 
 
 @pytest.mark.parametrize(
