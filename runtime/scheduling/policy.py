@@ -1,4 +1,4 @@
-"""Drafts under load: which requests draft in the next step, and how much.
+"""Drafts, alone and under load: which requests draft in the next step, and how much.
 
 In: the jobs that decode together, and how long their steps take. Out: a plan for each. A row costs
 the more the more sequences share a pass, so drafts that pay alone may lose in a batch. Two things
@@ -7,7 +7,8 @@ a guard for nearly as many sequences compares drafted with plain steps. No choic
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.drafters.guard import Guard
@@ -52,14 +53,19 @@ class Policy:
         guard = self._guard(jobs)
         if hurried or (guard and not (guard.drafts and self._comparable(jobs))):
             return _plain(jobs)
-        if guard is None or len(jobs) == 1 or self._latency is None:
+        if guard is None or self._latency is None:
             return [_proposal(job, len(jobs)) for job in jobs]
+        if len(jobs) == 1:
+            plan = _proposal(jobs[0], 1)
+            return [_cut(plan, self._worth_alone(jobs[0], plan))]
         judge = self._judge(jobs)
         if judge.rests():
             return _plain(jobs)
         self._made = True
         plans = [_proposal(job, len(jobs)) for job in jobs]
         rows = self._worth(jobs, plans, judge)
+        if rows == 1:
+            return [_undrafted(plan) if job.guard else plan for job, plan in zip(jobs, plans, strict=True)]
         return [_cut(plan, rows) if job.guard else plan for job, plan in zip(jobs, plans, strict=True)]
 
     def _guard(self, jobs: Sequence[Job]) -> Guard | None:
@@ -84,23 +90,38 @@ class Policy:
         has left, if no draft is accepted: in a batch, one wide pass takes as long as several plain ones.
         """
         batch = len(jobs)
-        cached = round(sum(job.decoding.session.length for job in jobs) / batch / STEP) * STEP
-        likely = [
-            [min(job.trust * p, 1.0) for p in sorted(plan.tree.probabilities[1:], reverse=True)]
-            for job, plan in zip(jobs, plans, strict=True)
-        ]
-        plain_ms = self._pass_ms(batch, 1, 0, cached)
+        plain_ms = self._pass_ms(batch, 1, 0, _cached(jobs))
         best, best_rate = 1, MARGIN * batch / plain_ms
-        tokens = float(batch)
-        for rows in range(2, 2 + max(map(len, likely))):
-            tokens += sum(values[rows - 2] for values in likely if len(values) > rows - 2)
-            sources = max(min(rows, len(plan.sources)) * plan.offsets for plan in plans)
-            ms = judge.making_ms + self._pass_ms(batch, rows, sources, cached)
+        for rows, tokens, pass_ms in self._widths(jobs, plans, first=2):
+            ms = judge.making_ms + pass_ms
             if ms > (1 + judge.guard.left) * plain_ms:
                 break
             if tokens / ms > best_rate:
                 best, best_rate = rows, tokens / ms
         return best
+
+    def _worth_alone(self, job: Job, plan: PassPlan) -> int:
+        """Rows of the only sequence that give the most tokens a millisecond. Its sources draft in any case:
+        whether drafts pay at all is the guard's to say.
+        """
+        outside = self._latency.drafted_outside_ms
+        widths = self._widths([job], [plan], first=1)
+        return max(widths, key=lambda width: width.tokens / (width.ms + outside)).rows
+
+    def _widths(self, jobs: Sequence[Job], plans: Sequence[PassPlan], first: int) -> Iterator["_Width"]:
+        """What passes promise, from `first` rows of each sequence to those of the largest tree."""
+        batch, cached = len(jobs), _cached(jobs)
+        likely = [
+            [min(job.trust * p, 1.0) for p in sorted(plan.tree.probabilities[1:], reverse=True)]
+            for job, plan in zip(jobs, plans, strict=True)
+        ]
+        tokens = float(batch)
+        for rows in range(1, 2 + max(map(len, likely))):
+            if rows > 1:
+                tokens += sum(values[rows - 2] for values in likely if len(values) > rows - 2)
+            if rows >= first:
+                pseudo = max(min(rows, len(plan.sources)) * plan.offsets for plan in plans)
+                yield _Width(rows, tokens, self._pass_ms(batch, rows, pseudo, cached))
 
     def _table_ms(self, batch: int, rows: int, pseudo_rows: int, cached: int) -> float:
         table = self._latency
@@ -165,6 +186,19 @@ class _Judge:
         self._next_rest = min(2 * self._next_rest, MOST_REST) if in_vain else 1
 
 
+class _Width(NamedTuple):
+    """A pass of so many rows of each sequence: expected tokens of all, and milliseconds."""
+
+    rows: int
+    tokens: float
+    ms: float
+
+
+def _cached(jobs: Sequence[Job]) -> int:
+    """Tokens that a sequence has cached, on average and about."""
+    return round(sum(job.decoding.session.length for job in jobs) / len(jobs) / STEP) * STEP
+
+
 def _plain(jobs: Sequence[Job]) -> list[PassPlan]:
     """A step without drafts, but of jobs whose tree was given."""
     return [job.decoding.plain() if job.guard else _proposal(job, len(jobs)) for job in jobs]
@@ -187,10 +221,13 @@ def fitting(plans: list[PassPlan], rows: int, num_predictors: int) -> list[PassP
     return [_cut(plan, rows) for plan in plans]
 
 
+def _undrafted(plan: PassPlan) -> PassPlan:
+    """A plan without its drafts and sources."""
+    return plan._replace(tree=root_only(plan.tree.tokens[0]), sources=(), offsets=0)
+
+
 def _cut(plan: PassPlan, rows: int) -> PassPlan:
-    """The likeliest rows of a plan; 1: without drafts."""
-    if rows == 1:
-        return plan._replace(tree=root_only(plan.tree.tokens[0]), sources=(), offsets=0)
+    """The likeliest rows of a plan."""
     if len(plan.tree.tokens) <= rows:
         return plan
     tree = merge_trees([plan.tree], rows)

@@ -1,4 +1,4 @@
-"""Drafts under load: rows are as many as their probabilities are worth, and never change a token."""
+"""Drafts, alone and under load: rows are as many as their probabilities are worth, and never change a token."""
 
 import random
 from dataclasses import replace
@@ -55,9 +55,37 @@ def rows(policy, jobs, hurried=False):
     return [len(plan.tree.tokens) for plan in policy.plans(jobs, hurried)]
 
 
-def test_alone_whole_trees_are_drafted():
-    assert rows(Policy(TABLE), [Job([0.5, 0.2, 0.1])]) == [4]
+def test_where_nothing_was_measured_whole_trees_are_drafted():
+    assert rows(Policy(None), [Job([0.5, 0.01])]) == [3]
     assert rows(judging(None), [Job([0.5]), Job([0.5, 0.2])]) == [2, 3]
+
+
+def test_alone_rows_must_be_worth_their_time():
+    """By the table 1, 2, 3, 4 rows take 10, 10.4, 10.8, 11.2 ms, half a millisecond beside. After 2,048
+    tokens every row takes 4 ms.
+    """
+    long = (9, 13, 21, 37, 69, 133, 261)
+    lower, upper = (*TABLE.lower_ms, long), TABLE.upper_ms * 2
+    table = replace(TABLE, contexts=(128, 2048), lower_ms=lower, upper_ms=upper)
+    assert rows(Policy(table), [Job([0.5, 0.1, 0.1])]) == [4]
+    assert rows(Policy(table), [Job([0.5, 0.1, 0.01])]) == [3]
+    job = Job([0.5, 0.1, 0.1])
+    job.decoding.session.length = 2048
+    assert rows(Policy(table), [job]) == [2]
+    job.trust = 0.3
+    assert rows(Policy(table), [job]) == [1]
+    assert rows(Policy(table), [Job([0.5, 0.01], guarded=False)]) == [3]
+
+
+def test_alone_sources_draft_for_the_next_step_whatever_this_one_has():
+    job = Job([0.5, 0.001, 0.001])
+    tree = job.decoding.propose(True).tree
+    job.decoding.propose = lambda draft_pass: PassPlan(tree, (0, 2), 3)
+    (plan,) = Policy(TABLE).plans([job])
+    assert (plan.tree.tokens, plan.sources, plan.offsets) == ([1, 1], (0, 1), 3)
+    tree.probabilities[1] = 0.001
+    (plan,) = Policy(TABLE).plans([job])
+    assert (plan.tree.tokens, plan.sources, plan.offsets) == ([1], (0,), 3)
 
 
 def test_while_a_prompt_waits_all_decode_plainly_but_a_tree_that_was_given():
