@@ -16,6 +16,7 @@ from firp.runtime.arguments import checked, whole
 from firp.runtime.backends.cuda import CudaMemory
 from firp.runtime.backends.cuda_runtime import device_name, load_cuda, new_stream
 from firp.runtime.backends.host import HostMemory
+from firp.runtime.backends.huge_pages import private_memory, use_huge_pages
 from firp.runtime.backends.interface import Array, Binding, LoadedGraphs, Memory
 from firp.runtime.bundle.dtypes import DTYPES, MODEL_DTYPES
 from firp.runtime.bundle.format import Bundle
@@ -25,7 +26,7 @@ from firp.runtime.errors import BundleError, FirpError, foreign_errors, reason
 from firp.runtime.machine import cores, processor, sums_int8_exactly
 
 MOST_THREADS = 1024  # more take ONNX Runtime minutes to start
-SPIN_US = "100"  # microseconds
+SPIN_US = "20"  # microseconds
 _CUDA = "CUDAExecutionProvider"
 # of shapes: ONNX Runtime computes them on the CPU on purpose, from shapes that it knows there
 _ON_HOST = {"Shape", "Concat", "Equal"}
@@ -64,7 +65,10 @@ class OnnxRuntimeBackend:
                 expected=" or ".join(name for name in MODEL_DTYPES if DTYPES[name].has_cpu_kernels),
                 fix="export the model with --dtype float32",
             )
-        return _load(ort, bundle, self.options(), ["CPUExecutionProvider"], "cpu", None)
+        before = private_memory()
+        loaded = _load(ort, bundle, self.options(), ["CPUExecutionProvider"], "cpu", None)
+        use_huge_pages(before)
+        return loaded
 
     def memory(self) -> HostMemory:
         return HostMemory()

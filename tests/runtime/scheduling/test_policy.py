@@ -1,4 +1,4 @@
-"""Drafts, alone and under load: rows are as many as their probabilities are worth, and never change a token."""
+"""Drafts, alone and under load: as many rows as their probabilities are worth, and no other token."""
 
 import random
 from dataclasses import replace
