@@ -6,6 +6,7 @@ far as Linux gives them; elsewhere, and where it refuses, nothing changes.
 """
 
 import ctypes
+import mmap
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ import numpy as np
 
 _COLLAPSE = 25  # MADV_COLLAPSE of madvise(2), Linux 6.1 and later
 _SIZE_FILE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
-_PAGE = 4096
 _PRESENT = np.uint64(1 << 63)  # of an entry in /proc/self/pagemap
 _SHARE = 0.9  # of a block's pages that must be there: others would become memory in use
 
@@ -54,10 +54,10 @@ def full_blocks(memory: Iterable[range], size: int) -> Iterator[range]:
         first, last = -(-part.start // size), part.stop // size
         if first >= last:
             continue
-        entries = (last - first) * size // _PAGE
+        entries = (last - first) * size // mmap.PAGESIZE
         try:
             with open("/proc/self/pagemap", "rb", buffering=0) as pages:
-                pages.seek(first * size // _PAGE * 8)
+                pages.seek(first * size // mmap.PAGESIZE * 8)
                 read = np.frombuffer(pages.read(entries * 8), np.uint64)
         except OSError:
             return
