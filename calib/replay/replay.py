@@ -110,7 +110,7 @@ def record(frozen: FrozenModel, heads: Heads, sequences: list[TokenSequence]) ->
 
 
 def rank(recorded: list[Recorded], correction: PathCorrection | None, greedy: bool) -> list[Drafted]:
-    """Rank all guesses once; trees of any kind then share the rankings. greedy: how the sequences
+    """Rankings of all guesses, which trees of any kind share. greedy: how the sequences
     were decoded.
     """
     drafted = []
@@ -118,18 +118,13 @@ def rank(recorded: list[Recorded], correction: PathCorrection | None, greedy: bo
         roots = range(sequence.prompt_tokens, len(sequence.tokens) - 1)
         guesses = {root: Guesses(top_ids[root - 1], top_logprobs[root - 1]) for root in roots}
         rankings = {
-            root: _compact(correction.rank(int(sequence.tokens[root]), found, greedy))
+            root: correction.rank(int(sequence.tokens[root]), found, greedy)
             if correction
             else independent(found)
             for root, found in guesses.items()
         }
         drafted.append(Drafted(sequence.tokens.tolist(), sequence.prompt_tokens, guesses, rankings, {}))
     return drafted
-
-
-def _compact(ranking: Ranking) -> Ranking:
-    """Places in a byte: there is a ranking for every token of every sequence."""
-    return Ranking([order.astype(np.uint8) for order in ranking.order], ranking.probabilities)
 
 
 class Outcome(NamedTuple):
@@ -189,12 +184,11 @@ def accepted_ranks(sequences: list[Drafted]) -> list[tuple[int, ...]]:
             path = []
             place = 0
             for depth, ids in enumerate(drafted.guesses[root].top_ids[: len(drafted.tokens) - root - 1]):
-                order = ranking.order[depth]
-                order = order[place % len(order)]
-                rank_of = np.flatnonzero(ids[order] == drafted.tokens[root + depth + 1])
+                places, _ = ranking.children(depth + 1, place)
+                rank_of = np.flatnonzero(ids[places] == drafted.tokens[root + depth + 1])
                 if not len(rank_of):
                     break
                 path.append(int(rank_of[0]))
-                place = int(order[rank_of[0]])
+                place = places[rank_of[0]]
             paths.append(tuple(path))
     return paths

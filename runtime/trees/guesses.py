@@ -28,7 +28,9 @@ class Ranking:
         [k] f32.
         """
         self._of = probabilities
-        self._rows: dict[tuple[int, int], tuple[list[int], list[float]]] = {}
+        # places and probabilities, best first, of what was asked for: calibration keeps one of these for
+        # every token of its text
+        self._rows: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
 
     def children(self, depth: int, place: int) -> tuple[list[int], list[float]]:
         """Places and probabilities, best first, of the guesses at `depth` (1 to K) that follow the
@@ -38,8 +40,9 @@ class Ranking:
         if row is None:
             probabilities = self._of(depth, place)
             order = np.argsort(-probabilities, kind="stable")
-            row = self._rows[depth, place] = order.tolist(), probabilities[order].tolist()
-        return row
+            row = self._rows[depth, place] = order.astype(np.uint16), probabilities[order]
+        order, probabilities = row
+        return order.tolist(), probabilities.tolist()
 
 
 def independent(guesses: Guesses) -> Ranking:

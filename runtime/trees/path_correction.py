@@ -75,18 +75,14 @@ class PathCorrection(NamedTuple):
             raise BundleError(
                 "guesses outside the vocabulary", got=got, expected=f"0 to {len(self.following) - 1}"
             )
-        tables: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}  # of each depth asked for
 
         def probabilities(depth: int, place: int) -> np.ndarray:
             offset = depth - 1
-            if depth not in tables:
-                listed = logprobs[offset]
-                following = self.following[ids[offset]] * self.weight[mode, offset]  # [k, r]
-                tables[depth] = following, listed * self.scale[mode, offset], np.exp(listed).sum()
-            following, base, mass = tables[depth]
-            previous = root if depth == 1 else ids[offset - 1, place]
-            scores = following @ self.previous[previous] + base
+            listed = logprobs[offset]
+            previous = self.previous[root if depth == 1 else ids[offset - 1, place]]
+            liked = self.following[ids[offset]] @ (previous * self.weight[mode, offset])
+            scores = listed * self.scale[mode, offset] + liked
             weights = np.exp(scores - scores.max())
-            return weights * (mass / weights.sum())
+            return weights * (np.exp(listed).sum() / weights.sum())
 
         return Ranking(probabilities)

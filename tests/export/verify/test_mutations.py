@@ -59,9 +59,10 @@ def test_a_mask_that_shows_the_future_is_caught(healthy, monkeypatch):
     def leaky(*arguments):
         """One entry above the diagonal is dropped."""
         rows = real(*arguments)
-        if len(rows.visible) > 3:
-            rows.visible[2, 3] = True
-        return rows
+        visible = rows.visible.copy()
+        if len(visible) > 3:
+            visible[2, 3] = True
+        return rows._replace(visible=visible)
 
     monkeypatch.setattr(batch_module, "layout", leaky)
     report = verify(bundle, model)
