@@ -35,7 +35,7 @@ def main(bundle, prompts, temperature, max_new_tokens, turns, per_kind, name):
     if engine.choice is None or engine.tree is None:
         raise FirpError("requests are decoded plainly", got=f"'{bundle}'", fix="firp tune it, with prompts")
     asked = few_of_each(read_prompts(prompts), per_kind)
-    runs: dict[str, list[tuple[Generation, Generation]]] = defaultdict(list)
+    runs: dict[str, list[tuple[Generation, Generation]]] = defaultdict(list, {ALL: []})
     for turn in range(turns):
         for place, (kind, request) in enumerate(asked):
             params = SamplingParams(max_new_tokens, temperature=temperature, seed=turn)
