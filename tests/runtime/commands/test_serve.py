@@ -83,7 +83,7 @@ def test_a_full_disk_takes_the_log_and_nothing_else(demo_bundle):
         url = f"http://127.0.0.1:{port}"
         while process.poll() is None:
             with contextlib.suppress(httpx2.ConnectError):
-                assert httpx2.get(f"{url}/healthz").status_code == 200
+                assert httpx2.get(f"{url}/healthz", timeout=60).status_code == 200
                 break
             time.sleep(0.05)
         asked = {"prompt": "def add(a, b):", "max_tokens": 5}
