@@ -98,10 +98,16 @@ def main() -> None:
     # as an exception, so that unfinished folders are removed
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        sys.exit(_run())
+        status = _run()
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
-        sys.exit(1)
+        status = 1
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except (OSError, ValueError):  # a full disk behind it, or closed: Python would end with status 120
+        sys.stderr = None
+    sys.exit(status)
 
 
 def _run() -> int:

@@ -72,7 +72,8 @@ def test_kill_9_breaks_the_connection_and_damages_nothing(served, demo_bundle):
     assert {path.name: path.stat().st_mtime_ns for path in demo_bundle.iterdir()} == files
 
 
-def test_a_full_disk_takes_the_log_and_nothing_else(demo_bundle):
+def test_a_full_disk_takes_the_log_and_nothing_else(demo_bundle, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # else nothing is left to be written at the end
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
