@@ -13,6 +13,8 @@ TYPE_CHECKING = False  # as type checkers read it; `main` must begin before anyt
 if TYPE_CHECKING:
     import click
 
+    from firp.runtime.errors import FirpError
+
 # verb -> the module that holds its command under that name, and the first sentence of its help
 COMMANDS = {
     "bench": (
@@ -100,14 +102,22 @@ def main() -> None:
     try:
         status = _run()
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+        _tell("interrupted")
         status = 1
-    try:
-        if sys.stderr is not None:
-            sys.stderr.flush()
-    except (OSError, ValueError):  # a full disk behind it, or closed: Python would end with status 120
-        sys.stderr = None
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except (AttributeError, OSError):  # there is none, or no room: Python would end with status 120
+            setattr(sys, name, None)
     sys.exit(status)
+
+
+def _tell(what: "FirpError | str") -> None:
+    """Say what was wrong, where there is room for it."""
+    try:
+        sys.stderr.write(f"error: {what}\n")
+    except (AttributeError, OSError):
+        sys.stderr = None
 
 
 def _run() -> int:
@@ -132,21 +142,22 @@ def _run() -> int:
     sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
     try:
         group.main(prog_name="firp", standalone_mode=False)
+        sys.stdout.flush()
     except FirpError as error:
-        click.echo(f"error: {error}", err=True)
+        _tell(error)
     except click.ClickException as error:
-        click.echo(f"error: {usage_error(error)}", err=True)
+        _tell(usage_error(error))
     except click.Abort as error:
         raise KeyboardInterrupt from error
     except ModuleNotFoundError as error:
         if (error.name or "firp").startswith("firp"):
             raise
-        click.echo(f"error: {missing_package('this command', error)}", err=True)
-    except BrokenPipeError:  # the reader of our output left
-        sys.stderr.close()
+        _tell(missing_package("this command", error))
+    except BrokenPipeError:  # the reader of our output left, and needs no word
+        return 1
     except OSError as error:  # a full disk behind stdout, a path too long
         got = f"{error.filename or 'standard output'!s:.200}"
-        click.echo(f"error: {error.strerror or error} | got '{got}'", err=True)
+        _tell(f"{error.strerror or error} | got '{got}'")
     else:
         return 0
     return 1

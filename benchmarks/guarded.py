@@ -6,17 +6,18 @@ the guard. Both take turns on every prompt; all tokens are compared.
 A prompt's "id" begins with its kind, as in "summary:12".
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 import click
 import numpy as np
+from peer_jobs import of_each_kind
 from table import Result
 
 from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.loop.generation import Generation, Stats
-from firp.runtime.prompts import Prompt, read_prompts
+from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
 
 ALL = "all"
@@ -34,13 +35,14 @@ def main(bundle, prompts, temperature, max_new_tokens, turns, per_kind, name):
     engine = Engine.load(bundle)
     if engine.choice is None or engine.tree is None:
         raise FirpError("requests are decoded plainly", got=f"'{bundle}'", fix="firp tune it, with prompts")
-    asked = few_of_each(read_prompts(prompts), per_kind)
+    kinds = of_each_kind(read_prompts(prompts), per_kind)
+    asked = [(kind, prompt) for kind, some in kinds.items() for prompt in some]
     runs: dict[str, list[tuple[Generation, Generation]]] = defaultdict(list, {ALL: []})
     for turn in range(turns):
-        for place, (kind, request) in enumerate(asked):
+        for place, (kind, prompt) in enumerate(asked):
             params = SamplingParams(max_new_tokens, temperature=temperature, seed=turn)
             ways = (True, False) if (place + turn) % 2 else (False, True)
-            found = {plain: engine.generate(request.content, params, plain=plain) for plain in ways}
+            found = {plain: engine.generate(prompt.content, params, plain=plain) for plain in ways}
             runs[kind].append((found[True], found[False]))
             runs[ALL].append(runs[kind][-1])
     result = Result(name, f"Drafts as requests get them: {bundle.resolve().name}")
@@ -59,18 +61,6 @@ def main(bundle, prompts, temperature, max_new_tokens, turns, per_kind, name):
         f"{tree.draft_sources} rows, probability {tree.least} or more."
     )
     result.write()
-
-
-def few_of_each(requests: list[Prompt], count: int) -> list[tuple[str, Prompt]]:
-    """The first prompts of each kind, with their kinds."""
-    seen: Counter[str] = Counter()
-    few = []
-    for request in requests:
-        kind = request.id.partition(":")[0]
-        seen[kind] += 1
-        if seen[kind] <= count:
-            few.append((kind, request))
-    return few
 
 
 def row(pairs: list[tuple[Generation, Generation]]) -> tuple[str, ...]:

@@ -61,16 +61,21 @@ def of_prompts(model: Path, prompts: Path, per_kind: int, text: Path | None, tok
     """
     known = read_prompts(prompts)
     encode = encoder(model, known)
-    kinds = defaultdict(list)
-    for prompt in known:
-        kinds[prompt.id.partition(":")[0]].append(prompt)
-    chosen = [prompt for kind in kinds.values() for prompt in kind[:per_kind]]
+    chosen = [prompt for some in of_each_kind(known, per_kind).values() for prompt in some]
     rest = [prompt for prompt in known if prompt not in chosen] or known
     stream = [token for prompt in rest for token in encode(prompt)]
     scored = (
         encode(Prompt("text", text.read_text("utf-8")))[:SCORED_TOKENS] if text else stream[:SCORED_TOKENS]
     )
     return Jobs([(prompt.id, encode(prompt)) for prompt in chosen], stream, scored, tokens)
+
+
+def of_each_kind(prompts: Sequence[Prompt], count: int) -> dict[str, list[Prompt]]:
+    """The first prompts of every kind, which is what an id begins with, before the colon."""
+    kinds = defaultdict(list)
+    for prompt in prompts:
+        kinds[prompt.id.partition(":")[0]].append(prompt)
+    return {kind: some[:count] for kind, some in kinds.items()}
 
 
 def encoder(model: Path, prompts: Sequence[Prompt]) -> Callable[[Prompt], list[int]]:

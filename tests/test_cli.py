@@ -245,8 +245,9 @@ def test_firp_alone_shows_what_there_is(tmp_path):
     assert alone.stdout == firp("--help").stdout
 
 
+@pytest.mark.parametrize("unbuffered", ["1", ""])
 @pytest.mark.parametrize("arguments", [["inspect"], ["generate", "--prompt", "x", "--max-new-tokens", "3"]])
-def test_a_full_disk_behind_stdout_gets_one_line(arguments, demo_bundle):
+def test_a_full_disk_behind_stdout_gets_one_line(arguments, unbuffered, demo_bundle):
     with open("/dev/full", "w") as full:
         command = [*FIRP, arguments[0], str(demo_bundle), *arguments[1:]]
         result = subprocess.run(
@@ -254,11 +255,25 @@ def test_a_full_disk_behind_stdout_gets_one_line(arguments, demo_bundle):
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         )
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
-    assert "No space left on device" in result.stderr
+    assert result.stderr.endswith("error: No space left on device | got 'standard output'\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["1", ""])
+@pytest.mark.parametrize("redirected", ["2>/dev/full", "2>&-", ">/dev/full 2>&1"])
+@pytest.mark.parametrize(
+    ("arguments", "status"), [("generate nowhere --prompt x", 1), ("families --none", 1), ("families", 0)]
+)
+def test_where_nothing_can_be_said_the_status_says_it(arguments, status, redirected, unbuffered):
+    command = f"{' '.join(FIRP)} {arguments} {redirected}"
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
+    assert result.returncode == (1 if redirected.startswith(">") else status)
+    assert result.stderr == ""
+    assert bool(result.stdout) == (result.returncode == 0)
 
 
 def test_a_reader_that_leaves_is_no_error_message(demo_bundle):

@@ -228,7 +228,7 @@ class OnnxRuntimeRunner:
         }
         self._bound: dict[str, _Place] = {}
         self._known: dict[str, tuple[Array, _Place]] = {}  # the last array of each tensor
-        self._last: Binding | None = None
+        self._last: Binding | None = None  # what is bound now
 
     def run(self, binding: Binding) -> None:
         if binding.prepared is None:
@@ -248,6 +248,7 @@ class OnnxRuntimeRunner:
             ) from error
 
     def _bind(self, places: Sequence[_Place]) -> None:
+        """Bind what is not where it was."""
         bound = self._bound
         for place in places:
             name = place.name

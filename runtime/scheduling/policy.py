@@ -7,6 +7,7 @@ a guard for nearly as many sequences compares drafted with plain steps. No choic
 """
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from firp.runtime.bundle.calibration import LatencyTable
 from firp.runtime.drafters.guard import Guard
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.scheduling.job import Job
-from firp.runtime.trees.tree import draft_sources, merge_trees, root_only
+from firp.runtime.trees.tree import draft_sources, merge_trees
 
 SMOOTHING = 0.2  # weight of the last step in an average
 OUTLIER = 1.2  # averages that a step counts for at most: in some of them, a cache is laid out anew
@@ -65,7 +66,7 @@ class Policy:
         plans = [_proposal(job, len(jobs)) for job in jobs]
         rows = self._worth(jobs, plans, judge)
         if rows == 1:
-            return [_undrafted(plan) if job.guard else plan for job, plan in zip(jobs, plans, strict=True)]
+            return _plain(jobs)
         return [_cut(plan, rows) if job.guard else plan for job, plan in zip(jobs, plans, strict=True)]
 
     def _guard(self, jobs: Sequence[Job]) -> Guard | None:
@@ -89,10 +90,10 @@ class Policy:
         all of them: what fits beside another's node costs nothing. No step may lose more than the guard
         has left, if no draft is accepted: in a batch, one wide pass takes as long as several plain ones.
         """
-        batch = len(jobs)
-        plain_ms = self._pass_ms(batch, 1, 0, _cached(jobs))
+        batch, cached = len(jobs), _cached(jobs)
+        plain_ms = self._pass_ms(batch, 1, 0, cached)
         best, best_rate = 1, MARGIN * batch / plain_ms
-        for rows, tokens, pass_ms in self._widths(jobs, plans, first=2):
+        for rows, tokens, pass_ms in itertools.islice(self._widths(jobs, plans, cached), 1, None):
             ms = judge.making_ms + pass_ms
             if ms > (1 + judge.guard.left) * plain_ms:
                 break
@@ -105,23 +106,22 @@ class Policy:
         whether drafts pay at all is the guard's to say.
         """
         outside = self._latency.drafted_outside_ms
-        widths = self._widths([job], [plan], first=1)
+        widths = self._widths([job], [plan], _cached([job]))
         return max(widths, key=lambda width: width.tokens / (width.ms + outside)).rows
 
-    def _widths(self, jobs: Sequence[Job], plans: Sequence[PassPlan], first: int) -> Iterator["_Width"]:
-        """What passes promise, from `first` rows of each sequence to those of the largest tree."""
-        batch, cached = len(jobs), _cached(jobs)
-        likely = [
-            [min(job.trust * p, 1.0) for p in sorted(plan.tree.probabilities[1:], reverse=True)]
+    def _widths(self, jobs: Sequence[Job], plans: Sequence[PassPlan], cached: int) -> Iterator["_Width"]:
+        """What passes promise, from one row of each sequence to those of the largest tree; the likeliest
+        drafts come first.
+        """
+        likely = [  # tokens that each row of a sequence brings; the root is certain
+            [1.0, *(min(job.trust * p, 1.0) for p in sorted(plan.tree.probabilities[1:], reverse=True))]
             for job, plan in zip(jobs, plans, strict=True)
         ]
-        tokens = float(batch)
-        for rows in range(1, 2 + max(map(len, likely))):
-            if rows > 1:
-                tokens += sum(values[rows - 2] for values in likely if len(values) > rows - 2)
-            if rows >= first:
-                pseudo = max(min(rows, len(plan.sources)) * plan.offsets for plan in plans)
-                yield _Width(rows, tokens, self._pass_ms(batch, rows, pseudo, cached))
+        tokens = 0.0
+        for rows in range(1, 1 + max(map(len, likely))):
+            tokens += sum(values[rows - 1] for values in likely if len(values) >= rows)
+            pseudo = max(min(rows, len(plan.sources)) * plan.offsets for plan in plans)
+            yield _Width(rows, tokens, self._pass_ms(len(jobs), rows, pseudo, cached))
 
     def _table_ms(self, batch: int, rows: int, pseudo_rows: int, cached: int) -> float:
         table = self._latency
@@ -219,11 +219,6 @@ def fitting(plans: list[PassPlan], rows: int, num_predictors: int) -> list[PassP
     if max(len(plan.tree.tokens) for plan in plans) <= rows:
         return plans
     return [_cut(plan, rows) for plan in plans]
-
-
-def _undrafted(plan: PassPlan) -> PassPlan:
-    """A plan without its drafts and sources."""
-    return plan._replace(tree=root_only(plan.tree.tokens[0]), sources=(), offsets=0)
 
 
 def _cut(plan: PassPlan, rows: int) -> PassPlan:
