@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from firp.runtime.scheduling.service import EngineOptions
     from firp.runtime.scheduling.statistics import EngineStats
     from firp.runtime.structured import StructuredOutput
-    from firp.runtime.trees.tree import TreeConfig
+    from firp.runtime.trees.tree_config import TreeConfig
 
 __all__ = [
     "Chunk",
@@ -48,7 +48,7 @@ _HOMES = {
     "Stats": "firp.runtime.loop.generation",
     "StructuredOutput": "firp.runtime.structured",
     "TokenLogprob": "firp.runtime.picking.logprobs",
-    "TreeConfig": "firp.runtime.trees.tree",
+    "TreeConfig": "firp.runtime.trees.tree_config",
 }
 
 

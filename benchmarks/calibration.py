@@ -26,7 +26,7 @@ from firp.runtime.bundle.calibration import TEXTS, LatencyTable, read_latency
 from firp.runtime.bundle.json_fields import from_json
 from firp.runtime.console.options import PATH, options_from
 from firp.runtime.prompts import read_prompts
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 
 MODEL = Path(__file__).parent.parent / "tests" / "demo_model"
 ROWS = (16, 32)  # of the trees that tables show

@@ -17,7 +17,7 @@ from firp.runtime.engine import Engine
 from firp.runtime.loop.generation import Stats
 from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 from firp.runtime.tuning.choose import MARGIN, TYPICAL_CONTEXT, predicted_speedup
 from firp.runtime.tuning.latency import measure_latency
 from firp.runtime.tuning.tune import measured, promising_chains, promising_trees

@@ -30,7 +30,7 @@ from firp.runtime.commands.shown import describe
 from firp.runtime.engine import Engine
 from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import CHAIN, DRAFTERS, LOOKUP, TreeConfig
+from firp.runtime.trees.tree_config import CHAIN, DRAFTERS, LOOKUP, TreeConfig
 
 PROMPTS = Path(__file__).parent.parent / "tests" / "demo_model" / "held_out_prompts.jsonl"
 TREES = [TreeConfig(rows=rows, draft_sources=m) for rows, m in ((4, 0), (8, 0), (8, 1), (8, 3), (16, None))]

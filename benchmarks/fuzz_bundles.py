@@ -33,7 +33,7 @@ from firp.runtime.commands.inspect import inspect
 from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckFailedError, FirpError
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 
 LONGEST_LINE = 1200  # characters: what, got and expected are cut, paths in a fix are not
 SECONDS = 20  # of one mutant

@@ -32,7 +32,8 @@ from firp.runtime.engine import Engine
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig, chain
+from firp.runtime.trees.tree import chain
+from firp.runtime.trees.tree_config import TreeConfig
 from firp.runtime.tuning.bench import bench
 from firp.runtime.tuning.parity import compare_trees
 

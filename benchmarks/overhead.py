@@ -15,7 +15,7 @@ from firp.runtime.loop.decode import decode
 from firp.runtime.loop.picker import Picker
 from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 
 PROMPTS = Path(__file__).parent.parent / "tests" / "demo_model" / "held_out_prompts.jsonl"
 

@@ -18,7 +18,8 @@ from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.guesses import Guesses, independent
 from firp.runtime.trees.path_correction import PathCorrection
-from firp.runtime.trees.tree import TreeConfig, build_tree
+from firp.runtime.trees.tree import build_tree
+from firp.runtime.trees.tree_config import TreeConfig
 
 PROMPTS = Path(__file__).parent.parent / "tests" / "demo_model" / "held_out_prompts.jsonl"
 DRAFTS = (7, 15, 31)

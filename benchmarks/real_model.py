@@ -26,7 +26,7 @@ from firp.export.sources.open import open_checkpoint
 from firp.runtime.engine import Engine
 from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import DRAFTERS, TreeConfig
+from firp.runtime.trees.tree_config import DRAFTERS, TreeConfig
 from firp.runtime.tuning.parity import first_difference, plain_run
 
 DONE = Path("real_model.jsonl")

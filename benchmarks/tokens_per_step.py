@@ -17,7 +17,7 @@ from firp.runtime.engine import Engine
 from firp.runtime.loop.generation import Generation
 from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 
 PROMPTS = Path(__file__).parent.parent / "tests" / "demo_model" / "held_out_prompts.jsonl"
 ROWS = (4, 8, 16, 32)

@@ -33,7 +33,7 @@ from firp.calib.training.row_store import RowStore, StoredRows
 from firp.calib.training.trainer import Trainer
 from firp.export.sources.open import open_checkpoint
 from firp.runtime.console.options import Repeating
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 
 LAYERS = (5, 6, 7)  # of the offsets, in the variant with a layer for each
 

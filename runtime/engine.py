@@ -42,7 +42,7 @@ from firp.runtime.sampling import SamplingParams
 from firp.runtime.scheduling.handle import Handle
 from firp.runtime.scheduling.service import EngineOptions, Service
 from firp.runtime.scheduling.statistics import EngineStats
-from firp.runtime.trees.tree import CHAIN, TreeConfig
+from firp.runtime.trees.tree_config import CHAIN, TreeConfig
 
 _READ_AT_ONCE = 32 << 20  # bytes of a file whose hash is checked before graphs are loaded, not beside
 

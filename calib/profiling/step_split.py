@@ -13,7 +13,7 @@ from firp.runtime.engine import Engine
 from firp.runtime.loop.decode import Step, decode
 from firp.runtime.loop.picker import Picker
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 
 PROMPT_TOKENS = 64
 NEW_TOKENS = 96

@@ -13,7 +13,8 @@ from firp.runtime.passes.request import Request
 from firp.runtime.passes.sequence import Sequence
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.guesses import Guesses, Ranking
-from firp.runtime.trees.tree import DraftTree, TreeConfig
+from firp.runtime.trees.tree import DraftTree
+from firp.runtime.trees.tree_config import TreeConfig
 
 
 class DecodedText:

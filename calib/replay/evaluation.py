@@ -32,7 +32,7 @@ from firp.calib.training.options import TrainOptions
 from firp.calib.training.trainer import Trainer
 from firp.runtime.bundle.calibration import Calibration, Candidate, LatencyTable
 from firp.runtime.trees.path_correction import PathCorrection
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 from firp.runtime.tuning.choose import choose, predicted_speedup
 
 SEQUENCES = 24  # held-out prompts decoded

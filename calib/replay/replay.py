@@ -19,7 +19,8 @@ from firp.calib.training.heads import Heads
 from firp.runtime.bundle.graph_spec import TOP_K
 from firp.runtime.trees.guesses import Guesses, Ranking, independent
 from firp.runtime.trees.path_correction import PathCorrection
-from firp.runtime.trees.tree import DYNAMIC, DraftTree, TreeConfig, build_tree, likely_ends, root_only
+from firp.runtime.trees.tree import DraftTree, build_tree, likely_ends, root_only
+from firp.runtime.trees.tree_config import DYNAMIC, TreeConfig
 
 
 class Recorded(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 from firp.calib.replay.drafters import replay_drafter
 from firp.calib.replay.replay import Drafted, Replay, accepted_ranks, replay
 from firp.runtime.bundle.calibration import Calibration, Candidate, Replayed
-from firp.runtime.trees.tree import CHAIN, DRAFTERS, LOOKUP, MAX_PASS_ROWS, TreeConfig
+from firp.runtime.trees.tree_config import CHAIN, DRAFTERS, LOOKUP, MAX_PASS_ROWS, TreeConfig
 
 ROWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SOURCES = (0, 1, 2, 3, 4, 8, None)

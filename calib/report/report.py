@@ -15,7 +15,7 @@ from firp.calib.drawing import DPI
 from firp.calib.report.findings import REPORT_ROWS, Findings
 from firp.calib.report.pictures import TEXT_NAMES, draw_pictures, method_name, texts_of
 from firp.runtime.bundle.calibration import Choice
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 from firp.runtime.tuning.choose import MARGIN
 
 JSON_NAME = "report.json"

@@ -13,7 +13,7 @@ from firp.runtime.bundle.graph_spec import HEAD_INPUTS, PREFIX, WINDOW_INPUTS, G
 from firp.runtime.passes.buffers import head_inputs
 from firp.runtime.passes.in_place_cache import last_slots
 from firp.runtime.passes.pass_plan import BY_ROW
-from firp.runtime.trees.tree import MAX_PASS_ROWS
+from firp.runtime.trees.tree_config import MAX_PASS_ROWS
 
 
 class FeedMaker:

@@ -50,7 +50,7 @@ from firp.runtime.bundle.precision import METHODS, Precision
 from firp.runtime.bundle.weight_table import PREDICTORS_WEIGHT
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.progress import Progress, silent
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 
 _GRAPHS_BYTES = 4 << 20  # more than the graphs and records of a bundle take
 

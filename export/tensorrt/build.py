@@ -38,7 +38,7 @@ from firp.runtime.bundle.precision import refuse_quantized
 from firp.runtime.errors import BundleError, FirpError, foreign_errors
 from firp.runtime.machine import available_bytes, peak_bytes, require_bytes, reset_peak
 from firp.runtime.progress import Progress, silent
-from firp.runtime.trees.tree import MAX_PASS_ROWS
+from firp.runtime.trees.tree_config import MAX_PASS_ROWS
 
 TIMING_CACHE_NAME = "timing.cache"
 OWN_FILES = {RECORD_NAME, TIMING_CACHE_NAME}  # of a folder of engines, beside the plans

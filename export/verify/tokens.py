@@ -15,7 +15,8 @@ from firp.export.verify.rows import Sample
 from firp.runtime.engine import Engine
 from firp.runtime.loop.text import encode_text
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import CHAIN, DRAFTERS, MAX_PASS_ROWS, TreeConfig, root_only
+from firp.runtime.trees.tree import root_only
+from firp.runtime.trees.tree_config import CHAIN, DRAFTERS, MAX_PASS_ROWS, TreeConfig
 from firp.runtime.tuning.parity import (
     NEAR_TIE,
     Difference,

@@ -12,7 +12,7 @@ import numpy as np
 
 from firp.runtime.bundle.json_fields import from_json, read_json
 from firp.runtime.errors import BundleError, FirpError
-from firp.runtime.trees.tree import CHAIN, FIRP, TreeConfig
+from firp.runtime.trees.tree_config import CHAIN, FIRP, TreeConfig
 
 # decoded greedily, at temperature 0.8, or held-out text as it is; the first is the default
 TEXTS = ("greedy", "sampled", "text")

@@ -44,7 +44,7 @@ from firp.runtime.bundle.precision import Precision, Quantization
 from firp.runtime.bundle.provenance import check_provenance
 from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.trees.path_correction import PathCorrection
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 
 FORMAT_VERSION = 6
 MANIFEST_NAME = "firp.json"

@@ -8,7 +8,7 @@ In: a ModelConfig. Out: name -> shape, in the order of model.safetensors. A line
 import re
 
 from firp.runtime.bundle.model_config import XIELU, ModelConfig
-from firp.runtime.trees.tree import MAX_PASS_ROWS
+from firp.runtime.trees.tree_config import MAX_PASS_ROWS
 
 Shape = tuple[int, ...]
 _EXPERT = re.compile(r"\bexperts\.\d+\.")

@@ -18,7 +18,7 @@ from firp.runtime.errors import ContextFullError, SessionBusyError
 from firp.runtime.loop.generation import Chunk, Stats
 from firp.runtime.passes.request import Request
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 
 
 class Decoder(Protocol):

@@ -11,7 +11,7 @@ from firp.runtime.bundle.precision import Quantization
 from firp.runtime.console.progress import messages
 from firp.runtime.console.tables import print_table
 from firp.runtime.engine import Engine
-from firp.runtime.trees.tree import FIRP, LOOKUP, TreeConfig
+from firp.runtime.trees.tree_config import FIRP, LOOKUP, TreeConfig
 
 
 def describe(tree: TreeConfig) -> str:

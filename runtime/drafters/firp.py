@@ -10,7 +10,8 @@ from firp.runtime.passes.sequence import Sequence
 from firp.runtime.passes.session import Session
 from firp.runtime.trees.guesses import Guesses, independent
 from firp.runtime.trees.path_correction import PathCorrection
-from firp.runtime.trees.tree import DraftTree, TreeConfig, build_tree, draft_sources, root_only
+from firp.runtime.trees.tree import DraftTree, build_tree, draft_sources, root_only
+from firp.runtime.trees.tree_config import TreeConfig
 
 
 class FirpDrafter:

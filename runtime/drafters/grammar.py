@@ -11,17 +11,8 @@ from firp.runtime.passes.pass_plan import Pass
 from firp.runtime.passes.sequence import Sequence
 from firp.runtime.passes.session import Session
 from firp.runtime.picking.context import Context
-from firp.runtime.trees.tree import (
-    CHAIN,
-    GRAMMAR,
-    DraftTree,
-    TreeConfig,
-    grow,
-    likely_ends,
-    likely_path,
-    merge_trees,
-    root_only,
-)
+from firp.runtime.trees.tree import DraftTree, grow, likely_ends, likely_path, merge_trees, root_only
+from firp.runtime.trees.tree_config import CHAIN, GRAMMAR, TreeConfig
 
 
 class GrammarDrafter:

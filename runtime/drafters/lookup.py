@@ -15,7 +15,8 @@ from firp.runtime.drafters.interface import Proposal
 from firp.runtime.passes.pass_plan import Pass
 from firp.runtime.passes.sequence import Sequence
 from firp.runtime.passes.session import Session
-from firp.runtime.trees.tree import CHAIN, LOOKUP, DraftTree, TreeConfig, grow, root_only
+from firp.runtime.trees.tree import DraftTree, grow, root_only
+from firp.runtime.trees.tree_config import CHAIN, LOOKUP, TreeConfig
 
 MAX_NGRAM = 4  # tokens of the longest n-gram that is indexed
 MAX_MATCH = 16  # matches are told apart by length up to here

@@ -11,7 +11,7 @@ from firp.runtime.drafters.merged import MergedDrafter
 from firp.runtime.drafters.plain import PlainDrafter
 from firp.runtime.grammar.walk import Walk
 from firp.runtime.trees.path_correction import PathCorrection
-from firp.runtime.trees.tree import FIRP, GRAMMAR, LOOKUP, TreeConfig
+from firp.runtime.trees.tree_config import FIRP, GRAMMAR, LOOKUP, TreeConfig
 
 
 def make_drafter(

@@ -11,7 +11,8 @@ from firp.runtime.drafters.lookup import LookupDrafter
 from firp.runtime.passes.pass_plan import Pass
 from firp.runtime.passes.sequence import Sequence
 from firp.runtime.passes.session import Session
-from firp.runtime.trees.tree import CHAIN, likely_path, merge_trees
+from firp.runtime.trees.tree import likely_path, merge_trees
+from firp.runtime.trees.tree_config import CHAIN
 
 
 class MergedDrafter:

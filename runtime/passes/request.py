@@ -13,7 +13,7 @@ from firp.runtime.errors import ContextFullError, FirpError, PromptError
 from firp.runtime.grammar.walk import Grammar, Walk
 from firp.runtime.passes.pass_plan import PREFILL_ROWS
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 
 
 class Needs(NamedTuple):

@@ -21,7 +21,8 @@ from firp.runtime.passes.request import Needs, Request
 from firp.runtime.passes.session import Session
 from firp.runtime.progress import Progress, silent
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import CHAIN, DraftTree, TreeConfig, chain
+from firp.runtime.trees.tree import DraftTree, chain
+from firp.runtime.trees.tree_config import CHAIN, TreeConfig
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 CONTEXTS = (128, 512, 2048)  # cached tokens, or three quarters of a context that is shorter

@@ -17,7 +17,7 @@ from firp.runtime.loop.picker import Picker
 from firp.runtime.passes.request import Request
 from firp.runtime.picking.pick import margin
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 
 
 class NearTie(NamedTuple):

@@ -20,7 +20,7 @@ from firp.runtime.engine import Engine, Prompt
 from firp.runtime.errors import FirpError
 from firp.runtime.progress import Progress, silent
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import CHAIN, DRAFTERS, DYNAMIC, FIRP, TreeConfig
+from firp.runtime.trees.tree_config import CHAIN, DRAFTERS, DYNAMIC, FIRP, TreeConfig
 from firp.runtime.tuning.batches import measure_batches
 from firp.runtime.tuning.choose import choose, predicted_speedup
 from firp.runtime.tuning.latency import measure_latency

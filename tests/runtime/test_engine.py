@@ -17,7 +17,8 @@ from firp.runtime.errors import BundleError, FirpError, PromptError, SessionBusy
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.guesses import Guesses
-from firp.runtime.trees.tree import TreeConfig, chain
+from firp.runtime.trees.tree import chain
+from firp.runtime.trees.tree_config import TreeConfig
 
 PROMPT = "def read(path):\n    "
 

@@ -26,7 +26,7 @@ from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.guesses import Guesses, independent
 from firp.runtime.trees.path_correction import PathCorrection
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 
 TREES = [
     *(TreeConfig("dynamic", 10, sources) for sources in (0, 1, 3, None)),

@@ -13,7 +13,7 @@ from firp.calib.report.pictures import draw_pictures
 from firp.calib.report.report import write_report
 from firp.export.bundle.predictor_dir import Accuracy
 from firp.runtime.bundle.calibration import Choice, LatencyTable
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 
 GREEDY, SAMPLED, TEXT = (
     (1.62, 2.22, 2.46, 2.57, 2.63),

@@ -14,7 +14,8 @@ from firp.runtime.engine import Engine
 from firp.runtime.errors import CheckpointError
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig, chain
+from firp.runtime.trees.tree import chain
+from firp.runtime.trees.tree_config import TreeConfig
 
 COUNT = 64  # of 193 tokens
 

@@ -15,7 +15,7 @@ from firp.runtime.bundle.calibration import Calibration, Candidate
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.errors import CheckpointError, FirpError
 from firp.runtime.trees.path_correction import PathCorrection
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 
 
 class TestPredictorDirectory:

@@ -17,7 +17,7 @@ from firp.export.verify.rows import SessionRows, StageRows, random_sample
 from firp.export.verify.tokens import plain_against_generate
 from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 from firp.runtime.tuning.parity import compare_trees
 
 PROMPT = [7, 40, 3, 22, 51, 9, 30, 14, 2, 44, 60, 18]

@@ -17,7 +17,7 @@ from firp.export.weights.rope import rope_tables
 from firp.runtime.bundle.format import load_bundle
 from firp.runtime.bundle.weight_table import rope_names
 from firp.runtime.errors import CheckpointError
-from firp.runtime.trees.tree import MAX_PASS_ROWS
+from firp.runtime.trees.tree_config import MAX_PASS_ROWS
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -25,7 +25,8 @@ from firp.runtime.errors import CheckpointError
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.scheduling.service import EngineOptions
-from firp.runtime.trees.tree import TreeConfig, chain
+from firp.runtime.trees.tree import chain
+from firp.runtime.trees.tree_config import TreeConfig
 from firp.runtime.tuning.parity import compare_trees
 
 ROW = 14 + 4  # features of a latent row of these models, and of what is turned of it

@@ -16,7 +16,8 @@ from firp.runtime.engine import Engine
 from firp.runtime.machine import sums_int8_exactly
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig, chain
+from firp.runtime.trees.tree import chain
+from firp.runtime.trees.tree_config import TreeConfig
 
 TOKENS = [3, 14, 15, 92, 65, 35]
 

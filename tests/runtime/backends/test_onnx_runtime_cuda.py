@@ -14,7 +14,8 @@ from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.passes.pass_shape import BatchSize
 from firp.runtime.passes.session import Session
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig, chain
+from firp.runtime.trees.tree import chain
+from firp.runtime.trees.tree_config import TreeConfig
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.passes.request import Needs
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 from firp.runtime.tuning.parity import compare_trees
 from firp.runtime.tuning.tune import tune
 

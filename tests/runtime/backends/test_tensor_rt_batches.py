@@ -19,7 +19,8 @@ from firp.runtime.passes.session import Session, forward_together
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.scheduling.lane_group import size_built_for
 from firp.runtime.scheduling.service import EngineOptions
-from firp.runtime.trees.tree import TreeConfig, chain
+from firp.runtime.trees.tree import chain
+from firp.runtime.trees.tree_config import TreeConfig
 
 LIMITS = Limits(max_context=256, max_batch=4, max_rows=20)
 TREES = (

@@ -22,7 +22,8 @@ from firp.runtime.engine import Engine
 from firp.runtime.errors import BundleError
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig, chain
+from firp.runtime.trees.tree import chain
+from firp.runtime.trees.tree_config import TreeConfig
 
 CONTEXT = 400
 LIMITS = Limits(CONTEXT, 1, 20)

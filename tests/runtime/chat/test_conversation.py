@@ -11,7 +11,7 @@ from firp.runtime.errors import BundleError, ContextFullError, FirpError, Prompt
 from firp.runtime.loop.generation import Chunk, Stats
 from firp.runtime.passes.batch import Batch
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import DRAFTERS, TreeConfig
+from firp.runtime.trees.tree_config import DRAFTERS, TreeConfig
 
 TREES = {
     "plain": None,

@@ -12,7 +12,7 @@ from support.chat_bundles import small_chat_bundle
 from firp.runtime.chat.messages import check_messages
 from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 PARAMS = SamplingParams(6, ignore_eos=True)

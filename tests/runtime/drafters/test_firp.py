@@ -8,7 +8,7 @@ from firp.runtime.passes.request import Request
 from firp.runtime.passes.sequence import Sequence
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.trees.guesses import Guesses
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 
 SEQUENCE = Sequence(Request((2, 9), SamplingParams(10), frozenset(), 10), 100)
 IDS = np.array([[11, 12], [13, 14], [21, 22], [23, 24]])  # 2 sources, 2 offsets each

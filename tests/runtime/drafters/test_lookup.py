@@ -6,7 +6,7 @@ from firp.runtime.drafters.lookup import MAX_MATCH, LookupDrafter, MatchRates, p
 from firp.runtime.passes.request import Request
 from firp.runtime.passes.sequence import Sequence
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 
 
 def sequence_of(tokens, prompt_tokens=1):

@@ -9,7 +9,8 @@ from firp.runtime.passes.pass_plan import Pass
 from firp.runtime.passes.request import Request
 from firp.runtime.passes.sequence import Sequence
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import DRAFTERS, FIRP, LOOKUP, DraftTree, TreeConfig, merge_trees
+from firp.runtime.trees.tree import DraftTree, merge_trees
+from firp.runtime.trees.tree_config import DRAFTERS, FIRP, LOOKUP, TreeConfig
 
 
 def sequence_of(tokens):

@@ -15,7 +15,7 @@ from firp.runtime.errors import FirpError
 from firp.runtime.passes import batch as batch_module
 from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import DRAFTERS, TreeConfig
+from firp.runtime.trees.tree_config import DRAFTERS, TreeConfig
 from firp.runtime.tuning.parity import Comparison, compare, compare_trees, first_difference, plain_run
 
 PROMPTS = "tests/demo_model/held_out_prompts.jsonl"

@@ -12,7 +12,8 @@ from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.picking.processors import Counts
 from firp.runtime.prompts import read_prompts
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import DRAFTERS, TreeConfig, chain
+from firp.runtime.trees.tree import chain
+from firp.runtime.trees.tree_config import DRAFTERS, TreeConfig
 from firp.runtime.tuning.parity import compare_trees, plain_run
 
 TREES = {

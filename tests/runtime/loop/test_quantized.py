@@ -16,7 +16,8 @@ from firp.runtime.errors import FirpError
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.structured import StructuredOutput
-from firp.runtime.trees.tree import CHAIN, DRAFTERS, TreeConfig, chain
+from firp.runtime.trees.tree import chain
+from firp.runtime.trees.tree_config import CHAIN, DRAFTERS, TreeConfig
 from firp.runtime.tuning.parity import compare_trees
 from firp.runtime.tuning.tune import tune
 

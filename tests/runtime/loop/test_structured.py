@@ -14,7 +14,7 @@ from firp.runtime.loop.picker import Picker
 from firp.runtime.picking.context import Context
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.structured import StructuredOutput
-from firp.runtime.trees.tree import DRAFTERS, TreeConfig
+from firp.runtime.trees.tree_config import DRAFTERS, TreeConfig
 from firp.runtime.tuning.parity import compare_trees
 
 TREES = {

@@ -6,7 +6,7 @@ from firp.runtime.errors import PromptError
 from firp.runtime.passes.request import Needs, Request
 from firp.runtime.passes.sequence import Sequence
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 
 
 def request(prompt, new_tokens=10, context=64, ends=frozenset()):

@@ -18,7 +18,8 @@ from firp.runtime.passes.in_place_cache import STEP, last_slots
 from firp.runtime.passes.pass_plan import PassPlan
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.scheduling.service import EngineOptions
-from firp.runtime.trees.tree import TreeConfig, chain
+from firp.runtime.trees.tree import chain
+from firp.runtime.trees.tree_config import TreeConfig
 from firp.runtime.tuning.parity import compare_trees
 
 WINDOW = 7  # of the first and the last of three layers

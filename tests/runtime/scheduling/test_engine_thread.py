@@ -18,7 +18,7 @@ from firp.runtime.sampling import SamplingParams
 from firp.runtime.scheduling import scheduler
 from firp.runtime.scheduling.pieces import LEAST
 from firp.runtime.scheduling.service import EngineOptions
-from firp.runtime.trees.tree import DRAFTERS, TreeConfig
+from firp.runtime.trees.tree_config import DRAFTERS, TreeConfig
 
 TREES = (None, TreeConfig("dynamic", 6, 2), TreeConfig("dynamic", 4, 0), TreeConfig.lookup(5))
 

@@ -14,7 +14,7 @@ from firp.runtime.sampling import SamplingParams
 from firp.runtime.scheduling import lanes
 from firp.runtime.scheduling.lanes import LOOK_SECONDS, default_bytes
 from firp.runtime.scheduling.service import EngineOptions
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 
 TREES = (None, TreeConfig("dynamic", 6, 2), TreeConfig.lookup(5))
 CACHES = ("keys and values", "a lane that moves")

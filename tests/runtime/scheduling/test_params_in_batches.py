@@ -11,7 +11,7 @@ from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.sampling import SamplingParams
 from firp.runtime.structured import StructuredOutput
-from firp.runtime.trees.tree import DRAFTERS, TreeConfig
+from firp.runtime.trees.tree_config import DRAFTERS, TreeConfig
 
 SCHEMA = {"type": "object", "required": ["key"], "properties": {"key": {"enum": ["abc", "abd"]}}}
 TREE = TreeConfig("dynamic", rows=8, draft_sources=2, drafters=DRAFTERS)

@@ -21,7 +21,8 @@ from firp.runtime.scheduling.scheduler import Scheduler
 from firp.runtime.scheduling.service import EngineOptions
 from firp.runtime.serving.app import build_app
 from firp.runtime.serving.metrics import Metrics
-from firp.runtime.trees.tree import DraftTree, TreeConfig
+from firp.runtime.trees.tree import DraftTree
+from firp.runtime.trees.tree_config import TreeConfig
 
 POISON = 77  # a token whose embedding is no number
 ASKED = {"temperature": 0, "return_token_ids": True, "ignore_eos": True}

@@ -15,7 +15,7 @@ from firp.runtime.scheduling.statistics import EngineStats
 from firp.runtime.serving.metrics import Metrics
 from firp.runtime.serving.observers import Observers
 from firp.runtime.serving.tracing import Tracing
-from firp.runtime.trees.tree import DRAFTERS, TreeConfig
+from firp.runtime.trees.tree_config import DRAFTERS, TreeConfig
 
 DRAFTS = (Draft("grammar", 1), Draft("lookup", 2), Draft("firp", 3))
 

@@ -5,7 +5,8 @@ import pytest
 
 from firp.runtime.trees.guesses import Guesses, independent
 from firp.runtime.trees.path_correction import PathCorrection
-from firp.runtime.trees.tree import TreeConfig, build_tree
+from firp.runtime.trees.tree import build_tree
+from firp.runtime.trees.tree_config import TreeConfig
 
 V, K, WIDTH = 50, 3, 8
 

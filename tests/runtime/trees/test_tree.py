@@ -11,7 +11,8 @@ from firp.runtime.backends.host import attention_bias
 from firp.runtime.errors import FirpError
 from firp.runtime.trees.guesses import Guesses, independent
 from firp.runtime.trees.layout import layout
-from firp.runtime.trees.tree import DraftTree, TreeConfig, build_tree, draft_sources, merge_trees
+from firp.runtime.trees.tree import DraftTree, build_tree, draft_sources, merge_trees
+from firp.runtime.trees.tree_config import TreeConfig
 
 
 @given(

@@ -14,7 +14,7 @@ from firp.runtime.bundle.json_fields import to_json, write_json
 from firp.runtime.engine import Engine
 from firp.runtime.errors import BundleError, FirpError
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 from firp.runtime.tuning.choose import choose
 from firp.runtime.tuning.latency import ROWS, measure_latency
 from firp.runtime.tuning.tune import tune

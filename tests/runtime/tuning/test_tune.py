@@ -13,7 +13,7 @@ from firp.runtime.engine import Engine
 from firp.runtime.errors import FirpError
 from firp.runtime.progress import silent
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import FIRP, LOOKUP, TreeConfig
+from firp.runtime.trees.tree_config import FIRP, LOOKUP, TreeConfig
 from firp.runtime.tuning.tune import LOOKUP_ROWS, NEW_TOKENS, measured, promising_trees, tune
 
 PROMPTS = [[3, 4, 5] * 4, [7, 8]]

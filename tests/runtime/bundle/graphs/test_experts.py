@@ -15,7 +15,7 @@ from firp.runtime.bundle.format import load_bundle
 from firp.runtime.bundle.graph_spec import PREFIX
 from firp.runtime.engine import Engine
 from firp.runtime.sampling import SamplingParams
-from firp.runtime.trees.tree import TreeConfig
+from firp.runtime.trees.tree_config import TreeConfig
 from firp.runtime.tuning.parity import compare_trees
 
 FEW = 2  # rows, of models with 12 experts of which 2 are chosen: a third of them
